@@ -1,0 +1,101 @@
+"""Paths that may be a folder or an object store: every path vig-ray takes goes through `filesystem`.
+
+pyarrow's own filesystems serve local paths, `s3://`, `gs://`, `abfs://` and `hdfs://`; any other scheme is
+handed to fsspec. Credentials and endpoints come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`,
+`AWS_REGION`, ...), as the cloud's own tools read them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.fs as pafs
+
+from vig_ray.errors import StageError
+
+_ARROW_SCHEMES = frozenset({"gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"})
+
+
+def scheme_of(uri: str) -> str:
+    """The scheme of a URI in lower case, or "" for a plain local path."""
+    head, sep, _ = uri.partition("://")
+    return head.lower() if sep and head.isascii() and head.replace("+", "").replace("-", "").isalnum() else ""
+
+
+@functools.lru_cache(maxsize=64)
+def _s3(bucket: str) -> pafs.FileSystem:
+    # FileSystem.from_uri would ask Amazon for the bucket's region even when AWS_ENDPOINT_URL names another server.
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region is None:
+        custom = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        region = "us-east-1" if custom else pafs.resolve_s3_region(bucket)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options = {"endpoint_override": endpoint} if endpoint else {}
+    return pafs.S3FileSystem(region=region, **options)
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem that serves `uri` and the path to use with it.
+
+    Raises StageError, naming the URI, where its scheme has no filesystem or the store can't be reached.
+    """
+    scheme = scheme_of(uri)
+    try:
+        if scheme == "":
+            return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+        if scheme == "file":
+            return pafs.LocalFileSystem(), os.path.abspath(unquote(urlsplit(uri).path))
+        if scheme in ("s3", "s3a"):
+            path = uri.split("://", 1)[1].rstrip("/")
+            return _s3(path.split("/", 1)[0]), path
+        if scheme in _ARROW_SCHEMES:
+            found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(uri)
+            return found
+        import fsspec
+
+        fs, path = fsspec.core.url_to_fs(uri)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+    except (OSError, ValueError, ImportError) as error:
+        raise StageError(f"{uri}: can't open this location: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line, its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def join(base: str, *parts: str) -> str:
+    """`base` and `parts` joined with single slashes; works for local paths and URIs alike."""
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def exists(uri: str) -> pafs.FileType:
+    """What lies at `uri`: File, Directory or NotFound."""
+    fs, path = filesystem(uri)
+    try:
+        kind: pafs.FileType = fs.get_file_info(path).type
+    except OSError as error:
+        raise StageError(f"{uri}: can't be reached: {one_line(error)}") from error
+    return kind
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file at `uri`. Raises OSError as the filesystem gives it."""
+    fs, path = filesystem(uri)
+    with fs.open_input_stream(path, compression=None) as stream:
+        data: bytes = stream.read()
+    return data
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a small file whole, creating its folder; a local one appears under its name only when complete."""
+    fs, path = filesystem(uri)
+    fs.create_dir(os.path.dirname(path), recursive=True)
+    # An object store shows an object only when it is complete; a local file needs the rename.
+    target = f"{path}.{os.getpid()}.tmp" if isinstance(fs, pafs.LocalFileSystem) else path
+    with fs.open_output_stream(target) as stream:
+        stream.write(data)
+    if target != path:
+        os.replace(target, path)
