@@ -1,0 +1,422 @@
+"""Every row format, in every variant, against canonical samples written by hand."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vig_ray.dataset.image_folder import ImageFolder
+from vig_ray.dataset.rows import Row, to_sample
+from vig_ray.dataset.schema import Image, RowError
+
+FOLDER = ImageFolder("/data")
+A_BYTES = b"\x89PNG not really"
+A_BASE64 = base64.b64encode(A_BYTES).decode()
+DATA_URI = f"data:image/png;base64,{A_BASE64}"
+
+USER = ("user", "<image>\nWhat?")
+ANSWER = ("assistant", "A bus.")
+JPG = Image(uri="/data/coco/1.jpg")
+FROM = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A bus."}]
+ROLE = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "A bus."}]
+REPLY = {"role": "assistant", "content": "A bus."}
+
+
+def parts(*content: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(content)}, REPLY]
+
+
+TEXT = {"type": "text", "text": "\nWhat?"}
+
+# row, conversation, images, id, source
+GOOD: dict[str, tuple[dict[str, Any], list[tuple[str, str]], list[Image], str | None, str | None]] = {
+    "llava": (
+        {"id": "7", "image": "coco/1.jpg", "conversations": FROM},
+        [USER, ANSWER],
+        [JPG],
+        "7",
+        "coco",
+    ),
+    "llava, a list of images": (
+        {
+            "id": 7,
+            "image": ["vg/a.jpg", "coco/1.jpg"],
+            "conversations": [{"from": "human", "value": "<image><image>?"}, FROM[1]],
+        },
+        [("user", "<image><image>?"), ANSWER],
+        [Image(uri="/data/vg/a.jpg"), JPG],
+        "7",
+        "vg",
+    ),
+    "llava, text only": (
+        {"id": "t", "conversations": [{"from": "human", "value": "Why?"}, FROM[1]]},
+        [("user", "Why?"), ANSWER],
+        [],
+        "t",
+        None,
+    ),
+    "llava, image null": (
+        {"image": None, "conversations": [{"from": "human", "value": "Why?"}, FROM[1]]},
+        [("user", "Why?"), ANSWER],
+        [],
+        None,
+        None,
+    ),
+    "llava, image empty": (
+        {"image": "", "images": [], "conversations": [{"from": "human", "value": "Why?"}, FROM[1]]},
+        [("user", "Why?"), ANSWER],
+        [],
+        None,
+        None,
+    ),
+    "llava, the mark stays where it is": (
+        {"image": "1.jpg", "conversations": [{"from": "human", "value": "  What? <image> \n"}, FROM[1]]},
+        [("user", "  What? <image> \n"), ANSWER],
+        [Image(uri="/data/1.jpg")],
+        None,
+        None,
+    ),
+    "sharegpt, other role names and a leading answer": (
+        {
+            "images": ["coco/1.jpg"],
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                {"from": "assistant", "value": "Hello."},
+                {"from": "user", "value": "<image>\nWhat?"},
+                {"from": "gpt", "value": "A bus."},
+            ],
+        },
+        [("system", "Be brief."), ("assistant", "Hello."), USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
+    "llama-factory, conversations of role and content": (
+        {"conversations": ROLE, "images": ["coco/1.jpg"], "system": "Be brief."},
+        [("system", "Be brief."), USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
+    "llama-factory, messages of from and value": (
+        {"messages": FROM, "images": ["coco/1.jpg"]},
+        [USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
+    "llama-factory, messages of role and content": (
+        {"messages": ROLE, "images": ["coco/1.jpg"], "system": ""},
+        [USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
+    "ms-swift, path struct": ({"messages": ROLE, "images": [{"path": "coco/1.jpg"}]}, [USER, ANSWER], [JPG], None, "coco"),
+    "ms-swift, base64 in bytes": (
+        {"messages": ROLE, "images": [{"bytes": A_BASE64}]},
+        [USER, ANSWER],
+        [Image(bytes=A_BYTES)],
+        None,
+        None,
+    ),
+    "hugging face, struct of bytes and path": (
+        {"messages": ROLE, "image": {"bytes": A_BYTES, "path": "1.jpg"}},
+        [USER, ANSWER],
+        [Image(bytes=A_BYTES)],
+        None,
+        None,
+    ),
+    "hugging face, struct of a path alone": (
+        {"messages": ROLE, "images": [{"bytes": None, "path": "coco/1.jpg"}]},
+        [USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
+    "raw bytes": ({"messages": ROLE, "image": A_BYTES}, [USER, ANSWER], [Image(bytes=A_BYTES)], None, None),
+    "data URI": ({"messages": ROLE, "image": DATA_URI}, [USER, ANSWER], [Image(bytes=A_BYTES)], None, None),
+    "data URI, percent-encoded": (
+        {"messages": ROLE, "image": "data:,a%00b"},
+        [USER, ANSWER],
+        [Image(bytes=b"a\0b")],
+        None,
+        None,
+    ),
+    "trl, parts, image of the row": (
+        {"messages": parts({"type": "image"}, TEXT), "images": ["coco/1.jpg"]},
+        [USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
+    "trl, parts in the middle, text joined with nothing between": (
+        {
+            "messages": parts(
+                {"type": "text", "text": "Compare "},
+                {"type": "image"},
+                {"type": "text", "text": " with "},
+                {"type": "text", "text": "this: "},
+                {"type": "image"},
+            ),
+            "images": ["a/1.jpg", "b/2.jpg"],
+        },
+        [("user", "Compare <image> with this: <image>"), ANSWER],
+        [Image(uri="/data/a/1.jpg"), Image(uri="/data/b/2.jpg")],
+        None,
+        "a",
+    ),
+    "hugging face, parts with every key, most null": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "text": None, "index": 0},
+                        {"type": "text", "text": "\nWhat?", "index": None},
+                    ],
+                },
+                {"role": "assistant", "content": [{"type": "text", "text": "A bus.", "index": None}]},
+            ],
+            "images": [{"bytes": A_BYTES, "path": None}],
+            "conversations": None,
+            "source": "mix",
+        },
+        [USER, ANSWER],
+        [Image(bytes=A_BYTES)],
+        None,
+        "mix",
+    ),
+    "part with image": ({"messages": parts({"type": "image", "image": "coco/1.jpg"}, TEXT)}, [USER, ANSWER], [JPG], None, "coco"),
+    "part with url": (
+        {"messages": parts({"type": "image", "url": "https://x.org/1.jpg"}, TEXT)},
+        [USER, ANSWER],
+        [Image(uri="https://x.org/1.jpg")],
+        None,
+        None,
+    ),
+    "part with path": ({"messages": parts({"type": "image", "path": "coco/1.jpg"}, TEXT)}, [USER, ANSWER], [JPG], None, "coco"),
+    "part with bytes": (
+        {"messages": parts({"type": "image", "bytes": A_BYTES}, TEXT)},
+        [USER, ANSWER],
+        [Image(bytes=A_BYTES)],
+        None,
+        None,
+    ),
+    "part with base64": (
+        {"messages": parts({"type": "image", "base64": A_BASE64[:8] + "\n" + A_BASE64[8:]}, TEXT)},
+        [USER, ANSWER],
+        [Image(bytes=A_BYTES)],
+        None,
+        None,
+    ),
+    "part with image_url": (
+        {"messages": parts({"type": "image_url", "image_url": {"url": DATA_URI, "detail": "low"}}, TEXT)},
+        [USER, ANSWER],
+        [Image(bytes=A_BYTES)],
+        None,
+        None,
+    ),
+    "own image and the row's, in the order of their marks": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "image", "path": "own.jpg"}]},
+                REPLY,
+                {"role": "user", "content": "and <image>?"},
+                REPLY,
+            ],
+            "images": ["first.jpg", "last.jpg"],
+        },
+        [("user", "<image><image>"), ANSWER, ("user", "and <image>?"), ANSWER],
+        [Image(uri="/data/first.jpg"), Image(uri="/data/own.jpg"), Image(uri="/data/last.jpg")],
+        None,
+        None,
+    ),
+    "trl, prompt and completion": (
+        {"prompt": [ROLE[0]], "completion": [ROLE[1]], "image": "coco/1.jpg", "dataset": "vqa"},
+        [USER, ANSWER],
+        [JPG],
+        None,
+        "vqa",
+    ),
+    "data_source, bytes, no path": (
+        {"messages": ROLE, "image": A_BYTES, "data_source": "gqa", "source": 3},
+        [USER, ANSWER],
+        [Image(bytes=A_BYTES)],
+        None,
+        "gqa",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_canonical_sample(case: str) -> None:
+    row, conversation, images, identifier, source = GOOD[case]
+    sample = to_sample(Row(0, row), FOLDER)
+    assert list(sample.conversation) == conversation
+    assert list(sample.images) == images
+    assert (sample.id, sample.source) == (identifier, source)
+
+
+def turns(*values: tuple[Any, Any]) -> dict[str, Any]:
+    return {"conversations": [{"from": name, "value": value} for name, value in values]}
+
+
+Q, A = ("human", "Why?"), ("gpt", "So.")
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no format": ({"question": "Why?", "answer": "So."}, "UnknownFormat: .*'question', 'answer'.*'conversations'"),
+    "nothing": ({}, "UnknownFormat: .*none"),
+    "prompt without completion": ({"prompt": [ROLE[0]]}, "UnknownFormat"),
+    "prompt a string": ({"prompt": "Why?", "completion": "So."}, "BadConversation: 'prompt' is a string"),
+    "two conversations": ({"messages": ROLE, "conversations": FROM}, "UnknownFormat: both"),
+    "conversation null": ({"conversations": None}, "UnknownFormat"),
+    "conversation a string": ({"conversations": "hello"}, "BadConversation: 'conversations' is a string"),
+    "conversation an object": ({"messages": {"role": "user"}}, "BadConversation: 'messages' is an object"),
+    "conversation empty": ({"conversations": []}, "NoAnswer"),
+    "turn a string": ({"conversations": ["hello"]}, "BadConversation: turn 0 .* is a string"),
+    "turn null": ({"messages": [ROLE[0], None]}, "BadConversation: turn 1 .* is null"),
+    "turn without a role": ({"messages": [{"content": "x"}]}, "BadConversation: turn 0 has neither"),
+    "turns of two shapes": ({"conversations": [FROM[0], ROLE[1]]}, "BadConversation: turn 1: 'value' is null"),
+    "unknown role": (turns(Q, ("bot", "So.")), "BadConversation: turn 1: unknown role 'bot'"),
+    "role not a string": (turns(Q, (3, "So.")), "BadConversation: turn 1: unknown role a number"),
+    "role unhashable": ({"messages": [{"role": ["user"], "content": "x"}]}, "unknown role a list"),
+    "text null": (turns(Q, ("gpt", None)), "BadConversation: turn 1: 'value' is null"),
+    "text a number": (turns(Q, ("gpt", 4)), "BadConversation: turn 1: 'value' is a number"),
+    "content null": ({"messages": [ROLE[0], {"role": "assistant", "content": None}]}, "turn 1: 'content' is null"),
+    "part a string": ({"messages": [{"role": "user", "content": ["x"]}]}, "turn 0: a part of 'content' is a string"),
+    "part of unknown type": ({"messages": parts({"type": "video"})}, "turn 0: a part of type 'video'"),
+    "part without type": ({"messages": parts({"text": "x"})}, "turn 0: a part of type null"),
+    "part without text": ({"messages": parts({"type": "text"})}, "turn 0: a part's 'text' is null"),
+    "no answer": (turns(Q), "NoAnswer: no assistant turn"),
+    "empty answer": (turns(Q, ("gpt", "")), "EmptyAnswer: turn 1"),
+    "blank answer": (turns(Q, A, Q, ("gpt", " \n\t ")), "EmptyAnswer: turn 3"),
+    "mark in an answer": (
+        {**turns(("human", "Show."), ("gpt", "<image>")), "image": "1.jpg"},
+        "ImageInAnswer: turn 1",
+    ),
+    "mark without an image": (turns(("human", "<image>?"), A), "ImageCount: 1 <image> .*, 0 images"),
+    "image without a mark": ({**turns(Q, A), "image": "1.jpg"}, "ImageCount: 0 <image> .*, 1 images"),
+    "two marks, one image": ({**turns(("human", "<image><image>"), A), "image": "1.jpg"}, "2 <image> .*, 1 images"),
+    "part without its image": ({"messages": parts({"type": "image"}, TEXT)}, "ImageCount: 1 <image> .*, 0 images"),
+    "more images than parts": ({"messages": parts({"type": "image"}), "images": ["1", "2"]}, "1 <image> .*, 2 images"),
+    "both image keys": ({**turns(Q, A), "image": "a.jpg", "images": ["b.jpg"]}, "BadImage: .*both"),
+    "image a number": ({"messages": ROLE, "image": 5}, "BadImage: an image is a number"),
+    "image of nothing": ({"messages": ROLE, "image": {"bytes": None, "path": None}}, "BadImage: an image object"),
+    "image of 0 bytes": ({"messages": ROLE, "image": b""}, "BadImage: an image of 0 bytes"),
+    "an empty path": ({"messages": ROLE, "images": [""]}, "BadImage: an empty string"),
+    "bad base64": ({"messages": ROLE, "images": [{"bytes": "!!!!"}]}, "BadImage: not base64"),
+    "bad data URI": ({"messages": ROLE, "image": "data:image/png"}, "BadImage: a data: URI without a comma"),
+    "system twice": (
+        {"system": "Be brief.", "messages": [{"role": "system", "content": "Be long."}, *ROLE], "image": "1.jpg"},
+        "BadConversation: a system prompt both",
+    ),
+    "system not a string": ({"system": ["x"], **turns(Q, A)}, "BadConversation: 'system' is a list"),
+    "half a surrogate pair": (turns(Q, ("gpt", "So \ud800.")), "UnicodeEncodeError: turn 1"),
+    "half a surrogate pair in a path": ({"messages": ROLE, "image": "\udc80.jpg"}, "UnicodeEncodeError: image 0"),
+    "half a surrogate pair in the id": ({"id": "\ud800", **turns(Q, A)}, "UnicodeEncodeError: id"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_row(case: str) -> None:
+    row, message = BAD[case]
+    with pytest.raises(RowError, match=message) as caught:
+        to_sample(Row(0, row), FOLDER)
+    assert str(caught.value).startswith(caught.value.kind + ": ")
+    str(caught.value).encode()  # the message itself can be stored
+
+
+def test_an_image_nested_without_end_is_an_error_row() -> None:
+    image: Any = "1.jpg"
+    for _ in range(900):
+        image = {"image": image}
+    with pytest.raises(RowError, match="BadImage"):
+        to_sample(Row(0, {"messages": ROLE, "image": image}), FOLDER)
+
+
+@pytest.mark.parametrize("bad", [case for case in BAD if "bytes" not in case])
+def test_a_bad_row_leaves_its_neighbours_alone(bad: str, bench: Any, make_row: Any) -> None:
+    rows = bench.load(bench.write("d.json", [make_row(0), {"id": "bad", **BAD[bad][0]}, make_row(2)]))
+    assert [row["error"] is None for row in rows] == [True, False, True]
+    assert rows[1]["images"] == rows[1]["conversation"] == []
+    assert rows[1]["id"] == ("bad" if "id" not in BAD[bad][0] else None)
+    assert [row["sample_key"] for row in rows] == ["d/0000000000", "d/0000000001", "d/0000000002"]
+
+
+# Any text that UTF-8 can hold, marks taken out so that the test knows how many there are.
+_TEXT = st.text(st.characters(exclude_categories=["Cs"])).map(lambda text: text.replace("<image>", ""))
+_ANSWER = _TEXT.filter(lambda text: text.strip())
+_NAME = st.text("abc/.é x%#?", min_size=1).map(lambda name: f"d/{name.replace('..', '')}f")
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> tuple[list[tuple[str, str]], list[str]]:
+    """A conversation and its images' paths, a mark somewhere for each."""
+    names = draw(st.lists(_NAME, max_size=3))
+    exchanges = draw(st.lists(st.tuples(_TEXT, _ANSWER), min_size=1, max_size=3))
+    questions = [question for question, _ in exchanges]
+    for _ in names:
+        at = draw(st.integers(0, len(questions) - 1))
+        cut = draw(st.integers(0, len(questions[at])))
+        # A mark set inside another would break it.
+        if "<image>" in questions[at]:
+            cut = 0
+        questions[at] = questions[at][:cut] + "<image>" + questions[at][cut:]
+    flat = [turn for question, (_, answer) in zip(questions, exchanges, strict=True) for turn in (question, answer)]
+    roles = ["user", "assistant"] * len(exchanges)
+    return list(zip(roles, flat, strict=True)), names
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    given_rows=st.lists(conversations(), min_size=1, max_size=4),
+    kind=st.sampled_from(["json", "ascii", "jsonl", "parquet", "parts"]),
+)
+def test_any_conversation_comes_out_as_it_went_in(
+    given_rows: list[tuple[list[tuple[str, str]], list[str]]], kind: str, bench: Any
+) -> None:
+    llava = [
+        {
+            "conversations": [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in turns],
+            "image": names or None,
+        }
+        for turns, names in given_rows
+    ]
+    path = bench.folder / f"d.{'jsonl' if kind == 'jsonl' else 'parquet' if kind == 'parquet' else 'json'}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in llava), encoding="utf-8")
+    elif kind == "parquet":
+        turn = pa.struct([("from", pa.string()), ("value", pa.string())])
+        schema = pa.schema([("conversations", pa.list_(turn)), ("image", pa.list_(pa.string()))])
+        pq.write_table(pa.Table.from_pylist(llava, schema=schema), path)
+    elif kind == "parts":
+        path.write_text(json.dumps([_as_parts(turns, names) for turns, names in given_rows]), encoding="utf-8")
+    else:
+        path.write_text(json.dumps(llava, ensure_ascii=kind == "ascii", indent=1), encoding="utf-8")
+
+    rows = bench.load(path, overwrite=True, rows_per_file=2)
+    assert [row["error"] for row in rows] == [None] * len(given_rows)
+    for row, (expected, names) in zip(rows, given_rows, strict=True):
+        assert [(turn["role"], turn["text"]) for turn in row["conversation"]] == expected
+        assert len(row["images"]) == len(names)
+        assert all(image["uri"].startswith(f"{bench.folder}/d/") for image in row["images"])
+
+
+def _as_parts(turns: list[tuple[str, str]], names: list[str]) -> dict[str, Any]:
+    """The same conversation with its marks as image parts."""
+    messages = []
+    for role, text in turns:
+        content: list[dict[str, str]] = []
+        for index, piece in enumerate(text.split("<image>")):
+            content += [{"type": "image"}] * (index > 0)
+            content += [{"type": "text", "text": piece}] * bool(piece)
+        messages.append({"role": role, "content": content})
+    return {"messages": messages, "images": names}

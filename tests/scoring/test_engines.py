@@ -1,0 +1,234 @@
+"""One suite for every engine: the same numbers as a plain one-sample transformers forward, whatever the batch."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.oracle import blurred, plain_logprobs
+from vig_ray.demo import CHECKPOINT, world
+from vig_ray.model.load import load_formatter, load_model
+from vig_ray.model.prompt import Prompt, PromptError, PromptImage, Turn
+from vig_ray.scoring.engines.torch import TorchEngine, plan_batches
+from vig_ray.scoring.reference import blind, blur
+
+TOLERANCE = {"llava": 1e-5, "qwen": 1e-5}
+
+
+@dataclass
+class Family:
+    name: str
+    model: Any
+    formatter: Any
+    image_processor: Any
+
+    def image(self, key: str, picture: Image.Image) -> PromptImage:
+        return PromptImage(key, lambda: np.asarray(picture), self.formatter.preprocess)
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen"])
+def family(request: pytest.FixtureRequest, qwen_checkpoint: str) -> Family:
+    from transformers import AutoImageProcessor
+
+    folder = CHECKPOINT if request.param == "llava" else qwen_checkpoint
+    formatter = load_formatter(folder)
+    model = load_model(folder, dtype="float32", device="cpu")
+    return Family(request.param, model, formatter, AutoImageProcessor.from_pretrained(folder))
+
+
+def conversations(rng: random.Random) -> list[tuple[list[Turn], list[int]]]:
+    """(turns, numbers of the pictures they use): one turn, many turns, two images, text only, long."""
+    long = " ".join(rng.choice(["A red circle on the left.", "The square is blue."]) for _ in range(40))
+    return [
+        ([Turn("user", "<image>\nWhat color is the circle?"), Turn("assistant", "The circle is red.")], [0]),
+        ([Turn("user", "<image>Where is it?"), Turn("assistant", "It is on the left."), Turn("user", "Sure?"), Turn("assistant", "Yes.")], [0]),
+        ([Turn("user", "<image><image>\nCompare."), Turn("assistant", "A green cross."), Turn("user", "Why?"), Turn("assistant", "No.")], [1, 2]),
+        ([Turn("user", "How many days are in a week?"), Turn("assistant", "A week has seven days.")], []),
+        ([Turn("user", "<image>\nDescribe the image."), Turn("assistant", long)], [2]),
+        ([Turn("user", "<image>\nDescribe the image."), Turn("assistant", "Où? 😀 \n\t ok")], [3]),
+    ]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    rng = random.Random(5)
+    return [world.draw(world.random_scene(rng)) for _ in range(4)]
+
+
+def make(family: Family, pictures: list[Image.Image]) -> list[tuple[Prompt, list[Image.Image]]]:
+    made = []
+    shared = [family.image(f"picture-{i}", picture) for i, picture in enumerate(pictures)]
+    for turns, numbers in conversations(random.Random(0)):
+        prompt = family.formatter.prompt(turns, [shared[i] for i in numbers])
+        made.append((prompt, [pictures[i] for i in numbers]))
+    return made
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
+def test_same_numbers_as_a_plain_forward(family: Family, pictures: list[Image.Image], batch_tokens: int) -> None:
+    made = make(family, pictures)
+    prompts = [p for p, _ in made] + [blur(p) for p, _ in made] + [blind(p) for p, used in made if used]
+    expected = [plain_logprobs(family.model, family.image_processor, p, used) for p, used in made]
+    expected += [plain_logprobs(family.model, family.image_processor, p, [blurred(x) for x in used]) for p, used in made]
+    expected += [plain_logprobs(family.model, family.image_processor, p, used, blind=True) for p, used in made if used]
+    order = list(range(len(prompts)))
+    random.Random(batch_tokens).shuffle(order)
+    engine = TorchEngine(family.model, family.formatter.collate, max_batch_tokens=batch_tokens)
+    found = engine.logprobs([prompts[i] for i in order])
+    for index, logp in zip(order, found, strict=True):
+        assert isinstance(logp, np.ndarray)
+        assert logp.dtype == np.float32
+        assert logp.shape == prompts[index].answer_positions.shape
+        np.testing.assert_allclose(logp, expected[index], atol=TOLERANCE[family.name], rtol=0)
+
+
+def test_the_image_and_each_reference_matter(family: Family, pictures: list[Image.Image]) -> None:
+    """Otherwise the test above could pass with images ignored altogether."""
+    prompt, _ = make(family, pictures)[0]
+    engine = TorchEngine(family.model, family.formatter.collate)
+    clean, blurry, hidden = engine.logprobs([prompt, blur(prompt), blind(prompt)])
+    assert np.abs(clean - blurry).max() > 1e-2
+    assert np.abs(clean - hidden).max() > 1e-2
+    assert np.abs(blurry - hidden).max() > 1e-2
+
+
+def test_one_vision_pass_an_image(family: Family, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many prompts about few images: each image, clear and blurred, goes through the tower once in a window."""
+    shared = [family.image(f"picture-{i}", picture) for i, picture in enumerate(pictures[:2])]
+    turns = [Turn("user", "<image>\nDescribe the image.")]
+    prompts = []
+    for i in range(12):
+        answer = " ".join(["A red circle."] * (1 + i % 3))
+        prompts.append(family.formatter.prompt([*turns, Turn("assistant", answer)], [shared[i % 2]]))
+    seen: list[int] = []
+    original = family.formatter.collate
+
+    def counting(inputs: Any, *rest: Any) -> Any:
+        seen.append(len(inputs))
+        return original(inputs, *rest)
+
+    engine = TorchEngine(family.model, counting, max_batch_tokens=400)
+    engine.logprobs([*prompts, *(blur(p) for p in prompts)])
+    assert sum(seen) == 4
+
+
+def test_head_runs_on_answer_positions_only(family: Family, pictures: list[Image.Image]) -> None:
+    prompt, _ = make(family, pictures)[1]
+    rows: list[int] = []
+    engine = TorchEngine(family.model, family.formatter.collate)
+    handle = family.model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: rows.append(int(np.prod(output.shape[:-1])))
+    )
+    try:
+        engine.logprobs([prompt, blur(prompt)])
+    finally:
+        handle.remove()
+    assert sum(rows) == 2 * len(prompt.answer_positions)
+
+
+def test_blind_computes_no_image_positions(family: Family, pictures: list[Image.Image]) -> None:
+    prompt, _ = make(family, pictures)[0]
+    lengths: list[int] = []
+    engine = TorchEngine(family.model, family.formatter.collate)
+    handle = family.model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: lengths.append(output.shape[1])
+    )
+    try:
+        engine.logprobs([blind(prompt)])
+    finally:
+        handle.remove()
+    assert lengths == [len(prompt.token_ids) - int(prompt.image_mask.sum())]
+
+
+class _Scarce:
+    """A model whose device has memory for so many tokens only: raises what CUDA raises above that."""
+
+    def __init__(self, model: Any, most: int) -> None:
+        self.most, self.refused = most, 0
+        self._forward = model.model.forward
+        model.model.forward = self._limited
+        self._model = model
+
+    def _limited(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs["input_ids"].numel() > self.most:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return self._forward(*args, **kwargs)
+
+    def restore(self) -> None:
+        del self._model.model.forward
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(family: Family, pictures: list[Image.Image]) -> None:
+    made = make(family, pictures)
+    prompts = [prompt for prompt, _ in made]
+    engine = TorchEngine(family.model, family.formatter.collate, max_batch_tokens=100_000)
+    expected = engine.logprobs(prompts)
+    longest = max(len(p.token_ids) for p in prompts)
+    scarce = _Scarce(family.model, longest)
+    try:
+        found = engine.logprobs(prompts)
+        assert scarce.refused > 0
+        assert engine.max_batch_tokens < 100_000
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+        scarce.most = longest - 1
+        found = engine.logprobs(prompts)
+    finally:
+        scarce.restore()
+    failed = [result for result in found if isinstance(result, PromptError)]
+    assert len(failed) == 1
+    assert "out of memory" in str(failed[0])
+    assert isinstance(found[[len(p.token_ids) for p in prompts].index(longest)], PromptError)
+
+
+def test_a_prompt_without_answer_tokens_gives_an_empty_array(family: Family, pictures: list[Image.Image]) -> None:
+    prompt, _ = make(family, pictures)[0]
+    empty = replace(prompt, answer_positions=prompt.answer_positions[:0], turns=prompt.turns[:0])
+    found = TorchEngine(family.model, family.formatter.collate).logprobs([empty, prompt])
+    assert found[0].shape == (0,)
+    assert len(found[1]) == len(prompt.answer_positions)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_near(dtype: str, pictures: list[Image.Image]) -> None:
+    formatter = load_formatter(CHECKPOINT)
+    family = Family("llava", None, formatter, None)
+    prompts = [prompt for prompt, _ in make(family, pictures)]
+    full = TorchEngine(load_model(CHECKPOINT, dtype="float32", device="cpu"), formatter.collate).logprobs(prompts)
+    half = TorchEngine(load_model(CHECKPOINT, dtype=dtype, device="cpu"), formatter.collate).logprobs(prompts)
+    for one, other in zip(half, full, strict=True):
+        assert one.dtype == np.float32
+        likely = other > -3
+        np.testing.assert_allclose(one[likely], other[likely], atol=0.25)
+        # Log-probs rounded to half precision would all be multiples of a coarse step.
+        assert len(np.unique(one)) > len(one) // 2
+
+
+def test_batches_hold_every_prompt_once_and_stay_within_their_budget() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        lengths = [rng.randint(1, 200) for _ in range(rng.randint(0, 40))]
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        batches = list(plan_batches(lengths, order, 256))
+        assert [i for batch in batches for i in batch] == order
+        for batch in batches:
+            assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 256
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_gives_the_same_numbers(pictures: list[Image.Image]) -> None:
+    formatter = load_formatter(CHECKPOINT)
+    family = Family("llava", None, formatter, None)
+    prompts = [prompt for prompt, _ in make(family, pictures)]
+    on_cpu = TorchEngine(load_model(CHECKPOINT, dtype="float32", device="cpu"), formatter.collate).logprobs(prompts)
+    on_gpu = TorchEngine(load_model(CHECKPOINT, dtype="float32", device="cuda"), formatter.collate).logprobs(prompts)
+    for one, other in zip(on_gpu, on_cpu, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3)

@@ -1,0 +1,190 @@
+"""The `vig` command: one verb a stage, its options generated from the stage's config.
+
+Values come from the command line, then the environment (VIG_SCORE_MODEL=...), then `--config FILE` (YAML).
+Exit status: 0 done, 1 rows failed under --strict, 2 something to mend, told in one line; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+import vig_ray
+from vig_ray.errors import StageError
+from vig_ray.stage import StageConfig
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One subcommand: its config class and what runs it; both are imported only when it is called."""
+
+    help: str
+    load: Callable[[], tuple[type[StageConfig], Callable[[Any], int]]]
+
+
+def _import() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from vig_ray.dataset.importing import ImportConfig
+
+    def call(config: ImportConfig) -> int:
+        from vig_ray.dataset.importing import run
+        from vig_ray.progress import RowProgress
+
+        with RowProgress("import", None) as bar:
+            report = run(config, progress=bar.update)
+        print(report.text())
+        return 1 if config.strict and report.failed else 0
+
+    return ImportConfig, call
+
+
+def _score() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from vig_ray.scoring.config import ScoreConfig
+
+    def call(config: ScoreConfig) -> int:
+        from vig_ray.scoring.job import run
+
+        summary = run(config)
+        print(summary.text())
+        return 1 if config.strict and summary.failed else 0
+
+    return ScoreConfig, call
+
+
+def _assemble() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from vig_ray.model.assemble import AssembleConfig
+
+    def call(config: AssembleConfig) -> int:
+        from vig_ray.model.assemble import run
+
+        print(run(config).text())
+        return 0
+
+    return AssembleConfig, call
+
+
+def _demo() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from vig_ray.demo.run import DemoConfig
+
+    def call(config: DemoConfig) -> int:
+        from vig_ray.demo.run import run
+
+        print(run(config).text())
+        return 0
+
+    return DemoConfig, call
+
+
+VERBS = {
+    "import": Verb("any vision-language dataset to samples/", _import),
+    "score": Verb("samples to clean and reference log-probs of every answer token, scores/", _score),
+    "assemble": Verb("language model + vision tower + LLaVA projector to one transformers checkpoint", _assemble),
+    "demo": Verb("make a small world whose visual tokens are known, and score it", _demo),
+}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _metavar(field: FieldInfo) -> str:
+    """The choices of a Literal, or the type in capitals."""
+    annotation: Any = field.annotation
+    if get_origin(annotation) is not Literal:
+        inner = [a for a in get_args(annotation) if a is not type(None)]
+        annotation = inner[0] if inner else annotation
+    if get_origin(annotation) is Literal:
+        return "|".join(str(value) for value in get_args(annotation))
+    return {int: "N", float: "X", str: "TEXT"}.get(annotation, "VALUE")
+
+
+def _add_options(parser: argparse.ArgumentParser, config: type[StageConfig]) -> None:
+    for name, field in config.model_fields.items():
+        text = (field.description or "").replace("%", "%%")
+        if field.is_required():
+            text += " (required)"
+        elif field.default is not None and field.annotation is not bool:
+            text += f" (default: {field.default})"
+        if field.annotation is bool:
+            parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        else:
+            parser.add_argument(_flag(name), dest=name, metavar=_metavar(field), default=None, help=text)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; the command line and VIG_<VERB>_<OPTION> variables win")
+
+
+def _from_yaml(path: str | None) -> Mapping[str, Any]:
+    if path is None:
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StageError(f"--config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise StageError(f"--config {path}: needs lines of 'option: value'")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def _from_environment(verb: str, config: type[StageConfig]) -> dict[str, str]:
+    names = {name: f"VIG_{verb}_{name}".upper() for name in config.model_fields}
+    return {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
+
+
+def _explain(error: ValidationError) -> str:
+    """pydantic's findings, one line, options spelled as on the command line."""
+    told = []
+    for finding in error.errors(include_url=False):
+        option = _flag(str(finding["loc"][0])) if finding["loc"] else "options"
+        if finding["type"] == "missing":
+            told.append(f"{option} is required")
+        elif finding["type"] == "extra_forbidden":
+            told.append(f"{option}: no such option")
+        else:
+            message = finding["msg"].removeprefix("Value error, ")
+            told.append(f"{option} {finding['input']!r}: {message[0].lower()}{message[1:]}")
+    return "; ".join(told)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb; exits with its status."""
+    parser = argparse.ArgumentParser(
+        prog="vig", description="Visual information gain of vision-language datasets, on one machine or a Ray cluster."
+    )
+    parser.add_argument("--version", action="version", version=f"vig-ray {vig_ray.__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for name, verb in VERBS.items():
+        child = verbs.add_parser(name, help=verb.help, description=verb.help[0].upper() + verb.help[1:] + ".")
+        if given[:1] == [name]:  # the other verbs' configs stay unimported, so --help is quick
+            config_class, call = verb.load()
+            _add_options(child, config_class)
+    options = vars(parser.parse_args(given))
+    verb_name = options.pop("verb")
+    try:
+        chosen = {name: value for name, value in options.items() if value is not None and name != "config"}
+        values = dict(_from_yaml(options["config"])) | _from_environment(verb_name, config_class) | chosen
+        status = call(config_class(**values))
+    except ValidationError as error:
+        sys.exit(_fail(_explain(error)))
+    except StageError as error:
+        sys.exit(_fail(str(error)))
+    except KeyboardInterrupt:
+        print("vig: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status)
+
+
+def _fail(message: str) -> int:
+    print(f"vig: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The fields that rows of every format share: id, source, images, system prompt, roles."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import posixpath
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from vig_ray.dataset.schema import Image, RowError, Turn
+from vig_ray.storage import scheme_of
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_SOURCE_KEYS = ("source", "dataset", "data_source")
+# Bytes come first: beside bytes, a path is only a name (Hugging Face's image struct).
+_IMAGE_KEYS = ("bytes", "base64", "image_url", "url", "image", "path")
+_WHITESPACE = re.compile(r"\s+")
+
+
+def type_name(value: object) -> str:
+    """What a value is, in the words of JSON, for messages."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, (int, float, Decimal)):
+        return "a number"
+    names: dict[type, str] = {str: "a string", list: "a list", dict: "an object", bytes: "bytes"}
+    return names.get(type(value), type(value).__name__)
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """`text` quoted and cut for a message; what can't be printed or encoded is escaped."""
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def identifier(row: Mapping[str, Any]) -> str | None:
+    """The row's own id as text; None where it has none, or has something that is neither text nor number."""
+    value = row.get("id")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        return str(value)
+    return None
+
+
+def source(row: Mapping[str, Any], images: tuple[Image, ...]) -> str | None:
+    """The sub-dataset a row names, else the first folder of its first relative image path, else None."""
+    for key in _SOURCE_KEYS:
+        value = row.get(key)
+        if isinstance(value, str) and value:
+            return value
+    for image in images:
+        if image.uri and not scheme_of(image.uri) and not image.uri.startswith("/"):
+            folder, slash, _ = posixpath.normpath(image.uri).partition("/")
+            return folder if slash and folder != ".." else None
+    return None
+
+
+def role(name: object, where: str) -> str:
+    """A turn's canonical role. Raises RowError, naming `where`, for any other than the known ones."""
+    canonical = _ROLES.get(name) if isinstance(name, str) else None
+    if canonical is None:
+        given = shorten(name) if isinstance(name, str) else type_name(name)
+        raise RowError("BadConversation", f"{where}: unknown role {given}; expected one of {', '.join(_ROLES)}")
+    return canonical
+
+
+def turn_list(value: object, key: str) -> list[dict[str, Any]]:
+    """`value`, checked to be a list of objects."""
+    if not isinstance(value, list):
+        raise RowError("BadConversation", f"'{key}' is {type_name(value)}, not a list of turns")
+    for index, turn in enumerate(value):
+        if not isinstance(turn, dict):
+            raise RowError("BadConversation", f"turn {index} of '{key}' is {type_name(turn)}, not an object")
+    return value
+
+
+def with_system(row: Mapping[str, Any], turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """`turns` behind the system prompt of the row's `system` key, where it has one (LLaMA-Factory, ms-swift)."""
+    prompt = row.get("system")
+    if prompt is None or prompt == "":
+        return turns
+    if not isinstance(prompt, str):
+        raise RowError("BadConversation", f"'system' is {type_name(prompt)}, not a string")
+    if any(turn.role == "system" for turn in turns):
+        raise RowError("BadConversation", "a system prompt both under 'system' and in the turns; keep one")
+    return (Turn("system", prompt), *turns)
+
+
+def row_images(row: Mapping[str, Any]) -> tuple[Image, ...]:
+    """The images under a row's `image` or `images` key: one, a list of them, or none (absent, null, "")."""
+    found = [key for key in ("image", "images") if row.get(key) not in (None, "", [])]
+    if not found:
+        return ()
+    if len(found) == 2:
+        raise RowError("BadImage", "images under both 'image' and 'images'; keep one of the two")
+    value = row[found[0]]
+    return tuple(image(one) for one in value) if isinstance(value, list) else (image(value),)
+
+
+def own_image(part: Mapping[str, Any], depth: int = 0) -> Image | None:
+    """The image inside a message part or an image struct, or None where it carries none."""
+    for key in _IMAGE_KEYS:
+        value = part.get(key)
+        if value is not None:
+            encoded = key in ("bytes", "base64") and isinstance(value, str)
+            return _from_base64(value) if encoded else image(value, depth + 1)
+    return None
+
+
+def image(value: object, depth: int = 0) -> Image:
+    """One image from a path or URI, a data: URI, bytes, or an object that holds one of them. Raises RowError."""
+    if isinstance(value, str):
+        if not value:
+            raise RowError("BadImage", "an empty string where an image's path should be")
+        return _from_data_uri(value) if value[:5].lower() == "data:" else Image(uri=value)
+    if isinstance(value, bytes):
+        if not value:
+            raise RowError("BadImage", "an image of 0 bytes")
+        return Image(bytes=value)
+    # {"image": {"image_url": {"url": ...}}} is as deep as any format goes.
+    if isinstance(value, dict) and depth < 3:
+        inner = own_image(value, depth)
+        if inner is not None:
+            return inner
+        keys = ", ".join(shorten(str(key), 40) for key in list(value)[:10]) or "nothing"
+        raise RowError("BadImage", f"an image object with {keys} set; expected one of {', '.join(_IMAGE_KEYS)}")
+    raise RowError("BadImage", f"an image is {type_name(value)}; expected a path, a URI, bytes or an object")
+
+
+def _from_data_uri(uri: str) -> Image:
+    head, comma, body = uri.partition(",")
+    if not comma:
+        raise RowError("BadImage", "a data: URI without a comma")
+    if head.lower().endswith(";base64"):
+        return _from_base64(body)
+    return image(unquote_to_bytes(body))
+
+
+def _from_base64(text: str) -> Image:
+    try:
+        return image(base64.b64decode(_WHITESPACE.sub("", text), validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise RowError("BadImage", f"not base64: {error}") from error

@@ -1,0 +1,61 @@
+"""Where a row's image lies: relative paths start from one folder and may not leave it.
+
+A dataset is other people's data. A path in it must not make a job read, and a model describe, any file of the
+machine, so a path outside the images folder is refused. Symbolic links inside the folder are the user's own
+and are followed.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from vig_ray.dataset.fields import shorten
+from vig_ray.dataset.schema import RowError
+from vig_ray.storage import filesystem, join, scheme_of
+
+# What a row may point at by itself. Others could lead back to the machine's own files (fsspec's `local://`, or
+# its chains such as `simplecache::file://`).
+_REMOTE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "viewfs", "hf", "http", "https"})
+# Stores whose object names are plain text; under any other, a name goes into a URI quoted.
+_PLAIN_NAMES = frozenset({"", "s3", "s3a", "az", "hf"})
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The folder that relative image paths start from: an absolute local path, or a URI."""
+
+    root: str
+
+    @classmethod
+    def at(cls, location: str) -> ImageFolder:
+        """The folder at a path or URI; a local one is made absolute."""
+        if scheme_of(location) in ("", "file"):
+            return cls(filesystem(location)[1])
+        return cls(location.rstrip("/"))
+
+    def resolve(self, uri: str) -> str:
+        """The full path or URI of an image, normalised. Raises RowError for one that leaves the folder."""
+        scheme = scheme_of(uri)
+        if scheme in _REMOTE and "::" not in uri:
+            return uri
+        if scheme == "file":
+            uri = "/" + unquote(uri.split("://", 1)[1]).partition("/")[2]
+        elif scheme:
+            known = ", ".join(sorted(_REMOTE))
+            raise RowError("ImagePath", f"{shorten(uri)}: this kind of URI is not read; expected a path or {known}")
+        root_scheme = scheme_of(self.root)
+        if not root_scheme:
+            path = os.path.normpath(os.path.join(self.root, uri))
+            if path.startswith(self.root.rstrip("/") + "/"):
+                return path
+        else:
+            path = posixpath.normpath(uri)
+            if path not in (".", "..") and not path.startswith(("/", "../")):
+                return join(self.root, path if root_scheme in _PLAIN_NAMES else quote(path))
+        raise RowError(
+            "ImagePath",
+            f"{shorten(uri)} lies outside the images folder {self.root}; pass --images with a folder that holds it",
+        )

@@ -1,0 +1,128 @@
+"""Images, from where they lie or from their bytes, as RGB pixels, within limits.
+
+What can go wrong with one image of millions (missing, cut off, a text called .jpg, a bomb) raises ImageError, with
+a text short enough for a table. Everything here may be called from many threads.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from io import BytesIO
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from numpy.typing import NDArray
+
+from vig_ray.errors import StageError
+from vig_ray.storage import filesystem, one_line, read_bytes, scheme_of
+
+MAX_PIXELS = 89_478_485
+"""The most pixels an image may have: Pillow's own default. Above twice this number Pillow refuses by itself."""
+MAX_FILE_BYTES = 512 << 20
+"""The largest file that is read."""
+
+# Those that datasets use. Others have readers that run programs (EPS) or have no need here.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_MIN_SIDE = 2
+_MAX_MESSAGE = 300
+
+# Fill Pillow's registry of formats now, rather than at the first decode, of which there may be many at once.
+PIL.Image.init()
+
+
+class ImageError(Exception):
+    """Why one image can't be used: "Class: cause"."""
+
+    def __init__(self, kind: str, cause: str) -> None:
+        text = f"{kind}: {cause}"
+        super().__init__(text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + "...")
+
+
+def load_image(image: Mapping[str, str | bytes | None], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The pixels, uint8 RGB of shape [H, W, 3], of an image of the samples table: `uri` or `bytes`, one of them set.
+
+    Raises ImageError.
+    """
+    uri, data = image.get("uri"), image.get("bytes")
+    if (uri is None) == (data is None):
+        raise ImageError("ValueError", "an image must have either a uri or bytes")
+    if isinstance(uri, str):
+        data = _read(uri)
+    if not isinstance(data, bytes):
+        raise ImageError("TypeError", "an image's uri must be a string, its bytes bytes")
+    return decode_image(data, max_pixels=max_pixels)
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The pixels, uint8 RGB of shape [H, W, 3], of an image file's bytes: the first frame, as EXIF says it is held.
+
+    Colours are what Pillow's `convert("RGB")` makes of them, as LLaVA loads its images: alpha is dropped, not
+    blended. 16-bit greyscale keeps its upper 8 bits, where that conversion would clip. The size is checked before
+    any pixel is decoded. Raises ImageError.
+    """
+    if not data:
+        raise ImageError("EmptyFile", "0 bytes")
+    try:
+        with PIL.Image.open(BytesIO(data), formats=_FORMATS) as file:
+            _check_size(*file.size, max_pixels)
+            file.load()
+            return _rgb(PIL.ImageOps.exif_transpose(file), file.format)
+    except ImageError:
+        raise
+    except PIL.UnidentifiedImageError as error:
+        raise ImageError("UnidentifiedImageError", f"not an image that is read here; begins {data[:16]!r}") from error
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise ImageError("TooLarge", one_line(error)) from error
+    except Exception as error:  # a damaged file makes Pillow raise nearly anything: SyntaxError, struct.error, ...
+        raise ImageError(type(error).__name__, one_line(error)) from error
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError("TooLarge", f"too large: {width}x{height} pixels, and {max_pixels} are allowed")
+    if min(width, height) < _MIN_SIDE:
+        raise ImageError("TooSmall", f"too small: {width}x{height} pixels")
+
+
+def _rgb(image: PIL.Image.Image, container: str | None) -> NDArray[np.uint8]:
+    if image.mode == "F":
+        raise ImageError("UnsupportedMode", "floating-point pixels (mode F) have no known range; convert it to 8 bit")
+    if image.mode.startswith("I;16") or (image.mode == "I" and container in ("PNG", "PPM")):
+        # Pillow opens 16-bit files in several modes; these containers have nothing wider than 16 bit.
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "I":
+        raise ImageError("UnsupportedMode", "32-bit pixels (mode I) have no known range; convert it to 8 bit")
+    return np.array(image.convert("RGB"))
+
+
+def _read(uri: str) -> bytes:
+    """The bytes at a path or URI. Raises ImageError."""
+    try:
+        if scheme_of(uri) in ("", "file"):
+            return _read_local(filesystem(uri)[1])
+        return read_bytes(uri)
+    except ImageError:
+        raise
+    except StageError as error:
+        raise _unreadable(error.__cause__ or error, uri) from error
+    except Exception as error:  # fsspec passes on what its many clients raise
+        raise _unreadable(error, uri) from error
+
+
+def _unreadable(error: BaseException, uri: str) -> ImageError:
+    cause = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+    return ImageError(type(error).__name__, f"{cause} ({uri})" if uri not in cause else cause)
+
+
+def _read_local(path: str) -> bytes:
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe that nobody writes to would never return
+        raise ImageError("NotAFile", f"{path}: not a regular file")
+    if found.st_size > MAX_FILE_BYTES:
+        raise ImageError("TooLarge", f"{path}: {found.st_size} bytes, and {MAX_FILE_BYTES} are allowed")
+    with open(path, "rb") as file:
+        return file.read()

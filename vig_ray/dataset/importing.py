@@ -1,0 +1,243 @@
+"""The import stage: a dataset in any known format becomes `samples/`, one row a sample, bad rows included.
+
+vig import --data llava_v1_5_mix665k.json --images /data/llava --out runs/llava
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow.fs as pafs
+from pydantic import Field
+
+from vig_ray.dataset.fields import identifier
+from vig_ray.dataset.image_folder import ImageFolder
+from vig_ray.dataset.inputs import DataFile, Format, dataset_name, find_files, read_rows
+from vig_ray.dataset.rows import Row, to_sample
+from vig_ray.dataset.schema import RowError
+from vig_ray.dataset.writer import SampleWriter
+from vig_ray.errors import StageError
+from vig_ray.stage import STAGE_FILE, StageConfig, clear_directory, read_stage, write_stage
+from vig_ray.storage import exists, filesystem, join, one_line, scheme_of
+
+STAGE = "import"
+SAMPLES_FOLDER = "samples"
+_PROGRESS_ROWS = 1000
+
+
+class ImportConfig(StageConfig):
+    """Options of the import stage."""
+
+    data: str = Field(
+        description="the dataset: a file (JSON array, JSON Lines, Parquet or WebDataset tar), a folder of such files, "
+        "or a brace pattern like shard-{000000..000012}.tar; a path or URI"
+    )
+    images: str | None = Field(
+        None, description="folder that relative image paths start from, a path or URI; default: the data file's folder"
+    )
+    out: str = Field(description="directory, a path or URI, in which samples/ is written")
+    name: str | None = Field(
+        None,
+        pattern=r"^[^/\s]+$",
+        description="the dataset's name, with which sample keys begin; default: the data file's name, without suffix",
+    )
+    format: Format = Field("auto", description="format of the data; auto: by the files' names and first bytes")
+    rows_per_file: int = Field(10_000, ge=1, description="most samples in one Parquet file, in rows")
+    max_bytes_per_file: int = Field(
+        128 << 20, ge=1, description="size at which a Parquet file is closed, in bytes of text and images"
+    )
+    overwrite: bool = Field(False, description="replace the samples that are there, whatever they were made from")
+    strict: bool = Field(False, description="stop at the first row that can't be imported")
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import did: read = imported + failed, and imported = text_only + with_images."""
+
+    directory: str
+    read: int
+    imported: int
+    failed: int
+    text_only: int
+    with_images: int
+    failures: dict[str, int]  # failed rows by the kind of their error
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An import, resolved: what is read and where it goes."""
+
+    files: list[DataFile]
+    images: ImageFolder | None  # None: each file's own folder
+    name: str
+    directory: str
+    one_file: bool  # `data` names one file, so that its rows need no file name in their keys
+
+    def key(self, file: DataFile, row: int) -> str:
+        """The sample key of a row."""
+        return f"{self.name}/{row:010d}" if self.one_file else f"{self.name}/{file.stem}/{row:010d}"
+
+    def folder(self, file: DataFile) -> ImageFolder:
+        """The folder that relative image paths in `file` start from."""
+        return self.images or ImageFolder.at(file.uri.rpartition("/")[0] or "/")
+
+
+def validate(config: ImportConfig) -> None:
+    """Raise StageError for what shows without reading the data: missing files, unknown formats, a taken `out`."""
+    plan = _plan(config)
+    if config.overwrite or _existing(plan, config) is None:
+        _check_replaceable(plan.directory)
+
+
+def run(config: ImportConfig, progress: Callable[[int], None] | None = None) -> ImportReport:
+    """Import a dataset; `progress` is called with the number of rows read so far, about every 1000 rows.
+
+    An import that is already complete, of the same files with the same options, is not done again. Raises
+    StageError where the data can't be read on, and with `strict` at the first bad row; the parts written so far stay,
+    without a stage.json, and the next run begins anew.
+    """
+    plan = _plan(config)
+    record = None if config.overwrite else _existing(plan, config)
+    if record is not None:
+        return ImportReport(**{**record["counts"], "directory": plan.directory})
+    _clear(plan.directory)
+    report = _import(plan, config, progress)
+    counts = {name: value for name, value in asdict(report).items() if name != "directory"}
+    try:
+        write_stage(plan.directory, STAGE, config, **_identity(plan, config), counts=counts)
+    except OSError as error:
+        raise StageError(f"{plan.directory}: can't be written to: {one_line(error)}") from error
+    return report
+
+
+def detect_samples(uri: str) -> bool:
+    """Whether `uri` is a directory that a finished import wrote, or the one above it."""
+    return samples_directory(uri) is not None
+
+
+def samples_directory(uri: str) -> str | None:
+    """The samples directory at `uri` or in it, if a finished import wrote one."""
+    for directory in (uri, join(uri, SAMPLES_FOLDER)):
+        try:
+            record = read_stage(directory)
+        except StageError:  # not a stage.json of vig-ray's
+            continue
+        if record is not None and record["stage"] == STAGE:
+            return directory
+    return None
+
+
+def _plan(config: ImportConfig) -> _Plan:
+    files = find_files(config.data, config.format)
+    if config.images is not None:
+        _check_folder(config.images)
+    return _Plan(
+        files=files,
+        images=None if config.images is None else ImageFolder.at(config.images),
+        name=config.name or dataset_name(config.data),
+        directory=join(config.out, SAMPLES_FOLDER),
+        one_file=filesystem(files[0].uri)[1] == filesystem(config.data)[1],
+    )
+
+
+def _check_folder(folder: str) -> None:
+    if scheme_of(folder) in ("http", "https"):  # a web server needn't answer for a folder
+        return
+    if exists(folder) != pafs.FileType.Directory:
+        raise StageError(f"{folder}: no such folder; --images is the folder that relative image paths start from")
+
+
+def _identity(plan: _Plan, config: ImportConfig) -> dict[str, Any]:
+    """What decides the samples: another identity means other samples."""
+    return {
+        "inputs": [{"path": file.uri, "size": file.size, "mtime_ns": file.mtime_ns} for file in plan.files],
+        "format": plan.files[0].kind,
+        "images": plan.images and plan.images.root,
+        "name": plan.name,
+        "rows_per_file": config.rows_per_file,
+        "max_bytes_per_file": config.max_bytes_per_file,
+    }
+
+
+def _existing(plan: _Plan, config: ImportConfig) -> dict[str, Any] | None:
+    """The record of the finished import that this plan would repeat; None where there is none.
+
+    Raises StageError where the directory holds something else, or rows that `strict` doesn't allow.
+    """
+    record = read_stage(plan.directory)
+    if record is None:
+        return None
+    advice = "choose another --out, or replace it with --overwrite"
+    if record["stage"] != STAGE:
+        raise StageError(f"{plan.directory}: holds the output of '{record['stage']}'; {advice}")
+    differing = [name for name, value in _identity(plan, config).items() if record.get(name) != value]
+    if differing:
+        raise StageError(f"{plan.directory}: holds samples of other {', '.join(differing)}; {advice}")
+    if config.strict and record["counts"]["failed"]:
+        raise StageError(f"{plan.directory}: {record['counts']['failed']} of its rows failed, and --strict allows none")
+    return record
+
+
+def _check_replaceable(directory: str) -> None:
+    """Raise StageError if there is anything in `directory` that no import writes."""
+    fs, path = filesystem(directory)
+    try:
+        found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    except OSError as error:
+        raise StageError(f"{directory}: can't be listed: {one_line(error)}") from error
+    for info in found:
+        part = info.base_name.startswith("part-") and info.base_name.endswith(".parquet")
+        if info.type != pafs.FileType.File or not (part or info.base_name.startswith(STAGE_FILE)):
+            raise StageError(f"{directory}: {info.base_name} is in it, which no import wrote; choose another --out")
+
+
+def _clear(directory: str) -> None:
+    _check_replaceable(directory)
+    try:
+        clear_directory(directory)
+    except OSError as error:
+        raise StageError(f"{directory}: can't be cleared: {one_line(error)}") from error
+
+
+def _import(plan: _Plan, config: ImportConfig, progress: Callable[[int], None] | None) -> ImportReport:
+    read = text_only = with_images = 0
+    failures: Counter[str] = Counter()
+    limits = {"rows_per_file": config.rows_per_file, "max_bytes_per_file": config.max_bytes_per_file}
+    with SampleWriter(plan.directory, **limits) as writer:
+        for file in plan.files:
+            folder = plan.folder(file)
+            for row in read_rows(file):
+                read += 1
+                key = plan.key(file, row.number)
+                try:
+                    sample = to_sample(row, folder)
+                except RowError as error:
+                    if config.strict:
+                        raise StageError(f"{file.uri}, row {row.number}: {error}") from error
+                    failures[error.kind] += 1
+                    writer.failure(key, _identifier(row), str(error))
+                else:
+                    text_only += not sample.images
+                    with_images += bool(sample.images)
+                    writer.sample(key, sample)
+                if progress is not None and read % _PROGRESS_ROWS == 0:
+                    progress(read)
+    if read == 0:
+        raise StageError(f"{', '.join(file.uri for file in plan.files[:3])}: no rows")
+    if progress is not None:
+        progress(read)
+    imported = text_only + with_images
+    return ImportReport(plan.directory, read, imported, read - imported, text_only, with_images, dict(failures))
+
+
+def _identifier(row: Row) -> str | None:
+    """The id of a row that failed, where it can be told and stored."""
+    found = None if isinstance(row.content, RowError) else identifier(row.content)
+    try:
+        (found or "").encode()
+    except UnicodeEncodeError:
+        return None
+    return found

@@ -1,0 +1,46 @@
+"""Rows from a Parquet file, in small batches, reading only the columns that some format uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vig_ray.dataset.rows import COLUMNS, EXPECTED, Row, fits
+from vig_ray.dataset.schema import RowError
+from vig_ray.errors import StageError
+from vig_ray.storage import filesystem
+
+_BATCH_ROWS = 32
+"""Few, since a row may hold its images' bytes."""
+
+
+def read_parquet(uri: str) -> Iterator[Row]:
+    """The rows of the Parquet file at `uri`; one whose text isn't UTF-8 as a RowError.
+
+    Raises StageError where the columns fit no format, and OSError or pyarrow's errors where the file is damaged.
+    """
+    fs, path = filesystem(uri)
+    with fs.open_input_file(path) as source, pq.ParquetFile(source) as file:
+        found = file.schema_arrow.names
+        if not fits(dict.fromkeys(found)):
+            raise StageError(f"{uri}: the columns {', '.join(found)} fit no format; expected {EXPECTED}")
+        columns = [name for name in COLUMNS if name in found]
+        number = 0
+        for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
+            for content in _contents(batch):
+                yield Row(number, content)
+                number += 1
+
+
+def _contents(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | RowError]:
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield RowError("UnicodeDecodeError", str(error))

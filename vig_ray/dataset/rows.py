@@ -1,0 +1,108 @@
+"""One row of any format to one checked sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vig_ray.dataset import llava, messages
+from vig_ray.dataset.fields import shorten
+from vig_ray.dataset.image_folder import ImageFolder
+from vig_ray.dataset.schema import IMAGE_MARK, Image, RowError, Sample
+
+COLUMNS = (
+    "id",
+    "source",
+    "dataset",
+    "data_source",
+    "image",
+    "images",
+    "system",
+    "conversations",
+    "messages",
+    "prompt",
+    "completion",
+)
+"""Every key that some format reads; a reader of columns needs no others."""
+
+EXPECTED = "'conversations', 'messages', or 'prompt' with 'completion'"
+"""What a row must have to fit a format, for messages."""
+
+
+class Row(NamedTuple):
+    """One row as a reader finds it."""
+
+    number: int  # place in its file, from 0
+    content: dict[str, Any] | RowError
+    members: tuple[bytes, ...] = ()  # image files found beside the row (WebDataset); they replace its own images
+
+
+def fits(keys: Mapping[str, Any]) -> bool:
+    """Whether a row with these keys, null ones left out, has the shape of one of the formats."""
+    return "conversations" in keys or "messages" in keys or ("prompt" in keys and "completion" in keys)
+
+
+def to_sample(row: Row, folder: ImageFolder) -> Sample:
+    """The checked sample of a row, its image paths made full. Raises RowError."""
+    if isinstance(row.content, RowError):
+        raise row.content
+    sample = _parse(row.content)
+    if row.members:
+        images = tuple(Image(bytes=data) for data in row.members)
+    else:
+        images = tuple(Image(folder.resolve(i.uri), None) if i.uri is not None else i for i in sample.images)
+    sample = sample._replace(images=images)
+    _check_text(sample)
+    _check_conversation(sample)
+    return sample
+
+
+def _parse(row: dict[str, Any]) -> Sample:
+    """The sample in a row, its format told by the row's own keys, so that a file may mix them."""
+    # A table that mixes formats has nulls under the keys of the others.
+    present = {key: value for key, value in row.items() if value is not None}
+    if not fits(present):
+        keys = ", ".join(shorten(str(key), 40) for key in list(present)[:20]) or "none"
+        raise RowError("UnknownFormat", f"the row's keys ({keys}) fit no format; expected {EXPECTED}")
+    found = [key for key in ("conversations", "messages") if key in present]
+    if len(found) == 2:
+        raise RowError("UnknownFormat", "both 'conversations' and 'messages'; keep one of the two")
+    if not found:
+        return messages.parse(present, "prompt", "completion")
+    key = found[0]
+    turns = present[key]
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if isinstance(first, dict) and first.get("from") is not None:
+        return llava.parse(present, key)
+    if isinstance(first, dict) and first.get("role") is None:
+        raise RowError("BadConversation", "turn 0 has neither 'from' with 'value' nor 'role' with 'content'")
+    return messages.parse(present, key)
+
+
+def _check_text(sample: Sample) -> None:
+    """Raise RowError where a text can't be stored: JSON may spell half a surrogate pair, which UTF-8 has not."""
+    places = [("id", sample.id), ("source", sample.source)]
+    places += [(f"image {index}", image.uri) for index, image in enumerate(sample.images)]
+    places += [(f"turn {index}", turn.text) for index, turn in enumerate(sample.conversation)]
+    for where, text in places:
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise RowError("UnicodeEncodeError", f"{where}: {error}") from error
+
+
+def _check_conversation(sample: Sample) -> None:
+    """Raise RowError for a conversation that has no answer to score, or not one `<image>` for each image."""
+    answers = [(index, turn.text) for index, turn in enumerate(sample.conversation) if turn.role == "assistant"]
+    if not answers:
+        raise RowError("NoAnswer", "no assistant turn")
+    for index, text in answers:
+        if not text.strip():
+            raise RowError("EmptyAnswer", f"turn {index}: the assistant's text is empty")
+        if IMAGE_MARK in text:
+            raise RowError("ImageInAnswer", f"turn {index}: {IMAGE_MARK} in the assistant's text")
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in sample.conversation)
+    if marks != len(sample.images):
+        raise RowError(
+            "ImageCount", f"{marks} {IMAGE_MARK} in the conversation, {len(sample.images)} images in the row"
+        )

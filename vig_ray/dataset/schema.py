@@ -1,0 +1,58 @@
+"""The samples table, and the sample every format is brought to before it becomes a row of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyarrow as pa
+
+IMAGE_MARK = "<image>"
+"""What stands in a turn's text where an image goes."""
+
+SAMPLES = pa.schema(
+    [
+        # Unique and stable: dataset name, file where there are several, row number. Never the dataset's own id.
+        pa.field("sample_key", pa.string(), nullable=False),
+        # The dataset's own id; it may repeat (it does in LLaVA-665K). Null where the row has none.
+        pa.field("id", pa.string()),
+        # The dataset's own sub-dataset ("coco", "gqa"), for breakdowns. Null where the row names none.
+        pa.field("source", pa.string()),
+        # In the order of their `<image>` marks; exactly one of `uri` and `bytes` is set. Empty for a text-only sample.
+        pa.field("images", pa.list_(pa.struct([("uri", pa.string()), ("bytes", pa.binary())]))),
+        # Role is "system", "user" or "assistant"; the text is the dataset's, to the letter. Empty for a failed row.
+        pa.field("conversation", pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))),
+        # Null, or why this row could not be imported: "Kind: cause".
+        pa.field("error", pa.string()),
+    ]
+)
+
+
+class Image(NamedTuple):
+    """An image as its row gives it: where it lies, or its file's bytes. Exactly one of the two is set."""
+
+    uri: str | None = None
+    bytes: bytes | None = None
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation; `role` is "system", "user" or "assistant"."""
+
+    role: str
+    text: str
+
+
+class Sample(NamedTuple):
+    """A row in the form every format is brought to. Its key is given where it is written."""
+
+    id: str | None
+    source: str | None
+    images: tuple[Image, ...]
+    conversation: tuple[Turn, ...]
+
+
+class RowError(Exception):
+    """Why one row can't be imported. `kind` is a short name to count by; the text is "kind: cause"."""
+
+    def __init__(self, kind: str, cause: str) -> None:
+        super().__init__(f"{kind}: {cause}")
+        self.kind = kind

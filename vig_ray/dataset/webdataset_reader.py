@@ -1,0 +1,122 @@
+"""Rows from a WebDataset shard: a tar whose neighbouring members of one name make up one row.
+
+`0001.jpg` with `0001.json`: the JSON is a row of any of the formats, and the image members, in the tar's order,
+are its images. `0001.jpg` with `0001.txt`: a caption, made into a question and its answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Self
+
+from vig_ray.dataset.json_reader import MAX_ROW_BYTES, parse_object
+from vig_ray.dataset.rows import Row, fits
+from vig_ray.dataset.schema import IMAGE_MARK, RowError
+
+_IMAGE_TYPES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
+CAPTION_QUESTION = f"{IMAGE_MARK}\nDescribe the image."
+"""What a caption answers; the shard itself holds no question."""
+
+
+def read_shard(stream: BinaryIO) -> Iterator[Row]:
+    """The rows of the tar in `stream`, which may be compressed.
+
+    A group of members that makes no row comes as a RowError. Raises tarfile.TarError or OSError where the tar is
+    damaged or cut off.
+    """
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictTarInfo) as archive:
+        numbers = itertools.count()
+        group: _Group | None = None
+        while (member := archive.next()) is not None:
+            # tarfile keeps every member it has seen, which a long stream can't afford.
+            archive.members = []  # type: ignore[attr-defined]
+            folder, _, name = member.name.rpartition("/")
+            stem, _, extension = name.partition(".")
+            # A name that begins with a dot is a file manager's, not the dataset's.
+            if not member.isreg() or not stem:
+                continue
+            key = posixpath.join(folder, stem)
+            if group is None or group.key != key:
+                if group is not None:
+                    yield group.row(next(numbers))
+                group = _Group(key)
+            group.add(archive, member, extension.lower())
+        if group is not None:
+            yield group.row(next(numbers))
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Members of a tar that must end as a tar does.
+
+    tarfile takes a damaged header, or a file cut between two members, for the archive's end, and the rest of the
+    rows would be missing without a word.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros that ends a tar
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"damaged or cut off ({error})") from error
+
+
+@dataclass
+class _Group:
+    """The members of one row, as they come by."""
+
+    key: str
+    images: list[bytes] = field(default_factory=list)
+    json: bytes | None = None
+    caption: bytes | None = None
+    size: int = 0
+
+    def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> None:
+        """Keep a member of a known kind; others (`.cls`, `.meta.json`) are passed over.
+
+        A row may have several images, `0001.left.jpg` and `0001.right.jpg`, but one JSON and one caption.
+        """
+        is_image = extension.rpartition(".")[2] in _IMAGE_TYPES
+        if not is_image and extension not in ("json", "txt"):
+            return
+        self.size += member.size
+        file = archive.extractfile(member)
+        if file is None or self.size > MAX_ROW_BYTES:
+            return
+        data = file.read()
+        if is_image:
+            self.images.append(data)
+        elif extension == "json":
+            self.json = data
+        else:
+            self.caption = data
+
+    def row(self, number: int) -> Row:
+        """The row these members make."""
+        try:
+            return Row(number, self._content(), tuple(self.images))
+        except RowError as error:
+            return Row(number, error)
+
+    def _content(self) -> dict[str, Any]:
+        if self.size > MAX_ROW_BYTES:
+            raise RowError("TooLong", f"{self.key}: members of more than {MAX_ROW_BYTES >> 20} MiB together")
+        if any(not data for data in self.images):
+            raise RowError("BadImage", f"{self.key}: an image of 0 bytes")
+        content = None if self.json is None else parse_object(self.json)
+        # Beside a caption, a JSON without turns holds only facts about the image (img2dataset writes it so).
+        if content is not None and (fits(content) or self.caption is None):
+            return content if content.get("id") is not None else {**content, "id": self.key}
+        if self.caption is None:
+            raise RowError("UnknownFormat", f"{self.key}: neither a .json nor a .txt member")
+        try:
+            text = self.caption.decode().strip()  # a text file ends in a line break, its caption doesn't
+        except UnicodeDecodeError as error:
+            raise RowError("UnicodeDecodeError", f"{self.key}.txt: {error}") from error
+        question, answer = {"role": "user", "content": CAPTION_QUESTION}, {"role": "assistant", "content": text}
+        return {"id": self.key, "messages": [question, answer]}

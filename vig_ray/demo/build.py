@@ -1,0 +1,271 @@
+"""Train the demo model: `python -m vig_ray.demo.build --out DIR`.
+
+A `LlavaForConditionalGeneration` of about a million parameters, in the image of LLaVA-1.5: CLIP tower (56 pixels, patches
+of 14), two-layer projector, Llama, the vicuna_v1 template. The tower first learns to say which shape and color covers
+each patch, then the whole model learns to answer; from scratch in one go it learns colors but not places.
+About six minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from vig_ray.demo import CHECKPOINT, world
+from vig_ray.model.chat_template import LLAVA_V1
+from vig_ray.model.llava import SYSTEM, LlavaFormatter
+from vig_ray.model.prompt import Prompt, PromptImage, Turn
+
+SIDE, PATCH = 56, 14
+THINGS = [world.Thing(color, shape) for color in world.COLORS for shape in world.SHAPES]
+GROUND, DOT = len(THINGS), len(THINGS) + 1
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """SentencePiece-like BPE (Metaspace, byte fallback) in which every word of the world is one token."""
+    corpus = [SYSTEM, "USER: ASSISTANT:\n"]
+    for _, sample in world.samples(4000, seed=0):
+        for exchange in sample.turns:
+            corpus += [f"USER: \n{exchange.question} ASSISTANT: {exchange.answer}", f"x {exchange.answer}"]
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Punctuation()]
+    )
+    learner.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=2000, show_progress=False))
+    trained = models.BPE  # rebuilt below with byte tokens, which the trainer can't place
+    import json
+
+    learned = json.loads(learner.to_str())["model"]
+    specials = ["<unk>", "<s>", "</s>", "<image>"]
+    pieces = specials + [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces += [piece for piece in learned["vocab"] if piece not in pieces]
+    merges = [tuple(pair) for pair in learned["merges"]]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(trained(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = learner.pre_tokenizer
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in specials])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<unk>",
+        model_max_length=2048,
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+def build_processor() -> LlavaProcessor:
+    """The processor that goes with the model: padding on, vicuna_v1 as its chat template."""
+    images = LlavaImageProcessorPil(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, do_pad=True
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=build_tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_V1,
+    )
+
+
+def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
+    """Random weights: tower 4 x 96 (its third layer's output is used), language model 3 x 128."""
+    tokenizer = processor.tokenizer
+    vision = CLIPVisionConfig(
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=PATCH,
+        projection_dim=96,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(SIDE // PATCH) ** 2,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    model: LlavaForConditionalGeneration = LlavaForConditionalGeneration(config)
+    return model
+
+
+def patch_labels(scene: world.Scene) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """For each of the 16 patches, which thing covers it: int64 [16]; the ground where none covers a tenth."""
+    labels = np.asarray(world.draw(scene, labels=True))
+    height, width = labels.shape
+    side = max(height, width)
+    square = np.zeros((side, side), dtype=np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = labels
+    grid = (np.arange(SIDE) + 0.5) * side / SIDE
+    seen = square[np.ix_(grid.astype(int), grid.astype(int))]
+    patches = seen.reshape(SIDE // PATCH, PATCH, SIDE // PATCH, PATCH).swapaxes(1, 2).reshape(-1, PATCH * PATCH)
+    classes = [GROUND, THINGS.index(scene.left), THINGS.index(scene.right), DOT]
+    found = []
+    for patch in patches:
+        counts = np.bincount(patch, minlength=4)
+        best = int(counts[1:].argmax()) + 1
+        found.append(classes[best] if counts[best] >= 0.1 * PATCH * PATCH else GROUND)
+    return np.asarray(found, dtype=np.int64)
+
+
+def _schedule(step: int, steps: int, peak: float) -> float:
+    warm = max(1, int(0.05 * steps))
+    if step < warm:
+        return peak * (step + 1) / warm
+    return float(peak * 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm))))
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, parameters: list[nn.Parameter], rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def train_tower(model: Any, formatter: LlavaFormatter, *, steps: int, batch: int, rng: random.Random) -> float:
+    """Teach the tower which thing covers each patch; returns the last loss."""
+    head = nn.Linear(96, len(THINGS) + 2)
+    tower = model.model.vision_tower
+    parameters = [*tower.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
+    loss = torch.zeros(())
+    for step in range(steps):
+        scenes = [world.random_scene(rng) for _ in range(batch)]
+        inputs = [formatter.preprocess(np.asarray(world.draw(scene))) for scene in scenes]
+        hidden = tower(**formatter.collate(inputs, "cpu", torch.float32), output_hidden_states=True).hidden_states[-2]
+        target = torch.from_numpy(np.stack([patch_labels(scene) for scene in scenes]))
+        loss = nn.functional.cross_entropy(head(hidden[:, 1:]).flatten(0, 1), target.flatten())
+        _step(optimizer, loss, parameters, _schedule(step, steps, 2e-3))
+        if step % 100 == 0:
+            print(f"tower {step:5d}/{steps}  loss {loss.item():.4f}", flush=True)
+    return loss.item()
+
+
+def _prompts(formatter: LlavaFormatter, count: int, seed: int) -> list[Prompt]:
+    prompts = []
+    rng = random.Random(seed)
+    for number, sample in world.samples(count, seed, world.MATCHED):
+        row = world.llava_row(sample, "", "", rng)
+        turns = [Turn("user" if t["from"] == "human" else "assistant", t["value"]) for t in row["conversations"]]
+        images = []
+        if sample.scene is not None:
+            pixels = np.asarray(world.draw(sample.scene))
+            images = [PromptImage(f"{seed}/{number}", lambda p=pixels: p, formatter.preprocess)]  # type: ignore[misc]
+        prompts.append(formatter.prompt(turns, images))
+    return prompts
+
+
+def train_whole(model: Any, formatter: LlavaFormatter, *, steps: int, batch: int, pool: int, seed: int) -> float:
+    """Teach the whole model to answer the matched kinds, loss on the answer tokens; returns the last loss."""
+    prompts = _prompts(formatter, pool, seed)
+    rng = random.Random(seed)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
+    image_id, loss, began = formatter.image_token_id, torch.zeros(()), time.monotonic()
+    for step in range(steps):
+        chosen = rng.sample(prompts, batch)
+        length = max(len(prompt.token_ids) for prompt in chosen)
+        ids = torch.zeros((batch, length), dtype=torch.long)
+        targets = torch.full((batch, length), -100)
+        for row, prompt in enumerate(chosen):
+            ids[row, : len(prompt.token_ids)] = torch.from_numpy(prompt.token_ids)
+            places = torch.from_numpy(prompt.answer_positions).long()
+            targets[row, places - 1] = ids[row, places]
+        pixels = formatter.collate([im.inputs for p in chosen for im in p.images], "cpu", torch.float32)
+        hidden = model.model(input_ids=ids, **pixels).last_hidden_state
+        trained = targets >= 0
+        loss = nn.functional.cross_entropy(model.lm_head(hidden[trained]), targets[trained])
+        assert int((ids == image_id).sum()) == 16 * len(pixels["pixel_values"])
+        _step(optimizer, loss, parameters, _schedule(step, steps, 3e-3))
+        if step % 50 == 0 or step == steps - 1:
+            print(f"whole {step:5d}/{steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s", flush=True)
+    return loss.item()
+
+
+def build(out: str, *, seed: int, tower_steps: int, steps: int, batch: int, pool: int) -> None:
+    """Train from `seed` and write the checkpoint to `out`, in the layout of the models on the hub."""
+    from vig_ray.model.export import save_checkpoint
+
+    torch.manual_seed(seed)
+    processor = build_processor()
+    model: Any = build_model(processor)
+    formatter = LlavaFormatter(
+        processor.tokenizer,
+        processor.image_processor,
+        image_token_id=model.config.image_token_id,
+        num_image_tokens=(SIDE // PATCH) ** 2,
+    )
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens", flush=True)
+    model.train()
+    train_tower(model, formatter, steps=tower_steps, batch=batch, rng=random.Random(seed))
+    train_whole(model, formatter, steps=steps, batch=batch, pool=pool, seed=seed + 1000)
+    model.eval()
+    shutil.rmtree(out, ignore_errors=True)
+    save_checkpoint(model, processor, out)
+    size = sum(os.path.getsize(os.path.join(out, name)) for name in os.listdir(out))
+    print(f"{out}: {size / 1e6:.2f} MB")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default=CHECKPOINT, help="folder of the checkpoint (default: inside the package)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tower-steps", type=int, default=600, help="optimizer steps for the tower alone")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps for the whole model")
+    parser.add_argument("--batch", type=int, default=128, help="samples a step")
+    parser.add_argument("--pool", type=int, default=40_000, help="different training samples")
+    options = parser.parse_args()
+    build(
+        options.out,
+        seed=options.seed,
+        tower_steps=options.tower_steps,
+        steps=options.steps,
+        batch=options.batch,
+        pool=options.pool,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""`vig demo`: make the demo world, import and score it with the packaged model, and print what came out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from vig_ray.demo import CHECKPOINT, world
+from vig_ray.scoring.config import ScoreConfig
+from vig_ray.scoring.summary import ScoreSummary, TokenMean, token_means
+from vig_ray.stage import StageConfig
+
+_LEAST_OCCURRENCES = 20
+
+
+class DemoConfig(StageConfig):
+    """Score a small world whose visual tokens are known."""
+
+    out: str = Field("demo-out", description="directory that gets the dataset (data/), samples/ and scores/")
+    samples: int = Field(1000, ge=1, description="samples to make")
+    seed: int = Field(1, description="seed of the dataset")
+    reference: Literal["blur", "blind"] = Field("blur", description="what stands for 'no image'")
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """The scores of the demo dataset."""
+
+    summary: ScoreSummary
+    tokens: list[TokenMean]
+    spelled: dict[int, str]
+
+    def text(self) -> str:
+        """Counts, mean gain by kind, the tokens with the highest and the lowest mean gain, and where the scores are."""
+        kinds = {
+            "color": "only the image tells",
+            "place": "only the image tells",
+            "caption": "partly what no image shows",
+            "turns": "several turns of the other kinds",
+            "prior": "a language prior tells, mostly",
+            "knowledge": "answerable without the image",
+            "partial": "caption with one color wrong",
+            "mismatched": "text about another image",
+        }
+        lines = ["", "mean gain by kind of sample, nats"]
+        means = sorted(self.summary.sources.items(), key=lambda item: -item[1].mean)
+        lines += [f"  {mean.mean:+7.3f}  {kind:<11} {mean.samples:5d}  {kinds.get(kind, '')}" for kind, mean in means]
+
+        def row(token: TokenMean) -> str:
+            return f"{token.mean_gain:+7.3f}  {self.spelled[token.token_id]:<10} {token.count:5d}"
+
+        lines += ["", "answer tokens by mean gain, nats, and how often they occur (the paper's Table 2)"]
+        lines += ["  highest                       lowest"]
+        highest, lowest = self.tokens[:10], self.tokens[::-1][:10]
+        lines += [f"  {row(high)}     {row(low)}" for high, low in zip(highest, lowest, strict=True)]
+        return "\n".join(lines) + "\n\n" + self.summary.text()
+
+
+def run(config: DemoConfig) -> DemoReport:
+    """Make, import and score the demo dataset in `config.out`."""
+    from transformers import AutoTokenizer
+
+    from vig_ray.scoring import job
+
+    data = world.write(os.path.join(config.out, "data"), config.samples, config.seed)
+    summary = job.run(
+        ScoreConfig(data=data, model=CHECKPOINT, out=config.out, reference=config.reference, overwrite=True)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tokens = token_means(summary.directory, least=_LEAST_OCCURRENCES)
+    spelled = {token.token_id: tokenizer.convert_ids_to_tokens(token.token_id).lstrip("▁") for token in tokens}
+    return DemoReport(summary, tokens, spelled)

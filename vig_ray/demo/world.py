@@ -1,0 +1,257 @@
+"""A generator of images and conversations that knows, for every answer token, whether the image decides it.
+
+Each image holds one coloured shape on the left and another on the right, sometimes a dot between them. The rows are
+in LLaVA's own format, with `source` naming the kind:
+
+    color, place    what only the image tells: "The circle is [red]."
+    caption         "A [red] [circle] on the left and a [blue] [square] on the right.", half of them followed by
+                    "It was drawn by Anna.", which no image shows
+    prior           "Is there a dot?": no, nine times in ten
+    knowledge       answerable without the image: "How many days are in a week?"
+    turns           two or three of the above about one image
+    partial         a caption with one color wrong
+    mismatched      text about another image
+    text            knowledge, without an image
+
+Brackets mark what the image decides. Words that the order of a caption fixes ("left" comes first) are not marked,
+nor is anything that a wrong image can't decide.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw
+
+COLORS = {
+    "red": (220, 30, 30),
+    "green": (30, 150, 40),
+    "blue": (30, 60, 220),
+    "yellow": (240, 210, 20),
+    "purple": (140, 40, 170),
+    "black": (15, 15, 15),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+SIZES = ((64, 64), (96, 64), (64, 80), (112, 84), (80, 80), (128, 96))
+"""Width and height of the images, pixels."""
+NAMES = ("Anna", "Boris", "Clara", "David", "Elena", "Felix", "Greta", "Hugo")
+KNOWLEDGE = (
+    ("How many days are in a week?", "A week has seven days."),
+    ("How many months are in a year?", "A year has twelve months."),
+    ("How many legs does a spider have?", "A spider has eight legs."),
+    ("How many minutes are in an hour?", "An hour has sixty minutes."),
+    ("What do bees make?", "Bees make honey."),
+    ("What do cows drink?", "Cows drink water."),
+    ("Which season comes after winter?", "Spring comes after winter."),
+    ("Which planet do we live on?", "We live on Earth."),
+    ("What is the opposite of hot?", "The opposite of hot is cold."),
+    ("Where do fish live?", "Fish live in water."),
+)
+KINDS = ("color", "place", "caption", "prior", "knowledge", "turns", "partial", "mismatched", "text")
+MATCHED = ("color", "place", "caption", "prior", "knowledge", "turns", "text")
+"""The kinds whose text is true: what the demo model was trained on."""
+DOT_SHARE = 0.1
+
+_BRACKETS = re.compile(r"\[([^]]*)\]")
+
+
+class Thing(NamedTuple):
+    """One coloured shape."""
+
+    color: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one image shows; `seed` fixes its size and where exactly things are."""
+
+    left: Thing
+    right: Thing
+    dot: bool
+    seed: int
+
+
+class Exchange(NamedTuple):
+    """One question and its answer; `decided` are the answer's characters (start, end) that the image decides."""
+
+    question: str
+    answer: str
+    decided: tuple[tuple[int, int], ...]
+
+
+def random_scene(rng: random.Random) -> Scene:
+    """Two things that differ in both color and shape, so that either one names a thing."""
+    left_color, right_color = rng.sample(sorted(COLORS), 2)
+    left_shape, right_shape = rng.sample(SHAPES, 2)
+    return Scene(
+        Thing(left_color, left_shape), Thing(right_color, right_shape), rng.random() < DOT_SHARE, rng.getrandbits(32)
+    )
+
+
+def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
+    if shape == "circle":
+        return [(x + r * math.cos(t * math.pi / 24), y + r * math.sin(t * math.pi / 24)) for t in range(48)]
+    if shape == "square":
+        a = 0.85 * r
+        return [(x - a, y - a), (x + a, y - a), (x + a, y + a), (x - a, y + a)]
+    if shape == "triangle":
+        return [(x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)]
+    w = 0.36 * r
+    corners = [(-w, -r), (w, -r), (w, -w), (r, -w), (r, w), (w, w), (w, r), (-w, r), (-w, w), (-r, w), (-r, -w), (-w, -w)]
+    return [(x + dx, y + dy) for dx, dy in corners]
+
+
+def draw(scene: Scene, *, labels: bool = False) -> Image.Image:
+    """The scene as an RGB image; with `labels` as a greyscale map: 0 ground, 1 left, 2 right, 3 dot."""
+    rng = random.Random(scene.seed)
+    width, height = rng.choice(SIZES)
+    image = Image.new("L", (width, height), 0) if labels else Image.new("RGB", (width, height), (245, 245, 240))
+    pen = ImageDraw.Draw(image)
+    for index, (thing, center) in enumerate(((scene.left, 0.25), (scene.right, 0.75))):
+        radius = 0.21 * width * rng.uniform(0.8, 1.0)
+        x = width * center + rng.uniform(-0.02, 0.02) * width
+        y = height * rng.uniform(0.35, 0.65)
+        fill = index + 1 if labels else COLORS[thing.color]
+        pen.polygon(_outline(thing.shape, x, y, radius), fill=fill)
+    if scene.dot:
+        x, y, r = width * 0.5, height * 0.88, max(4.0, width * 0.055)
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=3 if labels else (15, 15, 15))
+    return image
+
+
+def _exchange(question: str, marked: str) -> Exchange:
+    """An exchange from an answer whose decided words stand in brackets."""
+    decided, removed = [], 0
+    for match in _BRACKETS.finditer(marked):
+        start = match.start() - removed
+        decided.append((start, start + len(match.group(1))))
+        removed += 2
+    return Exchange(question, _BRACKETS.sub(r"\1", marked), tuple(decided))
+
+
+def _color(scene: Scene, rng: random.Random) -> Exchange:
+    thing = rng.choice((scene.left, scene.right))
+    if rng.random() < 0.5:
+        return _exchange(f"What color is the {thing.shape}?", f"The {thing.shape} is [{thing.color}].")
+    return _exchange(f"Which shape is {thing.color}?", f"The [{thing.shape}] is {thing.color}.")
+
+
+def _place(scene: Scene, rng: random.Random) -> Exchange:
+    side = rng.choice(("left", "right"))
+    thing = scene.left if side == "left" else scene.right
+    if rng.random() < 0.5:
+        return _exchange(f"Where is the {thing.color} {thing.shape}?", f"It is on the [{side}].")
+    return _exchange(f"What is on the {side}?", f"A [{thing.color}] [{thing.shape}] is on the {side}.")
+
+
+def _caption(scene: Scene, rng: random.Random) -> Exchange:
+    (c1, s1), (c2, s2) = scene.left, scene.right
+    text = f"A [{c1}] [{s1}] on the left and a [{c2}] [{s2}] on the right."
+    if rng.random() < 0.5:
+        text += f" It was drawn by {rng.choice(NAMES)}."
+    return _exchange("Describe the image.", text)
+
+
+def _prior(scene: Scene, _: random.Random) -> Exchange:
+    answer = "[Yes], there is a dot." if scene.dot else "[No], there is no dot."
+    return _exchange("Is there a dot?", answer)
+
+
+def _knowledge(_: Scene, rng: random.Random) -> Exchange:
+    return _exchange(*rng.choice(KNOWLEDGE))
+
+
+_ASK = {"color": _color, "place": _place, "caption": _caption, "prior": _prior, "knowledge": _knowledge}
+
+
+def _partial(scene: Scene, rng: random.Random) -> Exchange:
+    (c1, s1), (c2, s2) = scene.left, scene.right
+    wrong = rng.choice(sorted(set(COLORS) - {c1, c2}))
+    return _exchange("Describe the image.", f"A [{c1}] [{s1}] on the left and a {wrong} [{s2}] on the right.")
+
+
+def _other(scene: Scene, rng: random.Random) -> Scene:
+    """A scene that shares no color and no shape with `scene` on either side."""
+    colors = sorted(set(COLORS) - {scene.left.color, scene.right.color})
+    shapes = [shape for shape in SHAPES if shape not in (scene.left.shape, scene.right.shape)]
+    (c1, c2), (s1, s2) = rng.sample(colors, 2), rng.sample(shapes, 2)
+    return Scene(Thing(c1, s1), Thing(c2, s2), scene.dot, scene.seed)
+
+
+def exchanges(kind: str, scene: Scene, rng: random.Random) -> list[Exchange]:
+    """The questions and answers of one sample of `kind` about `scene`."""
+    if kind == "turns":
+        first = rng.choice(("color", "place", "knowledge"))
+        rest = rng.sample(("color", "place", "caption", "prior", "knowledge"), rng.choice((1, 2)))
+        return [_ASK[name](scene, rng) for name in (first, *rest)]
+    if kind == "partial":
+        return [_partial(scene, rng)]
+    if kind == "mismatched":
+        told = _ASK[rng.choice(("caption", "place"))](_other(scene, rng), rng)
+        if told.question.startswith("Where"):
+            told = _caption(_other(scene, rng), rng)
+        return [told._replace(decided=())]
+    return [_ASK["knowledge" if kind == "text" else kind](scene, rng)]
+
+
+class Sample(NamedTuple):
+    """One sample of the world before it is written."""
+
+    kind: str
+    scene: Scene | None
+    turns: list[Exchange]
+
+
+def samples(count: int, seed: int, kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[int, Sample]]:
+    """`count` samples as (image number, sample), their kinds in equal shares; every third image serves two samples."""
+    rng = random.Random(seed)
+    scene, number = random_scene(rng), 0
+    for row in range(count):
+        if row % 4 != 3:  # the fourth row asks about the image of the third
+            scene, number = random_scene(rng), number + 1
+        kind = rng.choice(kinds)
+        yield number, Sample(kind, None if kind == "text" else scene, exchanges(kind, scene, rng))
+
+
+def llava_row(sample: Sample, image_id: str, image: str, rng: random.Random) -> dict[str, Any]:
+    """The sample as a row of a LLaVA file; `<image>` stands before or after the first question, as in LLaVA-665K."""
+    turns: list[dict[str, str]] = []
+    for index, exchange in enumerate(sample.turns):
+        question = exchange.question
+        if index == 0 and sample.scene is not None:
+            question = f"<image>\n{question}" if rng.random() < 0.8 else f"{question}\n<image>"
+        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": exchange.answer}]
+    row: dict[str, Any] = {"id": image_id, "source": sample.kind, "conversations": turns}
+    if sample.scene is not None:
+        row["image"] = image
+    return row
+
+
+def write(folder: str, count: int = 2000, seed: int = 1, kinds: tuple[str, ...] = KINDS) -> str:
+    """Write `count` samples into `folder`: data.json (LLaVA's format), images/, truth.jsonl; return data.json's path.
+
+    truth.jsonl has a line a row of data.json: its kind and, for each assistant turn, the decided characters.
+    """
+    os.makedirs(os.path.join(folder, "images"), exist_ok=True)
+    rng, drawn = random.Random(seed + 1), set()
+    rows: list[dict[str, Any]] = []
+    with open(os.path.join(folder, "truth.jsonl"), "w") as truth:
+        for number, sample in samples(count, seed, kinds):
+            image = f"images/{number:06d}.png"
+            if sample.scene is not None and number not in drawn:
+                draw(sample.scene).save(os.path.join(folder, image))
+                drawn.add(number)
+            rows.append(llava_row(sample, f"{number:06d}", image, rng))
+            truth.write(json.dumps({"kind": sample.kind, "decided": [t.decided for t in sample.turns]}) + "\n")
+    path = os.path.join(folder, "data.json")
+    with open(path, "w") as file:
+        json.dump(rows, file)
+    return path

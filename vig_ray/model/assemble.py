@@ -1,0 +1,173 @@
+"""`vig assemble`: a language model, a vision tower and a projector in LLaVA's original layout to one checkpoint.
+
+VIG is computed with the model after pre-training of the adapter (section 3.1 of the paper). LLaVA publishes that stage
+as a projector file alone, to be put between an unchanged Vicuna and an unchanged CLIP tower. This puts the three
+together as a `LlavaForConditionalGeneration` in the hub's layout.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from vig_ray.errors import StageError
+from vig_ray.model.chat_template import LLAVA_V1
+from vig_ray.model.export import save_checkpoint
+from vig_ray.model.load import local_folder
+from vig_ray.model.llava import MAX_LENGTH
+from vig_ray.stage import StageConfig
+from vig_ray.storage import one_line
+
+_VOCABULARY_MULTIPLE = 64
+
+
+class AssembleConfig(StageConfig):
+    """Put together the model that LLaVA's pre-training ends with."""
+
+    language_model: str = Field(description="Llama-like language model, such as Vicuna: a checkpoint's folder or a hub id")
+    vision_tower: str = Field(description="CLIP vision tower: a checkpoint's folder or a hub id")
+    projector: str = Field(description="LLaVA's mm_projector.bin (two layers, mlp2x_gelu), or the same as .safetensors")
+    out: str = Field(description="folder that gets the checkpoint; must not exist yet")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float16", description="precision of the written weights")
+
+
+@dataclass(frozen=True)
+class AssembleReport:
+    """What was written."""
+
+    out: str
+    parameters: int
+    tensors: int
+
+    def text(self) -> str:
+        """One line for a person."""
+        return f"{self.out}: {self.parameters:,} parameters in {self.tensors} tensors"
+
+
+def read_projector(path: str) -> dict[str, torch.Tensor]:
+    """LLaVA's projector as {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}.
+
+    LLaVA writes `model.mm_projector.0.*` and `.2.*` (layer 1 is the GELU between them). Raises StageError for any
+    other layout.
+    """
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            stored: dict[str, torch.Tensor] = load_file(path)
+        else:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise StageError(f"--projector {path}: no such file") from error
+    except Exception as error:  # torch.load raises many kinds for a file that isn't its own
+        raise StageError(f"--projector {path}: can't be read as weights: {one_line(error)[:200]}") from error
+    short = {name.split("mm_projector.")[-1]: tensor for name, tensor in stored.items()}
+    wanted = {"0.weight": "linear_1.weight", "0.bias": "linear_1.bias", "2.weight": "linear_2.weight", "2.bias": "linear_2.bias"}
+    if set(short) != set(wanted):
+        raise StageError(
+            f"--projector {path}: needs the four tensors mm_projector.0 and .2 (weight, bias) of an mlp2x_gelu projector, "
+            f"but holds {', '.join(sorted(stored)[:6]) or 'nothing'}"
+        )
+    return {wanted[name]: tensor for name, tensor in short.items()}
+
+
+def _load_parts(config: AssembleConfig, dtype: torch.dtype) -> tuple[Any, Any, Any, Any]:
+    """Language model, its tokenizer, vision tower, image processor."""
+    from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
+
+    folders = {}
+    for option in ("language_model", "vision_tower"):
+        try:
+            folders[option] = local_folder(getattr(config, option), weights=True)
+        except StageError as error:
+            raise StageError(str(error).replace("--model", "--" + option.replace("_", "-"))) from error
+    try:
+        language_model = AutoModelForCausalLM.from_pretrained(folders["language_model"], dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folders["language_model"])
+        tower = CLIPVisionModel.from_pretrained(folders["vision_tower"], dtype=dtype)
+        images = AutoImageProcessor.from_pretrained(folders["vision_tower"])
+    except (OSError, ValueError, RuntimeError) as error:
+        raise StageError(f"can't load a part: {one_line(error)[:300]}") from error
+    if language_model.config.model_type != "llama":
+        raise StageError(f"--language-model {config.language_model}: needs a Llama-like model such as Vicuna")
+    return language_model, tokenizer, tower, images
+
+
+def _grown(weight: torch.Tensor, rows: int) -> nn.Parameter:
+    """`weight` [V, D] with zero rows up to `rows`: as logits they are 0, lost beside a vocabulary's real ones."""
+    extra = weight.new_zeros((rows - weight.shape[0], weight.shape[1]))
+    return nn.Parameter(torch.cat([weight.detach(), extra]), requires_grad=False)
+
+
+def run(config: AssembleConfig) -> AssembleReport:
+    """Write the assembled checkpoint to `config.out`; raises StageError where a part is missing or doesn't fit."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    if os.path.exists(config.out):
+        raise StageError(f"--out {config.out}: exists already; choose another folder")
+    projector = read_projector(config.projector)
+    dtype = getattr(torch, config.dtype)
+    language_model, tokenizer, tower, images = _load_parts(config, dtype)
+    into, out_of = projector["linear_1.weight"].shape[1], projector["linear_2.weight"].shape[0]
+    wide, deep = tower.config.hidden_size, language_model.config.hidden_size
+    if (into, out_of) != (wide, deep):
+        raise StageError(
+            f"--projector {config.projector}: leads from {into} to {out_of} dimensions, "
+            f"but the vision tower has {wide} and the language model {deep}"
+        )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.model_max_length = MAX_LENGTH
+    size = language_model.config.vocab_size
+    rows = -(-max(size, len(tokenizer)) // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    head = language_model.lm_head.weight  # read before the embedding grows: the two may be one tensor
+    language_model.model.embed_tokens.weight = _grown(language_model.model.embed_tokens.weight, rows)
+    language_model.lm_head.weight = _grown(head, rows)
+    text = language_model.config
+    text.vocab_size = rows
+    text.tie_word_embeddings = False
+    vision = tower.config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    llava = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=patches,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=False,
+        dtype=config.dtype,
+    )
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(llava)
+    model.model.language_model = language_model.model
+    model.lm_head = language_model.lm_head
+    model.model.vision_tower = tower
+    model.model.multi_modal_projector.load_state_dict({k: v.to(dtype) for k, v in projector.items()}, assign=True)
+    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if left:
+        raise StageError(f"no weights for {', '.join(left[:3])}: the parts don't make a whole LLaVA")
+    processor = LlavaProcessor(
+        image_processor=LlavaImageProcessorPil(
+            size={"shortest_edge": vision.image_size},
+            crop_size={"height": vision.image_size, "width": vision.image_size},
+            image_mean=list(images.image_mean),
+            image_std=list(images.image_std),
+            do_pad=True,
+        ),
+        tokenizer=tokenizer,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_V1,
+    )
+    save_checkpoint(model, processor, config.out)
+    return AssembleReport(config.out, sum(p.numel() for p in model.parameters()), len(model.state_dict()))

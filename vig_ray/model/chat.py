@@ -1,0 +1,155 @@
+"""Prompts for any `AutoModelForImageTextToText`, from its own chat template and processor.
+
+The chat template renders the conversation; the trained spans are each assistant answer and the end-of-turn token
+that the template puts after it. Answers are found by rendering once more with marks in their place, so nothing is
+guessed from the wording of the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vig_ray.model.prompt import (
+    IMAGE_TAG,
+    ImageInputs,
+    Pixels,
+    Prompt,
+    PromptError,
+    PromptImage,
+    Turn,
+    answer_token_turns,
+)
+
+_MARK = "\ue0f0{}\ue0f1"  # private-use characters: no chat template writes them
+_ANY_MARK = re.compile("\ue0f0(\\d+)\ue0f1")
+
+
+def _messages(conversation: Sequence[Turn], answers: Sequence[str]) -> list[dict[str, Any]]:
+    """The conversation as content lists, its assistant turns replaced by `answers`."""
+    remaining = iter(answers)
+    messages = []
+    for turn in conversation:
+        text = next(remaining) if turn.role == "assistant" else turn.text
+        parts: list[dict[str, str]] = []
+        for index, piece in enumerate(text.split(IMAGE_TAG)):
+            if index:
+                parts.append({"type": "image"})
+            if piece:
+                parts.append({"type": "text", "text": piece})
+        messages.append({"role": turn.role, "content": parts})
+    return messages
+
+
+class ChatFormatter:
+    """Prompts and images by a transformers `processor` (tokenizer, image processor and chat template)."""
+
+    def __init__(self, processor: Any, *, image_token_id: int, max_length: int) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.image_token_id = image_token_id
+        self.max_length = max_length
+        self.image_token = str(processor.image_token)
+        if not (getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)):
+            raise PromptError("the checkpoint has no chat template; add a chat_template.jinja to it")
+        specials = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        specials.update(self.tokenizer.all_special_tokens)
+        longest_first = sorted(map(re.escape, specials), key=len, reverse=True)
+        self._end_of_turn = re.compile(rf"\s*(?:{'|'.join(longest_first)})") if longest_first else None
+
+    def render(self, conversation: Sequence[Turn]) -> tuple[str, list[tuple[int, int, int]]]:
+        """The template's text, one image token an image, and its trained spans (start, end, assistant turn).
+
+        Raises PromptError where the template refuses the conversation or rewrites an answer.
+        """
+        answers = [turn.text for turn in conversation if turn.role == "assistant"]
+        if not answers:
+            raise PromptError("no assistant turn")
+        marked = self._apply(conversation, [_MARK.format(i) for i in range(len(answers))])
+        pieces = _ANY_MARK.split(marked)
+        if pieces[1::2] != [str(i) for i in range(len(answers))]:
+            raise PromptError("the chat template drops or reorders assistant turns")
+        rendered = self._apply(conversation, answers)
+        for texts in (answers, [answer.strip() for answer in answers]):  # some templates trim every turn
+            text, spans = pieces[0], []
+            for turn, (answer, after) in enumerate(zip(texts, pieces[2::2], strict=True)):
+                end_of_turn = self._end_of_turn.match(after) if self._end_of_turn else None
+                start = len(text)
+                text += answer
+                spans.append((start, len(text) + (end_of_turn.end() if end_of_turn else 0), turn))
+                text += after
+            if text == rendered:
+                return text, spans
+        raise PromptError("the chat template rewrites assistant turns, so answer tokens can't be told apart")
+
+    def _apply(self, conversation: Sequence[Turn], answers: Sequence[str]) -> str:
+        try:
+            text = self.processor.apply_chat_template(_messages(conversation, answers), tokenize=False)
+        except Exception as error:  # a template raises whatever its author wrote
+            raise PromptError(f"the chat template refuses this conversation: {error}") from error
+        return str(text)
+
+    def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
+        """Render, expand each image token to the image's features, tokenise once, mark the answers."""
+        text, spans = self.render(conversation)
+        pieces = text.split(self.image_token)
+        if len(pieces) - 1 != len(images):
+            raise PromptError(f"{len(pieces) - 1} images in the rendered prompt, but {len(images)} given")
+        expanded, moved = pieces[0], list(spans)
+        place = len(pieces[0])
+        for image, piece in zip(images, pieces[1:], strict=True):
+            replacement = self.processor.replace_image_token(dict(image.inputs), 0)
+            growth = len(replacement) - len(self.image_token)
+            moved = [
+                (new[0] + growth, new[1] + growth, new[2]) if old[0] >= place else new
+                for old, new in zip(spans, moved, strict=True)
+            ]
+            expanded += replacement + piece
+            place += len(self.image_token) + len(piece)
+        bos = self.tokenizer.bos_token
+        encoded = self.tokenizer(
+            expanded,
+            # Most templates write the BOS themselves.
+            add_special_tokens=not (bos and text.startswith(bos)),
+            return_offsets_mapping=True,
+        )
+        token_ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        offsets = [tuple(pair) for pair in encoded["offset_mapping"]]
+        turn_of = answer_token_turns(offsets, moved)
+        positions = np.flatnonzero(turn_of >= 0).astype(np.int32)
+        return Prompt(
+            token_ids=token_ids,
+            answer_positions=positions,
+            turns=turn_of[positions],
+            image_mask=token_ids == self.image_token_id,
+            images=tuple(images),
+        )
+
+    def preprocess(self, pixels: Pixels) -> ImageInputs:
+        """One image through the checkpoint's own image processor."""
+        out = self.processor.image_processor(images=[pixels], return_tensors="np", input_data_format="channels_last")
+        return {name: np.asarray(value) for name, value in out.items()}
+
+    def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
+        """Arrays of several images, joined along their first dimension; floats in `dtype`."""
+        import torch
+
+        joined = {}
+        for name in inputs[0]:
+            tensor = torch.from_numpy(np.concatenate([np.asarray(image[name]) for image in inputs])).to(device)
+            joined[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        return joined
+
+    def identity(self) -> dict[str, Any]:
+        """Chat template, tokenizer and image processor."""
+        return {
+            "template": getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template,
+            "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
+            "image_token_id": self.image_token_id,
+            "image_processor": self.processor.image_processor.to_dict(),
+        }
+
+

@@ -1,0 +1,172 @@
+"""What an engine gets: token ids, the positions of the answer tokens, and images by name.
+
+A `Prompt` is made by a formatter (`llava.py`, `chat.py`), changed by a reference (`vig_ray.scoring.reference`)
+and run by an engine (`vig_ray.scoring.engines`). Shapes: L tokens of the whole prompt, T answer tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+IMAGE_TAG = "<image>"
+
+Pixels = npt.NDArray[np.uint8]
+"""An RGB image, uint8 [height, width, 3]."""
+
+ImageInputs = Mapping[str, npt.NDArray[Any]]
+"""One image's arrays for the model, without a batch dimension of their own unless the model's processor gives one."""
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation; `text` holds `<image>` where an image goes."""
+
+    role: str
+    text: str
+
+
+class PromptError(ValueError):
+    """A conversation that can't be made into a prompt, or a prompt that can't be scored: becomes its row's error."""
+
+
+class PromptImage:
+    """An image on its way into a model: decoded at first use, preprocessed at first use, shared by its `key`.
+
+    Samples that name the same image hold the same object, so each step is done once for all of them. Pickling
+    keeps the key and the model inputs only: the pixels at their original size never leave the CPU stage.
+    """
+
+    def __init__(self, key: str, load: Callable[[], Pixels], preprocess: Callable[[Pixels], ImageInputs]) -> None:
+        self.key = key
+        self._load = load
+        self._preprocess = preprocess
+        self._derived: dict[str, PromptImage] = {}
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """The image at its original size, uint8 [H, W, 3]."""
+        return self._load()
+
+    @cached_property
+    def inputs(self) -> ImageInputs:
+        """The arrays that the model takes for this image."""
+        return self._preprocess(self.pixels)
+
+    def derive(self, name: str, change: Callable[[Pixels], Pixels]) -> PromptImage:
+        """The image after `change`, under a key of its own (every cache tells images apart by key)."""
+        if name not in self._derived:
+            self._derived[name] = PromptImage(f"{self.key}#{name}", lambda: change(self.pixels), self._preprocess)
+        return self._derived[name]
+
+    def release(self) -> None:
+        """Forget the pixels, here and in derived images, once `inputs` has been computed."""
+        self.__dict__.pop("pixels", None)
+        for image in self._derived.values():
+            image.release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _prepared_image, (self.key, dict(self.inputs))
+
+
+def _prepared_image(key: str, inputs: ImageInputs) -> PromptImage:
+    def gone(*_: Any) -> Any:
+        raise RuntimeError(f"the pixels of {key} were left behind when its prompt was pickled")
+
+    image = PromptImage(key, gone, gone)
+    image.__dict__["inputs"] = inputs
+    return image
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A tokenised conversation with its answer tokens marked.
+
+    `token_ids` int32 [L], each image expanded to as many image tokens as it has features.
+    `answer_positions` int32 [T], rising: where in `token_ids` the trained tokens are. All are > 0.
+    `turns` int32 [T]: which assistant turn of the conversation each answer token is in, from 0.
+    `image_mask` bool [L]: the positions that hold image features.
+    `hide_images`: run as if the image positions were padding, attention 0, while the text keeps its positions.
+    `truncated`: how many answer tokens the length limit cut off.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    answer_positions: npt.NDArray[np.int32]
+    turns: npt.NDArray[np.int32]
+    image_mask: npt.NDArray[np.bool_]
+    images: tuple[PromptImage, ...]
+    hide_images: bool = False
+    truncated: int = 0
+
+    @property
+    def answer_ids(self) -> npt.NDArray[np.int32]:
+        """The answer tokens' ids, int32 [T]."""
+        return self.token_ids[self.answer_positions]
+
+    @property
+    def length(self) -> int:
+        """Tokens the model computes for this prompt: L, less the image positions where they are hidden."""
+        return len(self.token_ids) - (int(self.image_mask.sum()) if self.hide_images else 0)
+
+
+class Formatter(Protocol):
+    """One model family's way from a conversation to a prompt."""
+
+    max_length: int
+
+    def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
+        """Tokenise `conversation`; raises PromptError where it can't be."""
+
+    def preprocess(self, pixels: Pixels) -> ImageInputs:
+        """One image, uint8 [H, W, 3], to the arrays that `collate` takes."""
+
+    def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
+        """Arrays of several images to the keyword arguments of the model's vision pass, on `device`."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides token ids, masks and pixels, as JSON values: hashed into the template fingerprint."""
+
+
+def answer_token_turns(
+    offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int, int]]
+) -> npt.NDArray[np.int32]:
+    """Which answer span each token lies in, int32 [tokens]; -1 outside.
+
+    `offsets`: each token's characters (start, end), as a tokenizer gives them. `spans`: (start, end, turn), rising.
+    A token belongs to a span when they share a character. So the first word of an answer keeps the space that its
+    tokenizer glued to it, each byte of a split character counts, and a token of no characters (a lone prefix
+    space) counts where it stands strictly inside.
+    """
+    turns = np.full(len(offsets), -1, dtype=np.int32)
+    if not spans or not offsets:
+        return turns
+    start, end = np.asarray(offsets, dtype=np.int64).T
+    for first, last, turn in spans:
+        shares = (start < last) & (end > first)
+        inside = (start == end) & (start > first) & (start < last)
+        turns[shares | inside] = turn
+    return turns
+
+
+def truncate(prompt: Prompt, max_length: int) -> Prompt:
+    """The first `max_length` tokens of a prompt; raises PromptError where an image or all answer tokens would go."""
+    if len(prompt.token_ids) <= max_length:
+        return prompt
+    if prompt.image_mask[max_length:].any():
+        raise PromptError(f"too long: {len(prompt.token_ids)} tokens, and the limit of {max_length} cuts an image")
+    kept = prompt.answer_positions < max_length
+    if not kept.any():
+        raise PromptError(f"too long: {len(prompt.token_ids)} tokens, and the limit of {max_length} leaves no answer")
+    return Prompt(
+        token_ids=prompt.token_ids[:max_length],
+        answer_positions=prompt.answer_positions[kept],
+        turns=prompt.turns[kept],
+        image_mask=prompt.image_mask[:max_length],
+        images=prompt.images,
+        hide_images=prompt.hide_images,
+        truncated=int((~kept).sum()),
+    )

@@ -1,0 +1,1 @@
+"""From samples to clean and reference log-probs of every answer token."""

@@ -1,0 +1,73 @@
+"""The options of `vig score`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from vig_ray.dataset.images import MAX_PIXELS
+from vig_ray.model.load import Template
+from vig_ray.stage import StageConfig
+
+
+def _workers(value: str) -> str:
+    match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", value)
+    if not match or int(match[1]) < 1 or (match[2] and int(match[2]) < int(match[1])):
+        raise ValueError("takes a number such as 4, or a range such as 1..8")
+    return value
+
+
+WorkerRange = Annotated[str, AfterValidator(_workers)]
+
+
+class ScoreConfig(StageConfig):
+    """Score every answer token of a dataset with and without its image."""
+
+    data: str = Field(
+        description="dataset: LLaVA or messages file (.json, .jsonl, .parquet), WebDataset shards, or a samples/ directory"
+    )
+    model: str = Field(description="vision-language model: a checkpoint's folder or a hub id")
+    out: str = Field(description="directory that gets scores/ (and samples/, where the data is imported here)")
+    images: str | None = Field(
+        None, description="folder that relative image paths start from; by default the data file's folder"
+    )
+    reference: Literal["blur", "blind"] = Field(
+        "blur", description="what stands for 'no image': blur (VIG) or blind, the image's positions masked (VisNec)"
+    )
+    engine: Literal["auto", "torch"] = Field("auto", description="what computes the log-probs")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="precision of the model; by default float32 on a CPU, the checkpoint's own on a GPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs; auto takes GPUs if there are any")
+    template: Template = Field(
+        "auto", description="prompt: llava_v1 (LLaVA-1.5 to the letter), chat (the checkpoint's chat template) or auto"
+    )
+    max_length: int | None = Field(
+        None, ge=1, description="longest prompt, tokens with images; by default 2048 for LLaVA-1.5, else the model's own"
+    )
+    too_long: Literal["error", "truncate"] = Field(
+        "error", description="a longer prompt: a row with error set, or cut at the limit and told, as LLaVA trains"
+    )
+    max_image_pixels: int = Field(MAX_PIXELS, ge=1, description="largest image, pixels; a larger one is an error")
+    workers: WorkerRange | None = Field(
+        None, description="engines at a time, N or MIN..MAX; by default one a GPU, or one a CPU core"
+    )
+    prepare_workers: WorkerRange | None = Field(
+        None, description="CPU processes that decode and tokenise, N or MIN..MAX; by default 1 to one a core"
+    )
+    batch_tokens: int | None = Field(
+        None, ge=1, description="padded tokens a batch; by default 16384 on a GPU, 2048 on a CPU"
+    )
+    window: int = Field(256, ge=1, description="rows that an engine sorts by length and batches together")
+    rows_per_file: int = Field(
+        2048, ge=1, description="rows a block: what a killed run has to do again, and the most rows of a scores file"
+    )
+    format: Literal["auto", "json", "jsonl", "parquet", "webdataset"] = Field("auto", description="what --data is, if it isn't plain")
+    name: str | None = Field(None, description="dataset name in the sample keys; by default the data file's name")
+    address: str | None = Field(
+        None, description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or a Ray of its own on this machine"
+    )
+    overwrite: bool = Field(False, description="delete what an earlier run with other options left in --out")
+    strict: bool = Field(False, description="exit with status 1 if any row could not be scored")

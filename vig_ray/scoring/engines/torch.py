@@ -1,0 +1,258 @@
+"""The torch engine: any transformers image-text-to-text model, on a CPU or a GPU.
+
+What makes it faster than one forward a sample, with the same numbers:
+
+    - batches filled by tokens, prompts of like length together, right-padded: a causal model never looks right, so
+      padding needs no mask and the attention kernel stays the plain causal one
+    - the head runs on answer positions only, in slices, its product and the log-softmax in float32
+    - one vision pass an image: prompts that share an image share its features
+    - hidden images (the blind reference) are left out, and the text keeps its position ids: what attention can't
+      see needs no computing
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from vig_ray.errors import StageError
+from vig_ray.model.prompt import ImageInputs, Prompt, PromptError
+from vig_ray.scoring.engines import LogProbs
+
+log = logging.getLogger(__name__)
+
+_LOGITS_AT_ONCE = 1 << 26  # elements: 256 MB of float32
+Collate = Callable[[Sequence[ImageInputs], Any, Any], dict[str, Any]]
+
+
+def default_batch_tokens(device: str) -> int:
+    """Tokens a batch: enough to fill a large GPU's matrix units, small enough for a CPU's caches."""
+    return 16384 if device.startswith("cuda") else 2048
+
+
+def plan_batches(lengths: Sequence[int], order: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches whose padded size, count x longest, stays within `max_tokens`; one prompt at least.
+
+    `order` lists the indices with equal or falling lengths, so the first of a batch is its longest.
+    """
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+class TorchEngine:
+    """An `Engine` over a loaded transformers model.
+
+    `collate` turns the image inputs of a formatter into the model's vision arguments. `max_batch_tokens` bounds
+    a batch's padded tokens; it is halved, and stays so, when the device runs out of memory.
+    """
+
+    def __init__(self, model: Any, collate: Collate, *, max_batch_tokens: int | None = None) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+        self.max_batch_tokens = max_batch_tokens or default_batch_tokens(str(self.device))
+        self._collate = collate
+        self._image_token = int(model.config.image_token_id)
+        accepted = set(inspect.signature(model.model.forward).parameters)
+        self._shares_images = "mm_encoder_outputs" in accepted
+        self._type_ids = next((name for name in ("mm_token_type_ids", "token_type_ids") if name in accepted), None)
+        text = model.config.get_text_config()
+        self._softcap = getattr(text, "final_logit_softcapping", None)
+        self._head = model.get_output_embeddings()
+        self._head_weight: torch.Tensor | None = None
+        self._check_head()
+
+    def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
+        """See `Engine.logprobs`. Prompts are reordered inside; the answer is in the order given."""
+        results: list[LogProbs | PromptError | None] = [None] * len(prompts)
+        lengths = [prompt.length for prompt in prompts]
+        waiting = []
+        for index, prompt in enumerate(prompts):
+            if len(prompt.answer_positions) == 0:
+                results[index] = np.zeros(0, dtype=np.float32)
+            elif prompt.hide_images and prompt.image_mask[prompt.answer_positions - 1].any():
+                results[index] = PromptError("blind: an answer token directly follows an image, and nothing predicts it")
+            else:
+                waiting.append(index)
+        waiting.sort(key=lambda index: (prompts[index].hide_images, -lengths[index]))
+        needed = Counter(image.key for i in waiting if not prompts[i].hide_images for image in prompts[i].images)
+        features: dict[str, torch.Tensor] = {}
+        while waiting:
+            visible = [i for i in waiting if prompts[i].hide_images == prompts[waiting[0]].hide_images]
+            batch = next(plan_batches(lengths, visible, self.max_batch_tokens))
+            chosen = [prompts[index] for index in batch]
+            try:
+                found = self._run(chosen, features)
+            except torch.OutOfMemoryError:
+                features.clear()
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                if len(batch) == 1:
+                    error = f"out of memory: {lengths[batch[0]]} tokens don't fit by themselves; lower --max-length"
+                    results[batch[0]] = PromptError(error)
+                    waiting.remove(batch[0])
+                    continue
+                self.max_batch_tokens = max(1, len(batch) * lengths[batch[0]] // 2)
+                log.warning("out of memory: going on with at most %d tokens a batch", self.max_batch_tokens)
+                continue
+            for index, logp_T in zip(batch, found, strict=True):
+                results[index] = logp_T
+                if prompts[index].hide_images:
+                    continue
+                for image in prompts[index].images:
+                    needed[image.key] -= 1
+                    if not needed[image.key]:
+                        features.pop(image.key, None)
+            done = set(batch)
+            waiting = [index for index in waiting if index not in done]
+        return [result for result in results if result is not None]
+
+    @torch.inference_mode()
+    def _run(self, prompts: Sequence[Prompt], features: dict[str, torch.Tensor]) -> list[LogProbs]:
+        """One batch: all prompts with visible images, or all with hidden ones."""
+        rows = [_Row(prompt) for prompt in prompts]
+        longest = max(len(row.ids) for row in rows)
+        ids_BL = np.zeros((len(rows), longest), dtype=np.int64)
+        is_image_BL = np.zeros((len(rows), longest), dtype=np.int64)
+        for index, row in enumerate(rows):
+            ids_BL[index, : len(row.ids)] = row.ids
+            is_image_BL[index, : len(row.ids)] = row.is_image
+        inputs: dict[str, Any] = {"input_ids": self._to_device(ids_BL), "use_cache": False}
+        # All ones, padding too: it says that nothing is masked and, with position ids of our own, that nothing is packed.
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if self._type_ids:
+            inputs[self._type_ids] = self._to_device(is_image_BL)
+        if prompts[0].hide_images:
+            inputs["position_ids"] = self._positions_around_images(prompts, longest)
+        else:
+            inputs.update(self._vision_inputs(prompts, features))
+        hidden_BLD = self.model.model(**inputs).last_hidden_state
+        flat = np.concatenate([index * longest + row.answers - 1 for index, row in enumerate(rows)])
+        targets = np.concatenate([row.ids[row.answers] for row in rows])
+        hidden_ND = hidden_BLD.flatten(0, 1)[self._to_device(flat)]
+        logp_N = self._head_logprobs(hidden_ND, self._to_device(targets.astype(np.int64))).cpu().numpy()
+        return np.split(logp_N, np.cumsum([len(row.answers) for row in rows])[:-1])
+
+    def _to_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _vision_inputs(self, prompts: Sequence[Prompt], features: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """The forward's image arguments: features where the model takes them, each image's made once; else pixels."""
+        images = [image for prompt in prompts for image in prompt.images]
+        if not images:
+            return {}
+        if not self._shares_images:
+            return self._collate([image.inputs for image in images], self.device, self.dtype)
+        missing = list({image.key: image for image in images if image.key not in features}.values())
+        at_once = max(1, self.max_batch_tokens // max(1, int(prompts[0].image_mask.sum())))
+        for start in range(0, len(missing), at_once):
+            part = missing[start : start + at_once]
+            arguments = self._collate([image.inputs for image in part], self.device, self.dtype)
+            output = self.model.get_image_features(**arguments, return_dict=True)
+            found = output.pooler_output
+            extra = getattr(output, "deepstack_features", None)
+            if extra is not None or len(found) != len(part):
+                # Features that can't be told apart by image: let the model take the pixels of every prompt.
+                self._shares_images = False
+                return self._vision_inputs(prompts, features)
+            features.update({image.key: feature for image, feature in zip(part, found, strict=True)})
+        shared = SimpleNamespace(pooler_output=[features[image.key] for image in images])
+        arguments = {"mm_encoder_outputs": {"image": shared}}
+        grids = [image.inputs["image_grid_thw"] for image in images if "image_grid_thw" in image.inputs]
+        if grids:
+            arguments["image_grid_thw"] = self._to_device(np.concatenate(grids))
+        return arguments
+
+    def _positions_around_images(self, prompts: Sequence[Prompt], longest: int) -> torch.Tensor:
+        """The text's own position ids where the images are left out: int64 [B, L], or [3, B, L] for M-RoPE."""
+        positions = [self._positions(prompt)[..., ~prompt.image_mask] for prompt in prompts]
+        return torch.stack(
+            [torch.nn.functional.pad(one, (0, longest - one.shape[-1])) for one in positions], dim=-2
+        ).to(self.device)
+
+    def _positions(self, prompt: Prompt) -> torch.Tensor:
+        """The position ids of the whole prompt, images included: int64 [L] or [3, L]."""
+        if not hasattr(self.model.model, "get_rope_index") or not prompt.images:
+            return torch.arange(len(prompt.token_ids))
+        grid = np.concatenate([image.inputs["image_grid_thw"] for image in prompt.images])
+        ids = torch.from_numpy(prompt.token_ids.astype(np.int64))[None]
+        found: torch.Tensor = self.model.model.get_rope_index(
+            input_ids=ids,
+            mm_token_type_ids=torch.from_numpy(prompt.image_mask.astype(np.int64))[None],
+            image_grid_thw=torch.from_numpy(grid),
+            attention_mask=torch.ones_like(ids),
+        )[0]
+        return found[:, 0].cpu()
+
+    def _head_logprobs(self, hidden_ND: torch.Tensor, target_N: torch.Tensor) -> torch.Tensor:
+        """log q of each target, float32 [N]; logits exist for a slice of rows at a time."""
+        vocabulary = self.model.config.get_text_config().vocab_size
+        rows = max(1, _LOGITS_AT_ONCE // vocabulary)
+        slices = []
+        for start in range(0, len(hidden_ND), rows):
+            logits_NV = self._logits(hidden_ND[start : start + rows])
+            target = target_N[start : start + rows, None]
+            slices.append(logits_NV.gather(1, target)[:, 0] - logits_NV.logsumexp(dim=1))
+        return torch.cat(slices)
+
+    def _logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Logits in float32 whatever the dtype: bfloat16 logits near 16 lie 0.06 apart, as much as a small gain."""
+        head = self._head
+        if self.dtype == torch.float32 or type(head) is not torch.nn.Linear:
+            logits = head(hidden_ND).float()
+        elif self.device.type == "cuda":
+            logits = torch.mm(hidden_ND, head.weight.T, out_dtype=torch.float32)
+        else:
+            if self._head_weight is None:
+                self._head_weight = head.weight.float()
+            logits = hidden_ND.float() @ self._head_weight.T
+        if type(head) is torch.nn.Linear and head.bias is not None and self.dtype != torch.float32:
+            logits = logits + head.bias.float()
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    @torch.inference_mode()
+    def _check_head(self) -> None:
+        """Compare with the model's own logits once: a model may change them after its head in a way not known here."""
+        limit = min(97, self.model.config.get_text_config().vocab_size)
+        candidates = [token for token in range(limit) if token != self._image_token][:8]
+        ids = torch.tensor([candidates], device=self.device)
+        extra = {self._type_ids: torch.zeros_like(ids)} if self._type_ids else {}
+        theirs = self.model(input_ids=ids, use_cache=False, **extra).logits[0].float().log_softmax(-1)
+        ours = self._logits(self.model.model(input_ids=ids, use_cache=False, **extra).last_hidden_state[0]).log_softmax(-1)
+        worst = (ours - theirs).abs().max().item()
+        if not worst < (1e-3 if self.dtype == torch.float32 else 1.0):
+            raise StageError(
+                f"{type(self.model).__name__} changes its logits after the output layer in a way that the torch engine "
+                f"doesn't know (its log-probs differ by {worst:.3g}); this model can't be scored with --engine torch"
+            )
+
+
+class _Row:
+    """One prompt as the model sees it: hidden images left out, answer positions moved accordingly."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        if prompt.hide_images:
+            keep = ~prompt.image_mask
+            moved = np.cumsum(keep) - 1
+            self.ids = prompt.token_ids[keep]
+            self.answers = moved[prompt.answer_positions]
+            self.is_image = np.zeros(len(self.ids), dtype=bool)
+        else:
+            self.ids = prompt.token_ids
+            self.answers = prompt.answer_positions.astype(np.int64)
+            self.is_image = prompt.image_mask

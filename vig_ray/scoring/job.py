@@ -1,0 +1,329 @@
+"""The scoring job on Ray Data: read samples, prepare them on CPUs, score them on engines, write `scores/`.
+
+`run(config)` is what `vig score`, `jobs/score.py` and Python call. A run that was killed goes on where it was when the
+same command is given again: Ray Data's checkpointing records which keys each written block held, and skips them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from vig_ray.dataset import importing
+from vig_ray.dataset.schema import SAMPLES
+from vig_ray.errors import StageError
+from vig_ray.model.load import Fingerprints, fingerprints, load_formatter, local_folder, read_config
+from vig_ray.progress import RowProgress
+from vig_ray.scoring.config import ScoreConfig
+from vig_ray.scoring.prepare import Preparer
+from vig_ray.scoring.reference import REFERENCES
+from vig_ray.scoring.schema import SCORES
+from vig_ray.scoring.score import Scorer
+from vig_ray.scoring.summary import ScoreSummary, summarise
+from vig_ray.stage import clear_directory, read_stage, write_stage
+from vig_ray.storage import exists, filesystem, join
+
+log = logging.getLogger(__name__)
+
+_ROWS_PREPARED_AT_ONCE = 64
+_WAIT_FOR_MACHINES_S = 24 * 3600
+_SPARE_CPUS = 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config that has been checked against what is really there."""
+
+    config: ScoreConfig
+    fingerprints: Fingerprints
+    samples: str | None
+    scores: str
+
+
+def check(config: ScoreConfig) -> Plan:
+    """Everything that can be wrong with a config and takes only seconds to see; raises StageError."""
+    samples = importing.find_samples(config.data)
+    if samples is None:
+        importing.check(import_config(config))
+    filesystem(config.out)
+    formatter = load_formatter(config.model, config.template, config.max_length)
+    return Plan(config, fingerprints(config.model, formatter), samples, join(config.out, "scores"))
+
+
+def import_config(config: ScoreConfig) -> importing.ImportConfig:
+    """The import that `vig score --data FILE` does by itself."""
+    return importing.ImportConfig(
+        data=config.data,
+        images=config.images,
+        out=config.out,
+        name=config.name,
+        format=config.format,
+        overwrite=config.overwrite,
+    )
+
+
+def run(config: ScoreConfig) -> ScoreSummary:
+    """Score a dataset; returns the summary of what `OUT/scores/` holds.
+
+    Raises StageError, before any engine starts, where the config, the data, the model or what is in `OUT` is wrong.
+    """
+    plan = check(config)
+    samples = plan.samples or importing.run(import_config(config)).directory
+    began = time.time()
+    device, dtype = _connect(config)
+    identity = _identity(plan, samples, dtype)
+    total = _count_rows(samples)
+    if _is_complete(plan, identity):
+        log.warning("%s: already complete, nothing to score", plan.scores)
+        return summarise(plan.scores)
+    write_stage(plan.scores, "score", config, identity=identity, complete=False)
+    done = _checkpointed_rows(plan)
+    if done:
+        log.warning("going on: %s of %s rows were scored by an earlier run", f"{done:,}", f"{total:,}")
+    counter: Any = _Counter.options(name=None).remote()
+    with RowProgress("score", total, done=done) as bar:
+        stop = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(counter, bar, done, stop), daemon=True)
+        watcher.start()
+        try:
+            _execute(plan, samples, total, device, dtype, counter)
+        except ray.exceptions.RayError as error:
+            raise StageError(_cause(error)) from error
+        finally:
+            stop.set()
+            watcher.join(timeout=5)
+        bar.update(total)
+    written = _count_rows(plan.scores)
+    if written != total:
+        raise StageError(
+            f"{plan.scores}: {written:,} rows written for {total:,} samples; run again with --overwrite and please report it"
+        )
+    summary = summarise(plan.scores)
+    rates: dict[str, Any] = ray.get(counter.rates.remote())
+    timing = {"total_s": time.time() - began, "until_first_engine_s": rates["ready"] - began if rates["ready"] else None}
+    write_stage(
+        plan.scores,
+        "score",
+        config,
+        identity=identity,
+        complete=True,
+        counts=summary.counts(),
+        reference=REFERENCES[config.reference].parameters,
+        timing=timing | {"rows_by_second": rates["rows"]},
+    )
+    clear_directory(_checkpoint(plan))
+    return summary
+
+
+def _connect(config: ScoreConfig) -> tuple[str, str]:
+    """Start or join Ray; the device and the dtype to score with."""
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    if not ray.is_initialized():
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        address = config.address or os.environ.get("RAY_ADDRESS")
+        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            # Reading, writing and the checkpoint filter each want a CPU for themselves while actors hold theirs.
+            ray.init(num_cpus=(os.cpu_count() or 1) + _SPARE_CPUS, include_dashboard=False, **quiet)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+    dtype: str | None = config.dtype
+    if dtype is None and device == "cpu":
+        dtype = "float32"
+    if dtype is None:
+        stored = read_config(local_folder(config.model, weights=False)).dtype
+        dtype = str(stored or "bfloat16").removeprefix("torch.")
+    return device, dtype
+
+
+def _identity(plan: Plan, samples: str, dtype: str) -> dict[str, Any]:
+    """What must be equal for scores to belong to the same run."""
+    imported = read_stage(samples) or {}
+    config = plan.config
+    return {
+        "samples": {key: imported.get(key) for key in ("inputs", "counts")},
+        "model": plan.fingerprints.model,
+        "template": plan.fingerprints.template,
+        "reference": config.reference,
+        "dtype": dtype,
+        "max_length": config.max_length,
+        "too_long": config.too_long,
+        "max_image_pixels": config.max_image_pixels,
+    }
+
+
+def _is_complete(plan: Plan, identity: dict[str, Any]) -> bool:
+    """Whether `OUT/scores` is this run's and finished; raises StageError where it is another run's."""
+    found = read_stage(plan.scores)
+    if found is None:
+        kind = exists(plan.scores).name
+        fs, path = filesystem(plan.scores)
+        if kind == "Directory" and fs.get_file_info(_selector(path)):
+            raise StageError(f"{plan.scores}: holds files that vig-ray didn't write; choose another --out")
+        return False
+    theirs = found.get("identity")
+    if theirs == json.loads(json.dumps(identity)):
+        return bool(found.get("complete"))
+    if not plan.config.overwrite:
+        changed = sorted(key for key in identity if (theirs or {}).get(key) != json.loads(json.dumps(identity[key])))
+        raise StageError(
+            f"{plan.scores}: holds the scores of another run ({', '.join(changed)} differ); "
+            "choose another --out, or --overwrite to delete them"
+        )
+    clear_directory(plan.scores)
+    clear_directory(_checkpoint(plan))
+    return False
+
+
+def _selector(path: str) -> Any:
+    return pa.fs.FileSelector(path, recursive=False)
+
+
+def _checkpoint(plan: Plan) -> str:
+    return join(plan.config.out, ".score-checkpoint")
+
+
+def parquet_files(directory: str) -> list[str]:
+    """The Parquet files in a stage's directory, sorted, as paths for its filesystem."""
+    fs, path = filesystem(directory)
+    infos = fs.get_file_info(pa.fs.FileSelector(path, recursive=False, allow_not_found=True))
+    return sorted(info.path for info in infos if info.is_file and info.path.endswith(".parquet"))
+
+
+def _count_rows(directory: str) -> int:
+    fs, _ = filesystem(directory)
+    return sum(pq.read_metadata(path, filesystem=fs).num_rows for path in parquet_files(directory))
+
+
+def _checkpointed_rows(plan: Plan) -> int:
+    fs, _ = filesystem(_checkpoint(plan))
+    committed = [path for path in parquet_files(_checkpoint(plan)) if not path.endswith(".pending.parquet")]
+    return sum(pq.read_metadata(path, filesystem=fs).num_rows for path in committed)
+
+
+def _execute(plan: Plan, samples: str, total: int, device: str, dtype: str, counter: Any) -> None:
+    """Build the Ray Data plan and run it to its end."""
+    config = plan.config
+    fs, _ = filesystem(samples)
+    out_fs, out_path = filesystem(plan.scores)
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = _WAIT_FOR_MACHINES_S
+    checkpoint_fs, checkpoint_path = filesystem(_checkpoint(plan))
+    checkpoint_fs.create_dir(checkpoint_path, recursive=True)
+    context.checkpoint_config = ray.data.checkpoint.CheckpointConfig(
+        id_column="sample_key",
+        checkpoint_path=checkpoint_path,
+        override_filesystem=checkpoint_fs,
+        override_backend=(
+            ray.data.checkpoint.CheckpointBackend.FILE_STORAGE
+            if isinstance(checkpoint_fs, pa.fs.LocalFileSystem)
+            else ray.data.checkpoint.CheckpointBackend.CLOUD_OBJECT_STORAGE
+        ),
+        delete_checkpoint_on_success=False,
+    )
+    with ray.data.DataContext.current(context):
+        cores = max(1, (os.cpu_count() or 1) if config.address is None else int(ray.cluster_resources().get("CPU", 1)))
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        engines = _range(config.workers, 1, max(1, gpus) if device == "cuda" else cores)
+        preparers = _range(config.prepare_workers, 1, cores)
+        data = ray.data.read_parquet(parquet_files(samples), filesystem=fs, schema=SAMPLES)
+        # A checkpoint commits whole blocks; without this a small dataset would be one block.
+        data = data.repartition(target_num_rows_per_block=config.rows_per_file)
+        data = data.map_batches(
+            Preparer,
+            fn_constructor_kwargs={
+                "model": config.model,
+                "template": config.template,
+                "max_length": config.max_length,
+                "reference": config.reference,
+                "too_long": config.too_long,
+                "max_image_pixels": config.max_image_pixels,
+            },
+            batch_size=_ROWS_PREPARED_AT_ONCE,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(min_size=preparers[0], max_size=preparers[1]),
+            num_cpus=1,
+        )
+        data = data.map_batches(
+            Scorer,
+            fn_constructor_kwargs={
+                "model": config.model,
+                "template": config.template,
+                "max_length": config.max_length,
+                "dtype": dtype,
+                "device": device,
+                "batch_tokens": config.batch_tokens,
+                "threads": None if device == "cuda" else max(1, cores // engines[1]),
+                "progress": counter,
+            },
+            batch_size=config.window,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=engines[0], max_size=engines[1], max_tasks_in_flight_per_actor=4
+            ),
+            num_cpus=0.5 if device == "cuda" else 1,
+            num_gpus=1 if device == "cuda" else 0,
+        )
+        data.write_parquet(out_path, filesystem=out_fs, arrow_parquet_args={"schema": SCORES, "compression": "zstd"})
+
+
+def _range(spelled: str | None, least: int, most: int) -> tuple[int, int]:
+    if spelled is None:
+        return least, max(least, most)
+    low, _, high = spelled.partition("..")
+    return int(low), int(high or low)
+
+
+@ray.remote(num_cpus=0)
+class _Counter:
+    """Counts scored rows, for progress and rates only; a batch that is retried counts twice."""
+
+    def __init__(self) -> None:
+        self._rows, self._failed, self._ready = 0, 0, 0.0
+        self._by_second: dict[int, int] = {}
+
+    def ready(self) -> None:
+        self._ready = self._ready or time.time()
+
+    def add(self, rows: int, failed: int) -> None:
+        self._rows += rows
+        self._failed += failed
+        self._by_second[int(time.time())] = self._rows
+
+    def total(self) -> tuple[int, int]:
+        return self._rows, self._failed
+
+    def rates(self) -> dict[str, Any]:
+        return {"ready": self._ready, "rows": self._by_second}
+
+
+def _watch(counter: Any, bar: RowProgress, done: int, stop: threading.Event) -> None:
+    while not stop.wait(0.5):
+        try:
+            rows, _ = ray.get(counter.total.remote(), timeout=5)
+        except ray.exceptions.RayError:
+            continue
+        bar.update(done + rows)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message of a Ray error on one line: a StageError raised in an actor arrives wrapped."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "StageError:" in line]
+    text = told[-1].split("StageError:", 1)[1].strip() if told else (lines[-1] if lines else type(error).__name__)
+    return text[:500]

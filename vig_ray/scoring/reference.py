@@ -1,0 +1,60 @@
+"""References: what stands for "no image". Each is a function from a prompt to the prompt without its image.
+
+    blur    VIG: the image blurred until no visual cue is left, at its original size, before padding and resizing
+            (Xing et al., arXiv 2503.13891, which VIG's appendix B follows)
+    blind   VisNec: every image position is padding with attention 0, the text keeps its positions
+
+The rest of the pipeline doesn't know which one is in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+
+from vig_ray.model.prompt import Pixels, Prompt
+
+
+def blur_kernel(width: int) -> int:
+    """The side of the blur's kernel in pixels, by the image's width in pixels."""
+    for least, kernel in ((2000, 501), (800, 301), (500, 201)):
+        if width >= least:
+            return kernel
+    return 101
+
+
+def blur_pixels(pixels: Pixels) -> Pixels:
+    """Blur uint8 [H, W, 3] with a Gaussian of kernel k (by width) and sigma k - 1, borders reflected (OpenCV's default)."""
+    kernel = blur_kernel(pixels.shape[1])
+    blurred: Pixels = cv2.GaussianBlur(pixels, (kernel, kernel), sigmaX=kernel - 1, sigmaY=kernel - 1)
+    return blurred
+
+
+def blur(prompt: Prompt) -> Prompt:
+    """The prompt with every image blurred."""
+    return replace(prompt, images=tuple(image.derive("blur", blur_pixels) for image in prompt.images))
+
+
+def blind(prompt: Prompt) -> Prompt:
+    """The prompt with its image positions masked from attention."""
+    return replace(prompt, hide_images=True)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference by name, with the parameters that `stage.json` records."""
+
+    name: str
+    without_image: Callable[[Prompt], Prompt]
+    parameters: dict[str, Any]
+
+
+REFERENCES = {
+    "blur": Reference(
+        "blur", blur, {"kernel_by_width": {"2000": 501, "800": 301, "500": 201, "0": 101}, "sigma": "kernel - 1"}
+    ),
+    "blind": Reference("blind", blind, {}),
+}
