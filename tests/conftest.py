@@ -8,14 +8,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from tests import tiny_models  # noqa: E402
-from vig_ray.demo import CHECKPOINT  # noqa: E402
-from vig_ray.model.load import load_formatter, load_model  # noqa: E402
+from tests import tiny_models
+from vig_ray.demo import CHECKPOINT
+from vig_ray.model.load import load_formatter, load_model
 
 torch.set_num_threads(2)
 

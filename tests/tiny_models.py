@@ -6,7 +6,7 @@ import json
 import os
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -14,7 +14,15 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-QWEN_SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+QWEN_SPECIALS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 QWEN_TEMPLATE = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nYou are a helpful assistant."
     "<|im_end|>\n{% endif %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
@@ -92,3 +100,40 @@ def write_qwen(folder: str, seed: int = 0) -> None:
     images |= {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
     with open(os.path.join(folder, "preprocessor_config.json"), "w") as file:
         json.dump(images, file)
+
+
+def sentencepiece_like(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with LLaVA's special tokens over `CORPUS`.
+
+    `first` and `always`: Metaspace with its two ways to prefix a space; `legacy`: Llama's normalizer (Prepend, Replace),
+    as Vicuna's converted tokenizers have; `bytes`: byte-level BPE.
+    """
+    specials = ["<unk>", "<s>", "</s>", "<image>"]
+    if kind == "bytes":
+        tokenizer = byte_level_tokenizer(specials)
+    else:
+        learner = Tokenizer(models.BPE())
+        learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+        learned = json.loads(learner.to_str())["model"]
+        pieces = specials + [f"<0x{byte:02X}>" for byte in range(256)]
+        pieces += [piece for piece in learned["vocab"] if piece not in pieces]
+        model = models.BPE(
+            {piece: index for index, piece in enumerate(pieces)},
+            [tuple(pair) for pair in learned["merges"]],
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+        tokenizer = Tokenizer(model)
+        if kind == "legacy":
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        else:
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in specials])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
+    )

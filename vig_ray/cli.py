@@ -116,7 +116,11 @@ def _add_options(parser: argparse.ArgumentParser, config: type[StageConfig]) -> 
             parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             parser.add_argument(_flag(name), dest=name, metavar=_metavar(field), default=None, help=text)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options; the command line and VIG_<VERB>_<OPTION> variables win")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with any of these options; the command line and VIG_<VERB>_<OPTION> variables win",
+    )
 
 
 def _from_yaml(path: str | None) -> Mapping[str, Any]:

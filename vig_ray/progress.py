@@ -34,7 +34,12 @@ class RowProgress:
         self._every = every
         self._bar: Progress | None = None
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[pace]}"),
+            )
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._task = self._bar.add_task(what, total=total, completed=done, pace="starting")
 
@@ -58,7 +63,9 @@ class RowProgress:
         if self._first is None or self._done == self._first[1] or now <= self._first[0]:
             return "starting" if self._first is None else ""
         rate = (self._done - self._first[1]) / (now - self._first[0])
-        left = f", {duration((self._total - self._done) / rate)} left" if self._total and self._total > self._done else ""
+        left = (
+            f", {duration((self._total - self._done) / rate)} left" if self._total and self._total > self._done else ""
+        )
         return f"{rate:,.1f} rows/s{left}"
 
     def update(self, done: int) -> None:

@@ -142,7 +142,9 @@ def test_text_behind_the_array_is_not_lost_silently(data: bytes) -> None:
 
 
 def test_bad_lines_cost_one_row_each() -> None:
-    data = b'\xef\xbb\xbf{"a": 1}\n\nnot json\n[1]\n{"a": "\xff"}\n{"a": 1}{"b": 2}\n' + b'{"a":' * 100_000 + b'\n{"z": 9}'
+    data = (
+        b'\xef\xbb\xbf{"a": 1}\n\nnot json\n[1]\n{"a": "\xff"}\n{"a": 1}{"b": 2}\n' + b'{"a":' * 100_000 + b'\n{"z": 9}'
+    )
     found = lines(data)
     assert [number for number, _ in found] == [0, 2, 3, 4, 5, 6, 7]
     assert found[0][1] == {"a": 1}

@@ -119,7 +119,13 @@ GOOD: dict[str, tuple[dict[str, Any], list[tuple[str, str]], list[Image], str | 
         None,
         "coco",
     ),
-    "ms-swift, path struct": ({"messages": ROLE, "images": [{"path": "coco/1.jpg"}]}, [USER, ANSWER], [JPG], None, "coco"),
+    "ms-swift, path struct": (
+        {"messages": ROLE, "images": [{"path": "coco/1.jpg"}]},
+        [USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
     "ms-swift, base64 in bytes": (
         {"messages": ROLE, "images": [{"bytes": A_BASE64}]},
         [USER, ANSWER],
@@ -194,7 +200,13 @@ GOOD: dict[str, tuple[dict[str, Any], list[tuple[str, str]], list[Image], str | 
         None,
         "mix",
     ),
-    "part with image": ({"messages": parts({"type": "image", "image": "coco/1.jpg"}, TEXT)}, [USER, ANSWER], [JPG], None, "coco"),
+    "part with image": (
+        {"messages": parts({"type": "image", "image": "coco/1.jpg"}, TEXT)},
+        [USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
     "part with url": (
         {"messages": parts({"type": "image", "url": "https://x.org/1.jpg"}, TEXT)},
         [USER, ANSWER],
@@ -202,7 +214,13 @@ GOOD: dict[str, tuple[dict[str, Any], list[tuple[str, str]], list[Image], str | 
         None,
         None,
     ),
-    "part with path": ({"messages": parts({"type": "image", "path": "coco/1.jpg"}, TEXT)}, [USER, ANSWER], [JPG], None, "coco"),
+    "part with path": (
+        {"messages": parts({"type": "image", "path": "coco/1.jpg"}, TEXT)},
+        [USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
     "part with bytes": (
         {"messages": parts({"type": "image", "bytes": A_BYTES}, TEXT)},
         [USER, ANSWER],
@@ -385,7 +403,9 @@ def test_any_conversation_comes_out_as_it_went_in(
 ) -> None:
     llava = [
         {
-            "conversations": [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in turns],
+            "conversations": [
+                {"from": {"user": "human", "assistant": "gpt"}[role], "value": text} for role, text in turns
+            ],
             "image": names or None,
         }
         for turns, names in given_rows

@@ -47,8 +47,24 @@ def conversations(rng: random.Random) -> list[tuple[list[Turn], list[int]]]:
     long = " ".join(rng.choice(["A red circle on the left.", "The square is blue."]) for _ in range(40))
     return [
         ([Turn("user", "<image>\nWhat color is the circle?"), Turn("assistant", "The circle is red.")], [0]),
-        ([Turn("user", "<image>Where is it?"), Turn("assistant", "It is on the left."), Turn("user", "Sure?"), Turn("assistant", "Yes.")], [0]),
-        ([Turn("user", "<image><image>\nCompare."), Turn("assistant", "A green cross."), Turn("user", "Why?"), Turn("assistant", "No.")], [1, 2]),
+        (
+            [
+                Turn("user", "<image>Where is it?"),
+                Turn("assistant", "It is on the left."),
+                Turn("user", "Sure?"),
+                Turn("assistant", "Yes."),
+            ],
+            [0],
+        ),
+        (
+            [
+                Turn("user", "<image><image>\nCompare."),
+                Turn("assistant", "A green cross."),
+                Turn("user", "Why?"),
+                Turn("assistant", "No."),
+            ],
+            [1, 2],
+        ),
         ([Turn("user", "How many days are in a week?"), Turn("assistant", "A week has seven days.")], []),
         ([Turn("user", "<image>\nDescribe the image."), Turn("assistant", long)], [2]),
         ([Turn("user", "<image>\nDescribe the image."), Turn("assistant", "Où? 😀 \n\t ok")], [3]),
@@ -75,7 +91,9 @@ def test_same_numbers_as_a_plain_forward(family: Family, pictures: list[Image.Im
     made = make(family, pictures)
     prompts = [p for p, _ in made] + [blur(p) for p, _ in made] + [blind(p) for p, used in made if used]
     expected = [plain_logprobs(family.model, family.image_processor, p, used) for p, used in made]
-    expected += [plain_logprobs(family.model, family.image_processor, p, [blurred(x) for x in used]) for p, used in made]
+    expected += [
+        plain_logprobs(family.model, family.image_processor, p, [blurred(x) for x in used]) for p, used in made
+    ]
     expected += [plain_logprobs(family.model, family.image_processor, p, used, blind=True) for p, used in made if used]
     order = list(range(len(prompts)))
     random.Random(batch_tokens).shuffle(order)

@@ -24,13 +24,13 @@ MAX_PIXELS = 89_478_485
 MAX_FILE_BYTES = 512 << 20
 """The largest file that is read."""
 
-# Those that datasets use. Others have readers that run programs (EPS) or have no need here.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+# Pillow's registry of formats is filled now, not at the first decode, of which there may be many at once.
+PIL.Image.init()
+# Those that datasets use; readers of others run programs (EPS) or have no need here. MPO, of phones, opens as JPEG.
+_USED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_FORMATS = tuple(name for name in _USED if name in PIL.Image.OPEN)
 _MIN_SIDE = 2
 _MAX_MESSAGE = 300
-
-# Fill Pillow's registry of formats now, rather than at the first decode, of which there may be many at once.
-PIL.Image.init()
 
 
 class ImageError(Exception):

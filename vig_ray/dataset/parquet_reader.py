@@ -13,6 +13,7 @@ from vig_ray.dataset.schema import RowError
 from vig_ray.errors import StageError
 from vig_ray.storage import filesystem
 
+_BUFFER_BYTES = 1 << 20
 _BATCH_ROWS = 32
 """Few, since a row may hold its images' bytes."""
 
@@ -23,7 +24,12 @@ def read_parquet(uri: str) -> Iterator[Row]:
     Raises StageError where the columns fit no format, and OSError or pyarrow's errors where the file is damaged.
     """
     fs, path = filesystem(uri)
-    with fs.open_input_file(path) as source, pq.ParquetFile(source) as file:
+    # As it is by default, pre-buffering keeps all that was read of the file in memory, and unbuffered reading whole
+    # columns of a row group.
+    with (
+        fs.open_input_file(path) as source,
+        pq.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file,
+    ):
         found = file.schema_arrow.names
         if not fits(dict.fromkeys(found)):
             raise StageError(f"{uri}: the columns {', '.join(found)} fit no format; expected {EXPECTED}")

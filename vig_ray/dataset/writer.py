@@ -14,6 +14,8 @@ from vig_ray.storage import filesystem, one_line
 
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 16 << 20
+# Only these repeat. A dictionary of image bytes would have to be read whole before the first row.
+_REPEATING_COLUMNS = ["source", "conversation.list.element.role", "conversation.list.element.text"]
 
 
 class SampleWriter:
@@ -92,7 +94,9 @@ class SampleWriter:
             fs, path = filesystem(self._directory)
             fs.create_dir(path, recursive=True)
             where = f"{path}/part-{self._parts:05d}.parquet"
-            self._part = pq.ParquetWriter(where, SAMPLES, filesystem=fs, compression="zstd")
+            self._part = pq.ParquetWriter(
+                where, SAMPLES, filesystem=fs, compression="zstd", use_dictionary=_REPEATING_COLUMNS
+            )
             self._parts += 1
         return self._part
 

@@ -9,10 +9,13 @@ About six minutes on two CPU cores.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import random
 import shutil
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -50,16 +53,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         [pre_tokenizers.Metaspace(prepend_scheme="first"), pre_tokenizers.Punctuation()]
     )
     learner.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=2000, show_progress=False))
-    trained = models.BPE  # rebuilt below with byte tokens, which the trainer can't place
-    import json
-
+    # Rebuilt with byte tokens, which the trainer doesn't place.
     learned = json.loads(learner.to_str())["model"]
     specials = ["<unk>", "<s>", "</s>", "<image>"]
     pieces = specials + [f"<0x{byte:02X}>" for byte in range(256)]
     pieces += [piece for piece in learned["vocab"] if piece not in pieces]
     merges = [tuple(pair) for pair in learned["merges"]]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(trained(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = learner.pre_tokenizer
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -172,6 +173,7 @@ def train_tower(model: Any, formatter: LlavaFormatter, *, steps: int, batch: int
     loss = torch.zeros(())
     for step in range(steps):
         scenes = [world.random_scene(rng) for _ in range(batch)]
+        scenes = [dataclasses.replace(scene, dot=rng.random() < 0.5) for scene in scenes]
         inputs = [formatter.preprocess(np.asarray(world.draw(scene))) for scene in scenes]
         hidden = tower(**formatter.collate(inputs, "cpu", torch.float32), output_hidden_states=True).hidden_states[-2]
         target = torch.from_numpy(np.stack([patch_labels(scene) for scene in scenes]))
@@ -182,44 +184,62 @@ def train_tower(model: Any, formatter: LlavaFormatter, *, steps: int, batch: int
     return loss.item()
 
 
-def _prompts(formatter: LlavaFormatter, count: int, seed: int) -> list[Prompt]:
+def _lessons(formatter: LlavaFormatter, count: int, rng: random.Random) -> list[Prompt]:
+    """Training prompts: several exchanges about one image, and one in sixteen without an image."""
     prompts = []
-    rng = random.Random(seed)
-    for number, sample in world.samples(count, seed, world.MATCHED):
-        row = world.llava_row(sample, "", "", rng)
-        turns = [Turn("user" if t["from"] == "human" else "assistant", t["value"]) for t in row["conversations"]]
+    for number in range(count):
+        scene = world.random_scene(rng)
+        text_only = number % 16 == 0
+        turns = world.exchanges("text", scene, rng) if text_only else world.lesson(scene, rng)
+        row = world.llava_row(world.Sample("", None if text_only else scene, turns), "", "", rng)
+        said = [Turn("user" if t["from"] == "human" else "assistant", t["value"]) for t in row["conversations"]]
         images = []
-        if sample.scene is not None:
-            pixels = np.asarray(world.draw(sample.scene))
-            images = [PromptImage(f"{seed}/{number}", lambda p=pixels: p, formatter.preprocess)]  # type: ignore[misc]
-        prompts.append(formatter.prompt(turns, images))
+        if not text_only:
+            pixels = np.asarray(world.draw(scene))
+            images = [PromptImage(str(number), lambda p=pixels: p, formatter.preprocess)]  # type: ignore[misc]
+        prompts.append(formatter.prompt(said, images))
     return prompts
 
 
-def train_whole(model: Any, formatter: LlavaFormatter, *, steps: int, batch: int, pool: int, seed: int) -> float:
-    """Teach the whole model to answer the matched kinds, loss on the answer tokens; returns the last loss."""
-    prompts = _prompts(formatter, pool, seed)
-    rng = random.Random(seed)
+def _batches(prompts: list[Prompt], batch: int, rng: random.Random) -> Iterator[list[Prompt]]:
+    """Endless batches of like length, so that little is padded."""
+    while True:
+        order = rng.sample(prompts, len(prompts))
+        for start in range(0, len(order), 16 * batch):
+            stretch = sorted(order[start : start + 16 * batch], key=lambda prompt: len(prompt.token_ids))
+            cut = [stretch[i : i + batch] for i in range(0, len(stretch), batch)]
+            yield from rng.sample(cut, len(cut))
+
+
+def train_whole(
+    model: Any, formatter: LlavaFormatter, *, steps: int, batch: int, pool: int, rng: random.Random
+) -> float:
+    """Teach the whole model to answer, loss on the answer tokens; returns the last loss."""
+    batches = _batches(_lessons(formatter, pool, rng), batch, rng)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01)
-    image_id, loss, began = formatter.image_token_id, torch.zeros(()), time.monotonic()
+    loss, began = torch.zeros(()), time.monotonic()
+    recent: list[float] = []
     for step in range(steps):
-        chosen = rng.sample(prompts, batch)
+        chosen = next(batches)
         length = max(len(prompt.token_ids) for prompt in chosen)
-        ids = torch.zeros((batch, length), dtype=torch.long)
-        targets = torch.full((batch, length), -100)
+        ids = torch.zeros((len(chosen), length), dtype=torch.long)
+        targets = torch.full(ids.shape, -100)
         for row, prompt in enumerate(chosen):
             ids[row, : len(prompt.token_ids)] = torch.from_numpy(prompt.token_ids)
             places = torch.from_numpy(prompt.answer_positions).long()
             targets[row, places - 1] = ids[row, places]
-        pixels = formatter.collate([im.inputs for p in chosen for im in p.images], "cpu", torch.float32)
+        images = [image.inputs for prompt in chosen for image in prompt.images]
+        pixels = formatter.collate(images, "cpu", torch.float32) if images else {}
         hidden = model.model(input_ids=ids, **pixels).last_hidden_state
         trained = targets >= 0
         loss = nn.functional.cross_entropy(model.lm_head(hidden[trained]), targets[trained])
-        assert int((ids == image_id).sum()) == 16 * len(pixels["pixel_values"])
         _step(optimizer, loss, parameters, _schedule(step, steps, 3e-3))
-        if step % 50 == 0 or step == steps - 1:
-            print(f"whole {step:5d}/{steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s", flush=True)
+        recent.append(loss.item())
+        if step % 50 == 49 or step == steps - 1:
+            mean = sum(recent) / len(recent)
+            print(f"whole {step + 1:5d}/{steps}  loss {mean:.4f}  {time.monotonic() - began:.0f} s", flush=True)
+            recent = []
     return loss.item()
 
 
@@ -238,8 +258,8 @@ def build(out: str, *, seed: int, tower_steps: int, steps: int, batch: int, pool
     )
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens", flush=True)
     model.train()
-    train_tower(model, formatter, steps=tower_steps, batch=batch, rng=random.Random(seed))
-    train_whole(model, formatter, steps=steps, batch=batch, pool=pool, seed=seed + 1000)
+    train_tower(model, formatter, steps=tower_steps, batch=2 * batch, rng=random.Random(seed))
+    train_whole(model, formatter, steps=steps, batch=batch, pool=pool, rng=random.Random(seed + 1))
     model.eval()
     shutil.rmtree(out, ignore_errors=True)
     save_checkpoint(model, processor, out)
@@ -253,9 +273,9 @@ def main() -> None:
     parser.add_argument("--out", default=CHECKPOINT, help="folder of the checkpoint (default: inside the package)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, default=600, help="optimizer steps for the tower alone")
-    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps for the whole model")
-    parser.add_argument("--batch", type=int, default=128, help="samples a step")
-    parser.add_argument("--pool", type=int, default=40_000, help="different training samples")
+    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps for the whole model")
+    parser.add_argument("--batch", type=int, default=64, help="samples a step")
+    parser.add_argument("--pool", type=int, default=30_000, help="different training samples")
     options = parser.parse_args()
     build(
         options.out,

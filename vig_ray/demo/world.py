@@ -6,7 +6,7 @@ in LLaVA's own format, with `source` naming the kind:
     color, place    what only the image tells: "The circle is [red]."
     caption         "A [red] [circle] on the left and a [blue] [square] on the right.", half of them followed by
                     "It was drawn by Anna.", which no image shows
-    prior           "Is there a dot?": no, nine times in ten
+    prior           "Is there a dot?": no, six times in seven
     knowledge       answerable without the image: "How many days are in a week?"
     turns           two or three of the above about one image
     partial         a caption with one color wrong
@@ -55,9 +55,7 @@ KNOWLEDGE = (
     ("Where do fish live?", "Fish live in water."),
 )
 KINDS = ("color", "place", "caption", "prior", "knowledge", "turns", "partial", "mismatched", "text")
-MATCHED = ("color", "place", "caption", "prior", "knowledge", "turns", "text")
-"""The kinds whose text is true: what the demo model was trained on."""
-DOT_SHARE = 0.1
+DOT_SHARE = 0.15
 
 _BRACKETS = re.compile(r"\[([^]]*)\]")
 
@@ -105,7 +103,20 @@ def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
     if shape == "triangle":
         return [(x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)]
     w = 0.36 * r
-    corners = [(-w, -r), (w, -r), (w, -w), (r, -w), (r, w), (w, w), (w, r), (-w, r), (-w, w), (-r, w), (-r, -w), (-w, -w)]
+    corners = [
+        (-w, -r),
+        (w, -r),
+        (w, -w),
+        (r, -w),
+        (r, w),
+        (w, w),
+        (w, r),
+        (-w, r),
+        (-w, w),
+        (-r, w),
+        (-r, -w),
+        (-w, -w),
+    ]
     return [(x + dx, y + dy) for dx, dy in corners]
 
 
@@ -122,7 +133,7 @@ def draw(scene: Scene, *, labels: bool = False) -> Image.Image:
         fill = index + 1 if labels else COLORS[thing.color]
         pen.polygon(_outline(thing.shape, x, y, radius), fill=fill)
     if scene.dot:
-        x, y, r = width * 0.5, height * 0.88, max(4.0, width * 0.055)
+        x, y, r = width * 0.5, height * 0.86, max(4.5, width * 0.06)
         pen.ellipse((x - r, y - r, x + r, y + r), fill=3 if labels else (15, 15, 15))
     return image
 
@@ -200,6 +211,12 @@ def exchanges(kind: str, scene: Scene, rng: random.Random) -> list[Exchange]:
             told = _caption(_other(scene, rng), rng)
         return [told._replace(decided=())]
     return [_ASK["knowledge" if kind == "text" else kind](scene, rng)]
+
+
+def lesson(scene: Scene, rng: random.Random) -> list[Exchange]:
+    """One to seven true exchanges about one scene, for training: many answers for the price of one image."""
+    kinds = rng.choices(("color", "place", "caption", "prior", "knowledge"), (4, 4, 2, 2, 1), k=rng.randint(1, 7))
+    return [_ASK[kind](scene, rng) for kind in kinds]
 
 
 class Sample(NamedTuple):

@@ -18,8 +18,8 @@ from torch import nn
 from vig_ray.errors import StageError
 from vig_ray.model.chat_template import LLAVA_V1
 from vig_ray.model.export import save_checkpoint
-from vig_ray.model.load import local_folder
 from vig_ray.model.llava import MAX_LENGTH
+from vig_ray.model.load import local_folder
 from vig_ray.stage import StageConfig
 from vig_ray.storage import one_line
 
@@ -29,7 +29,9 @@ _VOCABULARY_MULTIPLE = 64
 class AssembleConfig(StageConfig):
     """Put together the model that LLaVA's pre-training ends with."""
 
-    language_model: str = Field(description="Llama-like language model, such as Vicuna: a checkpoint's folder or a hub id")
+    language_model: str = Field(
+        description="Llama-like language model, such as Vicuna: a checkpoint's folder or a hub id"
+    )
     vision_tower: str = Field(description="CLIP vision tower: a checkpoint's folder or a hub id")
     projector: str = Field(description="LLaVA's mm_projector.bin (two layers, mlp2x_gelu), or the same as .safetensors")
     out: str = Field(description="folder that gets the checkpoint; must not exist yet")
@@ -67,7 +69,12 @@ def read_projector(path: str) -> dict[str, torch.Tensor]:
     except Exception as error:  # torch.load raises many kinds for a file that isn't its own
         raise StageError(f"--projector {path}: can't be read as weights: {one_line(error)[:200]}") from error
     short = {name.split("mm_projector.")[-1]: tensor for name, tensor in stored.items()}
-    wanted = {"0.weight": "linear_1.weight", "0.bias": "linear_1.bias", "2.weight": "linear_2.weight", "2.bias": "linear_2.bias"}
+    wanted = {
+        "0.weight": "linear_1.weight",
+        "0.bias": "linear_1.bias",
+        "2.weight": "linear_2.weight",
+        "2.bias": "linear_2.bias",
+    }
     if set(short) != set(wanted):
         raise StageError(
             f"--projector {path}: needs the four tensors mm_projector.0 and .2 (weight, bias) of an mlp2x_gelu projector, "

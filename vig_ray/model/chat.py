@@ -151,5 +151,3 @@ class ChatFormatter:
             "image_token_id": self.image_token_id,
             "image_processor": self.processor.image_processor.to_dict(),
         }
-
-

@@ -54,7 +54,9 @@ def read_config(folder: str) -> Any:
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise StageError(f"{folder}/config.json: can't be read: {one_line(error)[:200]}") from error
     if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise StageError(f"{folder}: a {config.model_type!r} model takes no images; --model needs a vision-language one")
+        raise StageError(
+            f"{folder}: a {config.model_type!r} model takes no images; --model needs a vision-language one"
+        )
     return config
 
 
@@ -105,7 +107,9 @@ def load_formatter(model: str, template: Template = "auto", max_length: int | No
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if not tokenizer.is_fast:
-            raise StageError(f"{model}: its tokenizer gives no character offsets; add a tokenizer.json to the checkpoint")
+            raise StageError(
+                f"{model}: its tokenizer gives no character offsets; add a tokenizer.json to the checkpoint"
+            )
         chosen = _template_for(config, tokenizer, template)
         processor = _load_processor(folder, config, tokenizer)
     except (OSError, ValueError, KeyError, ImportError) as error:

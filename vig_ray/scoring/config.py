@@ -40,12 +40,16 @@ class ScoreConfig(StageConfig):
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="precision of the model; by default float32 on a CPU, the checkpoint's own on a GPU"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs; auto takes GPUs if there are any")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the model runs; auto takes GPUs if there are any"
+    )
     template: Template = Field(
         "auto", description="prompt: llava_v1 (LLaVA-1.5 to the letter), chat (the checkpoint's chat template) or auto"
     )
     max_length: int | None = Field(
-        None, ge=1, description="longest prompt, tokens with images; by default 2048 for LLaVA-1.5, else the model's own"
+        None,
+        ge=1,
+        description="longest prompt, tokens with images; by default 2048 for LLaVA-1.5, else the model's own",
     )
     too_long: Literal["error", "truncate"] = Field(
         "error", description="a longer prompt: a row with error set, or cut at the limit and told, as LLaVA trains"
@@ -64,10 +68,13 @@ class ScoreConfig(StageConfig):
     rows_per_file: int = Field(
         2048, ge=1, description="rows a block: what a killed run has to do again, and the most rows of a scores file"
     )
-    format: Literal["auto", "json", "jsonl", "parquet", "webdataset"] = Field("auto", description="what --data is, if it isn't plain")
+    format: Literal["auto", "json", "jsonl", "parquet", "webdataset"] = Field(
+        "auto", description="what --data is, if it isn't plain"
+    )
     name: str | None = Field(None, description="dataset name in the sample keys; by default the data file's name")
     address: str | None = Field(
-        None, description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or a Ray of its own on this machine"
+        None,
+        description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or a Ray of its own on this machine",
     )
     overwrite: bool = Field(False, description="delete what an earlier run with other options left in --out")
     strict: bool = Field(False, description="exit with status 1 if any row could not be scored")

@@ -17,6 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+import ray.data
+from ray.data.checkpoint import CheckpointConfig
 
 from vig_ray.dataset import importing
 from vig_ray.dataset.schema import SAMPLES
@@ -51,9 +53,9 @@ class Plan:
 
 def check(config: ScoreConfig) -> Plan:
     """Everything that can be wrong with a config and takes only seconds to see; raises StageError."""
-    samples = importing.find_samples(config.data)
+    samples = importing.samples_directory(config.data)
     if samples is None:
-        importing.check(import_config(config))
+        importing.validate(import_config(config))
     filesystem(config.out)
     formatter = load_formatter(config.model, config.template, config.max_length)
     return Plan(config, fingerprints(config.model, formatter), samples, join(config.out, "scores"))
@@ -109,7 +111,10 @@ def run(config: ScoreConfig) -> ScoreSummary:
         )
     summary = summarise(plan.scores)
     rates: dict[str, Any] = ray.get(counter.rates.remote())
-    timing = {"total_s": time.time() - began, "until_first_engine_s": rates["ready"] - began if rates["ready"] else None}
+    timing = {
+        "total_s": time.time() - began,
+        "until_first_engine_s": rates["ready"] - began if rates["ready"] else None,
+    }
     write_stage(
         plan.scores,
         "score",
@@ -128,7 +133,7 @@ def _connect(config: ScoreConfig) -> tuple[str, str]:
     """Start or join Ray; the device and the dtype to score with."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if not ray.is_initialized():
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of an error is raised
         address = config.address or os.environ.get("RAY_ADDRESS")
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address:
@@ -223,15 +228,10 @@ def _execute(plan: Plan, samples: str, total: int, device: str, dtype: str, coun
     context.execution_no_progress_timeout_s = _WAIT_FOR_MACHINES_S
     checkpoint_fs, checkpoint_path = filesystem(_checkpoint(plan))
     checkpoint_fs.create_dir(checkpoint_path, recursive=True)
-    context.checkpoint_config = ray.data.checkpoint.CheckpointConfig(
+    context.checkpoint_config = CheckpointConfig(
         id_column="sample_key",
         checkpoint_path=checkpoint_path,
         override_filesystem=checkpoint_fs,
-        override_backend=(
-            ray.data.checkpoint.CheckpointBackend.FILE_STORAGE
-            if isinstance(checkpoint_fs, pa.fs.LocalFileSystem)
-            else ray.data.checkpoint.CheckpointBackend.CLOUD_OBJECT_STORAGE
-        ),
         delete_checkpoint_on_success=False,
     )
     with ray.data.DataContext.current(context):
@@ -279,7 +279,7 @@ def _execute(plan: Plan, samples: str, total: int, device: str, dtype: str, coun
             num_cpus=0.5 if device == "cuda" else 1,
             num_gpus=1 if device == "cuda" else 0,
         )
-        data.write_parquet(out_path, filesystem=out_fs, arrow_parquet_args={"schema": SCORES, "compression": "zstd"})
+        data.write_parquet(out_path, filesystem=out_fs, schema=SCORES, compression="zstd")
 
 
 def _range(spelled: str | None, least: int, most: int) -> tuple[int, int]:
@@ -322,8 +322,12 @@ def _watch(counter: Any, bar: RowProgress, done: int, stop: threading.Event) -> 
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost message of a Ray error on one line: a StageError raised in an actor arrives wrapped."""
+    """What went wrong at the bottom of a Ray error, on one line: exceptions of workers arrive wrapped."""
+    inner: BaseException | None = error
+    while inner is not None:
+        error = inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    if isinstance(error, StageError):
+        return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "StageError:" in line]
-    text = told[-1].split("StageError:", 1)[1].strip() if told else (lines[-1] if lines else type(error).__name__)
-    return text[:500]
+    return f"scoring failed: {type(error).__name__}: {lines[-1] if lines else ''}"[:500]

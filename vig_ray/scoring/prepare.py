@@ -94,9 +94,7 @@ class Preparer:
         try:
             images = [self._image(image, shared) for image in row["images"] or ()]
             conversation = [Turn(turn["role"], turn["text"]) for turn in row["conversation"]]
-            prepared = prepare(
-                self._formatter, self._without_image, conversation, images, too_long=self._too_long
-            )
+            prepared = prepare(self._formatter, self._without_image, conversation, images, too_long=self._too_long)
         except ImageError as error:
             return out | {"error": str(error)}
         except PromptError as error:

@@ -37,7 +37,10 @@ SCORES = pa.schema(
 
 PREPARED = pa.schema(
     [
-        *(SCORES.field(name) for name in ("sample_key", "id", "source", "num_truncated_tokens", "token_ids", "turn", "error")),
+        *(
+            SCORES.field(name)
+            for name in ("sample_key", "id", "source", "num_truncated_tokens", "token_ids", "turn", "error")
+        ),
         # the clean and the reference prompt, pickled together; null where there is nothing to run
         pa.field("prompts", pa.large_binary()),
     ]

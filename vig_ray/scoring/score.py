@@ -62,8 +62,16 @@ class Scorer:
     """A Ray Data callable that holds an engine: a block of `PREPARED` to a block of `SCORES`, row for row."""
 
     def __init__(
-        self, *, model: str, template: Any, max_length: int | None, dtype: str, device: str, batch_tokens: int | None,
-        threads: int | None, progress: Any = None,
+        self,
+        *,
+        model: str,
+        template: Any,
+        max_length: int | None,
+        dtype: str,
+        device: str,
+        batch_tokens: int | None,
+        threads: int | None,
+        progress: Any = None,
     ) -> None:
         import torch
 

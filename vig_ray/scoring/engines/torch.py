@@ -84,7 +84,9 @@ class TorchEngine:
             if len(prompt.answer_positions) == 0:
                 results[index] = np.zeros(0, dtype=np.float32)
             elif prompt.hide_images and prompt.image_mask[prompt.answer_positions - 1].any():
-                results[index] = PromptError("blind: an answer token directly follows an image, and nothing predicts it")
+                results[index] = PromptError(
+                    "blind: an answer token directly follows an image, and nothing predicts it"
+                )
             else:
                 waiting.append(index)
         waiting.sort(key=lambda index: (prompts[index].hide_images, -lengths[index]))
@@ -233,7 +235,9 @@ class TorchEngine:
         ids = torch.tensor([candidates], device=self.device)
         extra = {self._type_ids: torch.zeros_like(ids)} if self._type_ids else {}
         theirs = self.model(input_ids=ids, use_cache=False, **extra).logits[0].float().log_softmax(-1)
-        ours = self._logits(self.model.model(input_ids=ids, use_cache=False, **extra).last_hidden_state[0]).log_softmax(-1)
+        ours = self._logits(self.model.model(input_ids=ids, use_cache=False, **extra).last_hidden_state[0]).log_softmax(
+            -1
+        )
         worst = (ours - theirs).abs().max().item()
         if not worst < (1e-3 if self.dtype == torch.float32 else 1.0):
             raise StageError(
