@@ -105,7 +105,7 @@ def write_qwen(folder: str, seed: int = 0) -> None:
 def sentencepiece_like(kind: str) -> PreTrainedTokenizerFast:
     """A tokenizer with LLaVA's special tokens over `CORPUS`.
 
-    `first` and `always`: Metaspace with its two ways to prefix a space; `legacy`: Llama's normalizer (Prepend, Replace),
+    `first`, `always`: Metaspace, its two ways to prefix a space; `legacy`: Llama's normalizer (Prepend, Replace),
     as Vicuna's converted tokenizers have; `bytes`: byte-level BPE.
     """
     specials = ["<unk>", "<s>", "</s>", "<image>"]

@@ -1,4 +1,4 @@
-"""Prompts and answer masks, checked against the text that they cover and against LLaVA's template written out by hand."""
+"""Prompts and answer masks, checked against the text that they cover and against LLaVA's template by hand."""
 
 from __future__ import annotations
 

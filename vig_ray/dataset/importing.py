@@ -68,7 +68,8 @@ class ImportReport:
     def text(self) -> str:
         """The counts, which add up, and where the samples lie, for a person."""
         lines = [
-            f"read {self.read:,} = with images {self.with_images:,} + text-only {self.text_only:,} + failed {self.failed:,}"
+            f"read {self.read:,} = with images {self.with_images:,} + text-only {self.text_only:,} "
+            f"+ failed {self.failed:,}"
         ]
         lines += [f"  failed {count:,}: {kind}" for kind, count in sorted(self.failures.items(), key=lambda f: -f[1])]
         return "\n".join([*lines, f"samples: {self.directory}"])

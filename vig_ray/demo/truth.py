@@ -31,7 +31,7 @@ class Known:
 
     def auroc(self) -> float:
         """Probability that a decided token has a larger gain than another one (ties count half)."""
-        values, inverse, counts = np.unique(self.gain, return_inverse=True, return_counts=True)
+        _, inverse, counts = np.unique(self.gain, return_inverse=True, return_counts=True)
         last = np.cumsum(counts)
         ranks = (last - (counts - 1) / 2)[inverse]
         positive = int(self.decided.sum())
@@ -93,9 +93,8 @@ def main() -> None:
     print(
         f"AUROC of token gain: {known.auroc():.4f} over {len(known.gain):,} tokens, {known.decided.mean():.1%} decided"
     )
-    print(
-        f"mean token gain: decided {known.gain[known.decided].mean():+.3f}, others {known.gain[~known.decided].mean():+.3f}"
-    )
+    decided, others = known.gain[known.decided].mean(), known.gain[~known.decided].mean()
+    print(f"mean token gain: decided {decided:+.3f}, others {others:+.3f}")
     for kind in sorted(set(known.sample_kind)):
         here = known.kind == kind
         row = f"{kind:<11} mean VIG {known.mean_sample_gain(kind):+.3f}"

@@ -77,7 +77,7 @@ def read_projector(path: str) -> dict[str, torch.Tensor]:
     }
     if set(short) != set(wanted):
         raise StageError(
-            f"--projector {path}: needs the four tensors mm_projector.0 and .2 (weight, bias) of an mlp2x_gelu projector, "
+            f"--projector {path}: needs weight and bias of mm_projector.0 and .2, an mlp2x_gelu projector, "
             f"but holds {', '.join(sorted(stored)[:6]) or 'nothing'}"
         )
     return {wanted[name]: tensor for name, tensor in short.items()}

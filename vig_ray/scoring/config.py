@@ -26,7 +26,7 @@ class ScoreConfig(StageConfig):
     """Score every answer token of a dataset with and without its image."""
 
     data: str = Field(
-        description="dataset: LLaVA or messages file (.json, .jsonl, .parquet), WebDataset shards, or a samples/ directory"
+        description="dataset: LLaVA or messages file (.json, .jsonl, .parquet), WebDataset shards, or samples/"
     )
     model: str = Field(description="vision-language model: a checkpoint's folder or a hub id")
     out: str = Field(description="directory that gets scores/ (and samples/, where the data is imported here)")

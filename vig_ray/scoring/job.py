@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _ROWS_PREPARED_AT_ONCE = 64
 _WAIT_FOR_MACHINES_S = 24 * 3600
 _SPARE_CPUS = 6
+_EVENTS_KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,13 @@ def run(config: ScoreConfig) -> ScoreSummary:
     done = _checkpointed_rows(plan)
     if done:
         log.warning("going on: %s of %s rows were scored by an earlier run", f"{done:,}", f"{total:,}")
-    counter: Any = _Counter.options(name=None).remote()
+    counter: Any = _Counter.remote()  # type: ignore[attr-defined]
     with RowProgress("score", total, done=done) as bar:
         stop = threading.Event()
         watcher = threading.Thread(target=_watch, args=(counter, bar, done, stop), daemon=True)
         watcher.start()
         try:
-            _execute(plan, samples, total, device, dtype, counter)
+            _execute(plan, samples, device, dtype, counter)
         except ray.exceptions.RayError as error:
             raise StageError(_cause(error)) from error
         finally:
@@ -107,7 +108,8 @@ def run(config: ScoreConfig) -> ScoreSummary:
     written = _count_rows(plan.scores)
     if written != total:
         raise StageError(
-            f"{plan.scores}: {written:,} rows written for {total:,} samples; run again with --overwrite and please report it"
+            f"{plan.scores}: {written:,} rows written for {total:,} samples; "
+            "run again with --overwrite, and please report it"
         )
     summary = summarise(plan.scores)
     rates: dict[str, Any] = ray.get(counter.rates.remote())
@@ -123,7 +125,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
         complete=True,
         counts=summary.counts(),
         reference=REFERENCES[config.reference].parameters,
-        timing=timing | {"rows_by_second": rates["rows"]},
+        timing=timing | {"rows_over_time": rates["rows"]},
     )
     clear_directory(_checkpoint(plan))
     return summary
@@ -218,7 +220,7 @@ def _checkpointed_rows(plan: Plan) -> int:
     return sum(pq.read_metadata(path, filesystem=fs).num_rows for path in committed)
 
 
-def _execute(plan: Plan, samples: str, total: int, device: str, dtype: str, counter: Any) -> None:
+def _execute(plan: Plan, samples: str, device: str, dtype: str, counter: Any) -> None:
     """Build the Ray Data plan and run it to its end."""
     config = plan.config
     fs, _ = filesystem(samples)
@@ -295,7 +297,7 @@ class _Counter:
 
     def __init__(self) -> None:
         self._rows, self._failed, self._ready = 0, 0, 0.0
-        self._by_second: dict[int, int] = {}
+        self._events: list[tuple[float, int]] = []
 
     def ready(self) -> None:
         self._ready = self._ready or time.time()
@@ -303,13 +305,15 @@ class _Counter:
     def add(self, rows: int, failed: int) -> None:
         self._rows += rows
         self._failed += failed
-        self._by_second[int(time.time())] = self._rows
+        self._events.append((time.time(), self._rows))
+        if len(self._events) > _EVENTS_KEPT:
+            self._events = self._events[::2]
 
     def total(self) -> tuple[int, int]:
         return self._rows, self._failed
 
     def rates(self) -> dict[str, Any]:
-        return {"ready": self._ready, "rows": self._by_second}
+        return {"ready": self._ready, "rows": self._events}
 
 
 def _watch(counter: Any, bar: RowProgress, done: int, stop: threading.Event) -> None:

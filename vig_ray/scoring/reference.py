@@ -27,7 +27,7 @@ def blur_kernel(width: int) -> int:
 
 
 def blur_pixels(pixels: Pixels) -> Pixels:
-    """Blur uint8 [H, W, 3] with a Gaussian of kernel k (by width) and sigma k - 1, borders reflected (OpenCV's default)."""
+    """Blur uint8 [H, W, 3]: Gaussian of kernel k (by width) and sigma k - 1, borders reflected (OpenCV's default)."""
     kernel = blur_kernel(pixels.shape[1])
     blurred: Pixels = cv2.GaussianBlur(pixels, (kernel, kernel), sigmaX=kernel - 1, sigmaY=kernel - 1)
     return blurred

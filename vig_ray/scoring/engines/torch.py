@@ -133,7 +133,7 @@ class TorchEngine:
             ids_BL[index, : len(row.ids)] = row.ids
             is_image_BL[index, : len(row.ids)] = row.is_image
         inputs: dict[str, Any] = {"input_ids": self._to_device(ids_BL), "use_cache": False}
-        # All ones, padding too: it says that nothing is masked and, with position ids of our own, that nothing is packed.
+        # All ones, padding too: nothing is masked and, with position ids of our own, nothing is packed.
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         if self._type_ids:
             inputs[self._type_ids] = self._to_device(is_image_BL)
@@ -225,7 +225,8 @@ class TorchEngine:
             logits = logits + head.bias.float()
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
+        found: torch.Tensor = logits
+        return found
 
     @torch.inference_mode()
     def _check_head(self) -> None:

@@ -1,0 +1,89 @@
+"""Runs the command line as a user does, each command in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from vig_ray.demo import CHECKPOINT, world
+
+HELD_OUT_SEED = 20_000
+ROOT = Path(__file__).parents[2]
+
+
+def vig(*arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `vig ARGUMENTS`; with `check`, a status other than 0 fails the test with what was printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vig_ray.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        cwd=ROOT,
+        timeout=500,
+    )
+    if check and done.returncode != 0:
+        pytest.fail(f"vig {' '.join(arguments)}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def read_scores(out: Path | str) -> list[dict[str, Any]]:
+    rows = []
+    for file in sorted(Path(out, "scores").glob("*.parquet")):
+        rows += pq.read_table(file).to_pylist()
+    return sorted(rows, key=lambda row: row["sample_key"])
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2,000 demo samples that the demo model was not trained on, scored with `blur` by the command line."""
+    out = tmp_path_factory.mktemp("held-out")
+    data = world.write(str(out / "data"), 2000, HELD_OUT_SEED)
+    done = vig("score", "--data", data, "--model", CHECKPOINT, "--out", str(out), "--reference", "blur")
+    (out / "printed.txt").write_text(done.stdout)
+    (out / "progress.txt").write_text(done.stderr)
+    return out
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for the tests that score in this process."""
+    import ray
+
+    ray.init(num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Callable[[], Any]]:
+    """An S3-compatible server on this machine; its address and keys are in the environment while it runs."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    from vig_ray import storage
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    patch = pytest.MonkeyPatch()
+    for name, value in settings.items():
+        patch.setenv(name, value)
+    storage._s3.cache_clear()
+    yield lambda: boto3.client("s3", endpoint_url=settings["AWS_ENDPOINT_URL"], region_name="us-east-1")
+    patch.undo()
+    storage._s3.cache_clear()
+    server.stop()

@@ -1,0 +1,172 @@
+"""The command line: wrong input fails at once with one line and starts nothing; options, YAML and environment agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.end_to_end.conftest import ROOT, read_scores, vig
+from vig_ray.cli import VERBS
+from vig_ray.demo import CHECKPOINT, world
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    world.write(str(folder), 24, seed=5)
+    (folder / "notes.txt").write_text("nothing to import")
+    (folder / "not_json.json").write_text("hello")
+    pq.write_table(pa.table({"caption": ["a"], "pixels": ["b"]}), folder / "unknown.parquet")
+    (folder / "lm").mkdir()
+    (folder / "lm" / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text("{")
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"--data": "nowhere.json"}, "nowhere.json: no such file"),
+        ({"--data": "{small}/notes.txt"}, "notes.txt"),
+        ({"--data": "{small}/empty"}, "empty"),
+        ({"--data": "{small}/unknown.parquet"}, "caption, pixels"),
+        ({"--images": "{small}/no-folder"}, "no-folder"),
+        ({"--model": "./no-model"}, "./no-model: no such folder"),
+        ({"--model": "no-model"}, "no-model: no such folder"),
+        ({"--model": "nobody/nothing"}, "nobody/nothing: no such folder, and the hub gave"),
+        ({"--model": "{small}/empty"}, "no config.json"),
+        ({"--model": "{small}/broken"}, "config.json: can't be read"),
+        ({"--model": "{small}/lm"}, "takes no images"),
+        ({"--reference": "fog"}, "--reference 'fog'"),
+        ({"--dtype": "int8"}, "--dtype 'int8'"),
+        ({"--workers": "8..2"}, "--workers '8..2'"),
+        ({"--window": "0"}, "--window '0'"),
+        ({"--out": "ftx://bucket/out"}, "ftx://bucket/out"),
+        ({"--config": "{small}/none.yaml"}, "none.yaml"),
+    ],
+)
+def test_wrong_options_fail_in_one_line_before_anything_starts(
+    small: Path, tmp_path: Path, changes: dict[str, str], told: str
+) -> None:
+    options = {"--data": "{small}/data.json", "--model": CHECKPOINT, "--out": str(tmp_path / "out")} | changes
+    arguments = [part.replace("{small}", str(small)) for option in options.items() for part in option]
+    done = vig("score", *arguments, check=False, RAY_TMPDIR=str(tmp_path / "ray"))
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("vig: ")
+    assert told in lines[0]
+    assert not (tmp_path / "ray").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_options_are_named(tmp_path: Path) -> None:
+    done = vig("score", "--data", "x.json", check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "vig: --model is required; --out is required"
+
+
+def test_unknown_options_in_yaml_are_named(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("data: x\nmodel: y\nout: z\nbatchsize: 3\n")
+    done = vig("score", "--config", str(tmp_path / "c.yaml"), check=False)
+    assert done.returncode == 2
+    assert "--batchsize: no such option" in done.stderr
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_names_every_option_with_its_default(verb: str) -> None:
+    config, _ = VERBS[verb].load()
+    printed = " ".join(vig(verb, "--help").stdout.split())
+    for name, field in config.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in printed
+        assert field.description
+        if field.default is not None and not field.is_required() and field.annotation is not bool:
+            assert f"(default: {field.default})" in printed
+
+
+def test_yaml_environment_and_command_line_in_that_order(small: Path, tmp_path: Path) -> None:
+    options = {"data": str(small / "data.json"), "model": CHECKPOINT, "out": str(tmp_path / "yaml"), "window": 7}
+    options |= {"rows-per-file": 8, "reference": "blur"}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(options))
+    out = str(tmp_path / "line")
+    vig("score", "--config", str(tmp_path / "c.yaml"), "--out", out, VIG_SCORE_WINDOW="5", VIG_SCORE_OUT="env")
+    used = json.loads((tmp_path / "line" / "scores" / "stage.json").read_text())["config"]
+    assert used["out"] == out
+    assert used["window"] == 5
+    assert used["rows_per_file"] == 8
+    assert len(list((tmp_path / "line" / "scores").glob("*.parquet"))) >= 3
+    assert len(read_scores(out)) == 24
+
+
+def test_python_gives_what_the_command_line_gives(small: Path, tmp_path: Path, local_ray: None) -> None:
+    from vig_ray.scoring import job
+    from vig_ray.scoring.config import ScoreConfig
+
+    summary = job.run(ScoreConfig(data=str(small / "data.json"), model=CHECKPOINT, out=str(tmp_path)))
+    assert summary.read == 24 == len(read_scores(tmp_path))
+    assert json.loads(json.dumps(summary.counts()))["read"] == 24
+
+
+def test_import_then_score_a_directory_of_samples(small: Path, tmp_path: Path, local_ray: None) -> None:
+    from vig_ray.scoring import job
+    from vig_ray.scoring.config import ScoreConfig
+
+    done = vig("import", "--data", str(small / "data.json"), "--out", str(tmp_path / "imported"))
+    assert "read 24 = " in done.stdout
+    job.run(ScoreConfig(data=str(tmp_path / "imported"), model=CHECKPOINT, out=str(tmp_path / "scored")))
+    assert len(read_scores(tmp_path / "scored")) == 24
+    assert not (tmp_path / "scored" / "samples").exists()
+
+
+def test_strict_import_tells_by_its_status(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"conversations": []}\n')
+    assert vig("import", "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "a")).returncode == 0
+    done = vig("import", "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "a"), "--strict", check=False)
+    assert done.returncode == 1
+    assert "failed 1" in done.stdout
+
+
+def test_everything_on_object_storage(small: Path, s3) -> None:
+    """Data, images and scores on an S3-compatible server; resumable there as anywhere."""
+    client = s3()
+    client.create_bucket(Bucket="world")
+    for file in [small / "data.json", *(small / "images").iterdir()]:
+        client.upload_file(str(file), "world", f"demo/{file.relative_to(small)}")
+    vig("score", "--data", "s3://world/demo/data.json", "--model", CHECKPOINT, "--out", "s3://world/out")
+    keys = [one["Key"] for one in client.list_objects_v2(Bucket="world", Prefix="out/")["Contents"]]
+    parts = [key for key in keys if key.startswith("out/scores/") and key.endswith(".parquet")]
+    rows = []
+    for key in parts:
+        body = client.get_object(Bucket="world", Key=key)["Body"].read()
+        rows += pq.read_table(pa.BufferReader(body)).to_pylist()
+    assert len({row["sample_key"] for row in rows}) == len(rows) == 24
+    assert all(row["error"] is None for row in rows)
+    again = vig("score", "--data", "s3://world/demo/data.json", "--model", CHECKPOINT, "--out", "s3://world/out")
+    assert "already complete" in again.stderr
+
+
+def test_a_missing_bucket_is_one_line(small: Path, s3) -> None:
+    done = vig("score", "--data", "s3://no-such-bucket/d.json", "--model", CHECKPOINT, "--out", "s3://x/y", check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "s3://no-such-bucket/d.json" in done.stderr
+
+
+def test_scoring_can_be_imported_without_ray() -> None:
+    """A machine with torch and transformers alone runs the engine."""
+    code = (
+        "import sys; sys.modules['ray'] = None; sys.modules['vllm'] = None\n"
+        "import vig_ray.scoring.engines.torch, vig_ray.scoring.gain, vig_ray.scoring.prepare, vig_ray.scoring.score\n"
+        "import vig_ray.model.load, vig_ray.scoring.reference, vig_ray.scoring.config, vig_ray.scoring.summary"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ)

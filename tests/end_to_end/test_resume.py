@@ -1,0 +1,143 @@
+"""Kills of the driver and of actors in the middle: every key comes out once, with the undisturbed run's numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.end_to_end.conftest import ROOT, read_scores, vig
+from vig_ray.demo import CHECKPOINT
+from vig_ray.scoring.config import ScoreConfig
+
+
+def assert_same_scores(out: Path, undisturbed: Path, keys: set[str] | None = None) -> None:
+    rows, expected = read_scores(out), read_scores(undisturbed)
+    expected = [row for row in expected if keys is None or row["sample_key"] in keys]
+    assert [row["sample_key"] for row in rows] == [row["sample_key"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["error"] == other["error"]
+        assert row["token_ids"] == other["token_ids"]
+        if other["vig"] is None:
+            assert row["vig"] is None
+        else:
+            np.testing.assert_allclose(row["clean_logprobs"], other["clean_logprobs"], atol=1e-5)
+            np.testing.assert_allclose(row["reference_logprobs"], other["reference_logprobs"], atol=1e-5)
+
+
+def committed_rows(out: Path) -> int:
+    rows = 0
+    for file in (out / ".score-checkpoint").glob("*.parquet"):
+        if not file.name.endswith(".pending.parquet"):
+            try:
+                rows += pq.read_metadata(file).num_rows
+            except OSError:  # renamed between the listing and the reading
+                continue
+    return rows
+
+
+def test_a_killed_driver_goes_on_where_it_was(held_out: Path, tmp_path: Path) -> None:
+    command = ["score", "--data", str(held_out), "--model", CHECKPOINT, "--out", str(tmp_path), "--rows-per-file", "64"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "vig_ray.cli", *command],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    # A random moment of the run: after at least so many rows were written, and then a little more.
+    wanted = int(np.random.default_rng().integers(100, 1200))
+    while committed_rows(tmp_path) < wanted:
+        assert driver.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    _wait_until_ray_is_gone(driver.pid)
+    kept = committed_rows(tmp_path)
+    assert wanted <= kept < 2000
+    scores = tmp_path / "scores"
+    assert not json.loads((scores / "stage.json").read_text())["complete"]
+    committed = {
+        file.stem for file in (tmp_path / ".score-checkpoint").glob("*.parquet") if ".pending" not in file.name
+    }
+    # Data files of committed blocks carry the checkpoint's name as their beginning; they must survive the second run.
+    before = {file: file.stat().st_mtime_ns for file in scores.glob("*.parquet") if _of(file, committed)}
+    assert before
+
+    again = vig(*command)
+    assert "going on" in again.stderr
+    for file, written in before.items():
+        assert file.stat().st_mtime_ns == written, "a block that was finished was written again"
+    assert_same_scores(tmp_path, held_out)
+    stage = json.loads((scores / "stage.json").read_text())
+    assert stage["complete"]
+    # The checkpoint was in force: the second run scored only what the first had not.
+    assert stage["timing"]["rows_over_time"][-1][1] == 2000 - kept
+    assert not (tmp_path / ".score-checkpoint").exists()
+
+    third = vig(*command)
+    assert "already complete" in third.stderr
+    assert_same_scores(tmp_path, held_out)
+
+
+def _of(file: Path, committed: set[str]) -> bool:
+    return any(file.name.startswith(name) for name in committed)
+
+
+def _wait_until_ray_is_gone(pid: int) -> None:
+    """Ray's daemons follow their driver within seconds."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        left = subprocess.run(["pgrep", "-s", str(pid)], capture_output=True, text=True).stdout.split()
+        if not left:
+            return
+        time.sleep(0.2)
+    os.killpg(pid, signal.SIGKILL)
+
+
+def test_killed_actors_cost_nothing(held_out: Path, tmp_path: Path, local_ray: None) -> None:
+    from vig_ray.scoring import job
+
+    stop, killed = threading.Event(), []
+
+    def killer() -> None:
+        """Once rows are being written, kill one worker of each stage with -9."""
+        while not stop.is_set() and committed_rows(tmp_path) < 128:
+            time.sleep(0.05)
+        for stage in ("Preparer", "Scorer"):
+            found = subprocess.run(["pgrep", "-f", f"ray::.*{stage}"], capture_output=True, text=True).stdout.split()
+            if found and not stop.is_set():
+                os.kill(int(found[0]), signal.SIGKILL)
+                killed.append(stage)
+
+    thread = threading.Thread(target=killer, daemon=True)
+    thread.start()
+    config = ScoreConfig(data=str(held_out), model=CHECKPOINT, out=str(tmp_path), rows_per_file=128, window=64)
+    summary = job.run(config)
+    stop.set()
+    thread.join()
+    assert killed == ["Preparer", "Scorer"]
+    assert (summary.read, summary.failed) == (2000, 0)
+    assert_same_scores(tmp_path, held_out)
+
+
+@pytest.mark.parametrize("changed", [{"reference": "blind"}, {"too_long": "truncate"}, {"dtype": "bfloat16"}])
+def test_scores_of_other_options_are_not_mixed(held_out: Path, changed: dict[str, str]) -> None:
+    arguments = [part for name, value in changed.items() for part in (f"--{name.replace('_', '-')}", value)]
+    before = {file: file.stat().st_mtime_ns for file in (held_out / "scores").iterdir()}
+    done = vig("score", "--data", str(held_out), "--model", CHECKPOINT, "--out", str(held_out), *arguments, check=False)
+    assert done.returncode == 2
+    assert next(iter(changed)) in done.stderr
+    assert "--overwrite" in done.stderr
+    assert {file: file.stat().st_mtime_ns for file in (held_out / "scores").iterdir()} == before

@@ -1,0 +1,181 @@
+"""`vig assemble` tensor by tensor, and its forward against one put together by hand from the parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPConfig,
+    CLIPModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from tests import tiny_models
+from vig_ray.errors import StageError
+from vig_ray.model.assemble import AssembleConfig, run
+from vig_ray.model.load import load_formatter
+from vig_ray.model.prompt import PromptImage, Turn
+
+WIDE, DEEP = 32, 48
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Vicuna, a whole CLIP (its text half is not wanted) and a projector in LLaVA's layout."""
+    folder = tmp_path_factory.mktemp("parts")
+    torch.manual_seed(0)
+    tokenizer = tiny_models.sentencepiece_like("legacy")
+    language = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=DEEP, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=4, bos_token_id=1, eos_token_id=2,
+        )
+    )  # fmt: skip
+    language.save_pretrained(folder / "vicuna")
+    tokenizer.save_pretrained(folder / "vicuna")
+    vision = {"hidden_size": WIDE, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    vision |= {"image_size": 28, "patch_size": 14, "projection_dim": 16}
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)).save_pretrained(folder / "clip")
+    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
+        folder / "clip"
+    )
+    projector = {
+        "model.mm_projector.0.weight": torch.randn(DEEP, WIDE),
+        "model.mm_projector.0.bias": torch.randn(DEEP),
+        "model.mm_projector.2.weight": torch.randn(DEEP, DEEP),
+        "model.mm_projector.2.bias": torch.randn(DEEP),
+    }
+    torch.save(projector, folder / "mm_projector.bin")
+    return folder
+
+
+def config(parts: Path, out: Path, **changes: str) -> AssembleConfig:
+    values = {
+        "language_model": str(parts / "vicuna"),
+        "vision_tower": str(parts / "clip"),
+        "projector": str(parts / "mm_projector.bin"),
+        "out": str(out),
+        "dtype": "float32",
+    }
+    return AssembleConfig(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def assembled(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("assembled") / "model"
+    run(config(parts, out))
+    return out
+
+
+def test_every_tensor_is_where_it_belongs(parts: Path, assembled: Path) -> None:
+    found = AutoModelForImageTextToText.from_pretrained(assembled).state_dict()
+    language = LlamaForCausalLM.from_pretrained(parts / "vicuna").state_dict()
+    clip = CLIPModel.from_pretrained(parts / "clip").state_dict()
+    projector = torch.load(parts / "mm_projector.bin", weights_only=True)
+    expected = {}
+    for name, tensor in language.items():
+        place = name if name.startswith("lm_head") else "model.language_model." + name.removeprefix("model.")
+        expected[place] = tensor
+    for name, tensor in clip.items():
+        if name.startswith("vision_model."):
+            expected["model.vision_tower." + name.removeprefix("vision_model.")] = tensor
+    for name, tensor in projector.items():
+        layer = {"0": "linear_1", "2": "linear_2"}[name.split(".")[2]]
+        expected[f"model.multi_modal_projector.{layer}.{name.split('.')[3]}"] = tensor
+    assert sorted(found) == sorted(expected)
+    for name, tensor in expected.items():
+        same = found[name]
+        if same.shape != tensor.shape:  # the vocabulary grew: the new rows are zero
+            assert same.shape[0] % 64 == 0
+            assert not same[tensor.shape[0] :].any()
+            same = same[: tensor.shape[0]]
+        torch.testing.assert_close(same, tensor, rtol=0, atol=0)
+
+
+def test_forward_is_the_parts_in_a_row(parts: Path, assembled: Path) -> None:
+    formatter = load_formatter(str(assembled))
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+    image = PromptImage("p", lambda: pixels, formatter.preprocess)
+    prompt = formatter.prompt([Turn("user", "<image>\nRed?"), Turn("assistant", "The left.")], [image])
+    inputs = formatter.collate([image.inputs], "cpu", torch.float32)
+    ids = torch.from_numpy(prompt.token_ids).long()[None]
+    with torch.no_grad():
+        logits = AutoModelForImageTextToText.from_pretrained(assembled)(input_ids=ids, **inputs).logits
+        tower = CLIPModel.from_pretrained(parts / "clip").vision_model
+        features = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
+        weights = torch.load(parts / "mm_projector.bin", weights_only=True)
+        first = torch.nn.functional.linear(
+            features, weights["model.mm_projector.0.weight"], weights["model.mm_projector.0.bias"]
+        )
+        projected = torch.nn.functional.linear(
+            torch.nn.functional.gelu(first),
+            weights["model.mm_projector.2.weight"],
+            weights["model.mm_projector.2.bias"],
+        )
+        language = LlamaForCausalLM.from_pretrained(parts / "vicuna")
+        is_image = torch.from_numpy(prompt.image_mask)
+        embeds = language.model.embed_tokens(ids.masked_fill(is_image, 0))
+        embeds[0, is_image] = projected[0]
+        expected = language(inputs_embeds=embeds).logits
+    torch.testing.assert_close(logits[..., : expected.shape[-1]], expected, rtol=0, atol=1e-4)
+    assert not logits[..., expected.shape[-1] :].any()
+
+
+def test_weights_are_in_the_hubs_layout(assembled: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(assembled / "model.safetensors", "pt") as file:
+        prefixes = {".".join(name.split(".")[:2]) for name in file.keys()}  # noqa: SIM118
+    assert prefixes == {
+        "language_model.model", "language_model.lm_head", "vision_tower.vision_model",
+        "multi_modal_projector.linear_1", "multi_modal_projector.linear_2",
+    }  # fmt: skip
+
+
+def test_its_processor_pads_and_its_template_is_vicunas(assembled: Path) -> None:
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(assembled)
+    assert processor.image_processor.do_pad
+    text = processor.apply_chat_template([{"role": "user", "content": "q"}], add_generation_prompt=True)
+    assert text.endswith("USER: q ASSISTANT:")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"projector": "nowhere.bin"}, "--projector nowhere.bin: no such file"),
+        ({"language_model": "/nowhere"}, "/nowhere: no such folder; --language-model takes"),
+        ({"vision_tower": "/nowhere"}, "/nowhere: no such folder; --vision-tower takes"),
+    ],
+)
+def test_missing_parts_are_named(parts: Path, tmp_path: Path, changes: dict[str, str], told: str) -> None:
+    with pytest.raises(StageError, match=told):
+        run(config(parts, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_projectors_are_refused(parts: Path, tmp_path: Path) -> None:
+    torch.save({"model.mm_projector.weight": torch.zeros(2, 2)}, tmp_path / "linear.bin")
+    with pytest.raises(StageError, match=r"needs weight and bias of mm_projector.0 and .2.*mm_projector.weight"):
+        run(config(parts, tmp_path / "out", projector=str(tmp_path / "linear.bin")))
+    other = {f"model.mm_projector.{n}": torch.zeros(8, 8) for n in ("0.weight", "2.weight")}
+    other |= {f"model.mm_projector.{n}": torch.zeros(8) for n in ("0.bias", "2.bias")}
+    torch.save(other, tmp_path / "other.bin")
+    with pytest.raises(
+        StageError, match="from 8 to 8 dimensions, but the vision tower has 32 and the language model 48"
+    ):
+        run(config(parts, tmp_path / "out", projector=str(tmp_path / "other.bin")))
+    (tmp_path / "text.bin").write_text("not weights")
+    with pytest.raises(StageError, match="can't be read as weights"):
+        run(config(parts, tmp_path / "out", projector=str(tmp_path / "text.bin")))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(StageError, match="exists already"):
+        run(config(parts, tmp_path / "there"))
