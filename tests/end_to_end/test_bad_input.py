@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.end_to_end.conftest import read_scores, vig
+from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
 
 
@@ -140,7 +141,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[
         ("fewer tags", "1"),
         ("more tags", "2"),
         ("no tag", "0"),
-        ("too long", "too long: "),
+        ("too long", "TooLong: "),
         ("broken utf-8", "UnicodeDecodeError"),
         ("garbage", "JSON"),
         ("not an object", "object"),
@@ -170,7 +171,7 @@ def test_unusual_images_are_seen_as_they_look(bad, demo_formatter, demo_model) -
     from transformers import AutoImageProcessor
 
     from tests.oracle import blurred, plain_logprobs
-    from vig_ray.model.prompt import PromptImage, Turn
+    from vig_ray.model.prompt import PromptImage
 
     _, rows, looks = bad
     processor = AutoImageProcessor.from_pretrained(CHECKPOINT)

@@ -17,10 +17,11 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests import tiny_models
+from vig_ray.dataset.schema import Turn
 from vig_ray.errors import StageError
 from vig_ray.model.assemble import AssembleConfig, run
 from vig_ray.model.load import load_formatter
-from vig_ray.model.prompt import PromptImage, Turn
+from vig_ray.model.prompt import PromptImage
 
 WIDE, DEEP = 32, 48
 

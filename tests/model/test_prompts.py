@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import tiny_models
+from vig_ray.dataset.schema import Turn
 from vig_ray.model.chat_template import LLAVA_V1
 from vig_ray.model.llava import LlavaFormatter, pad_to_square, render
 from vig_ray.model.load import load_formatter
-from vig_ray.model.prompt import PromptError, PromptImage, Turn, truncate
+from vig_ray.model.prompt import PromptError, PromptImage, truncate
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

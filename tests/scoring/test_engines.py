@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from tests.oracle import blurred, plain_logprobs
+from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.model.load import load_formatter, load_model
-from vig_ray.model.prompt import Prompt, PromptError, PromptImage, Turn
+from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines.torch import TorchEngine, plan_batches
 from vig_ray.scoring.reference import blind, blur
 
@@ -202,7 +203,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(family: Family, pictur
         scarce.restore()
     failed = [result for result in found if isinstance(result, PromptError)]
     assert len(failed) == 1
-    assert "out of memory" in str(failed[0])
+    assert "OutOfMemory" in str(failed[0])
     assert isinstance(found[[len(p.token_ids) for p in prompts].index(longest)], PromptError)
 
 

@@ -133,7 +133,7 @@ def draw(scene: Scene, *, labels: bool = False) -> Image.Image:
         fill = index + 1 if labels else COLORS[thing.color]
         pen.polygon(_outline(thing.shape, x, y, radius), fill=fill)
     if scene.dot:
-        x, y, r = width * 0.5, height * 0.86, max(4.5, width * 0.06)
+        x, y, r = width * 0.5, height * 0.86, max(5.0, width * 0.07)
         pen.ellipse((x - r, y - r, x + r, y + r), fill=3 if labels else (15, 15, 15))
     return image
 
@@ -215,7 +215,7 @@ def exchanges(kind: str, scene: Scene, rng: random.Random) -> list[Exchange]:
 
 def lesson(scene: Scene, rng: random.Random) -> list[Exchange]:
     """One to seven true exchanges about one scene, for training: many answers for the price of one image."""
-    kinds = rng.choices(("color", "place", "caption", "prior", "knowledge"), (4, 4, 2, 2, 1), k=rng.randint(1, 7))
+    kinds = rng.choices(("color", "place", "caption", "prior", "knowledge"), (4, 4, 2, 3, 1), k=rng.randint(1, 7))
     return [_ASK[kind](scene, rng) for kind in kinds]
 
 

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.model.prompt import (
-    IMAGE_TAG,
     ImageInputs,
     Pixels,
     Prompt,
     PromptError,
     PromptImage,
-    Turn,
     answer_token_turns,
 )
 
@@ -35,7 +34,7 @@ def _messages(conversation: Sequence[Turn], answers: Sequence[str]) -> list[dict
     for turn in conversation:
         text = next(remaining) if turn.role == "assistant" else turn.text
         parts: list[dict[str, str]] = []
-        for index, piece in enumerate(text.split(IMAGE_TAG)):
+        for index, piece in enumerate(text.split(IMAGE_MARK)):
             if index:
                 parts.append({"type": "image"})
             if piece:
@@ -54,7 +53,7 @@ class ChatFormatter:
         self.max_length = max_length
         self.image_token = str(processor.image_token)
         if not (getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)):
-            raise PromptError("the checkpoint has no chat template; add a chat_template.jinja to it")
+            raise PromptError("Template", "the checkpoint has no chat template; add a chat_template.jinja to it")
         specials = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         specials.update(self.tokenizer.all_special_tokens)
         longest_first = sorted(map(re.escape, specials), key=len, reverse=True)
@@ -67,11 +66,11 @@ class ChatFormatter:
         """
         answers = [turn.text for turn in conversation if turn.role == "assistant"]
         if not answers:
-            raise PromptError("no assistant turn")
+            raise PromptError("NoAnswer", "no assistant turn")
         marked = self._apply(conversation, [_MARK.format(i) for i in range(len(answers))])
         pieces = _ANY_MARK.split(marked)
         if pieces[1::2] != [str(i) for i in range(len(answers))]:
-            raise PromptError("the chat template drops or reorders assistant turns")
+            raise PromptError("Template", "the chat template drops or reorders assistant turns")
         rendered = self._apply(conversation, answers)
         for texts in (answers, [answer.strip() for answer in answers]):  # some templates trim every turn
             text, spans = pieces[0], []
@@ -83,13 +82,15 @@ class ChatFormatter:
                 text += after
             if text == rendered:
                 return text, spans
-        raise PromptError("the chat template rewrites assistant turns, so answer tokens can't be told apart")
+        raise PromptError(
+            "Template", "the chat template rewrites assistant turns, so answer tokens can't be told apart"
+        )
 
     def _apply(self, conversation: Sequence[Turn], answers: Sequence[str]) -> str:
         try:
             text = self.processor.apply_chat_template(_messages(conversation, answers), tokenize=False)
         except Exception as error:  # a template raises whatever its author wrote
-            raise PromptError(f"the chat template refuses this conversation: {error}") from error
+            raise PromptError("Template", f"the chat template refuses this conversation: {error}") from error
         return str(text)
 
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
@@ -97,7 +98,7 @@ class ChatFormatter:
         text, spans = self.render(conversation)
         pieces = text.split(self.image_token)
         if len(pieces) - 1 != len(images):
-            raise PromptError(f"{len(pieces) - 1} images in the rendered prompt, but {len(images)} given")
+            raise PromptError("ImageCount", f"{len(pieces) - 1} images in the rendered prompt, but {len(images)} given")
         expanded, moved = pieces[0], list(spans)
         place = len(pieces[0])
         for image, piece in zip(images, pieces[1:], strict=True):

@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.model.prompt import (
-    IMAGE_TAG,
     ImageInputs,
     Pixels,
     Prompt,
     PromptError,
     PromptImage,
-    Turn,
     answer_token_turns,
 )
 
@@ -53,7 +52,9 @@ def render(conversation: Sequence[Turn]) -> tuple[str, list[tuple[int, int, int]
     for index, turn in enumerate(turns):
         expected = "assistant" if index % 2 else "user"
         if turn.role != expected:
-            raise PromptError(f"turn {index + skipped} is by {turn.role}, but LLaVA's template needs {expected} there")
+            raise PromptError(
+                "Template", f"turn {index + skipped} is by {turn.role}, but LLaVA's template needs {expected} there"
+            )
         if expected == "user":
             text += f"{ROLES['user']}: {_images_first(turn.text)} "
             continue
@@ -62,16 +63,16 @@ def render(conversation: Sequence[Turn]) -> tuple[str, list[tuple[int, int, int]
         text += f"{turn.text}</s>"
         spans.append((start, len(text), index // 2 + skipped))
     if not spans:
-        raise PromptError("no assistant turn after the first user turn")
+        raise PromptError("NoAnswer", "no assistant turn after the first user turn")
     # What follows the last answer can't change its log-probs: the model is causal.
     return text[: spans[-1][1]], spans
 
 
 def _images_first(text: str) -> str:
-    count = text.count(IMAGE_TAG)
+    count = text.count(IMAGE_MARK)
     if not count:
         return text
-    return f"{IMAGE_TAG}\n" * count + text.replace(IMAGE_TAG, "").strip()
+    return f"{IMAGE_MARK}\n" * count + text.replace(IMAGE_MARK, "").strip()
 
 
 def pad_to_square(pixels: Pixels, color: tuple[int, int, int]) -> Pixels:
@@ -116,9 +117,9 @@ class LlavaFormatter:
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """Tokenise as `tokenizer_image_token` does: each piece between images by itself, one BOS in front."""
         text, spans = render(conversation)
-        pieces = text.split(IMAGE_TAG)
+        pieces = text.split(IMAGE_MARK)
         if len(pieces) - 1 != len(images):
-            raise PromptError(f"{len(pieces) - 1} <image> in the text, but {len(images)} images")
+            raise PromptError("ImageCount", f"{len(pieces) - 1} <image> in the text, but {len(images)} images")
         bos = self.tokenizer.bos_token_id
         ids: list[npt.NDArray[np.int32]] = [np.asarray([] if bos is None else [bos], dtype=np.int32)]
         turns: list[npt.NDArray[np.int32]] = [np.full(len(ids[0]), -1, dtype=np.int32)]
@@ -131,7 +132,7 @@ class LlavaFormatter:
             ids.append(np.asarray(encoded["input_ids"], dtype=np.int32))
             here = [(max(a - start, 0), b - start, turn) for a, b, turn in spans if b > start]
             turns.append(answer_token_turns(encoded["offset_mapping"], here))
-            start += len(piece) + len(IMAGE_TAG)
+            start += len(piece) + len(IMAGE_MARK)
         token_ids, turn_of = np.concatenate(ids), np.concatenate(turns)
         positions = np.flatnonzero(turn_of >= 0).astype(np.int32)
         return Prompt(

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-IMAGE_TAG = "<image>"
+from vig_ray.dataset.schema import Turn
 
 Pixels = npt.NDArray[np.uint8]
 """An RGB image, uint8 [height, width, 3]."""
@@ -23,15 +23,18 @@ ImageInputs = Mapping[str, npt.NDArray[Any]]
 """One image's arrays for the model, without a batch dimension of their own unless the model's processor gives one."""
 
 
-class Turn(NamedTuple):
-    """One turn of a conversation; `text` holds `<image>` where an image goes."""
-
-    role: str
-    text: str
-
-
 class PromptError(ValueError):
-    """A conversation that can't be made into a prompt, or a prompt that can't be scored: becomes its row's error."""
+    """Why a conversation can't be made into a prompt, or a prompt can't be scored: becomes its row's error.
+
+    `kind` is a short name to count by; the text is "kind: cause".
+    """
+
+    def __init__(self, kind: str, cause: str) -> None:
+        super().__init__(kind, cause)
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.args[1]}"
 
 
 class PromptImage:
@@ -157,10 +160,10 @@ def truncate(prompt: Prompt, max_length: int) -> Prompt:
     if len(prompt.token_ids) <= max_length:
         return prompt
     if prompt.image_mask[max_length:].any():
-        raise PromptError(f"too long: {len(prompt.token_ids)} tokens, and the limit of {max_length} cuts an image")
+        raise PromptError("TooLong", f"{len(prompt.token_ids)} tokens, and the limit of {max_length} cuts an image")
     kept = prompt.answer_positions < max_length
     if not kept.any():
-        raise PromptError(f"too long: {len(prompt.token_ids)} tokens, and the limit of {max_length} leaves no answer")
+        raise PromptError("TooLong", f"{len(prompt.token_ids)} tokens, and the limit of {max_length} leaves no answer")
     return Prompt(
         token_ids=prompt.token_ids[:max_length],
         answer_positions=prompt.answer_positions[kept],

@@ -32,7 +32,7 @@ from vig_ray.scoring.schema import SCORES
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.summary import ScoreSummary, summarise
 from vig_ray.stage import clear_directory, read_stage, write_stage
-from vig_ray.storage import exists, filesystem, join
+from vig_ray.storage import exists, filesystem, join, one_line
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ def run(config: ScoreConfig) -> ScoreSummary:
     plan = check(config)
     samples = plan.samples or importing.run(import_config(config)).directory
     began = time.time()
-    device, dtype = _connect(config)
-    identity = _identity(plan, samples, dtype)
+    machines = _connect(config)
+    identity = _identity(plan, samples, machines.dtype)
     total = _count_rows(samples)
     if _is_complete(plan, identity):
         log.warning("%s: already complete, nothing to score", plan.scores)
@@ -98,7 +98,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
         watcher = threading.Thread(target=_watch, args=(counter, bar, done, stop), daemon=True)
         watcher.start()
         try:
-            _execute(plan, samples, device, dtype, counter)
+            _execute(plan, samples, machines, counter)
         except ray.exceptions.RayError as error:
             raise StageError(_cause(error)) from error
         finally:
@@ -131,28 +131,63 @@ def run(config: ScoreConfig) -> ScoreSummary:
     return summary
 
 
-def _connect(config: ScoreConfig) -> tuple[str, str]:
-    """Start or join Ray; the device and the dtype to score with."""
+@dataclass(frozen=True)
+class _Machines:
+    """Where the engines run: `cores` is None on a cluster, whose size may change while the job runs."""
+
+    device: str
+    dtype: str
+    cores: int | None
+    gpus: int
+
+    def engines(self, spelled: str | None) -> tuple[int, int | None]:
+        """Least and most engine actors; None for as many as the cluster can hold."""
+        if spelled is not None:
+            return _range(spelled)
+        if self.cores is None:
+            return 1, None
+        return 1, max(1, self.gpus if self.device == "cuda" else self.cores)
+
+    def preparers(self, spelled: str | None) -> tuple[int, int | None]:
+        """Least and most actors of the CPU stage."""
+        return _range(spelled) if spelled is not None else (1, self.cores)
+
+
+def _range(spelled: str) -> tuple[int, int]:
+    low, _, high = spelled.partition("..")
+    return int(low), int(high or low)
+
+
+def _connect(config: ScoreConfig) -> _Machines:
+    """Join the Ray cluster that is named, or start a Ray on this machine; then choose device and dtype."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of an error is raised
+    cores = None
     if not ray.is_initialized():
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of an error is raised
-        address = config.address or os.environ.get("RAY_ADDRESS")
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+        address = config.address or os.environ.get("RAY_ADDRESS")
         if address:
-            ray.init(address=address, **quiet)
+            try:
+                ray.init(address=address, **quiet)
+            except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+                raise StageError(f"--address {address}: no Ray cluster answers: {one_line(error)[:200]}") from error
         else:
+            cores = os.cpu_count() or 1
+            # Otherwise Ray announces on standard output that more processes than cores have started.
+            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(cores + _SPARE_CPUS))
             # Reading, writing and the checkpoint filter each want a CPU for themselves while actors hold theirs.
-            ray.init(num_cpus=(os.cpu_count() or 1) + _SPARE_CPUS, include_dashboard=False, **quiet)
+            ray.init(num_cpus=cores + _SPARE_CPUS, include_dashboard=False, **quiet)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
     device = config.device
     if device == "auto":
-        device = "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
+        device = "cuda" if gpus else "cpu"
     dtype: str | None = config.dtype
     if dtype is None and device == "cpu":
         dtype = "float32"
     if dtype is None:
         stored = read_config(local_folder(config.model, weights=False)).dtype
         dtype = str(stored or "bfloat16").removeprefix("torch.")
-    return device, dtype
+    return _Machines(device, dtype, cores, gpus)
 
 
 def _identity(plan: Plan, samples: str, dtype: str) -> dict[str, Any]:
@@ -220,7 +255,7 @@ def _checkpointed_rows(plan: Plan) -> int:
     return sum(pq.read_metadata(path, filesystem=fs).num_rows for path in committed)
 
 
-def _execute(plan: Plan, samples: str, device: str, dtype: str, counter: Any) -> None:
+def _execute(plan: Plan, samples: str, machines: _Machines, counter: Any) -> None:
     """Build the Ray Data plan and run it to its end."""
     config = plan.config
     fs, _ = filesystem(samples)
@@ -236,18 +271,20 @@ def _execute(plan: Plan, samples: str, device: str, dtype: str, counter: Any) ->
         override_filesystem=checkpoint_fs,
         delete_checkpoint_on_success=False,
     )
+    # Workers may have another working directory.
+    folder = os.path.expanduser(config.model)
+    model = os.path.abspath(folder) if os.path.isdir(folder) else config.model
     with ray.data.DataContext.current(context):
-        cores = max(1, (os.cpu_count() or 1) if config.address is None else int(ray.cluster_resources().get("CPU", 1)))
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        engines = _range(config.workers, 1, max(1, gpus) if device == "cuda" else cores)
-        preparers = _range(config.prepare_workers, 1, cores)
+        engines = machines.engines(config.workers)
+        preparers = machines.preparers(config.prepare_workers)
+        on_gpu = machines.device == "cuda"
         data = ray.data.read_parquet(parquet_files(samples), filesystem=fs, schema=SAMPLES)
         # A checkpoint commits whole blocks; without this a small dataset would be one block.
         data = data.repartition(target_num_rows_per_block=config.rows_per_file)
         data = data.map_batches(
             Preparer,
             fn_constructor_kwargs={
-                "model": config.model,
+                "model": model,
                 "template": config.template,
                 "max_length": config.max_length,
                 "reference": config.reference,
@@ -263,13 +300,13 @@ def _execute(plan: Plan, samples: str, device: str, dtype: str, counter: Any) ->
         data = data.map_batches(
             Scorer,
             fn_constructor_kwargs={
-                "model": config.model,
+                "model": model,
                 "template": config.template,
                 "max_length": config.max_length,
-                "dtype": dtype,
-                "device": device,
+                "dtype": machines.dtype,
+                "device": machines.device,
                 "batch_tokens": config.batch_tokens,
-                "threads": None if device == "cuda" else max(1, cores // engines[1]),
+                "threads": None if on_gpu else max(1, (machines.cores or 1) // (engines[1] or 1)),
                 "progress": counter,
             },
             batch_size=config.window,
@@ -278,17 +315,10 @@ def _execute(plan: Plan, samples: str, device: str, dtype: str, counter: Any) ->
             compute=ray.data.ActorPoolStrategy(
                 min_size=engines[0], max_size=engines[1], max_tasks_in_flight_per_actor=4
             ),
-            num_cpus=0.5 if device == "cuda" else 1,
-            num_gpus=1 if device == "cuda" else 0,
+            num_cpus=0.5 if on_gpu else 1,
+            num_gpus=1 if on_gpu else 0,
         )
         data.write_parquet(out_path, filesystem=out_fs, schema=SCORES, compression="zstd")
-
-
-def _range(spelled: str | None, least: int, most: int) -> tuple[int, int]:
-    if spelled is None:
-        return least, max(least, most)
-    low, _, high = spelled.partition("..")
-    return int(low), int(high or low)
 
 
 @ray.remote(num_cpus=0)

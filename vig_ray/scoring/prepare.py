@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from vig_ray.dataset.images import ImageError, load_image
+from vig_ray.dataset.schema import Turn
 from vig_ray.model.load import Template, load_formatter
-from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, Turn, truncate
+from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, truncate
 from vig_ray.scoring.reference import REFERENCES
 from vig_ray.scoring.schema import PREPARED
 
@@ -44,12 +45,13 @@ def prepare(
     """
     prompt = formatter.prompt(conversation, images)
     if len(prompt.answer_positions) == 0:
-        raise PromptError("no answer token")
+        raise PromptError("NoAnswer", "no answer token")
     if len(prompt.token_ids) > formatter.max_length:
         if too_long == "error":
             raise PromptError(
-                f"too long: {len(prompt.token_ids)} tokens, and the limit is {formatter.max_length} "
-                "(--too-long truncate scores what fits)"
+                "TooLong",
+                f"{len(prompt.token_ids)} tokens, and the limit is {formatter.max_length} "
+                "(--too-long truncate scores what fits)",
             )
         prompt = truncate(prompt, formatter.max_length)
     if not images:
@@ -95,10 +97,8 @@ class Preparer:
             images = [self._image(image, shared) for image in row["images"] or ()]
             conversation = [Turn(turn["role"], turn["text"]) for turn in row["conversation"]]
             prepared = prepare(self._formatter, self._without_image, conversation, images, too_long=self._too_long)
-        except ImageError as error:
+        except (ImageError, PromptError) as error:
             return out | {"error": str(error)}
-        except PromptError as error:
-            return out | {"error": f"PromptError: {error}"}
         except Exception as error:  # a processor or template that fails on one row must not end the job
             return out | {"error": f"{type(error).__name__}: {error}"[:500]}
         return out | {

@@ -25,7 +25,7 @@ def score_pairs(
         if isinstance(clean, PromptError) or isinstance(reference, PromptError):
             results.append(clean if isinstance(clean, PromptError) else reference)  # type: ignore[arg-type]
         elif not (np.isfinite(clean).all() and np.isfinite(reference).all()):
-            results.append(PromptError("log-probs are not finite; --dtype bfloat16 or float32 has the range"))
+            results.append(PromptError("NotFinite", "log-probs overflow; --dtype bfloat16 or float32 has the range"))
         else:
             results.append((clean, reference))
     return results
@@ -43,7 +43,7 @@ def score_rows(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[s
         if row["prompts"] is not None:
             result = next(scores)
             if isinstance(result, PromptError):
-                scored |= {"error": f"PromptError: {result}"}
+                scored |= {"error": str(result)}
             else:
                 clean, reference = result
                 clean_loss, reference_loss = loss(clean), loss(reference)

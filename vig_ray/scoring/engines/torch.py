@@ -85,7 +85,7 @@ class TorchEngine:
                 results[index] = np.zeros(0, dtype=np.float32)
             elif prompt.hide_images and prompt.image_mask[prompt.answer_positions - 1].any():
                 results[index] = PromptError(
-                    "blind: an answer token directly follows an image, and nothing predicts it"
+                    "Blind", "an answer token directly follows an image, and nothing predicts it"
                 )
             else:
                 waiting.append(index)
@@ -103,8 +103,8 @@ class TorchEngine:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
                 if len(batch) == 1:
-                    error = f"out of memory: {lengths[batch[0]]} tokens don't fit by themselves; lower --max-length"
-                    results[batch[0]] = PromptError(error)
+                    cause = f"{lengths[batch[0]]} tokens don't fit by themselves; lower --max-length"
+                    results[batch[0]] = PromptError("OutOfMemory", cause)
                     waiting.remove(batch[0])
                     continue
                 self.max_batch_tokens = max(1, len(batch) * lengths[batch[0]] // 2)
