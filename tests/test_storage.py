@@ -65,5 +65,5 @@ def test_stage_record_explains_itself(tmp_path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
 def test_a_foreign_stage_record_is_refused(tmp_path, content: str) -> None:
     (tmp_path / "stage.json").write_text(content)
-    with pytest.raises(StageError, match="stage.json"):
+    with pytest.raises(StageError, match=r"stage\.json"):
         read_stage(str(tmp_path))

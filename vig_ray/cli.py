@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 import vig_ray
 from vig_ray.errors import StageError
 from vig_ray.stage import StageConfig
+from vig_ray.storage import one_line
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,10 @@ def _flag(name: str) -> str:
 
 
 def _metavar(field: FieldInfo) -> str:
-    """The choices of a Literal, or the type in capitals."""
+    """What the field says itself, the choices of a Literal, or the type in capitals."""
     annotation: Any = field.annotation
+    if isinstance(field.json_schema_extra, dict) and "metavar" in field.json_schema_extra:
+        return str(field.json_schema_extra["metavar"])
     if get_origin(annotation) is not Literal:
         inner = [a for a in get_args(annotation) if a is not type(None)]
         annotation = inner[0] if inner else annotation
@@ -165,10 +168,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     given = list(sys.argv[1:] if arguments is None else arguments)
     for name, verb in VERBS.items():
-        child = verbs.add_parser(name, help=verb.help, description=verb.help[0].upper() + verb.help[1:] + ".")
+        child = verbs.add_parser(name, help=verb.help)
         if given[:1] == [name]:  # the other verbs' configs stay unimported, so --help is quick
             config_class, call = verb.load()
             _add_options(child, config_class)
+            needed = [
+                f"{_flag(option)} ..." for option, field in config_class.model_fields.items() if field.is_required()
+            ]
+            child.usage = " ".join(["vig", name, *needed, "[options]"])
+            child.description = (config_class.__doc__ or "").partition("\n")[0]
     options = vars(parser.parse_args(given))
     verb_name = options.pop("verb")
     try:
@@ -179,8 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_fail(_explain(error)))
     except StageError as error:
         sys.exit(_fail(str(error)))
+    except OSError as error:
+        sys.exit(_fail(one_line(error)))
     except KeyboardInterrupt:
-        print("vig: interrupted; the same command goes on from here", file=sys.stderr)
+        goes_on = "; the same command goes on from here" if verb_name == "score" else ""
+        print(f"vig: interrupted{goes_on}", file=sys.stderr)
         sys.exit(130)
     sys.exit(status)
 

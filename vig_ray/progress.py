@@ -82,4 +82,5 @@ class RowProgress:
     def _line(self) -> None:
         self._last_line = time.monotonic()
         of = f" of {self._total:,}" if self._total is not None else ""
-        print(f"{self._what}: {self._done:,}{of} rows, {self.pace}", file=sys.stderr, flush=True)
+        pace = f", {self.pace}" if self.pace else ""
+        print(f"{self._what}: {self._done:,}{of} rows{pace}", file=sys.stderr, flush=True)

@@ -92,10 +92,30 @@ def read_bytes(uri: str) -> bytes:
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a small file whole, creating its folder; a local one appears under its name only when complete."""
     fs, path = filesystem(uri)
-    fs.create_dir(os.path.dirname(path), recursive=True)
     # An object store shows an object only when it is complete; a local file needs the rename.
     target = f"{path}.{os.getpid()}.tmp" if isinstance(fs, pafs.LocalFileSystem) else path
-    with fs.open_output_stream(target) as stream:
-        stream.write(data)
-    if target != path:
-        os.replace(target, path)
+    try:
+        fs.create_dir(os.path.dirname(path), recursive=True)
+        with fs.open_output_stream(target) as stream:
+            stream.write(data)
+        if target != path:
+            os.replace(target, path)
+    except OSError as error:
+        raise StageError(f"{uri}: can't be written: {one_line(error)}") from error
+
+
+def check_writable(uri: str) -> None:
+    """Raise StageError where a directory at `uri` could not be made or written to; makes nothing itself."""
+    fs, path = filesystem(uri)
+    if isinstance(fs, pafs.LocalFileSystem):
+        while not os.path.lexists(path):
+            path = os.path.dirname(path)
+        if not os.path.isdir(path):
+            raise StageError(f"{uri}: {path} is a file, not a folder")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise StageError(f"{uri}: no permission to write in {path}")
+        return
+    if scheme_of(uri) in ("s3", "s3a"):
+        bucket = path.split("/", 1)[0]
+        if exists(f"s3://{bucket}").name != "Directory":
+            raise StageError(f"{uri}: there is no bucket {bucket!r}, or it can't be reached with these credentials")

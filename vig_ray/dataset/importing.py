@@ -29,7 +29,7 @@ _PROGRESS_ROWS = 1000
 
 
 class ImportConfig(StageConfig):
-    """Options of the import stage."""
+    """Import any vision-language dataset: one row a sample, with a stable key, bad rows included."""
 
     data: str = Field(
         description="the dataset: a file (JSON array, JSON Lines, Parquet or WebDataset tar), a folder of such files, "

@@ -9,9 +9,11 @@ from typing import Literal
 from pydantic import Field
 
 from vig_ray.demo import CHECKPOINT, world
+from vig_ray.errors import StageError
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.summary import ScoreSummary, TokenMean, token_means
 from vig_ray.stage import StageConfig
+from vig_ray.storage import check_writable, scheme_of
 
 _LEAST_OCCURRENCES = 20
 
@@ -65,6 +67,9 @@ def run(config: DemoConfig) -> DemoReport:
 
     from vig_ray.scoring import job
 
+    if scheme_of(config.out):
+        raise StageError(f"--out {config.out}: the demo's images are written to a local folder; name one")
+    check_writable(config.out)
     data = world.write(os.path.join(config.out, "data"), config.samples, config.seed)
     summary = job.run(
         ScoreConfig(data=data, model=CHECKPOINT, out=config.out, reference=config.reference, overwrite=True)

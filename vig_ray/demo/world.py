@@ -13,18 +13,20 @@ in LLaVA's own format, with `source` naming the kind:
     mismatched      text about another image
     text            knowledge, without an image
 
-Brackets mark what the image decides. Words that the order of a caption fixes ("left" comes first) are not marked,
-nor is anything that a wrong image can't decide.
+Brackets mark what the image decides. Words that the order of a caption fixes ("left" comes first) are not marked, nor
+what an earlier turn has told, nor anything that a wrong image can't decide.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -138,49 +140,108 @@ def draw(scene: Scene, *, labels: bool = False) -> Image.Image:
     return image
 
 
-def _exchange(question: str, marked: str) -> Exchange:
-    """An exchange from an answer whose decided words stand in brackets."""
-    decided, removed = [], 0
-    for match in _BRACKETS.finditer(marked):
+class Ask(NamedTuple):
+    """A question, and what a scene would answer: decided words in brackets; None where the question doesn't apply."""
+
+    question: str
+    answer: Callable[[Scene], str | None]
+
+
+def _exchange(question: str, marked: str, decided: Sequence[bool] | None = None) -> Exchange:
+    """An exchange from an answer with brackets; `decided` says which of the brackets to keep, all by default."""
+    spans, removed = [], 0
+    for index, match in enumerate(_BRACKETS.finditer(marked)):
         start = match.start() - removed
-        decided.append((start, start + len(match.group(1))))
         removed += 2
-    return Exchange(question, _BRACKETS.sub(r"\1", marked), tuple(decided))
+        if decided is None or decided[index]:
+            spans.append((start, start + len(match.group(1))))
+    return Exchange(question, _BRACKETS.sub(r"\1", marked), tuple(spans))
 
 
-def _color(scene: Scene, rng: random.Random) -> Exchange:
+def _color(scene: Scene, rng: random.Random) -> Ask:
     thing = rng.choice((scene.left, scene.right))
     if rng.random() < 0.5:
-        return _exchange(f"What color is the {thing.shape}?", f"The {thing.shape} is [{thing.color}].")
-    return _exchange(f"Which shape is {thing.color}?", f"The [{thing.shape}] is {thing.color}.")
+
+        def by_shape(scene: Scene) -> str | None:
+            return next((f"The {s} is [{c}]." for c, s in (scene.left, scene.right) if s == thing.shape), None)
+
+        return Ask(f"What color is the {thing.shape}?", by_shape)
+
+    def by_color(scene: Scene) -> str | None:
+        return next((f"The [{s}] is {c}." for c, s in (scene.left, scene.right) if c == thing.color), None)
+
+    return Ask(f"Which shape is {thing.color}?", by_color)
 
 
-def _place(scene: Scene, rng: random.Random) -> Exchange:
+def _place(scene: Scene, rng: random.Random) -> Ask:
     side = rng.choice(("left", "right"))
     thing = scene.left if side == "left" else scene.right
     if rng.random() < 0.5:
-        return _exchange(f"Where is the {thing.color} {thing.shape}?", f"It is on the [{side}].")
-    return _exchange(f"What is on the {side}?", f"A [{thing.color}] [{thing.shape}] is on the {side}.")
+
+        def where(scene: Scene) -> str | None:
+            sides = {scene.left: "left", scene.right: "right"}
+            return f"It is on the [{sides[thing]}]." if thing in sides else None
+
+        return Ask(f"Where is the {thing.color} {thing.shape}?", where)
+
+    def what(scene: Scene) -> str:
+        color, shape = scene.left if side == "left" else scene.right
+        return f"A [{color}] [{shape}] is on the {side}."
+
+    return Ask(f"What is on the {side}?", what)
 
 
-def _caption(scene: Scene, rng: random.Random) -> Exchange:
-    (c1, s1), (c2, s2) = scene.left, scene.right
-    text = f"A [{c1}] [{s1}] on the left and a [{c2}] [{s2}] on the right."
-    if rng.random() < 0.5:
-        text += f" It was drawn by {rng.choice(NAMES)}."
-    return _exchange("Describe the image.", text)
+def _caption(_: Scene, rng: random.Random) -> Ask:
+    signed = f" It was drawn by {rng.choice(NAMES)}." if rng.random() < 0.5 else ""
+
+    def caption(scene: Scene) -> str:
+        (c1, s1), (c2, s2) = scene.left, scene.right
+        return f"A [{c1}] [{s1}] on the left and a [{c2}] [{s2}] on the right.{signed}"
+
+    return Ask("Describe the image.", caption)
 
 
-def _prior(scene: Scene, _: random.Random) -> Exchange:
-    answer = "[Yes], there is a dot." if scene.dot else "[No], there is no dot."
-    return _exchange("Is there a dot?", answer)
+def _prior(_: Scene, __: random.Random) -> Ask:
+    return Ask("Is there a dot?", lambda scene: "[Yes], there is a dot." if scene.dot else "[No], there is no dot.")
 
 
-def _knowledge(_: Scene, rng: random.Random) -> Exchange:
-    return _exchange(*rng.choice(KNOWLEDGE))
+def _knowledge(_: Scene, rng: random.Random) -> Ask:
+    question, answer = rng.choice(KNOWLEDGE)
+    return Ask(question, lambda _: answer)
 
 
 _ASK = {"color": _color, "place": _place, "caption": _caption, "prior": _prior, "knowledge": _knowledge}
+
+
+@functools.cache
+def all_scenes() -> tuple[Scene, ...]:
+    """Every scene that can be told from another by words: 720."""
+    return tuple(
+        Scene(Thing(c1, s1), Thing(c2, s2), dot, 0)
+        for c1, c2 in itertools.permutations(COLORS, 2)
+        for s1, s2 in itertools.permutations(SHAPES, 2)
+        for dot in (False, True)
+    )
+
+
+def conversation(asks: Sequence[Ask], scene: Scene) -> list[Exchange]:
+    """The scene's answers. A word is decided by the image if, of all scenes that agree with every word before it,
+    some have another one there; so what an earlier turn has told is not decided again.
+    """
+    possible: Sequence[Scene] = all_scenes()
+    told = []
+    for ask in asks:
+        truth = ask.answer(scene)
+        assert truth is not None
+        answers = [(other, answer) for other in possible if (answer := ask.answer(other)) is not None]
+        decided = []
+        for match in _BRACKETS.finditer(truth):
+            before, after = match.start(1), match.end(1)
+            answers_so_far = [answer for _, answer in answers if answer[:before] == truth[:before]]
+            decided.append(any(not answer.startswith(truth[before : after + 1], before) for answer in answers_so_far))
+        told.append(_exchange(ask.question, truth, decided))
+        possible = [other for other, answer in answers if answer == truth]
+    return told
 
 
 def _partial(scene: Scene, rng: random.Random) -> Exchange:
@@ -202,21 +263,23 @@ def exchanges(kind: str, scene: Scene, rng: random.Random) -> list[Exchange]:
     if kind == "turns":
         first = rng.choice(("color", "place", "knowledge"))
         rest = rng.sample(("color", "place", "caption", "prior", "knowledge"), rng.choice((1, 2)))
-        return [_ASK[name](scene, rng) for name in (first, *rest)]
+        return conversation([_ASK[name](scene, rng) for name in (first, *rest)], scene)
     if kind == "partial":
         return [_partial(scene, rng)]
     if kind == "mismatched":
-        told = _ASK[rng.choice(("caption", "place"))](_other(scene, rng), rng)
-        if told.question.startswith("Where"):
-            told = _caption(_other(scene, rng), rng)
-        return [told._replace(decided=())]
-    return [_ASK["knowledge" if kind == "text" else kind](scene, rng)]
+        other = _other(scene, rng)
+        ask = _ASK[rng.choice(("caption", "place"))](other, rng)
+        if ask.question.startswith("Where"):
+            ask = _caption(other, rng)
+        return [_exchange(ask.question, ask.answer(other) or "")._replace(decided=())]
+    return conversation([_ASK["knowledge" if kind == "text" else kind](scene, rng)], scene)
 
 
 def lesson(scene: Scene, rng: random.Random) -> list[Exchange]:
     """One to seven true exchanges about one scene, for training: many answers for the price of one image."""
     kinds = rng.choices(("color", "place", "caption", "prior", "knowledge"), (4, 4, 2, 3, 1), k=rng.randint(1, 7))
-    return [_ASK[kind](scene, rng) for kind in kinds]
+    asks = [_ASK[kind](scene, rng) for kind in kinds]
+    return [_exchange(ask.question, ask.answer(scene) or "") for ask in asks]
 
 
 class Sample(NamedTuple):

@@ -17,9 +17,9 @@ from torch import nn
 
 from vig_ray.errors import StageError
 from vig_ray.model.chat_template import LLAVA_V1
+from vig_ray.model.checkpoint import local_folder
 from vig_ray.model.export import save_checkpoint
 from vig_ray.model.llava import MAX_LENGTH
-from vig_ray.model.load import local_folder
 from vig_ray.stage import StageConfig
 from vig_ray.storage import one_line
 
@@ -87,18 +87,16 @@ def _load_parts(config: AssembleConfig, dtype: torch.dtype) -> tuple[Any, Any, A
     """Language model, its tokenizer, vision tower, image processor."""
     from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
-    folders = {}
-    for option in ("language_model", "vision_tower"):
-        try:
-            folders[option] = local_folder(getattr(config, option), weights=True)
-        except StageError as error:
-            raise StageError(str(error).replace("--model", "--" + option.replace("_", "-"))) from error
+    folders = {
+        "language_model": local_folder(config.language_model, weights=True, option="--language-model"),
+        "vision_tower": local_folder(config.vision_tower, weights=True, option="--vision-tower"),
+    }
     try:
         language_model = AutoModelForCausalLM.from_pretrained(folders["language_model"], dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folders["language_model"])
         tower = CLIPVisionModel.from_pretrained(folders["vision_tower"], dtype=dtype)
         images = AutoImageProcessor.from_pretrained(folders["vision_tower"])
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise StageError(f"can't load a part: {one_line(error)[:300]}") from error
     if language_model.config.model_type != "llama":
         raise StageError(f"--language-model {config.language_model}: needs a Llama-like model such as Vicuna")
@@ -176,5 +174,7 @@ def run(config: AssembleConfig) -> AssembleReport:
         num_additional_image_tokens=1,
         chat_template=LLAVA_V1,
     )
-    save_checkpoint(model, processor, config.out)
+    unfinished = f"{config.out.rstrip('/')}.unfinished"
+    save_checkpoint(model, processor, unfinished)
+    os.replace(unfinished, config.out)
     return AssembleReport(config.out, sum(p.numel() for p in model.parameters()), len(model.state_dict()))

@@ -52,6 +52,9 @@ class ChatFormatter:
         self.image_token_id = image_token_id
         self.max_length = max_length
         self.image_token = str(processor.image_token)
+        defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
+        self._image_options = dict(defaults.get("images_kwargs", {}))  # SmolVLM's asks for rows and columns, say
+        self._model_inputs = set(processor.image_processor.model_input_names)
         if not (getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)):
             raise PromptError("Template", "the checkpoint has no chat template; add a chat_template.jinja to it")
         specials = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
@@ -131,7 +134,8 @@ class ChatFormatter:
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:
         """One image through the checkpoint's own image processor."""
-        out = self.processor.image_processor(images=[pixels], return_tensors="np", input_data_format="channels_last")
+        options = {**self._image_options, "return_tensors": "np", "input_data_format": "channels_last"}
+        out = self.processor.image_processor(images=[pixels], **options)
         return {name: np.asarray(value) for name, value in out.items()}
 
     def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
@@ -139,7 +143,7 @@ class ChatFormatter:
         import torch
 
         joined = {}
-        for name in inputs[0]:
+        for name in self._model_inputs & set(inputs[0]):
             tensor = torch.from_numpy(np.concatenate([np.asarray(image[name]) for image in inputs])).to(device)
             joined[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
         return joined

@@ -1,63 +1,22 @@
-"""From the name of a checkpoint to its formatter (CPU stage) and its weights (engine).
-
-Both take a local folder or a hub id. `check` reads only the config and the tokenizer's presence: it tells within
-seconds that a model isn't there, before anything large starts.
-"""
+"""From the name of a checkpoint to its formatter (CPU stage) and its weights (engine)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
 from vig_ray.model.chat import ChatFormatter
+from vig_ray.model.checkpoint import local_folder, read_config
 from vig_ray.model.llava import LlavaFormatter
-from vig_ray.model.prompt import Formatter, PromptError
+from vig_ray.model.prompt import Formatter, PromptError, PromptImage
 from vig_ray.storage import one_line
 
 Template = Literal["auto", "llava_v1", "chat"]
-_HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
-_WEIGHTS = ["*.safetensors"]
-
-
-def local_folder(model: str, *, weights: bool) -> str:
-    """The folder that holds checkpoint `model`, downloaded from the hub where it isn't local.
-
-    Raises StageError naming the model where it is neither a folder with a config.json nor a hub id that answers.
-    """
-    folder = os.path.expanduser(model)
-    if os.path.isdir(folder):
-        if not os.path.isfile(os.path.join(folder, "config.json")):
-            raise StageError(f"{model}: no config.json in this folder; --model takes a transformers checkpoint")
-        return folder
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise StageError(f"{model}: no such folder; --model takes a checkpoint's folder or a hub id such as org/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return str(snapshot_download(model, allow_patterns=_HUB_FILES + (_WEIGHTS if weights else [])))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise StageError(f"{model}: no such folder, and the hub gave: {one_line(error)[:200]}") from error
-
-
-def read_config(folder: str) -> Any:
-    """The checkpoint's config; raises StageError where it is broken or not an image-text-to-text model."""
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise StageError(f"{folder}/config.json: can't be read: {one_line(error)[:200]}") from error
-    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise StageError(
-            f"{folder}: a {config.model_type!r} model takes no images; --model needs a vision-language one"
-        )
-    return config
 
 
 def _template_for(config: Any, tokenizer: Any, template: Template) -> Template:
@@ -99,6 +58,7 @@ def load_formatter(model: str, template: Template = "auto", max_length: int | No
 
     `template` auto: vicuna_v1 for a LLaVA-1.5 (CLIP tower, Llama, `</s>`), else the checkpoint's own chat template.
     `max_length`: tokens, images included; default 2048 for LLaVA-1.5, else what the language model was made for.
+    Raises StageError where the checkpoint has no tokenizer, processor or template that works.
     """
     from transformers import AutoTokenizer
 
@@ -107,12 +67,10 @@ def load_formatter(model: str, template: Template = "auto", max_length: int | No
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if not tokenizer.is_fast:
-            raise StageError(
-                f"{model}: its tokenizer gives no character offsets; add a tokenizer.json to the checkpoint"
-            )
+            raise StageError(f"{model}: its tokenizer gives no character offsets; add a tokenizer.json")
         chosen = _template_for(config, tokenizer, template)
         processor = _load_processor(folder, config, tokenizer)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise StageError(f"{model}: tokenizer or processor can't be loaded: {one_line(error)[:300]}") from error
     limit = getattr(config.get_text_config(), "max_position_embeddings", None) or 4096
     if chosen == "llava_v1":
@@ -128,42 +86,34 @@ def load_formatter(model: str, template: Template = "auto", max_length: int | No
             max_length=max_length,
         )
     try:
-        return ChatFormatter(
+        formatter = ChatFormatter(
             processor,
             image_token_id=config.image_token_id,
             max_length=max_length or min(limit, tokenizer.model_max_length),
         )
-    except (PromptError, AttributeError) as error:
-        raise StageError(f"{model}: {one_line(error)}") from error
+        _try(formatter)
+    except Exception as error:  # whatever a processor that works in another way raises
+        raise StageError(f"{model}: its processor or chat template can't be used: {one_line(error)[:300]}") from error
+    return formatter
 
 
-@dataclass(frozen=True)
-class Fingerprints:
-    """Short hashes that tell models, and ways of making prompts, apart."""
+def _try(formatter: Formatter) -> None:
+    """Make a prompt of two images of different shapes, so that a processor that doesn't fit is told at once."""
+    shapes = ((64, 96), (96, 64))
+    images = [
+        PromptImage(str(shape), lambda shape=shape: np.zeros((*shape, 3), np.uint8), formatter.preprocess)  # type: ignore[misc]
+        for shape in shapes
+    ]
+    turns = [Turn("user", f"{IMAGE_MARK}{IMAGE_MARK}?"), Turn("assistant", "Yes.")]
+    prompt = formatter.prompt(turns, images)
+    if not prompt.image_mask.any() or not len(prompt.answer_positions):
+        raise PromptError("Template", "a prompt of two images came out without image tokens or without answer tokens")
 
-    model: str
-    template: str
 
-
-def fingerprints(model: str, formatter: Formatter) -> Fingerprints:
-    """Hashes of checkpoint `model` and of its formatter, 16 hex digits each.
-
-    The model's covers config.json and, of each weight file, its name, size, header and 64 KiB at 16 places: enough to
-    tell checkpoints of one architecture apart without reading tens of gigabytes.
-    """
-    folder = local_folder(model, weights=True)
-    digest = hashlib.sha256()
-    names = sorted(name for name in os.listdir(folder) if name.endswith((".safetensors", ".bin")))
-    for name in ["config.json", *names]:
-        path = os.path.join(folder, name)
-        size = os.path.getsize(path)
-        digest.update(f"{name}:{size};".encode())
-        with open(path, "rb") as file:
-            for place in sorted({size * i // 16 for i in range(16)} | {0}):
-                file.seek(place)
-                digest.update(file.read(1 << 16))
+def template_fingerprint(formatter: Formatter) -> str:
+    """A hash of what decides token ids, masks and pixels, 16 hex digits."""
     identity = json.dumps(formatter.identity(), sort_keys=True, default=str)
-    return Fingerprints(digest.hexdigest()[:16], hashlib.sha256(identity.encode()).hexdigest()[:16])
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def load_model(model: str, *, dtype: str, device: str) -> Any:
@@ -179,7 +129,7 @@ def load_model(model: str, *, dtype: str, device: str) -> Any:
         loaded, report = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise StageError(f"{model}: the weights can't be loaded: {one_line(error)[:300]}") from error
     if report["missing_keys"] or report["mismatched_keys"]:
         # transformers would fill these with random numbers and go on.

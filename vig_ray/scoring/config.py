@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.model.load import Template
@@ -19,7 +19,10 @@ def _workers(value: str) -> str:
     return value
 
 
-WorkerRange = Annotated[str, AfterValidator(_workers)]
+_RANGE: dict[str, JsonValue] = {"metavar": "N|MIN..MAX"}
+WorkerRange = Annotated[
+    str, BeforeValidator(lambda value: str(value) if type(value) is int else value), AfterValidator(_workers)
+]
 
 
 class ScoreConfig(StageConfig):
@@ -36,12 +39,12 @@ class ScoreConfig(StageConfig):
     reference: Literal["blur", "blind"] = Field(
         "blur", description="what stands for 'no image': blur (VIG) or blind, the image's positions masked (VisNec)"
     )
-    engine: Literal["auto", "torch"] = Field("auto", description="what computes the log-probs")
+    engine: Literal["auto", "torch"] = Field("auto", description="what computes the log-probs; auto takes torch")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="precision of the model; by default float32 on a CPU, the checkpoint's own on a GPU"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where the model runs; auto takes GPUs if there are any"
+        "auto", description="where the model runs; auto takes GPUs if Ray has any when the job starts"
     )
     template: Template = Field(
         "auto", description="prompt: llava_v1 (LLaVA-1.5 to the letter), chat (the checkpoint's chat template) or auto"
@@ -56,10 +59,14 @@ class ScoreConfig(StageConfig):
     )
     max_image_pixels: int = Field(MAX_PIXELS, ge=1, description="largest image, pixels; a larger one is an error")
     workers: WorkerRange | None = Field(
-        None, description="engines at a time, N or MIN..MAX; by default one a GPU, or one a CPU core"
+        None,
+        description="engines at a time, a number or a range such as 1..8; by default up to one a GPU, or a CPU core",
+        json_schema_extra=_RANGE,
     )
     prepare_workers: WorkerRange | None = Field(
-        None, description="CPU processes that decode and tokenise, N or MIN..MAX; by default 1 to one a core"
+        None,
+        description="CPU processes that decode and tokenise, a number or a range; by default up to one a core",
+        json_schema_extra=_RANGE,
     )
     batch_tokens: int | None = Field(
         None, ge=1, description="padded tokens a batch; by default 16384 on a GPU, 2048 on a CPU"

@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +26,8 @@ from ray.data.checkpoint import CheckpointConfig
 from vig_ray.dataset import importing
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
-from vig_ray.model.load import Fingerprints, fingerprints, load_formatter, local_folder, read_config
+from vig_ray.model.checkpoint import fingerprint, is_local, local_folder, read_config
+from vig_ray.model.load import load_formatter, template_fingerprint
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.prepare import Preparer
@@ -32,7 +36,7 @@ from vig_ray.scoring.schema import SCORES
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.summary import ScoreSummary, summarise
 from vig_ray.stage import clear_directory, read_stage, write_stage
-from vig_ray.storage import exists, filesystem, join, one_line
+from vig_ray.storage import check_writable, exists, filesystem, join, one_line
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +48,14 @@ _EVENTS_KEPT = 1024
 
 @dataclass(frozen=True)
 class Plan:
-    """A config that has been checked against what is really there."""
+    """A config that has been checked against what is really there.
+
+    `model`, `template`: fingerprints. `samples`: the samples directory, None where the data is still to be imported.
+    """
 
     config: ScoreConfig
-    fingerprints: Fingerprints
+    model: str
+    template: str
     samples: str | None
     scores: str
 
@@ -57,9 +65,13 @@ def check(config: ScoreConfig) -> Plan:
     samples = importing.samples_directory(config.data)
     if samples is None:
         importing.validate(import_config(config))
-    filesystem(config.out)
+    for option in ("images", "name"):
+        if samples is not None and getattr(config, option) is not None:
+            raise StageError(f"--{option} has no effect on {samples}, which is imported already; leave it out")
+    check_writable(config.out)
     formatter = load_formatter(config.model, config.template, config.max_length)
-    return Plan(config, fingerprints(config.model, formatter), samples, join(config.out, "scores"))
+    template = template_fingerprint(formatter)
+    return Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"))
 
 
 def import_config(config: ScoreConfig) -> importing.ImportConfig:
@@ -80,7 +92,10 @@ def run(config: ScoreConfig) -> ScoreSummary:
     Raises StageError, before any engine starts, where the config, the data, the model or what is in `OUT` is wrong.
     """
     plan = check(config)
-    samples = plan.samples or importing.run(import_config(config)).directory
+    samples = plan.samples
+    if samples is None:
+        with RowProgress("import", None) as bar:
+            samples = importing.run(import_config(config), progress=bar.update).directory
     began = time.time()
     machines = _connect(config)
     identity = _identity(plan, samples, machines.dtype)
@@ -108,11 +123,14 @@ def run(config: ScoreConfig) -> ScoreSummary:
     written = _count_rows(plan.scores)
     if written != total:
         raise StageError(
-            f"{plan.scores}: {written:,} rows written for {total:,} samples; "
-            "run again with --overwrite, and please report it"
+            f"{plan.scores}: {written:,} rows written for {total:,} samples. On several machines every path must be on "
+            "storage that all of them share; otherwise run again with --overwrite, and please report it"
         )
     summary = summarise(plan.scores)
-    rates: dict[str, Any] = ray.get(counter.rates.remote())
+    try:
+        rates: dict[str, Any] = ray.get(counter.rates.remote(), timeout=60)
+    except ray.exceptions.RayError:  # its machine is gone; the scores don't need it
+        rates = {"ready": None, "rows": []}
     timing = {
         "total_s": time.time() - began,
         "until_first_engine_s": rates["ready"] - began if rates["ready"] else None,
@@ -162,10 +180,10 @@ def _connect(config: ScoreConfig) -> _Machines:
     """Join the Ray cluster that is named, or start a Ray on this machine; then choose device and dtype."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of an error is raised
+    address = config.address or os.environ.get("RAY_ADDRESS")
     cores = None
     if not ray.is_initialized():
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-        address = config.address or os.environ.get("RAY_ADDRESS")
         if address:
             try:
                 ray.init(address=address, **quiet)
@@ -173,21 +191,53 @@ def _connect(config: ScoreConfig) -> _Machines:
                 raise StageError(f"--address {address}: no Ray cluster answers: {one_line(error)[:200]}") from error
         else:
             cores = os.cpu_count() or 1
+            # Ray's CPUs are only a count. Reading, writing and the checkpoint filter each want one for themselves
+            # while every actor holds one; with too few the job would wait for ever.
+            actors = sum(
+                _range(spelled)[1] if spelled else cores for spelled in (config.workers, config.prepare_workers)
+            )
             # Otherwise Ray announces on standard output that more processes than cores have started.
-            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(cores + _SPARE_CPUS))
-            # Reading, writing and the checkpoint filter each want a CPU for themselves while actors hold theirs.
-            ray.init(num_cpus=cores + _SPARE_CPUS, include_dashboard=False, **quiet)
+            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(actors + _SPARE_CPUS))
+            # Ray's core warns at every start of a restartable actor pool; what fails for real reaches us as an error.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            with _native_messages_hidden():
+                ray.init(num_cpus=actors + _SPARE_CPUS, include_dashboard=False, **quiet)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     device = config.device
     if device == "auto":
         device = "cuda" if gpus else "cpu"
+    if device == "cuda" and not gpus:
+        if cores is not None:
+            raise StageError("--device cuda: there is no GPU that Ray can see on this machine")
+        log.warning("waiting for a machine with a GPU to join the cluster")
+    elif device == "cpu" and cores is None and config.device == "auto":
+        log.warning("no GPU in the cluster now: scoring on CPUs (--device cuda waits for GPUs instead)")
     dtype: str | None = config.dtype
     if dtype is None and device == "cpu":
         dtype = "float32"
     if dtype is None:
         stored = read_config(local_folder(config.model, weights=False)).dtype
         dtype = str(stored or "bfloat16").removeprefix("torch.")
-    return _Machines(device, dtype, cores, gpus)
+    machines = _Machines(device, dtype, cores, gpus)
+    least, most = machines.engines(config.workers)
+    count = str(least) if most == least else f"{least} to {most}" if most else f"{least} or more"
+    log.warning("torch engine on %s in %s, %s at a time", device, dtype, count)
+    return machines
+
+
+@contextmanager
+def _native_messages_hidden() -> Iterator[None]:
+    """Close standard error to native code for a moment: at its start Ray's core announces its own log level there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _identity(plan: Plan, samples: str, dtype: str) -> dict[str, Any]:
@@ -195,9 +245,10 @@ def _identity(plan: Plan, samples: str, dtype: str) -> dict[str, Any]:
     imported = read_stage(samples) or {}
     config = plan.config
     return {
-        "samples": {key: imported.get(key) for key in ("inputs", "counts")},
-        "model": plan.fingerprints.model,
-        "template": plan.fingerprints.template,
+        "samples": {key: imported.get(key) for key in ("inputs", "format", "images", "name", "counts")},
+        "model": plan.model,
+        "template": plan.template,
+        "engine": "torch",
         "reference": config.reference,
         "dtype": dtype,
         "max_length": config.max_length,
@@ -208,6 +259,10 @@ def _identity(plan: Plan, samples: str, dtype: str) -> dict[str, Any]:
 
 def _is_complete(plan: Plan, identity: dict[str, Any]) -> bool:
     """Whether `OUT/scores` is this run's and finished; raises StageError where it is another run's."""
+    if plan.config.overwrite:
+        clear_directory(plan.scores)
+        clear_directory(_checkpoint(plan))
+        return False
     found = read_stage(plan.scores)
     if found is None:
         kind = exists(plan.scores).name
@@ -218,15 +273,11 @@ def _is_complete(plan: Plan, identity: dict[str, Any]) -> bool:
     theirs = found.get("identity")
     if theirs == json.loads(json.dumps(identity)):
         return bool(found.get("complete"))
-    if not plan.config.overwrite:
-        changed = sorted(key for key in identity if (theirs or {}).get(key) != json.loads(json.dumps(identity[key])))
-        raise StageError(
-            f"{plan.scores}: holds the scores of another run ({', '.join(changed)} differ); "
-            "choose another --out, or --overwrite to delete them"
-        )
-    clear_directory(plan.scores)
-    clear_directory(_checkpoint(plan))
-    return False
+    changed = sorted(key for key in identity if (theirs or {}).get(key) != json.loads(json.dumps(identity[key])))
+    raise StageError(
+        f"{plan.scores}: holds the scores of another run ({', '.join(changed)} differ); "
+        "choose another --out, or --overwrite to delete them"
+    )
 
 
 def _selector(path: str) -> Any:
@@ -272,8 +323,7 @@ def _execute(plan: Plan, samples: str, machines: _Machines, counter: Any) -> Non
         delete_checkpoint_on_success=False,
     )
     # Workers may have another working directory.
-    folder = os.path.expanduser(config.model)
-    model = os.path.abspath(folder) if os.path.isdir(folder) else config.model
+    model = os.path.abspath(os.path.expanduser(config.model)) if is_local(config.model) else config.model
     with ray.data.DataContext.current(context):
         engines = machines.engines(config.workers)
         preparers = machines.preparers(config.prepare_workers)
@@ -321,7 +371,7 @@ def _execute(plan: Plan, samples: str, machines: _Machines, counter: Any) -> Non
         data.write_parquet(out_path, filesystem=out_fs, schema=SCORES, compression="zstd")
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1)
 class _Counter:
     """Counts scored rows, for progress and rates only; a batch that is retried counts twice."""
 

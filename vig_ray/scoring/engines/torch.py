@@ -7,7 +7,7 @@ What makes it faster than one forward a sample, with the same numbers:
     - the head runs on answer positions only, in slices, its product and the log-softmax in float32
     - one vision pass an image: prompts that share an image share its features
     - hidden images (the blind reference) are left out, and the text keeps its position ids: what attention can't
-      see needs no computing
+      see needs no computing (models with a sliding window or recurrent layers get a mask instead)
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ import numpy as np
 import torch
 
 from vig_ray.errors import StageError
-from vig_ray.model.prompt import ImageInputs, Prompt, PromptError
+from vig_ray.model.prompt import ImageInputs, Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import LogProbs
+from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
 
 _LOGITS_AT_ONCE = 1 << 26  # elements: 256 MB of float32
+_OUT_OF_MEMORY = "OutOfMemory"
 Collate = Callable[[Sequence[ImageInputs], Any, Any], dict[str, Any]]
 
 
@@ -68,17 +70,23 @@ class TorchEngine:
         self._image_token = int(model.config.image_token_id)
         accepted = set(inspect.signature(model.model.forward).parameters)
         self._shares_images = "mm_encoder_outputs" in accepted
+        self._stacked = False  # whether the model's features of several images are one tensor
         self._type_ids = next((name for name in ("mm_token_type_ids", "token_type_ids") if name in accepted), None)
         text = model.config.get_text_config()
         self._softcap = getattr(text, "final_logit_softcapping", None)
         self._head = model.get_output_embeddings()
         self._head_weight: torch.Tensor | None = None
+        self._worked = False
+        kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+        # Leaving positions out is exact where attention knows positions by their ids alone; a sliding window counts
+        # places, and a recurrent layer reads every one.
+        self._leaves_out = kinds == {"full_attention"} and "token_type_ids" not in accepted
         self._check_head()
 
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
         """See `Engine.logprobs`. Prompts are reordered inside; the answer is in the order given."""
         results: list[LogProbs | PromptError | None] = [None] * len(prompts)
-        lengths = [prompt.length for prompt in prompts]
+        lengths = [prompt.length if self._leaves_out else len(prompt.token_ids) for prompt in prompts]
         waiting = []
         for index, prompt in enumerate(prompts):
             if len(prompt.answer_positions) == 0:
@@ -92,40 +100,63 @@ class TorchEngine:
         waiting.sort(key=lambda index: (prompts[index].hide_images, -lengths[index]))
         needed = Counter(image.key for i in waiting if not prompts[i].hide_images for image in prompts[i].images)
         features: dict[str, torch.Tensor] = {}
+        alone: set[int] = set()  # the prompts of a batch that failed: each is tried by itself
+        failure: Exception | None = None
         while waiting:
-            visible = [i for i in waiting if prompts[i].hide_images == prompts[waiting[0]].hide_images]
-            batch = next(plan_batches(lengths, visible, self.max_batch_tokens))
-            chosen = [prompts[index] for index in batch]
-            try:
-                found = self._run(chosen, features)
-            except torch.OutOfMemoryError:
-                features.clear()
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                if len(batch) == 1:
-                    cause = f"{lengths[batch[0]]} tokens don't fit by themselves; lower --max-length"
-                    results[batch[0]] = PromptError("OutOfMemory", cause)
-                    waiting.remove(batch[0])
-                    continue
-                self.max_batch_tokens = max(1, len(batch) * lengths[batch[0]] // 2)
-                log.warning("out of memory: going on with at most %d tokens a batch", self.max_batch_tokens)
+            alike = [i for i in waiting if prompts[i].hide_images == prompts[waiting[0]].hide_images]
+            budget = 1 if waiting[0] in alone else self.max_batch_tokens
+            batch = next(plan_batches(lengths, alike, budget))
+            found = self._attempt([prompts[index] for index in batch], features)
+            if isinstance(found, PromptError) and len(batch) > 1:
+                # Out of memory at this size, or one prompt spoils the batch: nothing is settled yet.
+                if found.kind == _OUT_OF_MEMORY:
+                    self.max_batch_tokens = max(1, len(batch) * lengths[batch[0]] // 2)
+                    log.warning("out of memory: going on with at most %d tokens a batch", self.max_batch_tokens)
+                else:
+                    alone.update(batch)
                 continue
-            for index, logp_T in zip(batch, found, strict=True):
-                results[index] = logp_T
-                if prompts[index].hide_images:
-                    continue
-                for image in prompts[index].images:
-                    needed[image.key] -= 1
-                    if not needed[image.key]:
-                        features.pop(image.key, None)
-            done = set(batch)
-            waiting = [index for index in waiting if index not in done]
+            if isinstance(found, PromptError):
+                results[batch[0]] = found
+                failure = found.__cause__ if isinstance(found.__cause__, Exception) else failure
+            else:
+                self._worked = True
+                for index, logp_T in zip(batch, found, strict=True):
+                    results[index] = logp_T
+            for image in (image for i in batch if not prompts[i].hide_images for image in prompts[i].images):
+                needed[image.key] -= 1
+                if not needed[image.key]:
+                    features.pop(image.key, None)
+            waiting = [index for index in waiting if index not in set(batch)]
+        if failure is not None and not self._worked:
+            raise failure  # nothing has ever worked: it is the model or the set-up, not the data
         return [result for result in results if result is not None]
+
+    def _attempt(self, prompts: Sequence[Prompt], features: dict[str, torch.Tensor]) -> list[LogProbs] | PromptError:
+        """Run one batch; a PromptError where it fails, whose cause is what was raised (none for want of memory).
+
+        Raises what leaves the device unusable.
+        """
+        try:
+            return self._run(prompts, features)
+        except Exception as error:
+            if "CUDA error" in str(error):
+                raise
+            failed = error.with_traceback(None)  # its frames hold the batch's tensors
+        if not _out_of_memory(failed):
+            told = PromptError(type(failed).__name__, one_line(failed)[:300])
+            told.__cause__ = failed
+            return told
+        features.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        tokens = max(len(prompt.token_ids) for prompt in prompts)
+        return PromptError(_OUT_OF_MEMORY, f"{tokens} tokens don't fit by themselves; lower --max-length")
 
     @torch.inference_mode()
     def _run(self, prompts: Sequence[Prompt], features: dict[str, torch.Tensor]) -> list[LogProbs]:
         """One batch: all prompts with visible images, or all with hidden ones."""
-        rows = [_Row(prompt) for prompt in prompts]
+        hidden = prompts[0].hide_images
+        rows = [_Row(prompt, leave_out=hidden and self._leaves_out) for prompt in prompts]
         longest = max(len(row.ids) for row in rows)
         ids_BL = np.zeros((len(rows), longest), dtype=np.int64)
         is_image_BL = np.zeros((len(rows), longest), dtype=np.int64)
@@ -135,10 +166,12 @@ class TorchEngine:
         inputs: dict[str, Any] = {"input_ids": self._to_device(ids_BL), "use_cache": False}
         # All ones, padding too: nothing is masked and, with position ids of our own, nothing is packed.
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if hidden and not self._leaves_out:
+            inputs["attention_mask"] -= self._to_device(is_image_BL)
         if self._type_ids:
             inputs[self._type_ids] = self._to_device(is_image_BL)
-        if prompts[0].hide_images:
-            inputs["position_ids"] = self._positions_around_images(prompts, longest)
+        if hidden:
+            inputs["position_ids"] = self._positions_of_text(prompts, longest)
         else:
             inputs.update(self._vision_inputs(prompts, features))
         hidden_BLD = self.model.model(**inputs).last_hidden_state
@@ -158,29 +191,31 @@ class TorchEngine:
             return {}
         if not self._shares_images:
             return self._collate([image.inputs for image in images], self.device, self.dtype)
-        missing = list({image.key: image for image in images if image.key not in features}.values())
-        at_once = max(1, self.max_batch_tokens // max(1, int(prompts[0].image_mask.sum())))
-        for start in range(0, len(missing), at_once):
-            part = missing[start : start + at_once]
+        missing = {image.key: image for image in images if image.key not in features}
+        most = max(1, self.max_batch_tokens // max(1, int(prompts[0].image_mask.sum())))
+        for part in _alike(list(missing.values()), most):
             arguments = self._collate([image.inputs for image in part], self.device, self.dtype)
             output = self.model.get_image_features(**arguments, return_dict=True)
             found = output.pooler_output
-            extra = getattr(output, "deepstack_features", None)
-            if extra is not None or len(found) != len(part):
+            self._stacked = isinstance(found, torch.Tensor)
+            if getattr(output, "deepstack_features", None) is not None or len(found) != len(part):
                 # Features that can't be told apart by image: let the model take the pixels of every prompt.
                 self._shares_images = False
                 return self._vision_inputs(prompts, features)
             features.update({image.key: feature for image, feature in zip(part, found, strict=True)})
-        shared = SimpleNamespace(pooler_output=[features[image.key] for image in images])
+        each = [features[image.key] for image in images]
+        shared = SimpleNamespace(pooler_output=torch.stack(each) if self._stacked else each)
         arguments = {"mm_encoder_outputs": {"image": shared}}
         grids = [image.inputs["image_grid_thw"] for image in images if "image_grid_thw" in image.inputs]
         if grids:
             arguments["image_grid_thw"] = self._to_device(np.concatenate(grids))
         return arguments
 
-    def _positions_around_images(self, prompts: Sequence[Prompt], longest: int) -> torch.Tensor:
-        """The text's own position ids where the images are left out: int64 [B, L], or [3, B, L] for M-RoPE."""
-        positions = [self._positions(prompt)[..., ~prompt.image_mask] for prompt in prompts]
+    def _positions_of_text(self, prompts: Sequence[Prompt], longest: int) -> torch.Tensor:
+        """Position ids as if the images were there: int64 [B, L], or [3, B, L] for M-RoPE."""
+        positions = [self._positions(prompt) for prompt in prompts]
+        if self._leaves_out:
+            positions = [one[..., ~prompt.image_mask] for one, prompt in zip(positions, prompts, strict=True)]
         return torch.stack(
             [torch.nn.functional.pad(one, (0, longest - one.shape[-1])) for one in positions], dim=-2
         ).to(self.device)
@@ -247,11 +282,28 @@ class TorchEngine:
             )
 
 
+def _alike(images: Sequence[PromptImage], most: int) -> Iterator[list[PromptImage]]:
+    """Images in groups of at most `most` whose arrays can be joined: equal but for their first dimension."""
+    groups: dict[Any, list[PromptImage]] = {}
+    for image in images:
+        shape = tuple((name, array.shape[1:]) for name, array in sorted(image.inputs.items()))
+        groups.setdefault(shape, []).append(image)
+    for group in groups.values():
+        for start in range(0, len(group), most):
+            yield group[start : start + most]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host ran out of memory; some of PyTorch's allocators raise a plain RuntimeError."""
+    told = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
+
+
 class _Row:
     """One prompt as the model sees it: hidden images left out, answer positions moved accordingly."""
 
-    def __init__(self, prompt: Prompt) -> None:
-        if prompt.hide_images:
+    def __init__(self, prompt: Prompt, *, leave_out: bool) -> None:
+        if leave_out:
             keep = ~prompt.image_mask
             moved = np.cumsum(keep) - 1
             self.ids = prompt.token_ids[keep]
