@@ -112,7 +112,10 @@ def test_python_gives_what_the_command_line_gives(small: Path, tmp_path: Path, l
     from vig_ray.scoring import job
     from vig_ray.scoring.config import ScoreConfig
 
-    summary = job.run(ScoreConfig(data=str(small / "data.json"), model=CHECKPOINT, out=str(tmp_path)))
+    config = ScoreConfig(
+        data=str(small / "data.json"), model=CHECKPOINT, out=str(tmp_path), workers=1, prepare_workers=1
+    )
+    summary = job.run(config)
     assert summary.read == 24 == len(read_scores(tmp_path))
     assert json.loads(json.dumps(summary.counts()))["read"] == 24
 
@@ -123,7 +126,15 @@ def test_import_then_score_a_directory_of_samples(small: Path, tmp_path: Path, l
 
     done = vig("import", "--data", str(small / "data.json"), "--out", str(tmp_path / "imported"))
     assert "read 24 = " in done.stdout
-    job.run(ScoreConfig(data=str(tmp_path / "imported"), model=CHECKPOINT, out=str(tmp_path / "scored")))
+    job.run(
+        ScoreConfig(
+            data=str(tmp_path / "imported"),
+            model=CHECKPOINT,
+            out=str(tmp_path / "scored"),
+            workers=1,
+            prepare_workers=1,
+        )
+    )
     assert len(read_scores(tmp_path / "scored")) == 24
     assert not (tmp_path / "scored" / "samples").exists()
 

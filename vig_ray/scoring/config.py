@@ -69,7 +69,7 @@ class ScoreConfig(StageConfig):
         json_schema_extra=_RANGE,
     )
     batch_tokens: int | None = Field(
-        None, ge=1, description="padded tokens a batch; by default 16384 on a GPU, 2048 on a CPU"
+        None, ge=1, description="padded tokens a batch; by default 16384 on a GPU, 1024 on a CPU"
     )
     window: int = Field(256, ge=1, description="rows that an engine sorts by length and batches together")
     rows_per_file: int = Field(

@@ -6,23 +6,20 @@ same command is given again: Ray Data's checkpointing records which keys each wr
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
+from vig_ray.cluster import Machines, machines, parse_range
 from vig_ray.dataset import importing
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
@@ -36,13 +33,12 @@ from vig_ray.scoring.schema import SCORES
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.summary import ScoreSummary, summarise
 from vig_ray.stage import clear_directory, read_stage, write_stage
-from vig_ray.storage import check_writable, exists, filesystem, join, one_line
+from vig_ray.storage import check_writable, exists, filesystem, join
 
 log = logging.getLogger(__name__)
 
 _ROWS_PREPARED_AT_ONCE = 64
 _WAIT_FOR_MACHINES_S = 24 * 3600
-_SPARE_CPUS = 6
 _EVENTS_KEPT = 1024
 
 
@@ -96,45 +92,27 @@ def run(config: ScoreConfig) -> ScoreSummary:
     if samples is None:
         with RowProgress("import", None) as bar:
             samples = importing.run(import_config(config), progress=bar.update).directory
-    began = time.time()
-    machines = _connect(config)
-    identity = _identity(plan, samples, machines.dtype)
-    total = _count_rows(samples)
-    if _is_complete(plan, identity):
+    identity = _identity(plan, samples)
+    found = _earlier_run(plan, identity)
+    if found is not None and found["complete"]:
         log.warning("%s: already complete, nothing to score", plan.scores)
         return summarise(plan.scores)
-    write_stage(plan.scores, "score", config, identity=identity, complete=False)
-    done = _checkpointed_rows(plan)
-    if done:
-        log.warning("going on: %s of %s rows were scored by an earlier run", f"{done:,}", f"{total:,}")
-    counter: Any = _Counter.remote()  # type: ignore[attr-defined]
-    with RowProgress("score", total, done=done) as bar:
-        stop = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(counter, bar, done, stop), daemon=True)
-        watcher.start()
-        try:
-            _execute(plan, samples, machines, counter)
-        except ray.exceptions.RayError as error:
-            raise StageError(_cause(error)) from error
-        finally:
-            stop.set()
-            watcher.join(timeout=5)
-        bar.update(total)
-    written = _count_rows(plan.scores)
-    if written != total:
-        raise StageError(
-            f"{plan.scores}: {written:,} rows written for {total:,} samples. On several machines every path must be on "
-            "storage that all of them share; otherwise run again with --overwrite, and please report it"
-        )
+    cores = os.cpu_count() or 1
+    actors = sum(parse_range(spelled)[1] if spelled else cores for spelled in (config.workers, config.prepare_workers))
+    began = time.time()
+    with machines(config.address, actors=actors) as ray_has:
+        device = _device(config, ray_has)
+        dtype = config.dtype or (found["identity"]["dtype"] if found else _default_dtype(config, device))
+        identity["dtype"] = dtype
+        write_stage(plan.scores, "score", config, identity=identity, complete=False)
+        timing = _score(plan, samples, ray_has, device, dtype)
     summary = summarise(plan.scores)
-    try:
-        rates: dict[str, Any] = ray.get(counter.rates.remote(), timeout=60)
-    except ray.exceptions.RayError:  # its machine is gone; the scores don't need it
-        rates = {"ready": None, "rows": []}
-    timing = {
-        "total_s": time.time() - began,
-        "until_first_engine_s": rates["ready"] - began if rates["ready"] else None,
-    }
+    if summary.read != _count_rows(samples):
+        raise StageError(
+            f"{plan.scores}: {summary.read:,} rows written for {_count_rows(samples):,} samples. On several machines "
+            "every path must be on storage that all of them share; otherwise run again with --overwrite, and please "
+            "report it"
+        )
     write_stage(
         plan.scores,
         "score",
@@ -143,105 +121,34 @@ def run(config: ScoreConfig) -> ScoreSummary:
         complete=True,
         counts=summary.counts(),
         reference=REFERENCES[config.reference].parameters,
-        timing=timing | {"rows_over_time": rates["rows"]},
+        timing={"total_s": time.time() - began, "began": began, **timing},
     )
     clear_directory(_checkpoint(plan))
     return summary
 
 
-@dataclass(frozen=True)
-class _Machines:
-    """Where the engines run: `cores` is None on a cluster, whose size may change while the job runs."""
-
-    device: str
-    dtype: str
-    cores: int | None
-    gpus: int
-
-    def engines(self, spelled: str | None) -> tuple[int, int | None]:
-        """Least and most engine actors; None for as many as the cluster can hold."""
-        if spelled is not None:
-            return _range(spelled)
-        if self.cores is None:
-            return 1, None
-        return 1, max(1, self.gpus if self.device == "cuda" else self.cores)
-
-    def preparers(self, spelled: str | None) -> tuple[int, int | None]:
-        """Least and most actors of the CPU stage."""
-        return _range(spelled) if spelled is not None else (1, self.cores)
-
-
-def _range(spelled: str) -> tuple[int, int]:
-    low, _, high = spelled.partition("..")
-    return int(low), int(high or low)
-
-
-def _connect(config: ScoreConfig) -> _Machines:
-    """Join the Ray cluster that is named, or start a Ray on this machine; then choose device and dtype."""
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of an error is raised
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    cores = None
-    if not ray.is_initialized():
-        quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if address:
-            try:
-                ray.init(address=address, **quiet)
-            except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-                raise StageError(f"--address {address}: no Ray cluster answers: {one_line(error)[:200]}") from error
-        else:
-            cores = os.cpu_count() or 1
-            # Ray's CPUs are only a count. Reading, writing and the checkpoint filter each want one for themselves
-            # while every actor holds one; with too few the job would wait for ever.
-            actors = sum(
-                _range(spelled)[1] if spelled else cores for spelled in (config.workers, config.prepare_workers)
-            )
-            # Otherwise Ray announces on standard output that more processes than cores have started.
-            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(actors + _SPARE_CPUS))
-            # Ray's core warns at every start of a restartable actor pool; what fails for real reaches us as an error.
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            with _native_messages_hidden():
-                ray.init(num_cpus=actors + _SPARE_CPUS, include_dashboard=False, **quiet)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    device = config.device
-    if device == "auto":
-        device = "cuda" if gpus else "cpu"
-    if device == "cuda" and not gpus:
-        if cores is not None:
+def _device(config: ScoreConfig, ray_has: Machines) -> str:
+    """Where the engines run: "cuda" or "cpu"."""
+    if config.device == "cpu" or (config.device == "auto" and not ray_has.gpus):
+        if config.device == "auto" and ray_has.cores is None:
+            log.warning("no GPU in the cluster now: scoring on CPUs (--device cuda waits for GPUs instead)")
+        return "cpu"
+    if not ray_has.gpus:
+        if ray_has.cores is not None:
             raise StageError("--device cuda: there is no GPU that Ray can see on this machine")
         log.warning("waiting for a machine with a GPU to join the cluster")
-    elif device == "cpu" and cores is None and config.device == "auto":
-        log.warning("no GPU in the cluster now: scoring on CPUs (--device cuda waits for GPUs instead)")
-    dtype: str | None = config.dtype
-    if dtype is None and device == "cpu":
-        dtype = "float32"
-    if dtype is None:
-        stored = read_config(local_folder(config.model, weights=False)).dtype
-        dtype = str(stored or "bfloat16").removeprefix("torch.")
-    machines = _Machines(device, dtype, cores, gpus)
-    least, most = machines.engines(config.workers)
-    count = str(least) if most == least else f"{least} to {most}" if most else f"{least} or more"
-    log.warning("torch engine on %s in %s, %s at a time", device, dtype, count)
-    return machines
+    return "cuda"
 
 
-@contextmanager
-def _native_messages_hidden() -> Iterator[None]:
-    """Close standard error to native code for a moment: at its start Ray's core announces its own log level there."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+def _default_dtype(config: ScoreConfig, device: str) -> str:
+    if device == "cpu":
+        return "float32"
+    stored = read_config(local_folder(config.model, weights=False)).dtype
+    return str(stored or "bfloat16").removeprefix("torch.")
 
 
-def _identity(plan: Plan, samples: str, dtype: str) -> dict[str, Any]:
-    """What must be equal for scores to belong to the same run."""
+def _identity(plan: Plan, samples: str) -> dict[str, Any]:
+    """What must be equal for scores to belong to the same run; JSON values."""
     imported = read_stage(samples) or {}
     config = plan.config
     return {
@@ -250,38 +157,37 @@ def _identity(plan: Plan, samples: str, dtype: str) -> dict[str, Any]:
         "template": plan.template,
         "engine": "torch",
         "reference": config.reference,
-        "dtype": dtype,
+        "dtype": config.dtype,
         "max_length": config.max_length,
         "too_long": config.too_long,
         "max_image_pixels": config.max_image_pixels,
     }
 
 
-def _is_complete(plan: Plan, identity: dict[str, Any]) -> bool:
-    """Whether `OUT/scores` is this run's and finished; raises StageError where it is another run's."""
+def _earlier_run(plan: Plan, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of this very run, begun or finished earlier; None where there is none, or --overwrite deletes it.
+
+    Raises StageError where `OUT/scores` holds anything else.
+    """
     if plan.config.overwrite:
         clear_directory(plan.scores)
         clear_directory(_checkpoint(plan))
-        return False
+        return None
     found = read_stage(plan.scores)
     if found is None:
-        kind = exists(plan.scores).name
         fs, path = filesystem(plan.scores)
-        if kind == "Directory" and fs.get_file_info(_selector(path)):
+        if exists(plan.scores).name == "Directory" and fs.get_file_info(pafs.FileSelector(path)):
             raise StageError(f"{plan.scores}: holds files that vig-ray didn't write; choose another --out")
-        return False
-    theirs = found.get("identity")
-    if theirs == json.loads(json.dumps(identity)):
-        return bool(found.get("complete"))
-    changed = sorted(key for key in identity if (theirs or {}).get(key) != json.loads(json.dumps(identity[key])))
-    raise StageError(
-        f"{plan.scores}: holds the scores of another run ({', '.join(changed)} differ); "
-        "choose another --out, or --overwrite to delete them"
-    )
-
-
-def _selector(path: str) -> Any:
-    return pa.fs.FileSelector(path, recursive=False)
+        return None
+    theirs = found.get("identity", {})
+    # A dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
+    changed = [key for key, value in identity.items() if theirs.get(key) != value and (key != "dtype" or value)]
+    if changed:
+        raise StageError(
+            f"{plan.scores}: holds the scores of another run ({', '.join(changed)} differ); "
+            "choose another --out, or --overwrite to delete them"
+        )
+    return found
 
 
 def _checkpoint(plan: Plan) -> str:
@@ -291,7 +197,7 @@ def _checkpoint(plan: Plan) -> str:
 def parquet_files(directory: str) -> list[str]:
     """The Parquet files in a stage's directory, sorted, as paths for its filesystem."""
     fs, path = filesystem(directory)
-    infos = fs.get_file_info(pa.fs.FileSelector(path, recursive=False, allow_not_found=True))
+    infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
     return sorted(info.path for info in infos if info.is_file and info.path.endswith(".parquet"))
 
 
@@ -306,7 +212,32 @@ def _checkpointed_rows(plan: Plan) -> int:
     return sum(pq.read_metadata(path, filesystem=fs).num_rows for path in committed)
 
 
-def _execute(plan: Plan, samples: str, machines: _Machines, counter: Any) -> None:
+def _score(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: str) -> dict[str, Any]:
+    """Run the job with its progress shown; returns when the first engine was ready and how many rows were when."""
+    total, done = _count_rows(samples), _checkpointed_rows(plan)
+    if done:
+        log.warning("going on: %s of %s rows were scored by an earlier run", f"{done:,}", f"{total:,}")
+    counter: Any = _Counter.remote()  # type: ignore[attr-defined]
+    with RowProgress("score", total, done=done) as bar:
+        stop = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(counter, bar, done, stop), daemon=True)
+        watcher.start()
+        try:
+            _execute(plan, samples, ray_has, device, dtype, counter)
+        except ray.exceptions.RayError as error:
+            raise StageError(_cause(error)) from error
+        finally:
+            stop.set()
+            watcher.join(timeout=5)
+        bar.update(total)
+    try:
+        timing: dict[str, Any] = ray.get(counter.timing.remote(), timeout=60)
+    except ray.exceptions.RayError:  # its machine is gone; the scores don't need it
+        timing = {}
+    return timing
+
+
+def _execute(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: str, counter: Any) -> None:
     """Build the Ray Data plan and run it to its end."""
     config = plan.config
     fs, _ = filesystem(samples)
@@ -322,12 +253,15 @@ def _execute(plan: Plan, samples: str, machines: _Machines, counter: Any) -> Non
         override_filesystem=checkpoint_fs,
         delete_checkpoint_on_success=False,
     )
+    on_gpu = device == "cuda"
+    preparers = ray_has.actors(config.prepare_workers, ray_has.cores)
+    engines = ray_has.actors(
+        config.workers, None if ray_has.cores is None else ray_has.gpus if on_gpu else ray_has.cores
+    )
+    log.warning("torch engine on %s in %s, %s at a time", device, dtype, _words(engines))
     # Workers may have another working directory.
     model = os.path.abspath(os.path.expanduser(config.model)) if is_local(config.model) else config.model
     with ray.data.DataContext.current(context):
-        engines = machines.engines(config.workers)
-        preparers = machines.preparers(config.prepare_workers)
-        on_gpu = machines.device == "cuda"
         data = ray.data.read_parquet(parquet_files(samples), filesystem=fs, schema=SAMPLES)
         # A checkpoint commits whole blocks; without this a small dataset would be one block.
         data = data.repartition(target_num_rows_per_block=config.rows_per_file)
@@ -353,10 +287,10 @@ def _execute(plan: Plan, samples: str, machines: _Machines, counter: Any) -> Non
                 "model": model,
                 "template": config.template,
                 "max_length": config.max_length,
-                "dtype": machines.dtype,
-                "device": machines.device,
+                "dtype": dtype,
+                "device": device,
                 "batch_tokens": config.batch_tokens,
-                "threads": None if on_gpu else max(1, (machines.cores or 1) // (engines[1] or 1)),
+                "threads": None if on_gpu else max(1, (ray_has.cores or 1) // (engines[1] or 1)),
                 "progress": counter,
             },
             batch_size=config.window,
@@ -369,6 +303,11 @@ def _execute(plan: Plan, samples: str, machines: _Machines, counter: Any) -> Non
             num_gpus=1 if on_gpu else 0,
         )
         data.write_parquet(out_path, filesystem=out_fs, schema=SCORES, compression="zstd")
+
+
+def _words(bounds: tuple[int, int | None]) -> str:
+    least, most = bounds
+    return f"{least} or more" if most is None else f"{least} to {most}" if most > least else str(least)
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
@@ -392,8 +331,8 @@ class _Counter:
     def total(self) -> tuple[int, int]:
         return self._rows, self._failed
 
-    def rates(self) -> dict[str, Any]:
-        return {"ready": self._ready, "rows": self._events}
+    def timing(self) -> dict[str, Any]:
+        return {"first_engine": self._ready, "rows_over_time": self._events}
 
 
 def _watch(counter: Any, bar: RowProgress, done: int, stop: threading.Event) -> None:

@@ -36,7 +36,7 @@ Collate = Callable[[Sequence[ImageInputs], Any, Any], dict[str, Any]]
 
 def default_batch_tokens(device: str) -> int:
     """Tokens a batch: enough to fill a large GPU's matrix units, small enough for a CPU's caches."""
-    return 16384 if device.startswith("cuda") else 2048
+    return 16384 if device.startswith("cuda") else 1024
 
 
 def plan_batches(lengths: Sequence[int], order: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
