@@ -31,6 +31,13 @@ def demo_model():
 
 
 @pytest.fixture(scope="session")
+def gemma_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder: Path = tmp_path_factory.mktemp("models") / "gemma"
+    tiny_models.write_gemma(str(folder))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def qwen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("models") / "qwen"
     tiny_models.write_qwen(str(folder))

@@ -20,6 +20,9 @@ def plain_logprobs(model, image_processor, prompt, pictures, *, blind=False):
         inputs.update(image_processor(images=pictures, return_tensors="pt"))
     if model.config.model_type.startswith("qwen"):
         inputs["mm_token_type_ids"] = is_image.int()
+    if model.config.model_type.startswith("gemma"):
+        inputs["token_type_ids"] = is_image.int()
+        inputs.pop("num_crops", None)
     if blind:
         if model.config.model_type.startswith("qwen"):
             inputs["position_ids"] = model.model.get_rope_index(

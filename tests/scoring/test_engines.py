@@ -19,7 +19,7 @@ from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines.torch import TorchEngine, plan_batches
 from vig_ray.scoring.reference import blind, blur
 
-TOLERANCE = {"llava": 1e-5, "qwen": 1e-5}
+TOLERANCE = {"llava": 1e-5, "qwen": 1e-5, "gemma": 1e-5}
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Family:
         return PromptImage(key, lambda: np.asarray(picture), self.formatter.preprocess)
 
 
-@pytest.fixture(scope="module", params=["llava", "qwen"])
-def family(request: pytest.FixtureRequest, qwen_checkpoint: str) -> Family:
+@pytest.fixture(scope="module", params=["llava", "qwen", "gemma"])
+def family(request: pytest.FixtureRequest, qwen_checkpoint: str, gemma_checkpoint: str) -> Family:
     from transformers import AutoImageProcessor
 
-    folder = CHECKPOINT if request.param == "llava" else qwen_checkpoint
+    folder = {"llava": CHECKPOINT, "qwen": qwen_checkpoint, "gemma": gemma_checkpoint}[request.param]
     formatter = load_formatter(folder)
     model = load_model(folder, dtype="float32", device="cpu")
     return Family(request.param, model, formatter, AutoImageProcessor.from_pretrained(folder))
@@ -152,6 +152,8 @@ def test_head_runs_on_answer_positions_only(family: Family, pictures: list[Image
 
 
 def test_blind_computes_no_image_positions(family: Family, pictures: list[Image.Image]) -> None:
+    if family.name == "gemma":
+        pytest.skip("a sliding window counts places, so they have to stay")
     prompt, _ = make(family, pictures)[0]
     lengths: list[int] = []
     engine = TorchEngine(family.model, family.formatter.collate)
@@ -205,6 +207,33 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(family: Family, pictur
     assert len(failed) == 1
     assert "OutOfMemory" in str(failed[0])
     assert isinstance(found[[len(p.token_ids) for p in prompts].index(longest)], PromptError)
+
+
+def test_a_prompt_that_fails_costs_only_itself(family: Family, pictures: list[Image.Image]) -> None:
+    prompts = [prompt for prompt, _ in make(family, pictures)]
+    engine = TorchEngine(family.model, family.formatter.collate, max_batch_tokens=100_000)
+    expected = engine.logprobs(prompts)
+    ids = [set(prompt.token_ids.tolist()) for prompt in prompts]
+    poison, forward = min(ids[5] - set().union(*ids[:5])), family.model.model.forward
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if (kwargs["input_ids"] == poison).any():
+            raise ValueError("poisoned")
+        return forward(*args, **kwargs)
+
+    family.model.model.forward = failing
+    try:
+        found = engine.logprobs(prompts)
+        fresh = TorchEngine(family.model, family.formatter.collate)
+        with pytest.raises(ValueError, match="poisoned"):  # nothing has ever worked: not the data's fault
+            fresh.logprobs([prompts[5]])
+    finally:
+        del family.model.model.forward
+    for prompt, one, other in zip(prompts, found, expected, strict=True):
+        if prompt is prompts[5]:
+            assert str(one) == "ValueError: poisoned"
+        else:
+            np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_a_prompt_without_answer_tokens_gives_an_empty_array(family: Family, pictures: list[Image.Image]) -> None:

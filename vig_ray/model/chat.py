@@ -123,14 +123,7 @@ class ChatFormatter:
         token_ids = np.asarray(encoded["input_ids"], dtype=np.int32)
         offsets = [tuple(pair) for pair in encoded["offset_mapping"]]
         turn_of = answer_token_turns(offsets, moved)
-        positions = np.flatnonzero(turn_of >= 0).astype(np.int32)
-        return Prompt(
-            token_ids=token_ids,
-            answer_positions=positions,
-            turns=turn_of[positions],
-            image_mask=token_ids == self.image_token_id,
-            images=tuple(images),
-        )
+        return Prompt.marked(token_ids, turn_of, image_token_id=self.image_token_id, images=images)
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:
         """One image through the checkpoint's own image processor."""

@@ -134,14 +134,7 @@ class LlavaFormatter:
             turns.append(answer_token_turns(encoded["offset_mapping"], here))
             start += len(piece) + len(IMAGE_MARK)
         token_ids, turn_of = np.concatenate(ids), np.concatenate(turns)
-        positions = np.flatnonzero(turn_of >= 0).astype(np.int32)
-        return Prompt(
-            token_ids=token_ids,
-            answer_positions=positions,
-            turns=turn_of[positions],
-            image_mask=token_ids == self.image_token_id,
-            images=tuple(images),
-        )
+        return Prompt.marked(token_ids, turn_of, image_token_id=self.image_token_id, images=images)
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:
         """Pad with the mean colour, resize: {"pixel_values": uint8 [3, side, side]}, a quarter of the float bytes."""

@@ -105,6 +105,19 @@ class Prompt:
     hide_images: bool = False
     truncated: int = 0
 
+    @classmethod
+    def marked(
+        cls,
+        token_ids: npt.NDArray[np.int32],
+        turn_of: npt.NDArray[np.int32],
+        *,
+        image_token_id: int,
+        images: Sequence[PromptImage],
+    ) -> Prompt:
+        """A prompt from its tokens [L] and each token's assistant turn [L], -1 where it is no answer."""
+        positions = np.flatnonzero(turn_of >= 0).astype(np.int32)
+        return cls(token_ids, positions, turn_of[positions], token_ids == image_token_id, tuple(images))
+
     @property
     def answer_ids(self) -> npt.NDArray[np.int32]:
         """The answer tokens' ids, int32 [T]."""
