@@ -107,7 +107,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[
     add("fewer tags", row(["good.png", "good.png"]))
     add("more tags", row("good.png", question="<image><image>\nq"))
     add("no tag", row("good.png", question="What is it?"))
-    add("too long", row("good.png", answer="red " * 3000))
+    add("too long", row("good.png", answer=" ".join(["red"] * 3000)))
     add("text only", row(None, question="How many days are in a week?", answer="A week has seven days."))
     lines["broken utf-8"] = json.dumps(row("good.png", answer="caf_")).encode().replace(b"caf_", b"caf\xe9")
     lines["garbage"] = b'{"id": "x", "conversations": [{"from":'
@@ -134,7 +134,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[
         ("truncated.jpg", "truncated"),
         ("text.jpg", "not an image"),
         ("dot.png", "1x1"),
-        ("bomb.png", "too large: 100000x100000"),
+        ("bomb.png", "TooLarge: "),
         ("climbs", "--images"),
         ("no assistant", "no assistant turn"),
         ("empty answer", "EmptyAnswer: "),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from vig_ray.model.checkpoint import fingerprint, is_local, local_folder, read_c
 from vig_ray.model.load import load_formatter, template_fingerprint
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
+from vig_ray.scoring.counter import RowCounter, shown
 from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.reference import REFERENCES
 from vig_ray.scoring.schema import SCORES
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 
 _ROWS_PREPARED_AT_ONCE = 64
 _WAIT_FOR_MACHINES_S = 24 * 3600
-_EVENTS_KEPT = 1024
 
 
 @dataclass(frozen=True)
@@ -217,19 +216,12 @@ def _score(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: str)
     total, done = _count_rows(samples), _checkpointed_rows(plan)
     if done:
         log.warning("going on: %s of %s rows were scored by an earlier run", f"{done:,}", f"{total:,}")
-    counter: Any = _Counter.remote()  # type: ignore[attr-defined]
-    with RowProgress("score", total, done=done) as bar:
-        stop = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(counter, bar, done, stop), daemon=True)
-        watcher.start()
+    counter: Any = RowCounter.remote()  # type: ignore[attr-defined]
+    with shown(counter, total, done):
         try:
             _execute(plan, samples, ray_has, device, dtype, counter)
         except ray.exceptions.RayError as error:
             raise StageError(_cause(error)) from error
-        finally:
-            stop.set()
-            watcher.join(timeout=5)
-        bar.update(total)
     try:
         timing: dict[str, Any] = ray.get(counter.timing.remote(), timeout=60)
     except ray.exceptions.RayError:  # its machine is gone; the scores don't need it
@@ -263,7 +255,8 @@ def _execute(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: st
     model = os.path.abspath(os.path.expanduser(config.model)) if is_local(config.model) else config.model
     with ray.data.DataContext.current(context):
         data = ray.data.read_parquet(parquet_files(samples), filesystem=fs, schema=SAMPLES)
-        # A checkpoint commits whole blocks; without this a small dataset would be one block.
+        # A checkpoint commits whole blocks: without this a small dataset would be one block, and a batch of more rows
+        # than a block has would join blocks.
         data = data.repartition(target_num_rows_per_block=config.rows_per_file)
         data = data.map_batches(
             Preparer,
@@ -275,7 +268,7 @@ def _execute(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: st
                 "too_long": config.too_long,
                 "max_image_pixels": config.max_image_pixels,
             },
-            batch_size=_ROWS_PREPARED_AT_ONCE,
+            batch_size=min(_ROWS_PREPARED_AT_ONCE, config.rows_per_file),
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ray.data.ActorPoolStrategy(min_size=preparers[0], max_size=preparers[1]),
@@ -293,7 +286,7 @@ def _execute(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: st
                 "threads": None if on_gpu else max(1, (ray_has.cores or 1) // (engines[1] or 1)),
                 "progress": counter,
             },
-            batch_size=config.window,
+            batch_size=min(config.window, config.rows_per_file),
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ray.data.ActorPoolStrategy(
@@ -308,40 +301,6 @@ def _execute(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: st
 def _words(bounds: tuple[int, int | None]) -> str:
     least, most = bounds
     return f"{least} or more" if most is None else f"{least} to {most}" if most > least else str(least)
-
-
-@ray.remote(num_cpus=0, max_restarts=-1)
-class _Counter:
-    """Counts scored rows, for progress and rates only; a batch that is retried counts twice."""
-
-    def __init__(self) -> None:
-        self._rows, self._failed, self._ready = 0, 0, 0.0
-        self._events: list[tuple[float, int]] = []
-
-    def ready(self) -> None:
-        self._ready = self._ready or time.time()
-
-    def add(self, rows: int, failed: int) -> None:
-        self._rows += rows
-        self._failed += failed
-        self._events.append((time.time(), self._rows))
-        if len(self._events) > _EVENTS_KEPT:
-            self._events = self._events[::2]
-
-    def total(self) -> tuple[int, int]:
-        return self._rows, self._failed
-
-    def timing(self) -> dict[str, Any]:
-        return {"first_engine": self._ready, "rows_over_time": self._events}
-
-
-def _watch(counter: Any, bar: RowProgress, done: int, stop: threading.Event) -> None:
-    while not stop.wait(0.5):
-        try:
-            rows, _ = ray.get(counter.total.remote(), timeout=5)
-        except ray.exceptions.RayError:
-            continue
-        bar.update(done + rows)
 
 
 def _cause(error: BaseException) -> str:

@@ -92,6 +92,5 @@ class Scorer:
         """Score a block."""
         rows = score_rows(self._engine, prepared.to_pylist())
         if self._progress is not None:
-            failed = sum(row["error"] is not None for row in rows)
-            self._progress.add.remote(len(rows), failed)
+            self._progress.add.remote(len(rows))
         return pa.Table.from_pylist(rows, schema=SCORES)
