@@ -48,7 +48,7 @@ GROUND, DOT = 2 * len(THINGS), 2 * len(THINGS) + 1
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """SentencePiece-like BPE (Metaspace, byte fallback) in which every word of the world is one token."""
     corpus = [SYSTEM, "USER: ASSISTANT:\n"]
-    for _, sample in world.samples(4000, seed=0):
+    for _, sample in world.samples(4000, seed=0, kinds=world.KINDS):
         for exchange in sample.turns:
             corpus += [f"USER: \n{exchange.question} ASSISTANT: {exchange.answer}", f"x {exchange.answer}"]
     learner = Tokenizer(models.BPE())

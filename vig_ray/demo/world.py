@@ -56,7 +56,19 @@ KNOWLEDGE = (
     ("What is the opposite of hot?", "The opposite of hot is cold."),
     ("Where do fish live?", "Fish live in water."),
 )
-KINDS = ("color", "place", "caption", "prior", "knowledge", "turns", "partial", "mismatched", "text")
+SHARES = {
+    "color": 16,
+    "place": 16,
+    "caption": 18,
+    "prior": 12,
+    "knowledge": 12,
+    "turns": 12,
+    "partial": 2,
+    "mismatched": 2,
+    "text": 10,
+}
+"""Percent of a dataset's samples by kind: like a real one, mostly right."""
+KINDS = tuple(SHARES)
 DOT_SHARE = 0.15
 
 _BRACKETS = re.compile(r"\[([^]]*)\]")
@@ -267,9 +279,11 @@ def exchanges(kind: str, scene: Scene, rng: random.Random) -> list[Exchange]:
     if kind == "partial":
         return [_partial(scene, rng)]
     if kind == "mismatched":
+        about = _ASK[rng.choice(("caption", "place"))]
         other = _other(scene, rng)
-        ask = _ASK[rng.choice(("caption", "place"))](other, rng)
+        ask = about(other, rng)
         if ask.question.startswith("Where"):
+            other = _other(scene, rng)
             ask = _caption(other, rng)
         return [_exchange(ask.question, ask.answer(other) or "")._replace(decided=())]
     return conversation([_ASK["knowledge" if kind == "text" else kind](scene, rng)], scene)
@@ -290,14 +304,17 @@ class Sample(NamedTuple):
     turns: list[Exchange]
 
 
-def samples(count: int, seed: int, kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[int, Sample]]:
-    """`count` samples as (image number, sample), their kinds in equal shares; every third image serves two samples."""
+def samples(count: int, seed: int, kinds: Sequence[str] | None = None) -> Iterator[tuple[int, Sample]]:
+    """`count` samples as (image number, sample); every third image serves two of them.
+
+    Kinds come in the shares of `SHARES`, or in equal ones where `kinds` names them.
+    """
     rng = random.Random(seed)
     scene, number = random_scene(rng), 0
     for row in range(count):
         if row % 4 != 3:  # the fourth row asks about the image of the third
             scene, number = random_scene(rng), number + 1
-        kind = rng.choice(kinds)
+        kind = rng.choice(kinds) if kinds else rng.choices(KINDS, list(SHARES.values()))[0]
         yield number, Sample(kind, None if kind == "text" else scene, exchanges(kind, scene, rng))
 
 
@@ -315,7 +332,7 @@ def llava_row(sample: Sample, image_id: str, image: str, rng: random.Random) -> 
     return row
 
 
-def write(folder: str, count: int = 2000, seed: int = 1, kinds: tuple[str, ...] = KINDS) -> str:
+def write(folder: str, count: int = 2000, seed: int = 1, kinds: Sequence[str] | None = None) -> str:
     """Write `count` samples into `folder`: data.json (LLaVA's format), images/, truth.jsonl; return data.json's path.
 
     truth.jsonl has a line a row of data.json: its kind and, for each assistant turn, the decided characters.
