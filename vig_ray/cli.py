@@ -7,6 +7,7 @@ Exit status: 0 done, 1 rows failed under --strict, 2 something to mend, told in 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -178,6 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             child.usage = " ".join(["vig", name, *needed, "[options]"])
             child.description = (config_class.__doc__ or "").partition("\n")[0]
     options = vars(parser.parse_args(given))
+    told = logging.StreamHandler()
+    told.setFormatter(logging.Formatter("%(message)s"))
+    logging.getLogger("vig_ray").addHandler(told)
+    logging.getLogger("vig_ray").setLevel(logging.INFO)
     verb_name = options.pop("verb")
     try:
         chosen = {name: value for name, value in options.items() if value is not None and name != "config"}

@@ -139,6 +139,25 @@ def test_import_then_score_a_directory_of_samples(small: Path, tmp_path: Path, l
     assert not (tmp_path / "scored" / "samples").exists()
 
 
+def test_overwrite_deletes_only_what_a_scoring_run_wrote(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "precious.txt").write_text("mine")
+    done = vig(
+        "score", "--data", str(small / "data.json"), "--model", CHECKPOINT, "--out", str(tmp_path), "--overwrite",
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no scoring run wrote" in done.stderr
+    assert (tmp_path / "scores" / "precious.txt").read_text() == "mine"
+
+
+def test_numbers_and_ranges_of_workers_alike() -> None:
+    from vig_ray.scoring.config import ScoreConfig
+
+    for given, kept in ((4, "4"), ("4", "4"), ("1..8", "1..8")):
+        assert ScoreConfig(data="d", model="m", out="o", workers=given).workers == kept
+
+
 def test_strict_import_tells_by_its_status(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"conversations": []}\n')
     assert vig("import", "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "a")).returncode == 0

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -105,6 +106,46 @@ def _wait_for_the_last_writes(session: int) -> None:
             return
         time.sleep(0.2)
     pytest.fail("workers of the killed run are still there after a minute")
+
+
+def test_a_killed_driver_goes_on_on_object_storage(held_out: Path, s3) -> None:
+    """There a commit is a copy and a deletion, not a rename."""
+    client = s3()
+    client.create_bucket(Bucket="resume")
+    command = ["score", "--data", str(held_out), "--model", CHECKPOINT, "--out", "s3://resume/run"]
+    command += ["--rows-per-file", "64"]
+
+    def objects(prefix: str) -> dict[str, str]:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket="resume", Prefix=prefix)
+        return {one["Key"]: one["ETag"] for page in pages for one in page.get("Contents", [])}
+
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "vig_ray.cli", *command],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while sum(".pending" not in key for key in objects("run/.score-checkpoint/")) < 6:
+        assert driver.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+
+    again = vig(*command)  # at once, while workers of the killed run may still be on their way out
+    assert "going on" in again.stderr
+    rows = []
+    for key in objects("run/scores/"):
+        if key.endswith(".parquet"):
+            body = client.get_object(Bucket="resume", Key=key)["Body"].read()
+            rows += pq.read_table(pa.BufferReader(body), columns=["sample_key", "vig"]).to_pylist()
+    expected = {row["sample_key"]: row["vig"] for row in read_scores(held_out)}
+    assert len(rows) == len(expected)
+    for row in rows:
+        assert row["vig"] == pytest.approx(expected.pop(row["sample_key"]), abs=1e-5)
+    assert not objects("run/.score-checkpoint/")
 
 
 def test_killed_actors_cost_nothing(held_out: Path, tmp_path: Path, local_ray: None) -> None:

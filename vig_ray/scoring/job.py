@@ -94,7 +94,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
     identity = _identity(plan, samples)
     found = _earlier_run(plan, identity)
     if found is not None and found["complete"]:
-        log.warning("%s: already complete, nothing to score", plan.scores)
+        log.info("%s: already complete, nothing to score", plan.scores)
         return summarise(plan.scores)
     cores = os.cpu_count() or 1
     actors = sum(parse_range(spelled)[1] if spelled else cores for spelled in (config.workers, config.prepare_workers))
@@ -168,15 +168,15 @@ def _earlier_run(plan: Plan, identity: dict[str, Any]) -> dict[str, Any] | None:
 
     Raises StageError where `OUT/scores` holds anything else.
     """
+    found = read_stage(plan.scores)
+    if found is None or found["stage"] != "score":
+        fs, path = filesystem(plan.scores)
+        if exists(plan.scores).name == "Directory" and fs.get_file_info(pafs.FileSelector(path)):
+            raise StageError(f"{plan.scores}: holds files that no scoring run wrote; choose another --out")
+        return None
     if plan.config.overwrite:
         clear_directory(plan.scores)
         clear_directory(_checkpoint(plan))
-        return None
-    found = read_stage(plan.scores)
-    if found is None:
-        fs, path = filesystem(plan.scores)
-        if exists(plan.scores).name == "Directory" and fs.get_file_info(pafs.FileSelector(path)):
-            raise StageError(f"{plan.scores}: holds files that vig-ray didn't write; choose another --out")
         return None
     theirs = found.get("identity", {})
     # A dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
@@ -215,7 +215,7 @@ def _score(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: str)
     """Run the job with its progress shown; returns when the first engine was ready and how many rows were when."""
     total, done = _count_rows(samples), _checkpointed_rows(plan)
     if done:
-        log.warning("going on: %s of %s rows were scored by an earlier run", f"{done:,}", f"{total:,}")
+        log.info("going on: %s of %s rows were scored by an earlier run", f"{done:,}", f"{total:,}")
     counter: Any = RowCounter.remote()  # type: ignore[attr-defined]
     with shown(counter, total, done):
         try:
@@ -250,7 +250,7 @@ def _execute(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: st
     engines = ray_has.actors(
         config.workers, None if ray_has.cores is None else ray_has.gpus if on_gpu else ray_has.cores
     )
-    log.warning("torch engine on %s in %s, %s at a time", device, dtype, _words(engines))
+    log.info("torch engine on %s in %s, %s at a time", device, dtype, _words(engines))
     # Workers may have another working directory.
     model = os.path.abspath(os.path.expanduser(config.model)) if is_local(config.model) else config.model
     with ray.data.DataContext.current(context):
