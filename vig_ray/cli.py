@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     given = list(sys.argv[1:] if arguments is None else arguments)
     for name, verb in VERBS.items():
-        child = verbs.add_parser(name, help=verb.help)
+        child = verbs.add_parser(name, help=verb.help, allow_abbrev=False)
         if given[:1] == [name]:  # the other verbs' configs stay unimported, so --help is quick
             config_class, call = verb.load()
             _add_options(child, config_class)
