@@ -126,7 +126,8 @@ class TorchEngine:
                 needed[image.key] -= 1
                 if not needed[image.key]:
                     features.pop(image.key, None)
-            waiting = [index for index in waiting if index not in set(batch)]
+            done = set(batch)
+            waiting = [index for index in waiting if index not in done]
         if failure is not None and not self._worked:
             raise failure  # nothing has ever worked: it is the model or the set-up, not the data
         return [result for result in results if result is not None]
