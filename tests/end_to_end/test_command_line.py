@@ -120,6 +120,40 @@ def test_python_gives_what_the_command_line_gives(small: Path, tmp_path: Path, l
     assert json.loads(json.dumps(summary.counts()))["read"] == 24
 
 
+def test_a_model_with_its_own_chat_template(small: Path, tmp_path: Path, local_ray: None, qwen_checkpoint: str) -> None:
+    """A tiny Qwen2.5-VL through the whole job: the rows say what a plain forward says."""
+    import numpy as np
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    from tests.oracle import blurred, plain_logprobs
+    from vig_ray.dataset.schema import Turn
+    from vig_ray.model.load import load_formatter, load_model
+    from vig_ray.model.prompt import PromptImage
+    from vig_ray.scoring import job
+    from vig_ray.scoring.config import ScoreConfig
+
+    data = small / "data.json"
+    config = ScoreConfig(data=str(data), model=qwen_checkpoint, out=str(tmp_path), workers=1, prepare_workers=1)
+    assert job.run(config).failed == 0
+    formatter, processor = load_formatter(qwen_checkpoint), AutoImageProcessor.from_pretrained(qwen_checkpoint)
+    model = load_model(qwen_checkpoint, dtype="float32", device="cpu")
+    checked = 0
+    for given, row in zip(json.loads(data.read_text()), read_scores(tmp_path), strict=True):
+        if "image" not in given:
+            assert row["vig"] is None
+            continue
+        picture = Image.open(small / given["image"]).convert("RGB")
+        image = PromptImage("p", lambda picture=picture: np.asarray(picture), formatter.preprocess)
+        roles = {"human": "user", "gpt": "assistant"}
+        prompt = formatter.prompt([Turn(roles[t["from"]], t["value"]) for t in given["conversations"]], [image])
+        assert row["token_ids"] == prompt.answer_ids.tolist()
+        for name, shown in (("clean_logprobs", picture), ("reference_logprobs", blurred(picture))):
+            np.testing.assert_allclose(row[name], plain_logprobs(model, processor, prompt, [shown]), atol=1e-5)
+        checked += 1
+    assert checked > 15
+
+
 def test_import_then_score_a_directory_of_samples(small: Path, tmp_path: Path, local_ray: None) -> None:
     from vig_ray.scoring import job
     from vig_ray.scoring.config import ScoreConfig
