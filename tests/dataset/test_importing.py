@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from vig_ray.dataset.importing import ImportConfig, detect_samples, run, samples_directory, validate
+from vig_ray.dataset.importing import ImportConfig, run, samples_directory, validate
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
 from vig_ray.stage import StageConfig, read_stage, write_stage
@@ -185,7 +185,7 @@ def test_samples_of_something_else_are_not_replaced(
     for call in (validate, run):
         with pytest.raises(StageError, match=f"holds samples of other .*{what}.*--out.*--overwrite"):
             call(config)
-    assert detect_samples(str(bench.out))
+    assert samples_directory(str(bench.out)) is not None
 
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}])
@@ -214,7 +214,7 @@ def test_no_rows(content: str, name: str, bench: Any) -> None:
         pytest.skip("a line with a list is a bad row")
     with pytest.raises(StageError, match="no rows"):
         bench.load(bench.write(name, content))
-    assert not detect_samples(str(bench.out))
+    assert samples_directory(str(bench.out)) is None
 
 
 def refused(bench: Any, message: str, data: str | Path, **options: Any) -> None:
@@ -249,18 +249,18 @@ def test_a_format_chooses_among_the_files_of_a_folder(bench: Any, make_row: Any)
     assert [row["id"] for row in bench.load(bench.folder / "a", format="json")] == ["row-0"]
 
 
-def test_detect_samples(bench: Any, make_row: Any) -> None:
+def test_samples_are_found_or_not(bench: Any, make_row: Any) -> None:
     path = bench.write("d.json", [make_row(0)])
-    assert not detect_samples(str(bench.out))
+    assert samples_directory(str(bench.out)) is None
     bench.load(path)
     samples = str(bench.out / "samples")
     assert samples_directory(str(bench.out)) == samples_directory(samples) == samples
-    assert not detect_samples(str(path))
-    assert not detect_samples(str(bench.folder))
+    assert samples_directory(str(path)) is None
+    assert samples_directory(str(bench.folder)) is None
     bench.write("other/stage.json", "{}")
     bench.write("broken/stage.json", "{")
-    assert not detect_samples(str(bench.folder / "other"))
-    assert not detect_samples(str(bench.folder / "broken"))
+    assert samples_directory(str(bench.folder / "other")) is None
+    assert samples_directory(str(bench.folder / "broken")) is None
 
 
 @pytest.mark.parametrize(

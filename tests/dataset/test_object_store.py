@@ -12,7 +12,7 @@ import pytest
 
 from vig_ray import storage
 from vig_ray.dataset.images import ImageError, load_image
-from vig_ray.dataset.importing import ImportConfig, detect_samples, run, validate
+from vig_ray.dataset.importing import ImportConfig, run, samples_directory, validate
 from vig_ray.errors import StageError
 
 boto3 = pytest.importorskip("boto3")
@@ -55,7 +55,7 @@ def test_data_images_and_samples_in_a_bucket(bucket: Any, make_row: Any, make_pn
     validate(config)
     report = run(config)
     assert (report.directory, report.imported, report.failed) == ("s3://bucket/out/samples", 2, 0)
-    assert detect_samples("s3://bucket/out")
+    assert samples_directory("s3://bucket/out") is not None
     assert run(config) == report
 
     fs, path = storage.filesystem("s3://bucket/out/samples/part-00000.parquet")

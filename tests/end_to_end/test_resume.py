@@ -46,15 +46,20 @@ def committed_rows(out: Path) -> int:
     return rows
 
 
-def test_a_killed_driver_goes_on_where_it_was(held_out: Path, tmp_path: Path) -> None:
-    command = ["score", "--data", str(held_out), "--model", CHECKPOINT, "--out", str(tmp_path), "--rows-per-file", "64"]
-    driver = subprocess.Popen(
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    """The command in a process of its own, to be killed."""
+    return subprocess.Popen(
         [sys.executable, "-m", "vig_ray.cli", *command],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def test_a_killed_driver_goes_on_where_it_was(held_out: Path, tmp_path: Path) -> None:
+    command = ["score", "--data", str(held_out), "--model", CHECKPOINT, "--out", str(tmp_path), "--rows-per-file", "64"]
+    driver = start(command)
     deadline = time.monotonic() + 240
     # A random moment of the run: after at least so many rows were written, and then a little more.
     wanted = int(np.random.default_rng().integers(100, 1200))
@@ -119,13 +124,7 @@ def test_a_killed_driver_goes_on_on_object_storage(held_out: Path, s3) -> None:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket="resume", Prefix=prefix)
         return {one["Key"]: one["ETag"] for page in pages for one in page.get("Contents", [])}
 
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "vig_ray.cli", *command],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    driver = start(command)
     deadline = time.monotonic() + 240
     while sum(".pending" not in key for key in objects("run/.score-checkpoint/")) < 6:
         assert driver.poll() is None, "the run ended before it could be killed"

@@ -122,11 +122,6 @@ def run(config: ImportConfig, progress: Callable[[int], None] | None = None) -> 
     return report
 
 
-def detect_samples(uri: str) -> bool:
-    """Whether `uri` is a directory that a finished import wrote, or the one above it."""
-    return samples_directory(uri) is not None
-
-
 def samples_directory(uri: str) -> str | None:
     """The samples directory at `uri` or in it, if a finished import wrote one."""
     for directory in (uri, join(uri, SAMPLES_FOLDER)):

@@ -332,7 +332,7 @@ def llava_row(sample: Sample, image_id: str, image: str, rng: random.Random) -> 
     return row
 
 
-def write(folder: str, count: int = 2000, seed: int = 1, kinds: Sequence[str] | None = None) -> str:
+def write(folder: str, count: int, seed: int) -> str:
     """Write `count` samples into `folder`: data.json (LLaVA's format), images/, truth.jsonl; return data.json's path.
 
     truth.jsonl has a line a row of data.json: its kind and, for each assistant turn, the decided characters.
@@ -341,7 +341,7 @@ def write(folder: str, count: int = 2000, seed: int = 1, kinds: Sequence[str] | 
     rng, drawn = random.Random(seed + 1), set()
     rows: list[dict[str, Any]] = []
     with open(os.path.join(folder, "truth.jsonl"), "w") as truth:
-        for number, sample in samples(count, seed, kinds):
+        for number, sample in samples(count, seed):
             image = f"images/{number:06d}.png"
             if sample.scene is not None and number not in drawn:
                 draw(sample.scene).save(os.path.join(folder, image))
