@@ -69,10 +69,10 @@ def write_qwen(folder: str, seed: int = 0) -> None:
             "hidden_size": 64,
             "intermediate_size": 96,
             "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            "num_attention_heads": 2,  # of 32: vLLM's attention on a CPU takes no smaller ones
+            "num_key_value_heads": 1,
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": None,
             "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<|endoftext|>"),
@@ -145,6 +145,7 @@ def sentencepiece_like(kind: str) -> PreTrainedTokenizerFast:
 
 GEMMA_SPECIALS = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
 GEMMA_SPECIALS += ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
+GEMMA_SPECIALS += ["\n", "\n\n", "\n\n\n", "\n\n\n\n"]  # tokens of its own, as in the real vocabulary
 GEMMA_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
     "{% for p in m.content %}{% if p.type == 'image' %}<start_of_image>{% else %}"
@@ -153,8 +154,11 @@ GEMMA_TEMPLATE = (
 )
 
 
-def write_gemma(folder: str) -> None:
-    """A Gemma 3 with sliding-window layers, images that see both ways, and features that come as one tensor."""
+def write_gemma(folder: str, softcap: float | None = 5.0) -> None:
+    """A Gemma 3 with sliding-window layers, images that see both ways, and features that come as one tensor.
+
+    `softcap`: of the logits. transformers names it and doesn't apply it in models with images, vLLM applies it.
+    """
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=byte_level_tokenizer(GEMMA_SPECIALS),
         bos_token="<bos>",
@@ -174,11 +178,11 @@ def write_gemma(folder: str) -> None:
             "num_hidden_layers": 2,
             "layer_types": ["sliding_attention", "full_attention"],
             "sliding_window": 12,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "query_pre_attn_scalar": 16,
-            "final_logit_softcapping": 5.0,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "final_logit_softcapping": softcap,
             "max_position_embeddings": 4096,
             "bos_token_id": token("<bos>"),
             "eos_token_id": token("<eos>"),
@@ -186,7 +190,7 @@ def write_gemma(folder: str) -> None:
         },
         vision_config={
             "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "image_size": 28, "patch_size": 7,
+            "image_size": 28, "patch_size": 7, "vision_use_head": False,
         },
         mm_tokens_per_image=4,
         image_token_index=token("<image_soft_token>"),

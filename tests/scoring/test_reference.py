@@ -58,7 +58,7 @@ def test_kernel_goes_by_width_not_by_height() -> None:
 
 def prompt_with(image: PromptImage) -> Prompt:
     ids = np.arange(6, dtype=np.int32)
-    return Prompt(ids, ids[4:], ids[:2] * 0, ids == 2, (image,))
+    return Prompt(ids, ids[4:], ids[:2] * 0, ids == 2, np.array([[2, 3]], dtype=np.int32), (image,))
 
 
 def test_references_leave_the_text_alone_and_rename_the_image() -> None:

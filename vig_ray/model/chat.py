@@ -103,6 +103,7 @@ class ChatFormatter:
         if len(pieces) - 1 != len(images):
             raise PromptError("ImageCount", f"{len(pieces) - 1} images in the rendered prompt, but {len(images)} given")
         expanded, moved = pieces[0], list(spans)
+        places = []  # each image's characters in `expanded`
         place = len(pieces[0])
         for image, piece in zip(images, pieces[1:], strict=True):
             replacement = self.processor.replace_image_token(dict(image.inputs), 0)
@@ -111,6 +112,7 @@ class ChatFormatter:
                 (new[0] + growth, new[1] + growth, new[2]) if old[0] >= place else new
                 for old, new in zip(spans, moved, strict=True)
             ]
+            places.append((len(expanded), len(expanded) + len(replacement)))
             expanded += replacement + piece
             place += len(self.image_token) + len(piece)
         bos = self.tokenizer.bos_token
@@ -123,7 +125,17 @@ class ChatFormatter:
         token_ids = np.asarray(encoded["input_ids"], dtype=np.int32)
         offsets = [tuple(pair) for pair in encoded["offset_mapping"]]
         turn_of = answer_token_turns(offsets, moved)
-        return Prompt.marked(token_ids, turn_of, image_token_id=self.image_token_id, images=images)
+        features = np.flatnonzero(token_ids == self.image_token_id)
+        starts = np.asarray([offsets[position][0] for position in features], dtype=np.int64)
+        image_spans = []
+        for index, (first, past) in enumerate(places):
+            inside = features[(starts >= first) & (starts < past)]
+            if not len(inside):
+                raise PromptError("Template", f"image {index} has no image token in the prompt")
+            image_spans.append((int(inside[0]), int(inside[-1]) + 1))
+        return Prompt.marked(
+            token_ids, turn_of, image_token_id=self.image_token_id, image_spans=image_spans, images=images
+        )
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:
         """One image through the checkpoint's own image processor."""

@@ -123,9 +123,12 @@ class LlavaFormatter:
         bos = self.tokenizer.bos_token_id
         ids: list[npt.NDArray[np.int32]] = [np.asarray([] if bos is None else [bos], dtype=np.int32)]
         turns: list[npt.NDArray[np.int32]] = [np.full(len(ids[0]), -1, dtype=np.int32)]
+        image_spans = []
         start = 0
         for index, piece in enumerate(pieces):
             if index:
+                before = sum(map(len, ids))
+                image_spans.append((before, before + self.num_image_tokens))
                 ids.append(np.full(self.num_image_tokens, self.image_token_id, dtype=np.int32))
                 turns.append(np.full(self.num_image_tokens, -1, dtype=np.int32))
             encoded = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
@@ -134,7 +137,9 @@ class LlavaFormatter:
             turns.append(answer_token_turns(encoded["offset_mapping"], here))
             start += len(piece) + len(IMAGE_MARK)
         token_ids, turn_of = np.concatenate(ids), np.concatenate(turns)
-        return Prompt.marked(token_ids, turn_of, image_token_id=self.image_token_id, images=images)
+        return Prompt.marked(
+            token_ids, turn_of, image_token_id=self.image_token_id, image_spans=image_spans, images=images
+        )
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:
         """Pad with the mean colour, resize: {"pixel_values": uint8 [3, side, side]}, a quarter of the float bytes."""

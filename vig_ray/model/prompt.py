@@ -93,6 +93,8 @@ class Prompt:
     `answer_positions` int32 [T], rising: where in `token_ids` the trained tokens are. All are > 0.
     `turns` int32 [T]: which assistant turn of the conversation each answer token is in, from 0.
     `image_mask` bool [L]: the positions that hold image features.
+    `image_spans` int32 [images, 2]: each image's first position and the one past its last; between them there may be
+    text of the processor's own (row separators), which `image_mask` leaves out.
     `hide_images`: run as if the image positions were padding, attention 0, while the text keeps its positions.
     `truncated`: how many answer tokens the length limit cut off.
     """
@@ -101,6 +103,7 @@ class Prompt:
     answer_positions: npt.NDArray[np.int32]
     turns: npt.NDArray[np.int32]
     image_mask: npt.NDArray[np.bool_]
+    image_spans: npt.NDArray[np.int32]
     images: tuple[PromptImage, ...]
     hide_images: bool = False
     truncated: int = 0
@@ -112,11 +115,13 @@ class Prompt:
         turn_of: npt.NDArray[np.int32],
         *,
         image_token_id: int,
+        image_spans: Sequence[tuple[int, int]],
         images: Sequence[PromptImage],
     ) -> Prompt:
-        """A prompt from its tokens [L] and each token's assistant turn [L], -1 where it is no answer."""
+        """A prompt from its tokens [L], each token's assistant turn [L], -1 where it is no answer, and image spans."""
         positions = np.flatnonzero(turn_of >= 0).astype(np.int32)
-        return cls(token_ids, positions, turn_of[positions], token_ids == image_token_id, tuple(images))
+        spans = np.asarray(image_spans, dtype=np.int32).reshape(-1, 2)
+        return cls(token_ids, positions, turn_of[positions], token_ids == image_token_id, spans, tuple(images))
 
     @property
     def answer_ids(self) -> npt.NDArray[np.int32]:
@@ -182,6 +187,7 @@ def truncate(prompt: Prompt, max_length: int) -> Prompt:
         answer_positions=prompt.answer_positions[kept],
         turns=prompt.turns[kept],
         image_mask=prompt.image_mask[:max_length],
+        image_spans=prompt.image_spans,
         images=prompt.images,
         hide_images=prompt.hide_images,
         truncated=int((~kept).sum()),

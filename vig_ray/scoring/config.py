@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+import shlex
+from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 from vig_ray.dataset.images import MAX_PIXELS
@@ -25,6 +27,25 @@ WorkerRange = Annotated[
 ]
 
 
+def _options(value: Any) -> Any:
+    """{"a": 1} from itself, from "a=1 b=x" or ["a=1", "b=x"], whose values are YAML, or from JSON."""
+    if isinstance(value, str):
+        value = yaml.safe_load(value) if value.lstrip().startswith("{") else shlex.split(value)
+    if not isinstance(value, list):
+        return value
+    options = {}
+    for pair in value:
+        name, equals, text = str(pair).partition("=")
+        if not equals or not name:
+            raise ValueError(f"{pair!r} isn't NAME=VALUE, such as gpu_memory_utilization=0.8")
+        options[name.strip().lstrip("-").replace("-", "_")] = yaml.safe_load(text)
+    return options
+
+
+_PAIRS: dict[str, JsonValue] = {"metavar": "NAME=VALUE", "repeated": True}
+EngineOptions = Annotated[dict[str, JsonValue], BeforeValidator(_options)]
+
+
 class ScoreConfig(StageConfig):
     """Score every answer token of a dataset with and without its image."""
 
@@ -39,7 +60,15 @@ class ScoreConfig(StageConfig):
     reference: Literal["blur", "blind"] = Field(
         "blur", description="what stands for 'no image': blur (VIG) or blind, the image's positions masked (VisNec)"
     )
-    engine: Literal["auto", "torch"] = Field("auto", description="what computes the log-probs; auto takes torch")
+    engine: Literal["auto", "torch", "vllm"] = Field(
+        "auto",
+        description="what computes the log-probs; auto takes vllm where it is installed and there is a GPU, else torch",
+    )
+    vllm: EngineOptions = Field(
+        default_factory=dict,
+        description="options of vLLM's engine, as vllm serve names them: tensor_parallel_size=2 quantization=fp8 ...",
+        json_schema_extra=_PAIRS,
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="precision of the model; by default float32 on a CPU, the checkpoint's own on a GPU"
     )
@@ -69,9 +98,12 @@ class ScoreConfig(StageConfig):
         json_schema_extra=_RANGE,
     )
     batch_tokens: int | None = Field(
-        None, ge=1, description="padded tokens a batch; by default 16384 on a GPU, 1024 on a CPU"
+        None,
+        ge=1,
+        description="tokens a batch: padded ones of torch, by default 16384 on a GPU, 1024 on a CPU; vLLM's "
+        "max_num_batched_tokens, by default its own",
     )
-    window: int = Field(256, ge=1, description="rows that an engine sorts by length and batches together")
+    window: int = Field(256, ge=1, description="rows that an engine sorts and batches together")
     rows_per_file: int = Field(
         2048, ge=1, description="rows a block: what a killed run has to do again, and the most rows of a scores file"
     )

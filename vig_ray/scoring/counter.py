@@ -21,26 +21,42 @@ class RowCounter:
 
     def __init__(self) -> None:
         self._rows, self._ready = 0, 0.0
+        self._engine = ""
+        self._deaths, self._deaths_in_a_row, self._cause = 0, 0, ""
         self._events: list[tuple[float, int]] = []
 
-    def ready(self) -> None:
-        """An engine is loaded."""
+    def ready(self, engine: str) -> None:
+        """An engine is loaded; `engine` describes it."""
         self._ready = self._ready or time.time()
+        self._engine = engine
+
+    def died(self, cause: str) -> int:
+        """An engine has died; returns how many have since a row was scored last."""
+        self._deaths += 1
+        self._deaths_in_a_row += 1
+        self._cause = cause
+        return self._deaths_in_a_row
 
     def add(self, rows: int) -> None:
         """So many more rows are scored."""
         self._rows += rows
+        self._deaths_in_a_row = 0
         self._events.append((time.time(), self._rows))
         if len(self._events) > _EVENTS_KEPT:
             self._events = self._events[::2]
 
-    def total(self) -> int:
-        """Rows scored since this job began."""
-        return self._rows
+    def seen(self) -> dict[str, Any]:
+        """Rows scored since this job began, the engine's description, engines that died and why the last one did."""
+        return {"rows": self._rows, "engine": self._engine, "deaths": self._deaths, "cause": self._cause}
 
     def timing(self) -> dict[str, Any]:
         """When the first engine was ready, and how many rows were scored when (seconds since the epoch)."""
-        return {"first_engine": self._ready, "rows_over_time": self._events}
+        return {
+            "engine": self._engine,
+            "engine_deaths": self._deaths,
+            "first_engine": self._ready,
+            "rows_over_time": self._events,
+        }
 
 
 @contextmanager
@@ -49,11 +65,20 @@ def shown(counter: Any, total: int, done: int) -> Iterator[None]:
     stop = threading.Event()
 
     def follow(bar: RowProgress) -> None:
-        while not stop.wait(0.5):
+        engine, deaths, ended = "", 0, False
+        while not ended:
+            ended = stop.wait(0.5)
             try:
-                bar.update(done + ray.get(counter.total.remote(), timeout=5))
+                seen = ray.get(counter.seen.remote(), timeout=5)
             except ray.exceptions.RayError:  # it is being restarted elsewhere
                 continue
+            bar.update(done + seen["rows"])
+            if seen["engine"] != engine:
+                engine = seen["engine"]
+                bar.say(f"engine: {engine}")
+            if seen["deaths"] > deaths:
+                deaths = seen["deaths"]
+                bar.say(f"an engine died; another is started: {seen['cause']}")
 
     with RowProgress("score", total, done=done) as bar:
         follower = threading.Thread(target=follow, args=(bar,), daemon=True)

@@ -7,8 +7,10 @@ same command is given again: Ray Data's checkpointing records which keys each wr
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,7 @@ from vig_ray.model.load import load_formatter, template_fingerprint
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.counter import RowCounter, shown
+from vig_ray.scoring.engines.load import EngineName, check_engine, choose_engine
 from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.reference import REFERENCES
 from vig_ray.scoring.schema import SCORES
@@ -39,6 +42,15 @@ log = logging.getLogger(__name__)
 
 _ROWS_PREPARED_AT_ONCE = 64
 _WAIT_FOR_MACHINES_S = 24 * 3600
+# Options of vLLM's that change no log-prob by more than rounding does: a run may go on with others.
+_SPEED_AND_MEMORY = frozenset(
+    {
+        "block_size", "compilation_config", "cpu_offload_gb", "disable_log_stats", "distributed_executor_backend",
+        "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
+        "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs", "mm_processor_cache_gb",
+        "pipeline_parallel_size", "tensor_parallel_size",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ def check(config: ScoreConfig) -> Plan:
         if samples is not None and getattr(config, option) is not None:
             raise StageError(f"--{option} has no effect on {samples}, which is imported already; leave it out")
     check_writable(config.out)
+    check_engine(config.engine, config.reference, config.vllm, joins_cluster=bool(config.address))
     formatter = load_formatter(config.model, config.template, config.max_length)
     template = template_fingerprint(formatter)
     return Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"))
@@ -93,6 +106,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
             samples = importing.run(import_config(config), progress=bar.update).directory
     identity = _identity(plan, samples)
     found = _earlier_run(plan, identity)
+    earlier = found["identity"] if found else {}
     if found is not None and found["complete"]:
         log.info("%s: already complete, nothing to score", plan.scores)
         return summarise(plan.scores)
@@ -101,10 +115,17 @@ def run(config: ScoreConfig) -> ScoreSummary:
     began = time.time()
     with machines(config.address, actors=actors) as ray_has:
         device = _device(config, ray_has)
-        dtype = config.dtype or (found["identity"]["dtype"] if found else _default_dtype(config, device))
-        identity["dtype"] = dtype
+        engine, why = choose_engine(
+            earlier["engine"] if earlier and config.engine == "auto" else config.engine,
+            device=device,
+            reference=config.reference,
+        )
+        dtype = config.dtype or earlier.get("dtype") or _default_dtype(config, device)
+        identity |= {"engine": engine, "dtype": dtype}
         write_stage(plan.scores, "score", config, identity=identity, complete=False)
-        timing = _score(plan, samples, ray_has, device, dtype)
+        pools = _pools(config, ray_has, device, engine)
+        log.info("%s engine (%s) on %s in %s, %s at a time", engine, why, device, dtype, _words(pools.engines))
+        timing = _score(plan, samples, pools, device, dtype, engine)
     summary = summarise(plan.scores)
     if summary.read != _count_rows(samples):
         raise StageError(
@@ -154,7 +175,8 @@ def _identity(plan: Plan, samples: str) -> dict[str, Any]:
         "samples": {key: imported.get(key) for key in ("inputs", "format", "images", "name", "counts")},
         "model": plan.model,
         "template": plan.template,
-        "engine": "torch",
+        "engine": None if config.engine == "auto" else config.engine,
+        "vllm": {key: value for key, value in config.vllm.items() if key not in _SPEED_AND_MEMORY} or None,
         "reference": config.reference,
         "dtype": config.dtype,
         "max_length": config.max_length,
@@ -179,8 +201,9 @@ def _earlier_run(plan: Plan, identity: dict[str, Any]) -> dict[str, Any] | None:
         clear_directory(_checkpoint(plan))
         return None
     theirs = found.get("identity", {})
-    # A dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
-    changed = [key for key, value in identity.items() if theirs.get(key) != value and (key != "dtype" or value)]
+    # An engine or a dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
+    left_open = {key for key in ("engine", "dtype") if identity[key] is None}
+    changed = [key for key, value in identity.items() if theirs.get(key) != value and key not in left_open]
     if changed:
         raise StageError(
             f"{plan.scores}: holds the scores of another run ({', '.join(changed)} differ); "
@@ -211,7 +234,7 @@ def _checkpointed_rows(plan: Plan) -> int:
     return sum(pq.read_metadata(path, filesystem=fs).num_rows for path in committed)
 
 
-def _score(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: str) -> dict[str, Any]:
+def _score(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, engine: EngineName) -> dict[str, Any]:
     """Run the job with its progress shown; returns when the first engine was ready and how many rows were when."""
     total, done = _count_rows(samples), _checkpointed_rows(plan)
     if done:
@@ -219,7 +242,7 @@ def _score(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: str)
     counter: Any = RowCounter.remote()  # type: ignore[attr-defined]
     with shown(counter, total, done):
         try:
-            _execute(plan, samples, ray_has, device, dtype, counter)
+            _execute(plan, samples, pools, device, dtype, engine, counter)
         except ray.exceptions.RayError as error:
             raise StageError(_cause(error)) from error
     try:
@@ -229,7 +252,7 @@ def _score(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: str)
     return timing
 
 
-def _execute(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: str, counter: Any) -> None:
+def _execute(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, engine: EngineName, counter: Any) -> None:
     """Build the Ray Data plan and run it to its end."""
     config = plan.config
     fs, _ = filesystem(samples)
@@ -245,14 +268,9 @@ def _execute(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: st
         override_filesystem=checkpoint_fs,
         delete_checkpoint_on_success=False,
     )
-    on_gpu = device == "cuda"
-    preparers = ray_has.actors(config.prepare_workers, ray_has.cores)
-    engines = ray_has.actors(
-        config.workers, None if ray_has.cores is None else ray_has.gpus if on_gpu else ray_has.cores
-    )
-    log.info("torch engine on %s in %s, %s at a time", device, dtype, _words(engines))
     # Workers may have another working directory.
     model = os.path.abspath(os.path.expanduser(config.model)) if is_local(config.model) else config.model
+    prompts = {"model": model, "template": config.template, "max_length": config.max_length}
     with ray.data.DataContext.current(context):
         data = ray.data.read_parquet(parquet_files(samples), filesystem=fs, schema=SAMPLES)
         # A checkpoint commits whole blocks: without this a small dataset would be one block, and a batch of more rows
@@ -261,9 +279,7 @@ def _execute(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: st
         data = data.map_batches(
             Preparer,
             fn_constructor_kwargs={
-                "model": model,
-                "template": config.template,
-                "max_length": config.max_length,
+                **prompts,
                 "reference": config.reference,
                 "too_long": config.too_long,
                 "max_image_pixels": config.max_image_pixels,
@@ -271,31 +287,77 @@ def _execute(plan: Plan, samples: str, ray_has: Machines, device: str, dtype: st
             batch_size=min(_ROWS_PREPARED_AT_ONCE, config.rows_per_file),
             batch_format="pyarrow",
             zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(min_size=preparers[0], max_size=preparers[1]),
+            compute=ray.data.ActorPoolStrategy(min_size=pools.preparers[0], max_size=pools.preparers[1]),
             num_cpus=1,
         )
         data = data.map_batches(
             Scorer,
             fn_constructor_kwargs={
-                "model": model,
-                "template": config.template,
-                "max_length": config.max_length,
-                "dtype": dtype,
-                "device": device,
-                "batch_tokens": config.batch_tokens,
-                "threads": None if on_gpu else max(1, (ray_has.cores or 1) // (engines[1] or 1)),
+                "engine": {
+                    "name": engine,
+                    **prompts,
+                    "dtype": dtype,
+                    "device": device,
+                    "batch_tokens": config.batch_tokens,
+                    "threads": pools.threads,
+                    "vllm": config.vllm,
+                },
                 "progress": counter,
             },
             batch_size=min(config.window, config.rows_per_file),
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ray.data.ActorPoolStrategy(
-                min_size=engines[0], max_size=engines[1], max_tasks_in_flight_per_actor=4
+                min_size=pools.engines[0], max_size=pools.engines[1], max_tasks_in_flight_per_actor=4
             ),
-            num_cpus=0.5 if on_gpu else 1,
-            num_gpus=1 if on_gpu else 0,
+            num_cpus=0.5 if pools.gpus_each else 1,
+            num_gpus=pools.gpus_each,
         )
         data.write_parquet(out_path, filesystem=out_fs, schema=SCORES, compression="zstd")
+
+
+@dataclass(frozen=True)
+class Pools:
+    """How many actors of each kind, least and most (None: no bound), and what an engine has to itself.
+
+    `threads`: CPU threads an engine, None where it decides by itself.
+    """
+
+    preparers: tuple[int, int | None]
+    engines: tuple[int, int | None]
+    gpus_each: int
+    threads: int | None
+
+
+def _pools(config: ScoreConfig, ray_has: Machines, device: str, engine: EngineName) -> Pools:
+    """One engine a GPU, or as many GPUs an engine as vLLM's parallel sizes ask for; on CPUs one torch engine a core.
+
+    Raises StageError where this machine has too few GPUs for one engine.
+    """
+    preparers = ray_has.actors(config.prepare_workers, ray_has.cores)
+    if device == "cuda":
+        each = 1
+        if engine == "vllm":
+            each = math.prod(_positive(config.vllm, f"{kind}_parallel_size") for kind in ("tensor", "pipeline"))
+        if ray_has.cores is not None and ray_has.gpus < each:
+            raise StageError(f"--vllm parallel sizes ask for {each} GPUs, and this machine has {ray_has.gpus}")
+        return Pools(
+            preparers,
+            ray_has.actors(config.workers, None if ray_has.cores is None else ray_has.gpus // each),
+            each,
+            None,
+        )
+    # vLLM uses every core of a machine by itself.
+    engines = ray_has.actors(config.workers, 1 if engine == "vllm" else ray_has.cores)
+    threads = max(1, (ray_has.cores or 1) // (engines[1] or 1))
+    return Pools(preparers, engines, 0, None if engine == "vllm" and engines[1] == 1 else threads)
+
+
+def _positive(options: Mapping[str, Any], name: str) -> int:
+    value = options.get(name, 1)
+    if type(value) is not int or value < 1:
+        raise StageError(f"--vllm {name}={value}: takes a number from 1")
+    return value
 
 
 def _words(bounds: tuple[int, int | None]) -> str:

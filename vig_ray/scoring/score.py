@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from vig_ray.errors import StageError
 from vig_ray.model.prompt import Prompt, PromptError
-from vig_ray.scoring.engines import Engine, LogProbs
+from vig_ray.scoring.engines import Engine, EngineDiedError, LogProbs
+from vig_ray.scoring.engines.load import load_engine
 from vig_ray.scoring.gain import loss
 from vig_ray.scoring.schema import SCORES
 
@@ -58,39 +61,41 @@ def score_rows(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[s
     return out
 
 
+MOST_DEATHS = 3
+"""Engines that may die one after the other, with no row scored between them, before the job gives up."""
+
+
 class Scorer:
-    """A Ray Data callable that holds an engine: a block of `PREPARED` to a block of `SCORES`, row for row."""
+    """A Ray Data callable that holds an engine: a block of `PREPARED` to a block of `SCORES`, row for row.
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        template: Any,
-        max_length: int | None,
-        dtype: str,
-        device: str,
-        batch_tokens: int | None,
-        threads: int | None,
-        progress: Any = None,
-    ) -> None:
-        import torch
+    `engine`: the arguments of `load_engine`. `progress`: a `RowCounter`, or None. Where the engine dies, so does this
+    process: Ray starts another and gives it the block again.
+    """
 
-        from vig_ray.model.load import load_formatter, load_model
-        from vig_ray.scoring.engines.torch import TorchEngine
-
-        if threads:
-            torch.set_num_threads(threads)
-        formatter = load_formatter(model, template, max_length)
-        self._engine: Engine = TorchEngine(
-            load_model(model, dtype=dtype, device=device), formatter.collate, max_batch_tokens=batch_tokens
-        )
+    def __init__(self, *, engine: Mapping[str, Any], progress: Any = None) -> None:
+        self._engine = load_engine(**engine)
         self._progress = progress
         if progress is not None:
-            progress.ready.remote()
+            progress.ready.remote(self._engine.description)
 
     def __call__(self, prepared: pa.Table) -> pa.Table:
         """Score a block."""
-        rows = score_rows(self._engine, prepared.to_pylist())
+        try:
+            rows = score_rows(self._engine, prepared.to_pylist())
+        except EngineDiedError as error:
+            self._leave(error)
+            raise
         if self._progress is not None:
             self._progress.add.remote(len(rows))
         return pa.Table.from_pylist(rows, schema=SCORES)
+
+    def _leave(self, error: EngineDiedError) -> None:
+        """End this process, or raise StageError where engines do nothing but die."""
+        if self._progress is None:
+            return
+        import ray
+
+        deaths = ray.get(self._progress.died.remote(str(error)))
+        if deaths >= MOST_DEATHS:
+            raise StageError(f"the engine died {deaths} times in a row; the last time: {error}") from error
+        os._exit(1)  # not an exception: Ray Data retries what a lost process was doing, and ends at what one raises

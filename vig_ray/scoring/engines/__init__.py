@@ -13,12 +13,25 @@ from vig_ray.model.prompt import Prompt, PromptError
 LogProbs = npt.NDArray[np.float32]
 
 
+class EngineDiedError(RuntimeError):
+    """The engine is beyond use; its process has to be replaced, and what it was given has to be given again.
+
+    Its text, one line, is the cause as far as it is known, with the option to change where there is one.
+    """
+
+
 class Engine(Protocol):
-    """What every engine offers; one test suite runs against all of them."""
+    """What every engine offers; one test suite runs against all of them.
+
+    `description`: one line for the log and for stage.json, what computes the log-probs and how.
+    """
+
+    description: str
 
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
         """For each prompt, log q(a_t | before) of its answer tokens: float32 [T], natural log, in order.
 
         A prompt that this engine can't run (too large for its memory alone, say) gives a PromptError in its place;
-        the others are not affected. Raises only where the engine itself is broken.
+        the others are not affected. Raises EngineDiedError where the engine can't go on, and anything else only where
+        the model or the set-up is at fault.
         """

