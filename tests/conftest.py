@@ -8,7 +8,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,11 @@ from vig_ray.demo import CHECKPOINT
 from vig_ray.model.load import load_formatter, load_model
 
 torch.set_num_threads(2)
+
+# What vLLM is told in tests: no compiler, which takes longer than the tests, and blocks so small that prompts of this
+# size share them.
+VLLM_OPTIONS = {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": 2**28}
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +49,27 @@ def qwen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("models") / "qwen"
     tiny_models.write_qwen(str(folder))
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def vllm_engine() -> Callable[[str], Any]:
+    """The real vLLM over a checkpoint, one engine a checkpoint for the whole run."""
+    from vig_ray.scoring.engines.load import load_engine
+
+    engines: dict[str, Any] = {}
+
+    def get(folder: str) -> Any:
+        if folder not in engines:
+            engines[folder] = load_engine(
+                "vllm",
+                model=folder,
+                template="auto",
+                max_length=1023,
+                dtype="float32",
+                device="cpu",
+                batch_tokens=1024,
+                vllm=VLLM_OPTIONS,
+            )
+        return engines[folder]
+
+    return get

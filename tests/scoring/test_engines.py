@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +18,22 @@ from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
+from vig_ray.scoring.engines import Engine
+from vig_ray.scoring.engines.load import vllm_installed
 from vig_ray.scoring.engines.torch import TorchEngine, plan_batches
 from vig_ray.scoring.reference import blind, blur
 
-TOLERANCE = {"llava": 1e-5, "qwen": 1e-5, "gemma": 1e-5}
+# vLLM: other kernels, and for Qwen2.5-VL another attention in the tower.
+TOLERANCE = {
+    "torch": {"llava": 1e-5, "qwen": 1e-5, "gemma": 1e-5},
+    "vllm": {"llava": 1e-4, "qwen": 1e-3},
+}
 
 
 @dataclass
 class Family:
     name: str
+    folder: str
     model: Any
     formatter: Any
     image_processor: Any
@@ -33,14 +42,61 @@ class Family:
         return PromptImage(key, lambda: np.asarray(picture), self.formatter.preprocess)
 
 
-@pytest.fixture(scope="module", params=["llava", "qwen", "gemma"])
-def family(request: pytest.FixtureRequest, qwen_checkpoint: str, gemma_checkpoint: str) -> Family:
+@dataclass
+class UnderTest:
+    """An engine of one kind over one family; `make` gives one whose batches are small, middling or large."""
+
+    kind: str
+    family: Family
+    make: Callable[[int], Engine]
+    blind: bool = True
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE[self.kind][self.family.name]
+
+
+def _family(name: str, folders: dict[str, str]) -> Family:
     from transformers import AutoImageProcessor
 
-    folder = {"llava": CHECKPOINT, "qwen": qwen_checkpoint, "gemma": gemma_checkpoint}[request.param]
-    formatter = load_formatter(folder)
-    model = load_model(folder, dtype="float32", device="cpu")
-    return Family(request.param, model, formatter, AutoImageProcessor.from_pretrained(folder))
+    model = load_model(folders[name], dtype="float32", device="cpu")
+    # LLaVA's images are resized by Pillow, as in LLaVA; others by what transformers finds, torchvision if it is there.
+    backend = {"backend": "pil"} if name == "llava" else {}
+    processor = AutoImageProcessor.from_pretrained(folders[name], **backend)
+    return Family(name, folders[name], model, load_formatter(folders[name]), processor)
+
+
+@pytest.fixture(scope="module")
+def folders(qwen_checkpoint: str, gemma_checkpoint: str) -> dict[str, str]:
+    return {"llava": CHECKPOINT, "qwen": qwen_checkpoint, "gemma": gemma_checkpoint}
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen", "gemma"])
+def family(request: pytest.FixtureRequest, folders: dict[str, str]) -> Family:
+    return _family(request.param, folders)
+
+
+KINDS = [f"torch-{name}" for name in TOLERANCE["torch"]]
+KINDS += [pytest.param(f"vllm-{name}", marks=pytest.mark.vllm) for name in TOLERANCE["vllm"] if vllm_installed()]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def under_test(request: pytest.FixtureRequest, folders: dict[str, str]) -> UnderTest:
+    kind, _, name = request.param.partition("-")
+    family = _family(name, folders)
+    if kind == "torch":
+
+        def torch_engine(size: int) -> Engine:
+            return TorchEngine(family.model, family.formatter.collate, max_batch_tokens=size)
+
+        return UnderTest(kind, family, torch_engine)
+    engine = request.getfixturevalue("vllm_engine")(family.folder)
+
+    def vllm_engine(size: int) -> Engine:
+        engine.max_in_flight = {1: 1, 300: 5}.get(size, 256)
+        return engine
+
+    return UnderTest(kind, family, vllm_engine, blind=False)
 
 
 def conversations(rng: random.Random) -> list[tuple[list[Turn], list[int]]]:
@@ -88,31 +144,39 @@ def make(family: Family, pictures: list[Image.Image]) -> list[tuple[Prompt, list
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
-def test_same_numbers_as_a_plain_forward(family: Family, pictures: list[Image.Image], batch_tokens: int) -> None:
+def test_same_numbers_as_a_plain_forward(under_test: UnderTest, pictures: list[Image.Image], batch_tokens: int) -> None:
+    family = under_test.family
     made = make(family, pictures)
-    prompts = [p for p, _ in made] + [blur(p) for p, _ in made] + [blind(p) for p, used in made if used]
+    prompts = [p for p, _ in made] + [blur(p) for p, _ in made]
     expected = [plain_logprobs(family.model, family.image_processor, p, used) for p, used in made]
     expected += [
         plain_logprobs(family.model, family.image_processor, p, [blurred(x) for x in used]) for p, used in made
     ]
-    expected += [plain_logprobs(family.model, family.image_processor, p, used, blind=True) for p, used in made if used]
+    if under_test.blind:
+        prompts += [blind(p) for p, used in made if used]
+        expected += [
+            plain_logprobs(family.model, family.image_processor, p, used, blind=True) for p, used in made if used
+        ]
     order = list(range(len(prompts)))
     random.Random(batch_tokens).shuffle(order)
-    engine = TorchEngine(family.model, family.formatter.collate, max_batch_tokens=batch_tokens)
-    found = engine.logprobs([prompts[i] for i in order])
+    found = under_test.make(batch_tokens).logprobs([prompts[i] for i in order])
     for index, logp in zip(order, found, strict=True):
         assert isinstance(logp, np.ndarray)
         assert logp.dtype == np.float32
         assert logp.shape == prompts[index].answer_positions.shape
-        np.testing.assert_allclose(logp, expected[index], atol=TOLERANCE[family.name], rtol=0)
+        np.testing.assert_allclose(logp, expected[index], atol=under_test.tolerance, rtol=0)
 
 
-def test_the_image_and_each_reference_matter(family: Family, pictures: list[Image.Image]) -> None:
+def test_the_image_and_each_reference_matter(under_test: UnderTest, pictures: list[Image.Image]) -> None:
     """Otherwise the test above could pass with images ignored altogether."""
-    prompt, _ = make(family, pictures)[0]
-    engine = TorchEngine(family.model, family.formatter.collate)
+    prompt, _ = make(under_test.family, pictures)[0]
+    engine = under_test.make(100_000)
     clean, blurry, hidden = engine.logprobs([prompt, blur(prompt), blind(prompt)])
     assert np.abs(clean - blurry).max() > 1e-2
+    if not under_test.blind:
+        assert str(hidden).startswith("Blind: ")
+        assert "--engine torch" in str(hidden)
+        return
     assert np.abs(clean - hidden).max() > 1e-2
     assert np.abs(blurry - hidden).max() > 1e-2
 
@@ -236,18 +300,40 @@ def test_a_prompt_that_fails_costs_only_itself(family: Family, pictures: list[Im
             np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_a_prompt_without_answer_tokens_gives_an_empty_array(family: Family, pictures: list[Image.Image]) -> None:
-    prompt, _ = make(family, pictures)[0]
+def test_a_prompt_without_answer_tokens_gives_an_empty_array(
+    under_test: UnderTest, pictures: list[Image.Image]
+) -> None:
+    prompt, _ = make(under_test.family, pictures)[0]
     empty = replace(prompt, answer_positions=prompt.answer_positions[:0], turns=prompt.turns[:0])
-    found = TorchEngine(family.model, family.formatter.collate).logprobs([empty, prompt])
+    found = under_test.make(100_000).logprobs([empty, prompt])
     assert found[0].shape == (0,)
     assert len(found[1]) == len(prompt.answer_positions)
+
+
+def test_the_order_is_the_prompts_own(under_test: UnderTest, pictures: list[Image.Image]) -> None:
+    """Engines sort; whoever asks mustn't notice, nor whether a prompt is asked twice."""
+    prompts = [prompt for prompt, _ in make(under_test.family, pictures)]
+    engine = under_test.make(100_000)
+    once = engine.logprobs(prompts)
+    back = engine.logprobs([*reversed(prompts), prompts[2]])
+    for one, other in zip([*reversed(once), once[2]], back, strict=True):
+        np.testing.assert_allclose(one, other, atol=under_test.tolerance)
+
+
+def test_a_prompt_that_was_pickled_gives_the_same(under_test: UnderTest, pictures: list[Image.Image]) -> None:
+    prompts = [prompt for prompt, _ in make(under_test.family, pictures)]
+    engine = under_test.make(100_000)
+    sent = pickle.loads(pickle.dumps([(prompt, blur(prompt)) for prompt in prompts]))
+    expected = engine.logprobs([each for prompt in prompts for each in (prompt, blur(prompt))])
+    found = engine.logprobs([each for pair in sent for each in pair])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=under_test.tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_stays_near(dtype: str, pictures: list[Image.Image]) -> None:
     formatter = load_formatter(CHECKPOINT)
-    family = Family("llava", None, formatter, None)
+    family = Family("llava", CHECKPOINT, None, formatter, None)
     prompts = [prompt for prompt, _ in make(family, pictures)]
     full = TorchEngine(load_model(CHECKPOINT, dtype="float32", device="cpu"), formatter.collate).logprobs(prompts)
     half = TorchEngine(load_model(CHECKPOINT, dtype=dtype, device="cpu"), formatter.collate).logprobs(prompts)
@@ -274,7 +360,7 @@ def test_batches_hold_every_prompt_once_and_stay_within_their_budget() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_gives_the_same_numbers(pictures: list[Image.Image]) -> None:
     formatter = load_formatter(CHECKPOINT)
-    family = Family("llava", None, formatter, None)
+    family = Family("llava", CHECKPOINT, None, formatter, None)
     prompts = [prompt for prompt, _ in make(family, pictures)]
     on_cpu = TorchEngine(load_model(CHECKPOINT, dtype="float32", device="cpu"), formatter.collate).logprobs(prompts)
     on_gpu = TorchEngine(load_model(CHECKPOINT, dtype="float32", device="cuda"), formatter.collate).logprobs(prompts)

@@ -369,9 +369,14 @@ def _cause(error: BaseException) -> str:
     """What went wrong at the bottom of a Ray error, on one line: exceptions of workers arrive wrapped."""
     inner: BaseException | None = error
     while inner is not None:
-        error = inner
+        if str(inner):  # Ray Data puts an empty one of its own at the bottom
+            error = inner
         inner = getattr(inner, "cause", None) or inner.__cause__
     if isinstance(error, StageError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # An error of an actor's constructor comes as the text of its traceback.
+    ours = f"{StageError.__module__}.{StageError.__name__}: "
+    if lines and lines[-1].startswith(ours):
+        return lines[-1].removeprefix(ours)
     return f"scoring failed: {type(error).__name__}: {lines[-1] if lines else ''}"[:500]

@@ -24,6 +24,7 @@ import torch
 import vllm
 from transformers import BatchFeature
 from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import mm_input, tokens_input
 from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -31,7 +32,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
 from vig_ray.scoring.engines.load import NO_BLIND
-from vig_ray.scoring.engines.vllm_faults import cause_of
+from vig_ray.scoring.engines.vllm_faults import cause_of, wake_when_dead
 from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ class VllmEngine:
         self._formatter = formatter
         self._fields = engine.renderer.get_mm_processor()._get_mm_fields_config
         self._numbers = itertools.count()
+        wake_when_dead(engine.engine_core)
 
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
         """See `Engine.logprobs`. Prompts are sent image by image; the answer is in the order given."""
@@ -212,7 +214,7 @@ class VllmEngine:
             self.engine.add_request(name, request, self.way.ask(prompt, from_cache=from_cache))
         except EngineDeadError as error:
             raise EngineDiedError(cause_of(error)) from error
-        except ValueError as error:
+        except (VLLMClientError, ValueError) as error:
             return PromptError(type(error).__name__, one_line(error)[:300])
         return None
 

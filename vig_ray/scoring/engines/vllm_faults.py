@@ -1,10 +1,14 @@
-"""What went wrong inside vLLM, in one line: its processes keep their errors to their own logs."""
+"""Faults of vLLM's engine: noticing that its process is gone, and telling why in one line."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
+import threading
+import time
+import weakref
+from typing import Any
 
 from vig_ray.storage import one_line
 
@@ -19,7 +23,29 @@ _NO_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _READ_BACK = 1 << 18
+_LOOK_EVERY_S = 0.5
 _NO_CAUSE = ("See stack trace", "See root cause", "EngineCore encountered")
+
+
+def wake_when_dead(core: Any) -> None:
+    """Make a dead engine process raise EngineDeadError in whoever waits for its next output.
+
+    vLLM 0.32 notices the death, marks its client and closes it, but a `get_output` that is waiting then would wait
+    for ever. An in-process engine needs no watching.
+    """
+    if hasattr(core, "outputs_queue"):
+        threading.Thread(target=_watch, args=(weakref.ref(core),), daemon=True, name="vllm-death").start()
+
+
+def _watch(reference: weakref.ref[Any]) -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    while (core := reference()) is not None:
+        if core.resources.engine_dead:
+            core.outputs_queue.put_nowait(EngineDeadError())
+            return
+        del core  # it may be garbage by the next look
+        time.sleep(_LOOK_EVERY_S)
 
 
 def cause_of(error: BaseException) -> str:
@@ -30,7 +56,7 @@ def cause_of(error: BaseException) -> str:
     """
     text = f"{type(error).__name__}: {one_line(error)}"
     if any(words in text for words in _NO_CAUSE):
-        text = _last_error_logged() or text
+        text = _last_error_logged() or ("its process ended without a word, as when the kernel kills for want of memory")
     advice = f"; {LESS_MEMORY}" if _NO_MEMORY.search(text) else ""
     return text[:600] + advice
 
