@@ -87,7 +87,7 @@ def test_scores_of_another_engine_are_not_mixed_in(by_vllm: Path) -> None:
         (["--engine", "torch", "--vllm", "max_num_seqs=4"], "no effect with --engine torch"),
         (["--engine", "vllm", "--vllm", "max_num_seq=4"], "did you mean max_num_seqs"),
         (["--engine", "vllm", "--vllm", "max_num_seqs"], "isn't NAME=VALUE"),
-        (["--engine", "vllm", "--vllm", "kv_cache_memory_bytes=4096"], "lower --batch-tokens or --max-length"),
+        (["--engine", "vllm", "--vllm", "kv_cache_memory_bytes=4096"], "lower --max-length or --batch-tokens"),
     ],
 )
 def test_wrong_options_are_one_line(by_vllm: Path, tmp_path: Path, options: list[str], told: str) -> None:

@@ -84,7 +84,7 @@ def expected(demo_model: Any, demo_formatter: Any) -> Any:
         ({"model": "x"}, r"--vllm model: set by vig-ray itself; use --model"),
         ({"max_num_seqs": "many"}, r"max_num_seqs"),
         ({"quantization": "sevenbit"}, r"quantization"),
-        ({"kv_cache_memory_bytes": 4096}, r"lower --batch-tokens or --max-length"),
+        ({"kv_cache_memory_bytes": 4096}, r"lower --max-length or --batch-tokens"),
     ],
 )
 def test_options_are_vllms_own_and_checked_by_it(options: dict[str, Any], told: str) -> None:

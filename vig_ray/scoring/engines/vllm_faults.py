@@ -12,15 +12,21 @@ from typing import Any
 
 from vig_ray.storage import one_line
 
-LESS_MEMORY = (
-    "lower --batch-tokens or --max-length, set --vllm gpu_memory_utilization=0.8 (or less, if other programs use the "
-    "GPU), or spread the model with --vllm tensor_parallel_size=2"
-)
 _TOLD = re.compile(r"\b(\w+(?:\.\w+)*(?:Error|Exception)): (.+)")
-_NO_MEMORY = re.compile(
-    r"out of memory|OutOfMemory|No available memory|KV cache is needed|desired (?:GPU|CPU) memory utilization"
-    r"|can't allocate memory|memory for the cache blocks",
-    re.IGNORECASE,
+_SPREAD = "or spread the model over GPUs with --vllm tensor_parallel_size=2"
+_ADVICE = (
+    (
+        re.compile(r"No available memory for the cache|KV cache is needed"),
+        f"lower --max-length or --batch-tokens, raise --vllm gpu_memory_utilization=0.95, {_SPREAD}",
+    ),
+    (
+        re.compile(r"desired (?:GPU|CPU) memory utilization"),
+        "set --vllm gpu_memory_utilization to the share that is free, or end the other programs",
+    ),
+    (
+        re.compile(r"out of memory|OutOfMemory|can't allocate memory", re.IGNORECASE),
+        f"lower --batch-tokens, or --vllm gpu_memory_utilization=0.8, which leaves more outside the cache, {_SPREAD}",
+    ),
 )
 _READ_BACK = 1 << 18
 _LOOK_EVERY_S = 0.5
@@ -57,8 +63,8 @@ def cause_of(error: BaseException) -> str:
     text = f"{type(error).__name__}: {one_line(error)}"
     if any(words in text for words in _NO_CAUSE):
         text = _last_error_logged() or ("its process ended without a word, as when the kernel kills for want of memory")
-    advice = f"; {LESS_MEMORY}" if _NO_MEMORY.search(text) else ""
-    return text[:600] + advice
+    advice = next((f"; {advice}" for pattern, advice in _ADVICE if pattern.search(text)), "")
+    return text[:500] + advice
 
 
 def _last_error_logged() -> str | None:
