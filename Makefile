@@ -3,7 +3,10 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,
 BIN = .venv/bin
 # vLLM has an environment of its own: it brings torchvision, which a CPU build of torch and the rest do without.
 VLLM_BIN = .venv-vllm/bin
-VLLM_TEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest -m vllm
+# By name: what other tests import (Flask, for one) doesn't get on with vLLM in one process.
+VLLM_TESTS = tests/scoring/test_engines.py tests/scoring/test_vllm.py tests/scoring/test_vllm_start.py \
+	tests/end_to_end/test_vllm_command.py
+VLLM_TEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest -m vllm $(VLLM_TESTS)
 
 .PHONY: demo test test-vllm check bench clean
 

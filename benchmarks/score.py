@@ -32,6 +32,7 @@ from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.schema import PREPARED
 from vig_ray.scoring.score import score_rows
+from vig_ray.storage import parquet_files
 
 
 def preparer() -> Preparer:
@@ -120,7 +121,7 @@ def plain_process(table, window: int) -> float:
 def job_part(folder: str, samples: int, rounds: int) -> None:
     data = world.write(os.path.join(folder, "data"), samples, seed=9)
     imported = importing.run(importing.ImportConfig(data=data, out=folder))
-    table = pq.read_table(job.parquet_files(imported.directory))
+    table = pq.read_table(parquet_files(imported.directory))
     ratios, plain, ray_rates, start_ups = [], [], [], []
     for number in range(rounds):
         plain.append(plain_process(table, 256))
@@ -151,7 +152,7 @@ def main() -> None:
         if options.part in ("engine", "all"):
             data = world.write(os.path.join(folder, "engine", "data"), 600, seed=8)
             samples = importing.run(importing.ImportConfig(data=data, out=os.path.join(folder, "engine"))).directory
-            rows = preparer()(pq.read_table(job.parquet_files(samples))).to_pylist()
+            rows = preparer()(pq.read_table(parquet_files(samples))).to_pylist()
             assert list(rows[0]) == PREPARED.names
             engine_part(rows, options.rounds)
         if options.part in ("job", "all"):

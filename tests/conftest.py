@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from tests import tiny_models
 from vig_ray.demo import CHECKPOINT
 from vig_ray.model.load import load_formatter, load_model
+from vig_ray.scoring.engines.load import vllm_installed
 
 torch.set_num_threads(2)
 
@@ -25,6 +26,14 @@ torch.set_num_threads(2)
 # size share them.
 VLLM_OPTIONS = {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": 2**28}
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+# They import vLLM; `make test-vllm` runs them where it is.
+collect_ignore_glob = [] if vllm_installed() else ["*/test_vllm*.py"]
+
+
+def pytest_report_header() -> str:
+    return "vLLM: here" if collect_ignore_glob == [] else "vLLM: not installed here, its tests are left to test-vllm"
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +56,7 @@ def gemma_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def qwen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("models") / "qwen"
-    tiny_models.write_qwen(str(folder))
+    tiny_models.write_qwen(str(folder), heads=2 if vllm_installed() else 4)
     return str(folder)
 
 
@@ -73,3 +82,13 @@ def vllm_engine() -> Callable[[str], Any]:
         return engines[folder]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for the tests that score in this process."""
+    import ray
+
+    ray.init(num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

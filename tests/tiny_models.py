@@ -53,8 +53,11 @@ def byte_level_tokenizer(specials: list[str], vocab_size: int = 420) -> Tokenize
     return tokenizer
 
 
-def write_qwen(folder: str, seed: int = 0) -> None:
-    """A Qwen2.5-VL with 2 + 2 layers, byte-level BPE, ChatML template."""
+def write_qwen(folder: str, seed: int = 0, heads: int = 4) -> None:
+    """A Qwen2.5-VL with 2 + 2 layers, byte-level BPE, ChatML template.
+
+    `heads`: of a width of 64. vLLM's attention on a CPU takes none narrower than 32.
+    """
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=byte_level_tokenizer(QWEN_SPECIALS),
         eos_token="<|im_end|>",
@@ -69,10 +72,14 @@ def write_qwen(folder: str, seed: int = 0) -> None:
             "hidden_size": 64,
             "intermediate_size": 96,
             "num_hidden_layers": 2,
-            "num_attention_heads": 2,  # of 32: vLLM's attention on a CPU takes no smaller ones
-            "num_key_value_heads": 1,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads // 2,
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [8 // heads, 12 // heads, 12 // heads],
+            },
             "bos_token_id": None,
             "eos_token_id": token("<|im_end|>"),
             "pad_token_id": token("<|endoftext|>"),
@@ -154,7 +161,7 @@ GEMMA_TEMPLATE = (
 )
 
 
-def write_gemma(folder: str, softcap: float | None = 5.0) -> None:
+def write_gemma(folder: str, softcap: float | None = 5.0, heads: int = 4) -> None:
     """A Gemma 3 with sliding-window layers, images that see both ways, and features that come as one tensor.
 
     `softcap`: of the logits. transformers names it and doesn't apply it in models with images, vLLM applies it.
@@ -178,10 +185,10 @@ def write_gemma(folder: str, softcap: float | None = 5.0) -> None:
             "num_hidden_layers": 2,
             "layer_types": ["sliding_attention", "full_attention"],
             "sliding_window": 12,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 32,
-            "query_pre_attn_scalar": 32,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads // 2,
+            "head_dim": 64 // heads,
+            "query_pre_attn_scalar": 64 // heads,
             "final_logit_softcapping": softcap,
             "max_position_embeddings": 4096,
             "bos_token_id": token("<bos>"),

@@ -119,3 +119,10 @@ def check_writable(uri: str) -> None:
         bucket = path.split("/", 1)[0]
         if exists(f"s3://{bucket}").name != "Directory":
             raise StageError(f"{uri}: there is no bucket {bucket!r}, or it can't be reached with these credentials")
+
+
+def parquet_files(directory: str) -> list[str]:
+    """The Parquet files in a stage's directory, sorted, as paths for its filesystem."""
+    fs, path = filesystem(directory)
+    infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
+    return sorted(info.path for info in infos if info.is_file and info.path.endswith(".parquet"))

@@ -52,16 +52,6 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """One Ray for the tests that score in this process."""
-    import ray
-
-    ray.init(num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="session")
 def s3() -> Iterator[Callable[[], Any]]:
     """An S3-compatible server on this machine; its address and keys are in the environment while it runs."""
     import boto3

@@ -90,7 +90,8 @@ def test_help_names_every_option_with_its_default(verb: str) -> None:
     for name, field in config.model_fields.items():
         assert f"--{name.replace('_', '-')}" in printed
         assert field.description
-        if field.default is not None and not field.is_required() and field.annotation is not bool:
+        has_default = field.default is not None and field.default_factory is None and not field.is_required()
+        if has_default and field.annotation is not bool:
             assert f"(default: {field.default})" in printed
 
 

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1", reason="too slow for an interpreter"),
 ]
-ENGINE = ["--engine", "vllm", "--vllm", *(f"{name}={value}" for name, value in VLLM_OPTIONS.items())]
+ENGINE = ["--device", "cpu", "--engine", "vllm", "--vllm", *(f"{name}={value}" for name, value in VLLM_OPTIONS.items())]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_scores_of_another_engine_are_not_mixed_in(by_vllm: Path) -> None:
     refused = vig(*command, "--engine", "torch", check=False)
     assert refused.returncode == 2
     assert "engine" in refused.stderr
-    done = vig(*command)  # an engine that isn't named is the earlier run's
+    done = vig(*command, "--device", "cpu")  # an engine that isn't named is the earlier run's
     assert "nothing to score" in done.stderr
 
 
@@ -87,7 +87,10 @@ def test_scores_of_another_engine_are_not_mixed_in(by_vllm: Path) -> None:
         (["--engine", "torch", "--vllm", "max_num_seqs=4"], "no effect with --engine torch"),
         (["--engine", "vllm", "--vllm", "max_num_seq=4"], "did you mean max_num_seqs"),
         (["--engine", "vllm", "--vllm", "max_num_seqs"], "isn't NAME=VALUE"),
-        (["--engine", "vllm", "--vllm", "kv_cache_memory_bytes=4096"], "lower --max-length or --batch-tokens"),
+        (
+            ["--engine", "vllm", "--vllm", "kv_cache_memory_bytes=4096", "enforce_eager=true"],
+            "lower --max-length or --batch-tokens",
+        ),
     ],
 )
 def test_wrong_options_are_one_line(by_vllm: Path, tmp_path: Path, options: list[str], told: str) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from vig_ray.cluster import Machines
 from vig_ray.errors import StageError
+from vig_ray.model.prompt import Prompt
 from vig_ray.scoring import job, score
 from vig_ray.scoring.config import ScoreConfig
+from vig_ray.scoring.counter import RowCounter
 from vig_ray.scoring.engines import EngineDiedError, load
 from vig_ray.scoring.schema import PREPARED
 
@@ -31,6 +35,7 @@ def test_auto_takes_vllm_where_it_helps_and_says_why(
     monkeypatch: pytest.MonkeyPatch, asked: Any, installed: bool, device: str, reference: str, taken: str, why: str
 ) -> None:
     monkeypatch.setattr(load, "vllm_installed", lambda: installed)
+    monkeypatch.setattr(load, "_vllm_for_gpus", lambda: installed)
     engine, reason = load.choose_engine(asked, device=device, reference=reference)
     assert engine == taken
     assert why in reason
@@ -85,43 +90,99 @@ def test_as_many_gpus_an_engine_as_vllm_spreads_a_model_over() -> None:
     assert job._pools(config(workers=4), here, "cpu", "vllm").threads == 2
 
 
-class Dying:
-    description = "dies"
+class Local:
+    """A RowCounter in this process, called as a remote one is."""
+
+    def __init__(self) -> None:
+        self.inside = RowCounter.__ray_metadata__.modified_class()
+
+    def __getattr__(self, name: str) -> Any:
+        return type("Method", (), {"remote": staticmethod(getattr(self.inside, name))})
+
+
+class Fragile:
+    """An engine that dies when it is given a prompt with one of these tokens."""
+
+    description = "fragile"
+
+    def __init__(self, *poisons: int) -> None:
+        self.poisons = poisons
 
     def logprobs(self, prompts: Any) -> Any:
-        raise EngineDiedError("out of memory; lower --batch-tokens")
+        for prompt in prompts:
+            if set(self.poisons) & set(prompt.token_ids.tolist()):
+                raise EngineDiedError("out of memory; lower --batch-tokens")
+        return [np.full(len(prompt.answer_positions), -1.0, np.float32) for prompt in prompts]
 
 
-class Remote:
-    """What a RowCounter's methods look like from a worker."""
+def block(count: int) -> pa.Table:
+    """Prepared rows whose only answer token is 100 + their number."""
+    rows = []
+    for number in range(count):
+        ids = np.array([1, 100 + number], dtype=np.int32)
+        prompt = Prompt(ids, np.array([1]), np.array([0]), ids == 0, np.zeros((0, 2), np.int32), ())
+        row = dict.fromkeys(PREPARED.names)
+        row |= {"sample_key": f"made/{number}", "num_truncated_tokens": 0, "token_ids": [100 + number], "turn": [0]}
+        rows.append(row | {"prompts": pickle.dumps((prompt, prompt))})
+    return pa.Table.from_pylist(rows, schema=PREPARED)
 
-    def __init__(self, value: Any = None) -> None:
-        self.value, self.calls = value, []
 
-    def remote(self, *arguments: Any) -> Any:
-        self.calls.append(arguments)
-        return self.value() if callable(self.value) else self.value
-
-
-def test_engines_that_do_nothing_but_die_end_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def lives(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a block as Ray does: in a new process after each death. Returns the rows and how many lives it took."""
     import ray
 
-    deaths = iter(range(1, 10))
-    counter = type("Counter", (), {"ready": Remote(), "add": Remote(), "died": Remote(lambda: next(deaths))})()
-    exits: list[int] = []
-
     def leave(status: int) -> None:
-        exits.append(status)
-        raise SystemExit(status)
+        assert status == 1
+        raise SystemExit
 
-    monkeypatch.setattr(score, "load_engine", lambda **_: Dying())
     monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(score.os, "_exit", leave)
-    block = pa.Table.from_pylist([], schema=PREPARED)
-    for _ in range(score.MOST_DEATHS - 1):
-        with pytest.raises(SystemExit):
-            score.Scorer(engine={}, progress=counter)(block)
-    with pytest.raises(StageError, match=r"died 3 times in a row; the last time: out of memory; lower --batch-tokens"):
-        score.Scorer(engine={}, progress=counter)(block)
-    assert exits == [1] * (score.MOST_DEATHS - 1)
-    assert not counter.add.calls
+
+    def run(engine: Fragile, table: pa.Table, counter: Local) -> tuple[list[dict[str, Any]], int]:
+        monkeypatch.setattr(score, "load_engine", lambda **_: engine)
+        for life in range(1, 100):
+            try:
+                return score.Scorer(engine={}, progress=counter)(table).to_pylist(), life
+            except SystemExit:
+                continue
+        raise AssertionError("it never ended")
+
+    return run
+
+
+def test_a_row_that_kills_every_engine_becomes_an_error(lives: Any) -> None:
+    """Two engines for the block, one for each of the two rows, and one that scores the others."""
+    rows, taken = lives(Fragile(103, 107), block(10), Local())
+    assert taken == 5
+    assert [row["sample_key"] for row in rows] == [f"made/{number}" for number in range(10)]
+    for number, row in enumerate(rows):
+        if number in (3, 7):
+            assert row["error"] == "EngineDied: out of memory; lower --batch-tokens"
+            assert row["vig"] is None
+        else:
+            assert row["error"] is None
+            assert row["vig"] == 0
+
+
+def test_an_engine_that_lives_again_loses_nothing(lives: Any) -> None:
+    engine, counter = Fragile(103), Local()
+    calls = []
+    logprobs = engine.logprobs
+
+    def once(prompts: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            engine.poisons = ()
+        return logprobs(prompts)
+
+    engine.logprobs = once  # type: ignore[method-assign]
+    rows, taken = lives(engine, block(10), counter)
+    assert taken == 2
+    assert all(row["error"] is None and row["vig"] == 0 for row in rows)
+    assert counter.inside.timing()["engine_deaths"] == 1
+
+
+def test_engines_that_do_nothing_but_die_end_the_job(lives: Any) -> None:
+    with pytest.raises(StageError, match=r"died 5 times in a row; the last time: out of memory; lower --batch-tokens"):
+        lives(Fragile(1), block(10), Local())

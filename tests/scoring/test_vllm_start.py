@@ -148,7 +148,7 @@ def test_an_unknown_layout_says_how_to_convert(tmp_path: Path) -> None:
 @only_v1
 def test_images_that_see_both_ways_are_refused_on_a_cpu(tmp_path: Path) -> None:
     """vLLM computes Gemma 3 with a causal mask there, and says nothing."""
-    tiny_models.write_gemma(str(tmp_path / "gemma"), softcap=None)
+    tiny_models.write_gemma(str(tmp_path / "gemma"), softcap=None, heads=2)
     with pytest.raises(StageError, match=r"both ways.*--engine torch"):
         load(str(tmp_path / "gemma"))
 

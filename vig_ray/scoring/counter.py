@@ -23,6 +23,8 @@ class RowCounter:
         self._rows, self._ready = 0, 0.0
         self._engine = ""
         self._deaths, self._deaths_in_a_row, self._cause = 0, 0, ""
+        self._deaths_of: dict[str, int] = {}
+        self._fatal: dict[str, str] = {}
         self._events: list[tuple[float, int]] = []
 
     def ready(self, engine: str) -> None:
@@ -30,17 +32,28 @@ class RowCounter:
         self._ready = self._ready or time.time()
         self._engine = engine
 
-    def died(self, cause: str) -> int:
-        """An engine has died; returns how many have since a row was scored last."""
+    def died(self, cause: str, block: str, row: str | None) -> int:
+        """An engine has died over a block, named by its first key; over one row of it, where they were run singly.
+
+        Returns how many have died since a row was scored last.
+        """
         self._deaths += 1
         self._deaths_in_a_row += 1
         self._cause = cause
+        self._deaths_of[block] = self._deaths_of.get(block, 0) + 1
+        if row is not None:
+            self._fatal[row] = cause
         return self._deaths_in_a_row
 
-    def add(self, rows: int) -> None:
-        """So many more rows are scored."""
+    def history(self, block: str) -> tuple[int, dict[str, str]]:
+        """How many engines died over a block, and the rows, of any block, that killed one by themselves: key, cause."""
+        return self._deaths_of.get(block, 0), self._fatal
+
+    def add(self, rows: int, by_engine: bool) -> None:
+        """So many more rows are done; `by_engine`: an engine has lived through them."""
         self._rows += rows
-        self._deaths_in_a_row = 0
+        if by_engine:
+            self._deaths_in_a_row = 0
         self._events.append((time.time(), self._rows))
         if len(self._events) > _EVENTS_KEPT:
             self._events = self._events[::2]

@@ -36,7 +36,7 @@ from vig_ray.scoring.schema import SCORES
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.summary import ScoreSummary, summarise
 from vig_ray.stage import clear_directory, read_stage, write_stage
-from vig_ray.storage import check_writable, exists, filesystem, join
+from vig_ray.storage import check_writable, exists, filesystem, join, parquet_files
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,8 @@ def run(config: ScoreConfig) -> ScoreSummary:
             device=device,
             reference=config.reference,
         )
+        if config.vllm and engine != "vllm":
+            log.warning("--vllm has no effect: the %s engine runs", engine)
         dtype = config.dtype or earlier.get("dtype") or _default_dtype(config, device)
         identity |= {"engine": engine, "dtype": dtype}
         write_stage(plan.scores, "score", config, identity=identity, complete=False)
@@ -200,6 +202,8 @@ def _earlier_run(plan: Plan, identity: dict[str, Any]) -> dict[str, Any] | None:
         clear_directory(plan.scores)
         clear_directory(_checkpoint(plan))
         return None
+    if not found["complete"] and not parquet_files(plan.scores) and not _checkpointed_rows(plan):
+        return None  # it wrote nothing: an engine that couldn't start, say, and now another is asked for
     theirs = found.get("identity", {})
     # An engine or a dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
     left_open = {key for key in ("engine", "dtype") if identity[key] is None}
@@ -214,13 +218,6 @@ def _earlier_run(plan: Plan, identity: dict[str, Any]) -> dict[str, Any] | None:
 
 def _checkpoint(plan: Plan) -> str:
     return join(plan.config.out, ".score-checkpoint")
-
-
-def parquet_files(directory: str) -> list[str]:
-    """The Parquet files in a stage's directory, sorted, as paths for its filesystem."""
-    fs, path = filesystem(directory)
-    infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
-    return sorted(info.path for info in infos if info.is_file and info.path.endswith(".parquet"))
 
 
 def _count_rows(directory: str) -> int:

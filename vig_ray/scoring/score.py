@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -61,15 +61,17 @@ def score_rows(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[s
     return out
 
 
-MOST_DEATHS = 3
+MOST_DEATHS = 5
 """Engines that may die one after the other, with no row scored between them, before the job gives up."""
+SINGLY_AFTER = 2
+"""Engines that may die over a block before its rows are run one by one, to find the one that kills them."""
 
 
 class Scorer:
     """A Ray Data callable that holds an engine: a block of `PREPARED` to a block of `SCORES`, row for row.
 
     `engine`: the arguments of `load_engine`. `progress`: a `RowCounter`, or None. Where the engine dies, so does this
-    process: Ray starts another and gives it the block again.
+    process: Ray starts another and gives it the block again. A row that kills an engine by itself becomes an error.
     """
 
     def __init__(self, *, engine: Mapping[str, Any], progress: Any = None) -> None:
@@ -80,22 +82,40 @@ class Scorer:
 
     def __call__(self, prepared: pa.Table) -> pa.Table:
         """Score a block."""
-        try:
-            rows = score_rows(self._engine, prepared.to_pylist())
-        except EngineDiedError as error:
-            self._leave(error)
-            raise
-        if self._progress is not None:
-            self._progress.add.remote(len(rows))
-        return pa.Table.from_pylist(rows, schema=SCORES)
-
-    def _leave(self, error: EngineDiedError) -> None:
-        """End this process, or raise StageError where engines do nothing but die."""
-        if self._progress is None:
-            return
+        rows = prepared.to_pylist()
+        if self._progress is None or not rows:
+            return pa.Table.from_pylist(score_rows(self._engine, rows), schema=SCORES)
         import ray
 
-        deaths = ray.get(self._progress.died.remote(str(error)))
+        block = rows[0]["sample_key"]
+        deaths, fatal = ray.get(self._progress.history.remote(block))
+        if deaths < SINGLY_AFTER:
+            scored = self._run(rows, block, None)
+        else:
+            scored = []
+            for row in rows:
+                key = row["sample_key"]
+                if key not in fatal:
+                    scored += self._run([row], block, key)
+                    continue
+                failed = row | {"prompts": None, "error": f"EngineDied: {fatal[key]}"[:500]}
+                scored += score_rows(self._engine, [failed])
+                self._progress.add.remote(1, False)
+        return pa.Table.from_pylist(scored, schema=SCORES)
+
+    def _run(self, rows: list[dict[str, Any]], block: str, row: str | None) -> list[dict[str, Any]]:
+        try:
+            scored = score_rows(self._engine, rows)
+        except EngineDiedError as error:
+            self._leave(error, block, row)
+        self._progress.add.remote(len(rows), any(row["prompts"] is not None for row in rows))
+        return scored
+
+    def _leave(self, error: EngineDiedError, block: str, row: str | None) -> NoReturn:
+        """End this process, or raise StageError where engines do nothing but die."""
+        import ray
+
+        deaths = ray.get(self._progress.died.remote(str(error), block, row))
         if deaths >= MOST_DEATHS:
             raise StageError(f"the engine died {deaths} times in a row; the last time: {error}") from error
         os._exit(1)  # not an exception: Ray Data retries what a lost process was doing, and ends at what one raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -25,6 +26,15 @@ _NOT_INSTALLED = (
 def vllm_installed() -> bool:
     """Whether vLLM can be imported here; finds out without importing it, which takes many seconds."""
     return importlib.util.find_spec("vllm") is not None
+
+
+def _vllm_for_gpus() -> bool:
+    """Whether the vLLM here is the build for GPUs; the one for CPUs has the same import name."""
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def check_engine(
@@ -55,6 +65,8 @@ def choose_engine(asked: Literal["auto", "torch", "vllm"], *, device: str, refer
         return "torch", "auto: vLLM isn't installed"
     if device != "cuda":
         return "torch", "auto: no GPU, where vLLM has no advantage"
+    if not _vllm_for_gpus():
+        return "torch", "auto: the vLLM installed is the build for CPUs"
     if reference == "blind":
         return "torch", "auto: vLLM can't run the blind reference"
     return "vllm", "auto: it is installed, and there is a GPU"
@@ -77,10 +89,10 @@ def load_engine(
     `batch_tokens`: tokens a step, None for the engine's own choice. `threads`: CPU threads, None for all.
     `vllm`: options for vLLM's own EngineArgs. Raises StageError where the checkpoint or an option is wrong.
     """
+    if name == "vllm" and not vllm_installed():
+        raise StageError(_NOT_INSTALLED)
     formatter = load_formatter(model, template, max_length)
     if name == "vllm":
-        if not vllm_installed():
-            raise StageError(_NOT_INSTALLED)
         from vig_ray.scoring.engines.vllm_start import start
 
         engine: Engine = start(

@@ -151,13 +151,16 @@ class VllmEngine:
                 while waiting and len(flying) < self.max_in_flight:
                     index, from_cache = waiting.popleft()
                     prompt = prompts[index]
-                    items = {image.key: items.get(image.key) or self.item(image) for image in prompt.images}
                     name = str(next(self._numbers))
-                    refusal = self._send(name, prompt, items, from_cache=from_cache)
-                    if refusal is None:
-                        flying[name] = index, from_cache
+                    try:
+                        items = {image.key: items.get(image.key) or self.item(image) for image in prompt.images}
+                        self._send(name, prompt, items, from_cache=from_cache)
+                    except EngineDiedError:
+                        raise
+                    except (VLLMClientError, ValueError, KeyError, RuntimeError) as error:
+                        results[index] = PromptError(type(error).__name__, one_line(error)[:300])
                     else:
-                        results[index] = refusal
+                        flying[name] = index, from_cache
                 for output in self._step() if flying else ():
                     if not output.finished:
                         continue
@@ -197,8 +200,8 @@ class VllmEngine:
             )
         return None
 
-    def _send(self, name: str, prompt: Prompt, items: Mapping[str, Any], *, from_cache: bool) -> PromptError | None:
-        """Queue one request; a PromptError where vLLM refuses it."""
+    def _send(self, name: str, prompt: Prompt, items: Mapping[str, Any], *, from_cache: bool) -> None:
+        """Queue one request; raises what vLLM raises where it refuses it."""
         ids = prompt.token_ids.tolist()
         if prompt.images:
             request: Any = mm_input(
@@ -212,11 +215,12 @@ class VllmEngine:
             request = tokens_input(ids)
         try:
             self.engine.add_request(name, request, self.way.ask(prompt, from_cache=from_cache))
-        except EngineDeadError as error:
-            raise EngineDiedError(cause_of(error)) from error
-        except (VLLMClientError, ValueError) as error:
-            return PromptError(type(error).__name__, one_line(error)[:300])
-        return None
+        except Exception as error:
+            # The client may also find its socket closed by vLLM's own watch over the engine.
+            resources = getattr(self.engine.engine_core, "resources", None)
+            if isinstance(error, EngineDeadError) or getattr(resources, "engine_dead", False):
+                raise EngineDiedError(cause_of(error)) from error
+            raise
 
     def _step(self) -> list[Any]:
         try:

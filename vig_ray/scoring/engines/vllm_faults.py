@@ -33,6 +33,10 @@ _LOOK_EVERY_S = 0.5
 _NO_CAUSE = ("See stack trace", "See root cause", "EngineCore encountered")
 
 
+OWNER = "VIG_RAY_VLLM_OWNER"
+"""Environment variable: the process that an engine works for, and ends with."""
+
+
 def wake_when_dead(core: Any) -> None:
     """Make a dead engine process raise EngineDeadError in whoever waits for its next output.
 
@@ -62,9 +66,18 @@ def cause_of(error: BaseException) -> str:
     """
     text = f"{type(error).__name__}: {one_line(error)}"
     if any(words in text for words in _NO_CAUSE):
-        text = _last_error_logged() or ("its process ended without a word, as when the kernel kills for want of memory")
+        text = _logged_soon() or "its process ended without a word, as when the kernel kills for want of memory"
     advice = next((f"; {advice}" for pattern, advice in _ADVICE if pattern.search(text)), "")
     return text[:500] + advice
+
+
+def _logged_soon() -> str | None:
+    """The last error logged, waiting a little: an engine may announce its death before it has told everything."""
+    for _ in range(5):
+        if (found := _last_error_logged()) is not None:
+            return found
+        time.sleep(_LOOK_EVERY_S)
+    return None
 
 
 def _last_error_logged() -> str | None:

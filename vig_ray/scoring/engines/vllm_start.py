@@ -17,7 +17,7 @@ from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import local_folder, read_config
 from vig_ray.model.prompt import Formatter, PromptImage
-from vig_ray.scoring.engines.vllm_faults import cause_of
+from vig_ray.scoring.engines.vllm_faults import OWNER, cause_of
 from vig_ray.storage import one_line
 
 _OURS = {"model": "--model", "dtype": "--dtype", "worker_extension_cls": None, "logprobs_mode": None}
@@ -43,6 +43,7 @@ def start(
     set_environment(device, threads)
     from vllm import EngineArgs
     from vllm.platforms import current_platform
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.llm_engine import LLMEngine
 
     from vig_ray.scoring.engines.vllm import VllmEngine
@@ -56,7 +57,8 @@ def start(
         )
     arguments = engine_arguments(model, formatter, dtype=dtype, batch_tokens=batch_tokens, options=options)
     try:
-        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        # The context decides the default batch sizes: those of offline work are the large ones.
+        engine = LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
     except Exception as error:  # pydantic's, torch's, a loader's, a dead process's: whatever stops it from starting
         raise StageError(_why_not(model, error)) from error
     if device == "cpu" and engine.model_config.is_mm_prefix_lm:
@@ -72,18 +74,19 @@ def start(
 
 def set_environment(device: str, threads: int | None) -> None:
     """The environment variables that vLLM reads; what the user has set stays."""
-    from vig_ray.scoring.engines.vllm_worker import OWNER
-
     os.environ[OWNER] = str(os.getpid())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Where Python's own tracebacks go, so that a dead engine's last words are in one place.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     if device == "cpu":
         # One process: there is no GPU to keep busy while requests are prepared, and errors come back as they are.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if threads:
             # Several engines share the cores: unbound, or each would bind its threads to the same ones.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-            os.environ["OMP_NUM_THREADS"] = str(threads)
-            torch.set_num_threads(threads)
+        # Ray gives an actor of one CPU one thread.
+        os.environ["OMP_NUM_THREADS"] = str(threads or os.cpu_count() or 1)
+        torch.set_num_threads(threads or os.cpu_count() or 1)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -108,8 +111,6 @@ def engine_arguments(
     model: str, formatter: Formatter, *, dtype: str, batch_tokens: int | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The arguments of vLLM's EngineArgs: what scoring needs, then the user's own `options`."""
-    from vig_ray.scoring.engines import vllm_worker
-
     check_options(options)
     folder = local_folder(model, weights=True)
     config = read_config(folder)
@@ -117,7 +118,7 @@ def engine_arguments(
     arguments: dict[str, Any] = {
         "model": folder,
         "dtype": dtype,
-        "worker_extension_cls": f"{vllm_worker.__name__}.{vllm_worker.Worker.__qualname__}",
+        "worker_extension_cls": "vig_ray.scoring.engines.vllm_worker.Worker",  # importing it here would act here
         # One more than the longest prompt: vLLM wants room for a token to generate.
         "max_model_len": min(formatter.max_length + 1, longest or formatter.max_length + 1),
         # Images come normalised, and are known by name: nothing to cache or to normalise on the device.

@@ -1,4 +1,4 @@
-"""Imported inside every vLLM worker process (`worker_extension_cls`), before it makes the model; nowhere else.
+"""Imported by every vLLM worker (`worker_extension_cls`) before it makes the model, and by nothing else.
 
 It teaches vLLM to read a LLaVA as transformers 5 saves one, and ends the engine's processes with their owner.
 """
@@ -14,8 +14,7 @@ import time
 
 import psutil
 
-OWNER = "VIG_RAY_VLLM_OWNER"
-"""Environment variable: the process that the engine works for."""
+from vig_ray.scoring.engines.vllm_faults import OWNER
 
 _CHECK_EVERY_S = 1.0
 # vLLM's models whose CLIP or SigLIP tower is called `vision_tower`.
@@ -49,10 +48,17 @@ def read_unnested_towers() -> None:
 def end_with_owner() -> None:
     """Watch for the end of the owner, and end then: vLLM's engine process would keep the GPU's memory for ever."""
     owner = int(os.environ.get(OWNER, "0"))
-    if owner and owner != os.getpid():
-        parent = os.getppid()
-        engine = None if parent == owner else parent  # with several workers the engine is a process between
-        threading.Thread(target=_watch, args=(owner, engine), daemon=True).start()
+    if not owner or owner == os.getpid():
+        return
+    parent = os.getppid()
+    engine = None
+    if parent != owner:
+        # With several workers the engine is a process between. Anything else has adopted an orphan.
+        try:
+            engine = parent if psutil.Process(parent).ppid() == owner else None
+        except psutil.NoSuchProcess:
+            engine = None
+    threading.Thread(target=_watch, args=(owner, engine), daemon=True).start()
 
 
 def _watch(owner: int, engine: int | None) -> None:
