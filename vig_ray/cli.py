@@ -17,7 +17,6 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 import vig_ray
 from vig_ray.errors import StageError
@@ -61,6 +60,18 @@ def _score() -> tuple[type[StageConfig], Callable[[Any], int]]:
     return ScoreConfig, call
 
 
+def _select() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from vig_ray.selection.config import SelectConfig
+
+    def call(config: SelectConfig) -> int:
+        from vig_ray.selection.job import run
+
+        print(run(config).text())
+        return 0
+
+    return SelectConfig, call
+
+
 def _assemble() -> tuple[type[StageConfig], Callable[[Any], int]]:
     from vig_ray.model.assemble import AssembleConfig
 
@@ -88,6 +99,7 @@ def _demo() -> tuple[type[StageConfig], Callable[[Any], int]]:
 VERBS = {
     "import": Verb("any vision-language dataset to samples/", _import),
     "score": Verb("samples to clean and reference log-probs of every answer token, scores/", _score),
+    "select": Verb("scores to the samples and tokens worth training on, selection/", _select),
     "assemble": Verb("language model + vision tower + LLaVA projector to one transformers checkpoint", _assemble),
     "demo": Verb("make a small world whose visual tokens are known, and score it", _demo),
 }
@@ -115,7 +127,7 @@ def _add_options(parser: argparse.ArgumentParser, config: type[StageConfig]) -> 
         text = (field.description or "").replace("%", "%%")
         if field.is_required():
             text += " (required)"
-        elif field.default not in (None, PydanticUndefined) and field.annotation is not bool:
+        elif field.default_factory is None and field.default is not None and field.annotation is not bool:
             text += f" (default: {field.default})"
         if field.annotation is bool:
             parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)

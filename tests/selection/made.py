@@ -1,0 +1,75 @@
+"""Scores made up for tests: any number of samples, cut into any files, with the stage.json of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vig_ray.scoring.config import ScoreConfig
+from vig_ray.scoring.schema import SCORES
+from vig_ray.stage import write_stage
+
+IDENTITY = {"samples": {"inputs": ["made"], "counts": {"rows": 1}}, "model": "m" * 16, "template": "t" * 16}
+
+
+def made_up(rows: int, seed: int = 0, *, ties: bool = False, answer: int = 12) -> list[dict[str, Any]]:
+    """Rows of `scores/`: three sources, a tenth text-only, a few that failed."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for number in range(rows):
+        tokens = int(rng.integers(1, answer))
+        row: dict[str, Any] = dict.fromkeys(SCORES.names)
+        row |= {
+            "sample_key": f"made/{number}",
+            "id": str(number // 2),
+            "source": ("coco", "vg", None)[int(rng.integers(3))],
+            "num_answer_tokens": tokens,
+            "num_truncated_tokens": 0,
+            "token_ids": rng.integers(0, 500, tokens).tolist(),
+            "turn": [0] * tokens,
+        }
+        kind = rng.random()
+        if kind < 0.04:
+            row |= {"error": "FileNotFoundError: gone", "token_ids": None, "turn": None, "num_answer_tokens": None}
+        elif kind > 0.14:
+            clean = np.minimum(-rng.exponential(1.0, tokens), 0)
+            reference = np.minimum(clean - rng.normal(0.3, 1.0, tokens), 0)
+            if ties:
+                clean, reference = np.round(clean), np.round(reference)
+            clean, reference = clean.astype(np.float32), reference.astype(np.float32)
+            losses = [-float(np.mean(one, dtype=np.float64)) for one in (clean, reference)]
+            row |= {
+                "clean_logprobs": clean.tolist(),
+                "reference_logprobs": reference.tolist(),
+                "clean_loss": losses[0],
+                "reference_loss": losses[1],
+                "vig": losses[1] - losses[0],
+            }
+        found.append(row)
+    return found
+
+
+def write(directory: Path, rows: Sequence[dict[str, Any]], *, files: int = 3, identity: Any = None) -> str:
+    """Write `directory`/scores of these rows; returns `directory`."""
+    scores = directory / "scores"
+    scores.mkdir(parents=True)
+    cuts = np.linspace(0, len(rows), files + 1).astype(int)
+    for index in range(files):
+        part = list(rows[cuts[index] : cuts[index + 1]])
+        pq.write_table(pa.Table.from_pylist(part, schema=SCORES), scores / f"{index}.parquet", row_group_size=97)
+    config = ScoreConfig(data="made", model="m", out=str(directory))
+    write_stage(str(scores), "score", config, identity=identity or IDENTITY, complete=True, counts={"read": len(rows)})
+    return str(directory)
+
+
+def selected(out: str | Path) -> list[dict[str, Any]]:
+    """The rows of a selection in training order."""
+    rows: list[dict[str, Any]] = []
+    for path in sorted(Path(out, "selection").glob("*.parquet")):
+        rows += pq.read_table(path).to_pylist()
+    return sorted(rows, key=lambda row: row["position"])

@@ -1,0 +1,59 @@
+"""Weights against their equations, written out one token at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vig_ray.selection.weights import mask, prior, sums_of
+
+logprob = st.floats(-30, 0, width=32)
+samples = st.lists(st.lists(logprob, max_size=8), min_size=1, max_size=6)
+
+
+def laid_out(found: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([x for sample in found for x in sample]), np.array([len(sample) for sample in found])
+
+
+@given(samples, st.floats(0, 4))
+@settings(deadline=None)
+def test_prior_follows_its_equations_and_sums_to_the_tokens(found: list[list[float]], alpha: float) -> None:
+    values, lengths = laid_out(found)
+    weights = prior(values, lengths, alpha)
+    assert weights.dtype == np.float32
+    start = 0
+    for sample in found:
+        own = weights[start : start + len(sample)]
+        start += len(sample)
+        w = [(-math.expm1(logp)) ** alpha for logp in sample]
+        expected = [len(sample) * each / sum(w) for each in w] if sum(w) > 0 else [1.0] * len(sample)
+        np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-30)
+        assert own.sum() == pytest.approx(len(sample), rel=1e-5)
+
+
+def test_prior_of_tokens_that_are_all_but_sure_keeps_its_precision() -> None:
+    sure = np.array([-1e-12, -3e-12, -1e-30])
+    np.testing.assert_allclose(prior(sure, np.array([3]), 1.0), [0.75, 2.25, 0.0], atol=1e-6)
+
+
+def test_prior_with_alpha_0_weighs_all_alike() -> None:
+    np.testing.assert_array_equal(prior(np.array([-1.0, -2.0, 0.0]), np.array([2, 1]), 0.0), [1, 1, 1])
+
+
+def test_a_negative_alpha_is_refused() -> None:
+    with pytest.raises(ValueError, match="alpha"):
+        prior(np.array([-1.0]), np.array([1]), -1.0)
+
+
+@given(samples)
+def test_sums_of_samples(found: list[list[float]]) -> None:
+    values, lengths = laid_out(found)
+    np.testing.assert_allclose(sums_of(values, lengths), [sum(sample) for sample in found], atol=1e-9)
+
+
+def test_the_mask_takes_the_threshold_in() -> None:
+    np.testing.assert_array_equal(mask(np.array([0.1, 0.2, 0.3]), np.array([0.2, 0.2, 0.2])), [0, 1, 1])

@@ -1,0 +1,88 @@
+"""The options of `vig select`."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
+
+from vig_ray.stage import StageConfig
+
+StrategyName = Literal["vig", "vig-samples", "full", "random", "visnec", "top", "reference-loss", "clean-loss", "prior"]
+
+
+def _per_cent(value: float) -> float:
+    if not 0 < value <= 100:
+        raise ValueError("takes a percentage above 0 and up to 100")
+    return value
+
+
+PerCent = Annotated[float, AfterValidator(_per_cent)]
+
+
+def _several(value: Any) -> Any:
+    """70, "70" or "30,50,70" as a tuple."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _quotas(value: Any) -> Any:
+    """{"coco": 50} from itself, from "coco=50 vg=30", or from a list of such pairs."""
+    if isinstance(value, str):
+        value = shlex.split(value)
+    if not isinstance(value, list):
+        return value
+    quotas = {}
+    for pair in value:
+        source, equals, share = str(pair).rpartition("=")
+        if not equals or not source:
+            raise ValueError(f"{pair!r} isn't SOURCE=PERCENT, such as coco=50")
+        quotas[source] = share
+    return quotas
+
+
+_PAIRS: dict[str, JsonValue] = {"metavar": "SOURCE=PERCENT", "repeated": True}
+
+
+class SelectConfig(StageConfig):
+    """Choose samples and tokens to train on from their scores."""
+
+    scores: str = Field(description="scores/ of a finished `vig score`, or the directory that holds it")
+    out: str = Field(description="directory that gets selection/")
+    strategy: StrategyName = Field("vig", description="how to choose; the README says what each does")
+    p: Annotated[tuple[PerCent, ...], BeforeValidator(_several)] = Field(
+        (70.0,),
+        description="per cent of the samples with an image that vig, vig-samples and random keep; several, as "
+        "30,50,70, are compared and nothing is selected",
+        json_schema_extra={"metavar": "PERCENT[,...]"},
+    )
+    r: PerCent = Field(
+        15.0, description="per cent of each cluster that visnec, reference-loss and clean-loss keep, or top of all"
+    )
+    alpha: float = Field(1.0, ge=0, description="prior's exponent: 0 weighs all tokens alike")
+    clusters: int = Field(20, ge=1, description="clusters of questions; 1 ranks all together")
+    keep_negative: bool = Field(
+        False,
+        description="visnec and top: rank samples whose score is 0 or less, too, as VisNec's published script does",
+    )
+    samples: str | None = Field(
+        None, description="samples/ that the scores are of, for the questions of clusters; by default beside the scores"
+    )
+    embedding_model: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        description="what embeds questions: a sentence-transformers model (hub id or folder), or words, which counts "
+        "hashed words and needs no model",
+    )
+    quota: Annotated[dict[str, PerCent], BeforeValidator(_quotas)] = Field(
+        default_factory=dict,
+        description="another percentage for a source, ranked by itself with its own threshold",
+        json_schema_extra=_PAIRS,
+    )
+    seed: int = Field(42, description="of the training order, of random and of the clusters")
+    rows_per_file: int = Field(100_000, ge=1, description="the most rows of a file of selection/")
+    address: str | None = Field(
+        None, description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or this machine"
+    )
+    overwrite: bool = Field(False, description="delete an earlier selection in --out")

@@ -1,0 +1,195 @@
+"""What a selection keeps, counted: the row of VIG's Table 3, by source too, and the columns of Tables E.2 and E.3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vig_ray.selection.rank import EVERYTHING, Groups
+from vig_ray.selection.threshold import value_of
+from vig_ray.selection.weights import Lengths, Weights, sums_of
+
+_KINDS = ("scored", "text_only", "failed")
+_SHOWN_SOURCES = 20
+_WIDTH = {"scored": 13, "tokens": 15, "active": 15}
+
+
+@dataclass
+class Counted:
+    """By source: rows of each kind, tokens of the scored ones, and of these the active ones.
+
+    A token is active where its weight is above 0. `emptied`: scored samples without any active token.
+    """
+
+    by_source: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def total(self, name: str) -> int:
+        """The sum of a count over all sources."""
+        return sum(counts.get(name, 0) for counts in self.by_source.values())
+
+
+def count_rows(
+    table: pa.Table,
+    scored: npt.NDArray[np.bool_],
+    *,
+    lengths: Lengths | None = None,
+    weights: Weights | None = None,
+) -> Counted:
+    """Count a block; `weights` [N]: of the tokens of all its rows, None where all are 1."""
+    if lengths is None:
+        lengths = pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    failed = table["error"].is_valid().to_numpy(zero_copy_only=False)
+    active = lengths if weights is None else sums_of((weights > 0).astype(np.float64), lengths).astype(np.int64)
+    text = ~scored & ~failed
+    columns = {
+        "scored": scored,
+        "text_only": text,
+        "failed": failed,
+        "tokens": np.where(scored, lengths, 0),
+        "active": np.where(scored, active, 0),
+        "text_tokens": np.where(text, lengths, 0),
+        "emptied": scored & (active == 0) & (lengths > 0),
+    }
+    source = pc.fill_null(table["source"], "")
+    rows = pa.table({"source": source, **{name: pa.array(values.astype(np.int64)) for name, values in columns.items()}})
+    sums = rows.group_by("source").aggregate([(name, "sum") for name in columns])
+    return Counted({row["source"]: {name: row[f"{name}_sum"] for name in columns} for row in sums.to_pylist()})
+
+
+def merge(parts: Iterable[Counted]) -> Counted:
+    """The counts of all blocks together."""
+    whole = Counted()
+    for part in parts:
+        for source, counts in part.by_source.items():
+            sums = whole.by_source.setdefault(source, {})
+            for name, count in counts.items():
+                sums[name] = sums.get(name, 0) + count
+    return whole
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one share keeps. `thresholds`: by group, "" for the samples without a quota; empty where all are kept."""
+
+    share: float
+    thresholds: dict[str, float]
+    counted: Counted
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of a selection, or of several percentages compared (then `directory` is None)."""
+
+    strategy: str
+    read: Counted
+    kept: tuple[Kept, ...]
+    directory: str | None
+
+    @classmethod
+    def of(
+        cls,
+        strategy: str,
+        read: Counted,
+        shares: Sequence[float],
+        groups: Groups,
+        thresholds: Sequence[npt.NDArray[np.uint64]],
+        counted: Sequence[Counted],
+        directory: str | None,
+        *,
+        chance: bool = False,
+    ) -> Selection:
+        """From what the passes found; thresholds of a ranking by chance have no meaning in nats."""
+        kept = []
+        for share, bits, counts in zip(shares, thresholds, counted, strict=True):
+            named = {}
+            for group, value in enumerate(bits.tolist()):
+                if value == np.iinfo(np.uint64).max or value == EVERYTHING or chance:
+                    continue
+                source, cluster = divmod(group, groups.clusters)
+                name = groups.sources[source - 1] if source else ""
+                named[name if groups.clusters == 1 else f"{name}#{cluster}"] = value_of(value)
+            kept.append(Kept(float(share), named, counts))
+        return cls(strategy, read, tuple(kept), directory)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `stage.json` holds it."""
+        return {
+            "strategy": self.strategy,
+            "read": _with_total(self.read),
+            "kept": [
+                {"share": kept.share, "thresholds": kept.thresholds, **_with_total(kept.counted)} for kept in self.kept
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], directory: str) -> Selection:
+        """From `stage.json`."""
+        kept = tuple(Kept(found["share"], found["thresholds"], Counted(found["by_source"])) for found in record["kept"])
+        return cls(
+            record["strategy"], Counted(record["read"]["by_source"]), kept, directory if len(kept) == 1 else None
+        )
+
+    def text(self) -> str:
+        """For a person: one row a percentage, then by source."""
+        read = self.read
+        lines = [
+            f"read {sum(read.total(kind) for kind in _KINDS):,} = scored {read.total('scored'):,} + text-only "
+            f"{read.total('text_only'):,} + failed {read.total('failed'):,} (left out)",
+            "",
+            f"{self.strategy:<16}{'tau':>9}{'samples':>13}{'':>7}{'sample tokens':>15}{'':>7}{'active tokens':>15}",
+            _line("scored", None, read, read),
+        ]
+        for kept in self.kept:
+            lines.append(_line(f"{kept.share:g} %", kept.thresholds, kept.counted, read))
+        last = self.kept[-1].counted
+        if last.total("text_only"):
+            lines.append(
+                f"and {last.total('text_only'):,} text-only samples, all their {last.total('text_tokens'):,} tokens"
+            )
+        for kept in self.kept:
+            if kept.counted.total("emptied"):
+                lines.append(
+                    f"{kept.counted.total('emptied'):,} of the samples kept at {kept.share:g} % have no active token"
+                )
+        if len(self.kept) == 1 and len(read.by_source) > 1:
+            lines += ["", *self._sources(last)]
+        if self.directory:
+            lines += ["", f"selection: {self.directory}"]
+        else:
+            lines += ["", "nothing selected: give one --p to select"]
+        return "\n".join(lines)
+
+    def _sources(self, kept: Counted) -> list[str]:
+        lines = [f"{'by source':<25}{'samples':>13}{'':>7}{'sample tokens':>15}{'':>7}{'active tokens':>15}"]
+        ranked = sorted(self.read.by_source, key=lambda name: -self.read.by_source[name]["scored"])
+        for name in ranked[:_SHOWN_SOURCES]:
+            of = Counted({"": self.read.by_source[name]})
+            own = Counted({"": kept.by_source.get(name, {})})
+            if of.total("scored"):
+                lines.append(_line(f"  {name or '(none)'}", {}, own, of))
+        if len(ranked) > _SHOWN_SOURCES:
+            lines.append(f"  and {len(ranked) - _SHOWN_SOURCES:,} more in stage.json")
+        return lines
+
+
+def _with_total(counted: Counted) -> dict[str, Any]:
+    names = ("scored", "text_only", "failed", "tokens", "active", "text_tokens", "emptied")
+    return {"total": {name: counted.total(name) for name in names}, "by_source": counted.by_source}
+
+
+def _line(name: str, thresholds: Mapping[str, float] | None, own: Counted, of: Counted) -> str:
+    tau = ""
+    if thresholds:
+        values = list(thresholds.values())
+        tau = f"{values[0]:+.4f}" if len(values) == 1 else f"{len(values)} of them"
+    cells = []
+    for count, whole in (("scored", "scored"), ("tokens", "tokens"), ("active", "tokens")):
+        share = 100 * own.total(count) / of.total(whole) if of.total(whole) else 0.0
+        cells.append(f"{own.total(count):>{_WIDTH[count]},}{share:>6.1f}%")
+    return f"{name:<16.24}{tau:>9}" + "".join(cells)

@@ -1,0 +1,402 @@
+"""The selection job: scores in, `selection/` out, in a few passes over the files, none of which holds the dataset.
+
+    survey       how many rows of which kind and source, and the first digit of every threshold
+    thresholds   three more digits, a pass each over the one column that samples are ranked by
+    order        the hashes of the kept keys, 8 bytes a sample, sorted: the only thing that grows here
+    write        kept rows with their position and weights (or, for several p, only their counts)
+
+`run(config)` is what `vig select`, `jobs/select.py` and Python call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vig_ray.errors import StageError
+from vig_ray.selection.config import SelectConfig
+from vig_ray.selection.counts import Counted, Selection, count_rows, merge
+from vig_ray.selection.order import Hashes, hashes, positions
+from vig_ray.selection.rank import EVERYTHING, Groups, add_up, columns, count, quota_of, ranks
+from vig_ray.selection.scan import Files
+from vig_ray.selection.schema import SELECTION
+from vig_ray.selection.strategies import Strategy, Tokens, strategies
+from vig_ray.selection.threshold import PASSES, Search, value_of
+from vig_ray.stage import clear_directory, read_stage, write_stage
+from vig_ray.storage import check_writable, exists, filesystem, join, parquet_files
+
+log = logging.getLogger(__name__)
+
+RAY_FROM_ROWS = 20_000_000
+"""Scores of so many rows go through Ray Data here too; with fewer, starting Ray takes longer than the job."""
+
+_TOKEN_COLUMNS = ("token_ids", "clean_logprobs", "reference_logprobs")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config that has been checked against what is really there."""
+
+    config: SelectConfig
+    strategy: Strategy
+    scores: str
+    record: dict[str, Any]
+    files: Files
+    rows: int
+    has_tokens: bool
+    samples: str | None
+    out: str
+
+
+def scores_directory(given: str) -> str:
+    """The scores/ directory that a user means: itself, or the one inside what he gave."""
+    for directory in (given, join(given, "scores")):
+        record = read_stage(directory)
+        if record is not None and record["stage"] == "score":
+            return directory
+    raise StageError(f"{given}: no scores here; --scores takes what `vig score --out` wrote")
+
+
+def check(config: SelectConfig) -> Plan:
+    """Everything that can be wrong with a config and takes only seconds to see; raises StageError."""
+    scores = scores_directory(config.scores)
+    record = read_stage(scores) or {}
+    if not record.get("complete"):
+        raise StageError(f"{scores}: not finished; run the same `vig score` command again, it goes on where it was")
+    strategy = strategies()[config.strategy]
+    fs, _ = filesystem(scores)
+    paths = parquet_files(scores)
+    if not paths:
+        raise StageError(f"{scores}: no Parquet files")
+    schema = pq.read_schema(paths[0], filesystem=fs)
+    needed = {"sample_key", "source", "num_answer_tokens", "vig", "error"}
+    needed |= {strategy.ranking} if strategy.ranking in ("reference_loss", "clean_loss") else set()
+    needed |= set(_TOKEN_COLUMNS) if strategy.weigh else set()
+    missing = sorted(needed - set(schema.names))
+    if missing:
+        raise StageError(f"{paths[0]}: has no column {missing[0]!r}, which --strategy {config.strategy} needs")
+    if len(config.p) > 1 and strategy.share != "p":
+        raise StageError(f"--p: --strategy {config.strategy} takes none, so several can't be compared")
+    if config.quota and strategy.share is None:
+        raise StageError(f"--quota: has no effect with --strategy {config.strategy}, which keeps every sample")
+    samples = None
+    if strategy.clustered and config.clusters > 1:
+        samples = _samples(config, scores, record)
+    check_writable(config.out)
+    rows = sum(pq.read_metadata(path, filesystem=fs).num_rows for path in paths)
+    has_tokens = set(_TOKEN_COLUMNS) <= set(schema.names)
+    return Plan(
+        config, strategy, scores, record, Files(paths, fs), rows, has_tokens, samples, join(config.out, "selection")
+    )
+
+
+def _samples(config: SelectConfig, scores: str, record: dict[str, Any]) -> str:
+    """The samples that the scores are of; raises StageError where they are missing or of another dataset."""
+    beside = join(scores.rstrip("/").rpartition("/")[0] or ".", "samples")
+    found = config.samples or beside
+    imported = read_stage(found)
+    if imported is None or imported["stage"] != "import":
+        raise StageError(
+            f"{found}: no samples here; --strategy {config.strategy} groups samples by their questions and needs "
+            "--samples, or --clusters 1"
+        )
+    expected = record.get("identity", {}).get("samples", {})
+    if any(imported.get(name) != value for name, value in expected.items()):
+        raise StageError(f"{found}: not the samples that {scores} are the scores of")
+    return found
+
+
+def run(config: SelectConfig) -> Selection:
+    """Select; returns the counts and thresholds, which `stage.json` holds too.
+
+    Raises StageError, before any pass, where the config, the scores or what is in `OUT` is wrong, and after the
+    survey where nothing would be left.
+    """
+    plan = check(config)
+    identity = {
+        "scores": {"identity": plan.record.get("identity"), "counts": plan.record.get("counts")},
+        "select": config.model_dump(mode="json", exclude={"scores", "out", "samples", "address", "overwrite"}),
+    }
+    earlier = _earlier_run(plan, identity)
+    if earlier is not None:
+        log.info("%s: already complete, nothing to select", plan.out)
+        return Selection.from_json(earlier["selection"], plan.out)
+    with _machines(plan) as on_ray:
+        files = Files(plan.files.paths, plan.files.filesystem, on_ray)
+        clear_directory(plan.out)
+        write_stage(plan.out, "select", config, identity=identity, complete=False)
+        groups = _groups(plan)
+        surveyed, thresholds = _thresholds(plan, files, groups)
+        selection = _select(plan, files, groups, surveyed, thresholds)
+    write_stage(
+        plan.out,
+        "select",
+        config,
+        identity=identity,
+        complete=True,
+        selection=selection.to_json(),
+        model=plan.record.get("identity", {}).get("model"),
+        template=plan.record.get("identity", {}).get("template"),
+    )
+    return selection
+
+
+def _earlier_run(plan: Plan, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of this very selection, finished; None where there is none or it may go.
+
+    Raises StageError where `OUT/selection` holds anything else.
+    """
+    found = read_stage(plan.out)
+    if plan.config.overwrite and (found is None or found["stage"] == "select"):
+        return None
+    if found is None:
+        if exists(plan.out).name == "Directory" and parquet_files(plan.out):
+            raise StageError(f"{plan.out}: holds files that no selection wrote; choose another --out")
+        return None
+    if found["stage"] == "select" and not found["complete"]:
+        return None  # what a killed run left is of no use to anyone
+    if found["stage"] != "select" or found.get("identity") != identity:
+        raise StageError(f"{plan.out}: holds another selection; choose another --out, or --overwrite to delete it")
+    return found
+
+
+def _machines(plan: Plan) -> Any:
+    """A context that says whether passes run on Ray."""
+    address = plan.config.address or os.environ.get("RAY_ADDRESS")
+    if address is None and plan.rows < RAY_FROM_ROWS:
+        return nullcontext(False)
+    from contextlib import contextmanager
+
+    from vig_ray.cluster import machines
+
+    @contextmanager
+    def joined() -> Any:
+        with machines(plan.config.address, actors=os.cpu_count() or 1):
+            yield True
+
+    return joined()
+
+
+def _groups(plan: Plan) -> Groups:
+    sources = tuple(sorted(plan.config.quota))
+    if plan.samples is None:
+        return Groups(sources)
+    from vig_ray.selection.clusters import cluster_samples
+
+    keys, of_key = cluster_samples(
+        plan.samples, plan.config.embedding_model, clusters=plan.config.clusters, seed=plan.config.seed
+    )
+    return Groups(sources, plan.config.clusters, keys, of_key)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """The first pass over a block: its rows by kind and source, and the first digits of what they are ranked by."""
+
+    strategy: Strategy
+    groups: Groups
+    config: SelectConfig
+
+    def __call__(self, table: pa.Table) -> tuple[Counted, Any]:
+        found = ranks(table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative)
+        rows = count_rows(table, found.scored)
+        present = {int(group): (int(group), Search(1)) for group in np.unique(found.group[found.eligible])}
+        return rows, count(found, present) if self.strategy.ranking else {}
+
+
+@dataclass(frozen=True)
+class _Count:
+    """A later pass: the next digit of each search."""
+
+    strategy: Strategy
+    groups: Groups
+    config: SelectConfig
+    searches: dict[Any, tuple[int, Search]]
+
+    def __call__(self, table: pa.Table) -> Any:
+        found = ranks(table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative)
+        return count(found, self.searches)
+
+
+def _thresholds(plan: Plan, files: Files, groups: Groups) -> tuple[Counted, list[np.ndarray[Any, Any]]]:
+    """The counts of all rows, and for each p (or the one r) every group's threshold: bits, uint64 [groups]."""
+    config, strategy = plan.config, plan.strategy
+    needed = sorted({*columns(strategy, groups), "source", "num_answer_tokens", "error"})
+    counted, histograms = [], []
+    for rows, part in files.scan(needed, _Survey(strategy, groups, config)):
+        counted.append(rows)
+        histograms.append(part)
+    surveyed = merge(counted)
+    if not surveyed.total("scored"):
+        raise StageError(f"{plan.scores}: no sample has a score, so there is nothing to select")
+    size = (len(groups.sources) + 1) * groups.clusters
+    shares = config.p if strategy.share == "p" else (config.r,)
+    if strategy.ranking is None:
+        return surveyed, [np.full(size, EVERYTHING, dtype=np.uint64)]
+    first = add_up(histograms)
+    if not first:
+        raise StageError(f"{plan.scores}: no sample has a score above 0; --keep-negative ranks the others too")
+    searches = {
+        (share, group): (
+            group,
+            Search(quota_of(int(counts.sum()), groups.share_of(group, config.quota, share))).narrowed(counts),
+        )
+        for share in shares
+        for group, counts in first.items()
+    }
+    for _ in range(PASSES - 1):
+        whole = add_up(files.scan(columns(strategy, groups), _Count(strategy, groups, config, searches)))
+        searches = {name: (group, search.narrowed(whole[name])) for name, (group, search) in searches.items()}
+    thresholds = []
+    for share in shares:
+        bits = np.full(size, np.iinfo(np.uint64).max, dtype=np.uint64)
+        for (of_share, group), (_, search) in searches.items():
+            if of_share == share:
+                bits[group] = search.found
+        thresholds.append(bits)
+    return surveyed, thresholds
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """The hashes of a block's kept keys, sorted."""
+
+    strategy: Strategy
+    groups: Groups
+    config: SelectConfig
+    thresholds: Any
+
+    def __call__(self, table: pa.Table) -> Hashes:
+        found = ranks(table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative)
+        kept = found.kept(self.thresholds) | text_only(table, found.scored)
+        return np.sort(hashes(table["sample_key"].filter(pa.array(kept)), self.config.seed))
+
+
+def text_only(table: pa.Table, scored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Rows without an image: neither scored nor failed. They are kept as they are."""
+    found: np.ndarray[Any, Any] = table["error"].is_null().to_numpy(zero_copy_only=False) & ~scored
+    return found
+
+
+@dataclass(frozen=True)
+class _Write:
+    """Write a block's kept rows; with `order` None, only count them."""
+
+    strategy: Strategy
+    groups: Groups
+    config: SelectConfig
+    thresholds: Any
+    has_tokens: bool
+    order: Callable[[], Hashes] | None
+    filesystem: Any = None
+    directory: str = ""
+
+    def __call__(self, table: pa.Table) -> Counted:
+        found = ranks(table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative)
+        text = text_only(table, found.scored)
+        kept = found.kept(self.thresholds) | text
+        table = table.filter(pa.array(kept))
+        scored, text, group = found.scored[kept], text[kept], found.group[kept]
+        lengths = pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        weights = self._weights(table, scored, lengths, self.thresholds[group])
+        counted = count_rows(table, scored, lengths=lengths, weights=weights)
+        if self.order is not None and table.num_rows:
+            self._write(table, weights)
+        return counted
+
+    def _weights(
+        self, table: pa.Table, scored: Any, lengths: Any, thresholds: Any
+    ) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+        """One a token of all kept rows, text-only ones too, whose tokens all weigh 1; None where all do."""
+        if self.strategy.weigh is None:
+            return None
+        clean, reference = (
+            pc.list_flatten(table[name]).to_numpy(zero_copy_only=False).astype(np.float64)
+            for name in ("clean_logprobs", "reference_logprobs")
+        )
+        own = lengths[scored]
+        if len(clean) != own.sum() or len(reference) != own.sum():
+            raise StageError("the scores' log-probs and their num_answer_tokens don't agree; score again")
+        tau = np.asarray([value_of(int(bits)) if bits else -np.inf for bits in thresholds[scored]])
+        weights = np.ones(int(lengths.sum()), dtype=np.float32)
+        weights[np.repeat(scored, lengths)] = self.strategy.weigh(Tokens(own, clean, reference, tau), self.config.alpha)
+        return weights
+
+    def _write(self, table: pa.Table, weights: Any) -> None:
+        own = hashes(table["sample_key"], self.config.seed)
+        assert self.order is not None
+        place = positions(own, self.order())
+        nothing = pa.nulls(table.num_rows, pa.list_(pa.float32()))
+        ids = table["token_ids"] if self.has_tokens else pa.nulls(table.num_rows, pa.list_(pa.int32()))
+        if weights is not None:
+            lengths = pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False)
+            offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+            nothing = pa.ListArray.from_arrays(pa.array(offsets), pa.array(weights))
+        rows = pa.table([table["sample_key"], pa.array(place), ids, nothing], schema=SELECTION)
+        name = f"{self.directory}/{int(own.min()):016x}.parquet"
+        pq.write_table(rows, name, filesystem=self.filesystem, compression="zstd")
+
+
+def _select(
+    plan: Plan, files: Files, groups: Groups, surveyed: Counted, thresholds: list[np.ndarray[Any, Any]]
+) -> Selection:
+    """The last passes: the order and the rows, or for several p their counts only."""
+    config, strategy = plan.config, plan.strategy
+    needed = {*columns(strategy, groups), "sample_key", "source", "num_answer_tokens", "error"}
+    if strategy.weigh:
+        needed |= {"clean_logprobs", "reference_logprobs"}
+    shares = config.p if strategy.share == "p" else (config.r,) if strategy.share else (100.0,)
+    kept = []
+    for bits in thresholds:
+        order = None
+        if len(thresholds) == 1:
+            order = _order(plan, files, groups, bits)
+            needed |= {"token_ids"} if plan.has_tokens else set()
+        out_fs, out_path = filesystem(plan.out)
+        write = _Write(strategy, groups, config, bits, plan.has_tokens, order, out_fs, out_path)
+        kept.append(merge(files.scan(sorted(needed), write, batch_rows=config.rows_per_file)))
+    directory = plan.out if len(kept) == 1 else None
+    chance = strategy.ranking == "chance"
+    return Selection.of(strategy.name, surveyed, shares, groups, thresholds, kept, directory, chance=chance)
+
+
+def _order(plan: Plan, files: Files, groups: Groups, bits: Any) -> Callable[[], Hashes]:
+    """The sorted hashes of all kept keys, for every task to look up positions in."""
+    columns_needed = sorted({*columns(plan.strategy, groups), "sample_key", "error"})
+    parts = list(files.scan(columns_needed, _Keys(plan.strategy, groups, plan.config, bits)))
+    order = np.sort(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.uint64)
+    if len(order) > 1 and (order[1:] == order[:-1]).any():
+        raise StageError(f"{plan.scores}: a sample key occurs twice; score the dataset again")
+    if not files.on_ray:
+        return _Held(order)
+    import ray
+
+    return _InStore(ray.put(order))
+
+
+@dataclass(frozen=True)
+class _Held:
+    order: Hashes
+
+    def __call__(self) -> Hashes:
+        return self.order
+
+
+@dataclass(frozen=True)
+class _InStore:
+    reference: Any
+
+    def __call__(self) -> Hashes:
+        import ray
+
+        found: Hashes = ray.get(self.reference)  # shared memory: no copy a task
+        return found

@@ -1,0 +1,126 @@
+"""Which samples are kept: groups, ranks and thresholds, over blocks of scores of any number and size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vig_ray.selection.order import hashes
+from vig_ray.selection.strategies import Strategy
+from vig_ray.selection.threshold import Counts, Search, sortable
+
+Bits = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+EVERYTHING = 0
+"""The threshold that keeps every sample."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Samples that are ranked together: those of a source with a quota, or all others, within each cluster.
+
+    `sources`: those with a quota. `clusters`: how many. `keys` and `of_key`: the sorted hashes of all sample keys and
+    each one's cluster, where there are several.
+    """
+
+    sources: tuple[str, ...] = ()
+    clusters: int = 1
+    keys: Bits | None = None
+    of_key: npt.NDArray[np.int32] | None = None
+
+    def of(self, table: pa.Table, seed: int) -> npt.NDArray[np.int64]:
+        """The number of each row's group, int64 [rows]."""
+        group = np.zeros(table.num_rows, dtype=np.int64)
+        if self.sources:
+            found = pc.index_in(table["source"], value_set=pa.array(self.sources, pa.string()))
+            group += pc.fill_null(pc.add(found, 1), 0).to_numpy(zero_copy_only=False).astype(np.int64) * self.clusters
+        if self.keys is not None and self.of_key is not None:
+            own = hashes(table["sample_key"], seed)
+            place = np.minimum(np.searchsorted(self.keys, own), len(self.keys) - 1)
+            known = self.keys[place] == own
+            group += np.where(known, self.of_key[place], 0)
+        return group
+
+    def share_of(self, group: int, shares: Mapping[str, float], by_default: float) -> float:
+        """The percentage of a group that is kept."""
+        source = group // self.clusters
+        return shares[self.sources[source - 1]] if source else by_default
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How a block's rows are ranked: `bits` sort like the score; `scored` rows have one, `eligible` ones compete."""
+
+    bits: Bits
+    scored: Mask
+    eligible: Mask
+    group: npt.NDArray[np.int64]
+
+    def kept(self, thresholds: npt.NDArray[np.uint64]) -> Mask:
+        """Rows at or above the threshold of their group: every tie is kept."""
+        kept: Mask = self.eligible & (self.bits >= thresholds[self.group])
+        return kept
+
+
+def columns(strategy: Strategy, groups: Groups) -> list[str]:
+    """The columns that `ranks` reads."""
+    needed = {"vig"}
+    if strategy.ranking == "chance" or groups.keys is not None:
+        needed.add("sample_key")
+    if strategy.ranking in ("reference_loss", "clean_loss"):
+        needed.add(strategy.ranking)
+    if groups.sources:
+        needed.add("source")
+    return sorted(needed)
+
+
+def ranks(table: pa.Table, strategy: Strategy, groups: Groups, *, seed: int, keep_negative: bool) -> Ranks:
+    """Rank the rows of a block."""
+    vig = table["vig"]
+    scored = vig.is_valid().to_numpy(zero_copy_only=False)
+    values = pc.fill_null(vig, 0.0).to_numpy(zero_copy_only=False)
+    eligible = scored & (values > 0) if strategy.positive and not keep_negative else scored
+    if strategy.ranking == "chance":
+        bits = hashes(table["sample_key"], seed)
+    else:
+        if strategy.ranking not in (None, "vig"):
+            values = pc.fill_null(table[strategy.ranking], 0.0).to_numpy(zero_copy_only=False)
+        bits = sortable(values)
+    return Ranks(bits, scored, eligible, groups.of(table, seed))
+
+
+Sparse = tuple[npt.NDArray[np.int64], Counts]
+"""A histogram without its zeros: which digits, and how many of each."""
+
+
+def count(found: Ranks, searches: Mapping[Any, tuple[int, Search]]) -> dict[Any, Sparse]:
+    """For each search, a block's histogram of the next digit; `searches`: by any name, (group, search)."""
+    histograms: dict[Any, Sparse] = {}
+    for name, (group, search) in searches.items():
+        counts = search.count(found.bits[found.eligible & (found.group == group)])
+        (digits,) = np.nonzero(counts)
+        histograms[name] = digits, counts[digits]
+    return histograms
+
+
+def add_up(parts: Iterable[Mapping[Any, Sparse]]) -> dict[Any, Counts]:
+    """The whole histograms, int64 [65536] each, from those of all blocks."""
+    whole: dict[Any, Counts] = {}
+    for part in parts:
+        for name, (digits, counts) in part.items():
+            if name not in whole:
+                whole[name] = np.zeros(1 << 16, dtype=np.int64)
+            whole[name][digits] += counts
+    return whole
+
+
+def quota_of(eligible: int, share: float) -> int:
+    """How many of so many samples a percentage keeps: rounded down, but one at least. 70 means 70, not 69.99."""
+    return max(1, int(Fraction(str(share)) * eligible / 100)) if eligible else 0

@@ -1,0 +1,67 @@
+"""One pass over Parquet files, batch by batch, on a few threads here or on Ray Data: what a stage does out of core."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+BATCH_ROWS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Files:
+    """Parquet files on one filesystem; `on_ray`: passes run as Ray Data tasks, on however many machines there are."""
+
+    paths: Sequence[str]
+    filesystem: Any
+    on_ray: bool = False
+
+    def scan(
+        self, columns: Sequence[str], function: Callable[[pa.Table], Any], *, batch_rows: int = BATCH_ROWS
+    ) -> Iterator[Any]:
+        """`function` of every batch of these columns, in no particular order; it must be picklable for Ray."""
+        return (self._on_ray if self.on_ray else self._here)(list(columns), function, batch_rows)
+
+    def _here(self, columns: list[str], function: Callable[[pa.Table], Any], rows: int) -> Iterator[Any]:
+        def one(path: str) -> list[Any]:
+            with pq.ParquetFile(path, filesystem=self.filesystem) as file:
+                batches = file.iter_batches(batch_size=rows, columns=columns)
+                return [function(pa.Table.from_batches([batch])) for batch in batches if batch.num_rows]
+
+        workers = os.cpu_count() or 1
+        with ThreadPoolExecutor(workers) as pool:
+            running: deque[Future[list[Any]]] = deque()
+            for path in self.paths:
+                running.append(pool.submit(one, path))
+                if len(running) > 2 * workers:  # results wait no longer than that
+                    yield from running.popleft().result()
+            while running:
+                yield from running.popleft().result()
+
+    def _on_ray(self, columns: list[str], function: Callable[[pa.Table], Any], rows: int) -> Iterator[Any]:
+        import ray.data
+
+        data = ray.data.read_parquet(list(self.paths), filesystem=self.filesystem).select_columns(columns)
+        data = data.map_batches(_Packed(function), batch_size=rows, batch_format="pyarrow", zero_copy_batch=True)
+        for row in data.iter_rows():
+            yield pickle.loads(row["result"])
+
+
+class _Packed:
+    """A function's result as a table of one row: what Ray Data carries."""
+
+    def __init__(self, function: Callable[[pa.Table], Any]) -> None:
+        self._function = function
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if not table.num_rows:
+            return pa.table({"result": pa.array([], pa.large_binary())})
+        return pa.table({"result": pa.array([pickle.dumps(self._function(table), protocol=5)], pa.large_binary())})

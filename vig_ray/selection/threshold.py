@@ -1,0 +1,68 @@
+"""The k-th greatest of more values than fit in memory, exactly, whatever blocks they come in.
+
+A value's bits, turned so that they sort like the value, are counted 16 at a time: the counts tell in which of 65,536
+ranges the k-th greatest lies, the next pass counts inside that range, and after four passes over 64 bits the value
+itself is known. Counts add up, so neither the number of blocks nor their order matters; each pass keeps one histogram
+for every threshold that is looked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Counts = npt.NDArray[np.int64]
+
+_BITS = 16
+PASSES = 64 // _BITS
+_SIGN = np.uint64(1 << 63)
+
+
+def sortable(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint64]:
+    """Unsigned integers that sort like the values: one each, -0.0 as 0.0; no value may be NaN."""
+    bits = (np.asarray(values, dtype=np.float64) + 0.0).view(np.uint64)
+    return np.where(bits & _SIGN, ~bits, bits | _SIGN)
+
+
+def value_of(bits: int) -> float:
+    """The value that `sortable` made `bits` of."""
+    whole = np.uint64(bits)
+    return float((whole ^ _SIGN if whole & _SIGN else ~whole).view(np.float64))
+
+
+@dataclass(frozen=True)
+class Search:
+    """A k-th greatest on its way: it lies among the values whose leading bits are `prefix`, as the `rank`-th of them.
+
+    `rank` counts from 1; `depth`: how many 16-bit digits of it are known.
+    """
+
+    rank: int
+    prefix: int = 0
+    depth: int = 0
+
+    def count(self, bits: npt.NDArray[np.uint64]) -> Counts:
+        """How many of these values lie in each range of the next digit, int64 [65536]."""
+        if self.depth:
+            bits = bits[bits >> np.uint64(64 - _BITS * self.depth) == np.uint64(self.prefix)]
+        digits = (bits >> np.uint64(64 - _BITS * (self.depth + 1))) & np.uint64((1 << _BITS) - 1)
+        return np.bincount(digits.astype(np.int64), minlength=1 << _BITS)
+
+    def narrowed(self, counts: Counts) -> Search:
+        """The search after a whole pass of `count`; raises ValueError where there are fewer than `rank` values."""
+        from_top = np.cumsum(counts[::-1])
+        if from_top[-1] < self.rank:
+            raise ValueError(f"the {self.rank}-th greatest of {from_top[-1]} values was asked for")
+        place = int(np.searchsorted(from_top, self.rank))
+        above = int(from_top[place - 1]) if place else 0
+        digit = len(counts) - 1 - place
+        return Search(self.rank - above, self.prefix << _BITS | digit, self.depth + 1)
+
+    @property
+    def found(self) -> int:
+        """The bits of the value, after all passes."""
+        if self.depth < PASSES:
+            raise ValueError(f"{PASSES - self.depth} passes are missing")
+        return self.prefix

@@ -1,0 +1,45 @@
+"""Weights of answer tokens, from their log-probs; pure functions.
+
+Tokens of several samples lie end to end: N tokens in all, `lengths` [rows] of them a sample.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating]
+Weights = npt.NDArray[np.float32]
+Lengths = npt.NDArray[np.int64]
+
+
+def mask(gain_N: Floats, threshold_N: Floats) -> Weights:
+    """1 for the tokens with VIG_t >= tau, 0 for the others, float32 [N]: equation 9 of VIG (arXiv 2602.17186)."""
+    return (np.asarray(gain_N, dtype=np.float64) >= threshold_N).astype(np.float32)
+
+
+def prior(reference_logp_N: Floats, lengths: Lengths, alpha: float) -> Weights:
+    """PRIOR's weights, float32 [N]; those of a sample sum to its number of tokens.
+
+    w_t = (1 - p_ref(a_t | before))^alpha (PRIOR, equation 3), times T / sum of the sample's w (equation 4). Where the
+    reference is sure of every token of a sample all w are 0 and there is nothing to normalise: its weights are 1.
+    """
+    if alpha < 0:
+        raise ValueError(f"alpha must not be negative, and is {alpha}")
+    # 1 - exp(x) without the cancellation near x = 0, which is where most text lies.
+    unsure_N = -np.expm1(np.minimum(np.asarray(reference_logp_N, dtype=np.float64), 0.0))
+    weight_N = unsure_N**alpha
+    sums = sums_of(weight_N, lengths)
+    scale = np.divide(lengths, sums, out=np.zeros(len(lengths)), where=sums > 0)
+    even = np.repeat(sums <= 0, lengths)
+    return np.where(even, 1.0, weight_N * np.repeat(scale, lengths)).astype(np.float32)
+
+
+def sums_of(values_N: Floats, lengths: Lengths) -> npt.NDArray[np.float64]:
+    """The sum of each sample's values, float64 [rows]; 0 for a sample without tokens."""
+    sums = np.zeros(len(lengths))
+    filled = lengths > 0
+    starts = (np.cumsum(lengths) - lengths)[filled]
+    if len(starts):
+        sums[filled] = np.add.reduceat(np.asarray(values_N, dtype=np.float64), starts)
+    return sums
