@@ -5,6 +5,7 @@ Section 3.2 of arXiv 2603.01195, with the settings of its authors' script: all-M
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -39,8 +40,12 @@ def first_question(conversation: Sequence[dict[str, str]], image_mark: str) -> s
 def load_embedder(name: str) -> Embed:
     """Questions to unit vectors, float32 [questions, D].
 
-    Raises StageError where the library or the model isn't there.
+    Raises StageError where the libraries or the model aren't there.
     """
+    if importlib.util.find_spec("sklearn") is None:
+        raise StageError(
+            "clusters of questions need scikit-learn: pip install 'vig-ray[visnec]', or --clusters 1 does without"
+        )
     if name == WORDS:
         from sklearn.feature_extraction.text import HashingVectorizer
 

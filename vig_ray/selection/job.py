@@ -231,18 +231,16 @@ def _thresholds(plan: Plan, files: Files, groups: Groups) -> tuple[Counted, list
     """The counts of all rows, and for each p (or the one r) every group's threshold: bits, uint64 [groups]."""
     config, strategy = plan.config, plan.strategy
     needed = sorted({*columns(strategy, groups), "source", "num_answer_tokens", "error"})
-    counted, histograms = [], []
+    surveyed, first = Counted(), {}
     for rows, part in files.scan(needed, _Survey(strategy, groups, config)):
-        counted.append(rows)
-        histograms.append(part)
-    surveyed = merge(counted)
+        surveyed = merge((surveyed, rows))
+        first = add_up((part,), first)
     if not surveyed.total("scored"):
         raise StageError(f"{plan.scores}: no sample has a score, so there is nothing to select")
     size = (len(groups.sources) + 1) * groups.clusters
     shares = config.p if strategy.share == "p" else (config.r,)
     if strategy.ranking is None:
         return surveyed, [np.full(size, EVERYTHING, dtype=np.uint64)]
-    first = add_up(histograms)
     if not first:
         raise StageError(f"{plan.scores}: no sample has a score above 0; --keep-negative ranks the others too")
     searches = {
@@ -373,7 +371,9 @@ def _order(plan: Plan, files: Files, groups: Groups, bits: Any) -> Callable[[], 
     """The sorted hashes of all kept keys, for every task to look up positions in."""
     columns_needed = sorted({*columns(plan.strategy, groups), "sample_key", "error"})
     parts = list(files.scan(columns_needed, _Keys(plan.strategy, groups, plan.config, bits)))
-    order = np.sort(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.uint64)
+    order = np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
+    parts.clear()
+    order.sort()
     if len(order) > 1 and (order[1:] == order[:-1]).any():
         raise StageError(f"{plan.scores}: a sample key occurs twice; score the dataset again")
     if not files.on_ray:

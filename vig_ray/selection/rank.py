@@ -110,9 +110,9 @@ def count(found: Ranks, searches: Mapping[Any, tuple[int, Search]]) -> dict[Any,
     return histograms
 
 
-def add_up(parts: Iterable[Mapping[Any, Sparse]]) -> dict[Any, Counts]:
-    """The whole histograms, int64 [65536] each, from those of all blocks."""
-    whole: dict[Any, Counts] = {}
+def add_up(parts: Iterable[Mapping[Any, Sparse]], whole: dict[Any, Counts] | None = None) -> dict[Any, Counts]:
+    """Histograms of blocks added to the `whole` ones, int64 [65536] each."""
+    whole = {} if whole is None else whole
     for part in parts:
         for name, (digits, counts) in part.items():
             if name not in whole:

@@ -1,0 +1,94 @@
+"""Time and memory of `vig select` at 1e6, 1e7 and 1e8 scored samples: `python benchmarks/select.py [--rows 1e6,1e7]`.
+
+The scores are made up, sample columns only, a million rows a file. What is printed: seconds, the driver's peak
+resident memory, and both against the size before, for a share of 10 in rows; linear is 10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vig_ray.scoring.config import ScoreConfig
+from vig_ray.scoring.schema import SCORES
+from vig_ray.stage import write_stage
+
+ROWS_PER_FILE = 1_000_000
+COLUMNS = ("sample_key", "source", "num_answer_tokens", "clean_loss", "reference_loss", "vig", "error")
+
+
+def make(directory: Path, rows: int) -> None:
+    """Scores of `rows` samples, a tenth of them text-only, one in a thousand failed."""
+    scores = directory / "scores"
+    scores.mkdir()
+    schema = pa.schema([SCORES.field(name) for name in COLUMNS])
+    sources = np.array(["coco", "gqa", "ocr_vqa", "textvqa", "vg"])
+    for start in range(0, rows, ROWS_PER_FILE):
+        count = min(ROWS_PER_FILE, rows - start)
+        rng = np.random.default_rng(start)
+        kind = rng.random(count)
+        failed, text = kind < 0.001, kind > 0.9
+        clean = rng.exponential(1.0, count)
+        reference = clean + rng.normal(0.1, 0.3, count)
+        none = failed | text
+        keys = np.char.add("made/", np.char.zfill((start + np.arange(count)).astype(str), 9))
+        columns = [
+            pa.array(keys, pa.string()),
+            pa.array(sources[rng.integers(0, 5, count)], pa.string()),
+            pa.array(rng.integers(1, 200, count), pa.int32(), mask=failed),
+            pa.array(clean, mask=none),
+            pa.array(reference, mask=none),
+            pa.array(reference - clean, mask=none),
+            pa.array(np.where(failed, "FileNotFoundError: gone", ""), pa.string(), mask=~failed),
+        ]
+        pq.write_table(pa.table(columns, schema=schema), scores / f"{start:010d}.parquet")
+    config = ScoreConfig(data="made", model="made", out=str(directory))
+    write_stage(str(scores), "score", config, identity={}, complete=True)
+
+
+def measured(directory: Path, *options: str) -> tuple[float, float]:
+    """Seconds and the driver's peak memory in GB of one `vig select`, start-up included."""
+    command = [sys.executable, "-m", "vig_ray.cli", "select", "--scores", str(directory), "--out", str(directory)]
+    began = time.monotonic()
+    process = subprocess.Popen([*command, "--overwrite", *options], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    printed = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"vig select: status {status}\n{printed}")
+    return time.monotonic() - began, usage.ru_maxrss * 1024 / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default="1e6,1e7,1e8")
+    parser.add_argument("--strategy", default="vig-samples")
+    arguments = parser.parse_args()
+    before: tuple[float, float, float] | None = None
+    for rows in (int(float(size)) for size in arguments.rows.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            directory = Path(folder)
+            make(directory, rows)
+            seconds, memory = measured(directory, "--strategy", arguments.strategy, "--p", "70")
+            stage = json.loads((directory / "selection" / "stage.json").read_text())
+        kept = stage["selection"]["kept"][0]["total"]
+        line = f"{rows:>13,} rows: {seconds:7.1f} s, driver {memory:5.2f} GB, kept {kept['scored']:,}"
+        if before:
+            growth = rows / before[0]
+            line += f"; x{growth:g} rows: x{seconds / before[1]:.1f} time, x{memory / before[2]:.1f} memory"
+        print(line, flush=True)
+        before = rows, seconds, memory
+
+
+if __name__ == "__main__":
+    main()
