@@ -72,6 +72,30 @@ def _select() -> tuple[type[StageConfig], Callable[[Any], int]]:
     return SelectConfig, call
 
 
+def _top() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from vig_ray.report.top import TopConfig
+
+    def call(config: TopConfig) -> int:
+        from vig_ray.report.top import run
+
+        print(run(config).text())
+        return 0
+
+    return TopConfig, call
+
+
+def _inspect() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from vig_ray.report.inspect import InspectConfig
+
+    def call(config: InspectConfig) -> int:
+        from vig_ray.report.inspect import run
+
+        print(run(config).text())
+        return 0
+
+    return InspectConfig, call
+
+
 def _assemble() -> tuple[type[StageConfig], Callable[[Any], int]]:
     from vig_ray.model.assemble import AssembleConfig
 
@@ -100,6 +124,8 @@ VERBS = {
     "import": Verb("any vision-language dataset to samples/", _import),
     "score": Verb("samples to clean and reference log-probs of every answer token, scores/", _score),
     "select": Verb("scores to the samples and tokens worth training on, selection/", _select),
+    "top": Verb("the samples with the lowest gain, likely mislabelled, or the highest", _top),
+    "inspect": Verb("one sample, its answer coloured by token gain", _inspect),
     "assemble": Verb("language model + vision tower + LLaVA projector to one transformers checkpoint", _assemble),
     "demo": Verb("make a small world whose visual tokens are known, and score it", _demo),
 }
@@ -107,6 +133,17 @@ VERBS = {
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _shown(default: Any) -> str:
+    """A default as it would be written on the command line."""
+    return ",".join(f"{value:g}" for value in default) if isinstance(default, tuple) else str(default)
+
+
+def _placed(name: str, field: FieldInfo) -> str:
+    """A required option as usage shows it."""
+    positional = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("positional")
+    return name.upper() if positional else f"{_flag(name)} ..."
 
 
 def _metavar(field: FieldInfo) -> str:
@@ -128,8 +165,10 @@ def _add_options(parser: argparse.ArgumentParser, config: type[StageConfig]) -> 
         if field.is_required():
             text += " (required)"
         elif field.default_factory is None and field.default is not None and field.annotation is not bool:
-            text += f" (default: {field.default})"
-        if field.annotation is bool:
+            text += f" (default: {_shown(field.default)})"
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("positional"):
+            parser.add_argument(name, metavar=name.upper(), help=text.removesuffix(" (required)"))
+        elif field.annotation is bool:
             parser.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
         elif isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("repeated"):
             parser.add_argument(
@@ -191,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config_class, call = verb.load()
             _add_options(child, config_class)
             needed = [
-                f"{_flag(option)} ..." for option, field in config_class.model_fields.items() if field.is_required()
+                _placed(option, field) for option, field in config_class.model_fields.items() if field.is_required()
             ]
             child.usage = " ".join(["vig", name, *needed, "[options]"])
             child.description = (config_class.__doc__ or "").partition("\n")[0]

@@ -265,7 +265,7 @@ def test_wrong_inputs_are_one_line_before_any_work(scores: str, rows: Any, tmp_p
     refused("no scores here", str(tmp_path))
     refused("takes none, so several", scores, strategy="full", p="30,50")
     refused("has no effect", scores, strategy="prior", quota={"coco": 5})
-    refused("no samples here.*--clusters 1", scores, strategy="visnec")
+    refused("no samples. beside them.*--clusters 1", scores, strategy="visnec")
     unfinished = Path(write(tmp_path / "unfinished", rows))
     stage = unfinished / "scores" / "stage.json"
     stage.write_text(stage.read_text().replace('"complete": true', '"complete": false'))

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vig_ray.errors import StageError
+from vig_ray.scoring.scored import samples_beside, scores_directory
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.counts import Counted, Selection, count_rows, merge
 from vig_ray.selection.order import Hashes, hashes, positions
@@ -57,15 +58,6 @@ class Plan:
     out: str
 
 
-def scores_directory(given: str) -> str:
-    """The scores/ directory that a user means: itself, or the one inside what he gave."""
-    for directory in (given, join(given, "scores")):
-        record = read_stage(directory)
-        if record is not None and record["stage"] == "score":
-            return directory
-    raise StageError(f"{given}: no scores here; --scores takes what `vig score --out` wrote")
-
-
 def check(config: SelectConfig) -> Plan:
     """Everything that can be wrong with a config and takes only seconds to see; raises StageError."""
     scores = scores_directory(config.scores)
@@ -90,29 +82,18 @@ def check(config: SelectConfig) -> Plan:
         raise StageError(f"--quota: has no effect with --strategy {config.strategy}, which keeps every sample")
     samples = None
     if strategy.clustered and config.clusters > 1:
-        samples = _samples(config, scores, record)
+        samples = samples_beside(scores, config.samples, record)
+        if samples is None:
+            raise StageError(
+                f"{scores}: no samples/ beside them; --strategy {config.strategy} groups samples by their questions "
+                "and needs --samples, or --clusters 1"
+            )
     check_writable(config.out)
     rows = sum(pq.read_metadata(path, filesystem=fs).num_rows for path in paths)
     has_tokens = set(_TOKEN_COLUMNS) <= set(schema.names)
     return Plan(
         config, strategy, scores, record, Files(paths, fs), rows, has_tokens, samples, join(config.out, "selection")
     )
-
-
-def _samples(config: SelectConfig, scores: str, record: dict[str, Any]) -> str:
-    """The samples that the scores are of; raises StageError where they are missing or of another dataset."""
-    beside = join(scores.rstrip("/").rpartition("/")[0] or ".", "samples")
-    found = config.samples or beside
-    imported = read_stage(found)
-    if imported is None or imported["stage"] != "import":
-        raise StageError(
-            f"{found}: no samples here; --strategy {config.strategy} groups samples by their questions and needs "
-            "--samples, or --clusters 1"
-        )
-    expected = record.get("identity", {}).get("samples", {})
-    if any(imported.get(name) != value for name, value in expected.items()):
-        raise StageError(f"{found}: not the samples that {scores} are the scores of")
-    return found
 
 
 def run(config: SelectConfig) -> Selection:
@@ -231,7 +212,8 @@ def _thresholds(plan: Plan, files: Files, groups: Groups) -> tuple[Counted, list
     """The counts of all rows, and for each p (or the one r) every group's threshold: bits, uint64 [groups]."""
     config, strategy = plan.config, plan.strategy
     needed = sorted({*columns(strategy, groups), "source", "num_answer_tokens", "error"})
-    surveyed, first = Counted(), {}
+    surveyed = Counted()
+    first: dict[Any, Any] = {}
     for rows, part in files.scan(needed, _Survey(strategy, groups, config)):
         surveyed = merge((surveyed, rows))
         first = add_up((part,), first)

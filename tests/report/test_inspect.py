@@ -1,0 +1,93 @@
+"""`vig inspect`: the right sample, its tokens' text, and colours that go by gain."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests import tiny_models
+from tests.selection.made import made_up, write
+from vig_ray.demo import CHECKPOINT
+from vig_ray.errors import StageError
+from vig_ray.report import inspect
+from vig_ray.report.inspect import InspectConfig, pieces_of
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return made_up(60, seed=4)
+
+
+@pytest.fixture(scope="module")
+def scores(rows: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write(tmp_path_factory.mktemp("made"), rows)
+
+
+def test_it_shows_the_sample_that_was_asked_for(scores: str, rows: Any) -> None:
+    row = next(row for row in rows if row["vig"] is not None and row["num_answer_tokens"] > 3)
+    text = inspect.run(InspectConfig(key=row["sample_key"], scores=scores, model=CHECKPOINT)).text()
+    assert row["sample_key"] in text
+    assert f"VIG {row['vig']:+.4f}" in text
+    for clean, reference in zip(row["clean_logprobs"], row["reference_logprobs"], strict=True):
+        assert f"{clean - reference:+.3f}" in text
+        assert f"{clean:.3f}" in text
+        assert f"{reference:.3f}" in text
+
+
+def test_colours_go_by_gain(scores: str, rows: Any) -> None:
+    row = next(row for row in rows if row["vig"] is not None and row["num_answer_tokens"] > 5)
+    shown = inspect.run(InspectConfig(key=row["sample_key"], scores=scores, model=CHECKPOINT))
+    console = Console(force_terminal=True, color_system="256", width=100)
+    with console.capture() as captured:
+        console.print(shown.render())
+    assert "\x1b[" in captured.get()
+    assert inspect._style(5) == inspect._style(1.0) != inspect._style(0.5)
+    assert inspect._style(0.0) == inspect._style(-0.05) == ""
+    assert inspect._style(-5) != inspect._style(-0.5) != inspect._style(0)
+
+
+def test_failed_and_text_only_samples_say_so(scores: str, rows: Any) -> None:
+    failed = next(row for row in rows if row["error"])
+    text_only = next(row for row in rows if row["vig"] is None and not row["error"])
+    assert "FileNotFoundError: gone" in inspect.run(InspectConfig(key=failed["sample_key"], scores=scores)).text()
+    assert "text-only" in inspect.run(InspectConfig(key=text_only["sample_key"], scores=scores)).text()
+
+
+def test_unknown_keys_and_models_are_one_line(scores: str, rows: Any, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="no such sample"):
+        inspect.run(InspectConfig(key="made/none", scores=scores))
+    scored = next(row for row in rows if row["vig"] is not None)
+    with pytest.raises(StageError, match=r"no config\.json in this folder"):
+        inspect.run(InspectConfig(key=scored["sample_key"], scores=scores, model=str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["first", "always", "legacy", "bytes"])
+def test_pieces_joined_are_the_text(kind: str) -> None:
+    """Characters of several byte tokens come whole, with the last of them."""
+    tokenizer = tiny_models.sentencepiece_like(kind)
+    answers = ["Où est le café? 😀 ok", "No.", "红色的圆"]
+    ids, turns, texts = [], [], []
+    for turn, answer in enumerate(answers):
+        own = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        ids += own
+        turns += [turn] * len(own)
+        texts.append(tokenizer.decode(own, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    pieces = pieces_of(tokenizer, ids, turns)
+    assert len(pieces) == len(ids)
+    for turn, text in enumerate(texts):
+        assert "".join(piece for piece, of in zip(pieces, turns, strict=True) if of == turn) == text
+
+
+def test_on_the_command_line(scores: str, rows: Any) -> None:
+    row = next(row for row in rows if row["vig"] is not None)
+    command = [sys.executable, "-m", "vig_ray.cli", "inspect", row["sample_key"], "--scores", scores]
+    done = subprocess.run([*command, "--model", CHECKPOINT], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert row["sample_key"] in done.stdout

@@ -1,0 +1,1 @@
+"""What a person looks at: samples, tokens and their gains."""

@@ -1,0 +1,154 @@
+"""`vig inspect KEY`: one sample in the terminal, its answer coloured by token gain, with both log-probs a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from vig_ray.errors import StageError
+from vig_ray.model.checkpoint import local_folder
+from vig_ray.scoring.gain import token_gain
+from vig_ray.scoring.scored import rows_of, samples_beside, scores_directory
+from vig_ray.stage import StageConfig, read_stage
+
+# Orange for what the image adds, blue for what it takes: told apart by people who don't see red and green apart.
+_STEPS = (
+    (1.0, "bold black on dark_orange"),
+    (0.3, "black on orange1"),
+    (0.1, "black on wheat1"),
+    (-0.1, ""),
+    (-0.3, "black on light_sky_blue1"),
+    (-1.0, "black on sky_blue2"),
+    (-np.inf, "bold white on dodger_blue3"),
+)
+_COLUMNS = [
+    "source", "vig", "clean_loss", "reference_loss", "token_ids", "clean_logprobs", "reference_logprobs", "turn",
+    "error",
+]  # fmt: skip
+
+
+class InspectConfig(StageConfig):
+    """Show one sample: its answer coloured by token gain, and each token's log-probs."""
+
+    key: str = Field(description="the sample's key, as `vig top` prints it", json_schema_extra={"positional": True})
+    scores: str = Field(description="scores/ of a `vig score`, or the directory that holds it")
+    samples: str | None = Field(None, description="samples/ to show the questions from; by default beside the scores")
+    model: str | None = Field(None, description="checkpoint whose tokenizer spells the tokens; by default the scores'")
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One sample, ready to be shown. `pieces`: the text of each answer token."""
+
+    row: dict[str, Any]
+    pieces: list[str]
+    conversation: list[dict[str, str]]
+
+    def text(self) -> str:
+        """For a terminal; without colours where standard output is none."""
+        console = Console()
+        with console.capture() as captured:
+            console.print(self.render())
+        return captured.get().rstrip("\n")
+
+    def render(self) -> Group:
+        """Summary, conversation, tokens."""
+        row = self.row
+        parts: list[Any] = [Text(f"{row['sample_key']}  {row['source'] or ''}".rstrip(), style="bold")]
+        if row["vig"] is None:
+            parts.append(Text(f"no score: {row['error'] or 'text-only'}"))
+            return Group(*parts)
+        parts.append(
+            Text(
+                f"VIG {row['vig']:+.4f} nats = loss without the image {row['reference_loss']:.4f} "
+                f"- with it {row['clean_loss']:.4f}"
+            )
+        )
+        gain = token_gain(row["clean_logprobs"], row["reference_logprobs"])
+        answers = [turn for turn in self.conversation if turn["role"] == "assistant"]
+        if answers:
+            number = 0
+            for turn in self.conversation:
+                if turn["role"] == "assistant":
+                    parts.append(Text("assistant: ", style="dim") + self._coloured(gain, number))
+                    number += 1
+                else:
+                    parts.append(Text(f"{turn['role']}: {turn['text']}", style="dim"))
+        else:
+            parts += [self._coloured(gain, turn) for turn in sorted(set(row["turn"]))]
+        return Group(*parts, Text(), _legend(), Text(), self._table(gain))
+
+    def _coloured(self, gain: Any, turn: int) -> Text:
+        text = Text()
+        for piece, value, of_turn in zip(self.pieces, gain, self.row["turn"], strict=True):
+            if of_turn == turn:
+                text.append(piece, style=_style(value))
+        return text
+
+    def _table(self, gain: Any) -> Table:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("token")
+        for name in ("gain", "with image", "without"):
+            table.add_column(name, justify="right")
+        rows = zip(self.pieces, gain, self.row["clean_logprobs"], self.row["reference_logprobs"], strict=True)
+        for piece, value, clean, reference in rows:
+            table.add_row(
+                Text(repr(piece)[1:-1]), Text(f"{value:+.3f}", _style(value)), f"{clean:.3f}", f"{reference:.3f}"
+            )
+        return table
+
+
+def _style(gain: float) -> str:
+    return next(style for least, style in _STEPS if gain >= least or least == -np.inf)
+
+
+def _legend() -> Text:
+    text = Text("gain, nats: ")
+    names = (">= 1", ">= 0.3", ">= 0.1", "about 0", "<= -0.1", "<= -0.3", "<= -1")
+    for (_, style), name in zip(_STEPS, names, strict=True):
+        text.append(f" {name} ", style=style)
+    return text
+
+
+def pieces_of(tokenizer: Any, ids: list[int], turns: list[int]) -> list[str]:
+    """The text of each token, which joined give the text of each turn; a character's bytes come with its last token."""
+    pieces = []
+    for turn in sorted(set(turns)):
+        own = [token for token, of_turn in zip(ids, turns, strict=True) if of_turn == turn]
+        told = ""
+        for count in range(1, len(own) + 1):
+            whole = tokenizer.decode(own[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            whole = told if whole.endswith("\N{REPLACEMENT CHARACTER}") and count < len(own) else whole
+            pieces.append(whole[len(told) :])
+            told = whole
+    return pieces
+
+
+def run(config: InspectConfig) -> Inspected:
+    """Find the sample; raises StageError where there is none of that key, or no tokenizer."""
+    from transformers import AutoTokenizer
+
+    scores = scores_directory(config.scores)
+    record = read_stage(scores) or {}
+    found = rows_of(scores, [config.key], _COLUMNS)
+    if config.key not in found:
+        raise StageError(f"{config.key}: no such sample in {scores}; `vig top --scores ...` prints keys")
+    row = found[config.key]
+    conversation = []
+    samples = samples_beside(scores, config.samples, record)
+    if samples is not None:
+        conversation = rows_of(samples, [config.key], ["conversation"])[config.key]["conversation"]
+    if row["vig"] is None:
+        return Inspected(row, [], conversation)
+    model = config.model or record["config"]["model"]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(local_folder(model, weights=False))
+    except (OSError, ValueError) as error:
+        raise StageError(f"--model {model}: its tokenizer can't be loaded; name the checkpoint's folder") from error
+    return Inspected(row, pieces_of(tokenizer, row["token_ids"], row["turn"]), conversation)
