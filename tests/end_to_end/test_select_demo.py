@@ -43,7 +43,7 @@ def test_mismatched_samples_go_and_those_the_image_decides_stay(held_out: Path, 
     assert shares["text"] == 1.0
     assert shares["knowledge"] < 0.3
     by_chance = shares_by_source(held_out, chosen["random70"])
-    assert 0.4 < by_chance["mismatched"]
+    assert by_chance["mismatched"] > 0.4
     assert all(0.5 < by_chance[kind] < 0.9 for kind in DECIDED)
 
 
