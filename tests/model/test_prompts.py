@@ -290,3 +290,48 @@ def test_a_template_that_rewrites_answers_is_refused(qwen, monkeypatch: pytest.M
     monkeypatch.setattr(qwen.processor, "chat_template", upper)
     with pytest.raises(PromptError, match="rewrites"):
         qwen.prompt([Turn("user", "q"), Turn("assistant", "yes")], [])
+
+
+ANSWERS = st.text(alphabet="ab é😀红.\n", min_size=1, max_size=12).filter(lambda text: text.strip())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(answers=st.lists(ANSWERS, min_size=1, max_size=3), image=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_characters_of_answer_tokens_in_their_turns(kind: str, answers: list[str], image: bool) -> None:
+    """Each turn's tokens cover its text from end to end, in order, and the end-of-turn token nothing, at its end."""
+    formatter = FORMATTERS[kind]
+    turns = []
+    for index, answer in enumerate(answers):
+        turns += [Turn("user", "<image>Why?" if image and not index else "Why?"), Turn("assistant", answer)]
+    prompt = formatter.prompt(turns, [picture("p", formatter)] if image else [])
+    assert prompt.answer_chars.shape == (len(prompt.answer_positions), 2)
+    for turn, answer in enumerate(answers):
+        own = prompt.answer_chars[prompt.turns == turn]
+        assert own[-1].tolist() == [len(answer)] * 2
+        covered_ = set()
+        for first, past in own[:-1].tolist():
+            assert 0 <= first <= past <= len(answer)
+            covered_ |= set(range(first, past))
+        assert covered_ >= {place for place, letter in enumerate(answer) if letter != " "}
+        assert (np.diff(own[:, 0]) >= 0).all()
+
+
+def test_characters_under_a_template_that_trims(gemma_checkpoint: str) -> None:
+    formatter = load_formatter(gemma_checkpoint)
+    turns = [Turn("user", "Why?"), Turn("assistant", "  The circle is red. ")]
+    prompt = formatter.prompt(turns, [])
+    text = turns[1].text
+    words = [text[a:b] for a, b in prompt.answer_chars.tolist()]
+    assert "".join(words).strip() == text.strip()
+    assert prompt.answer_chars[0, 0] == 2
+
+
+def test_characters_under_a_chat_template(qwen_checkpoint: str) -> None:
+    formatter = load_formatter(qwen_checkpoint)
+    turns = [Turn("user", "<image>Why?"), Turn("assistant", "Où? 😀 Red.")]
+    prompt = formatter.prompt(turns, [picture("p", formatter)])
+    first, *_, last = prompt.answer_chars.tolist()
+    assert first[0] == 0
+    assert last == [len(turns[1].text)] * 2
+    assert truncate(prompt, len(prompt.token_ids) - 4).answer_chars.tolist() == prompt.answer_chars.tolist()[: -(4 - 1)]

@@ -43,6 +43,16 @@ def _messages(conversation: Sequence[Turn], answers: Sequence[str]) -> list[dict
     return messages
 
 
+def _placed(text: str, start: int, answer: str) -> tuple[int, int]:
+    """Where an answer's first character is, or would be, in a rendered text, and its length.
+
+    A template that trims turns has put only the inner part at `start`.
+    """
+    if text.startswith(answer, start):
+        return start, len(answer)
+    return start - (len(answer) - len(answer.lstrip())), len(answer)
+
+
 class ChatFormatter:
     """Prompts and images by a transformers `processor` (tokenizer, image processor and chat template)."""
 
@@ -133,8 +143,15 @@ class ChatFormatter:
             if not len(inside):
                 raise PromptError("Template", f"image {index} has no image token in the prompt")
             image_spans.append((int(inside[0]), int(inside[-1]) + 1))
+        answers = [turn.text for turn in conversation if turn.role == "assistant"]
         return Prompt.marked(
-            token_ids, turn_of, image_token_id=self.image_token_id, image_spans=image_spans, images=images
+            token_ids,
+            turn_of,
+            image_token_id=self.image_token_id,
+            image_spans=image_spans,
+            images=images,
+            offsets=np.asarray(offsets, dtype=np.int64).reshape(-1, 2),
+            answers={turn: _placed(expanded, start, answers[turn]) for start, _, turn in moved},
         )
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:

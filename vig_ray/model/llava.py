@@ -123,6 +123,7 @@ class LlavaFormatter:
         bos = self.tokenizer.bos_token_id
         ids: list[npt.NDArray[np.int32]] = [np.asarray([] if bos is None else [bos], dtype=np.int32)]
         turns: list[npt.NDArray[np.int32]] = [np.full(len(ids[0]), -1, dtype=np.int32)]
+        offsets: list[npt.NDArray[np.int64]] = [np.zeros((len(ids[0]), 2), dtype=np.int64)]
         image_spans = []
         start = 0
         for index, piece in enumerate(pieces):
@@ -131,14 +132,22 @@ class LlavaFormatter:
                 image_spans.append((before, before + self.num_image_tokens))
                 ids.append(np.full(self.num_image_tokens, self.image_token_id, dtype=np.int32))
                 turns.append(np.full(self.num_image_tokens, -1, dtype=np.int32))
+                offsets.append(np.zeros((self.num_image_tokens, 2), dtype=np.int64))
             encoded = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
             ids.append(np.asarray(encoded["input_ids"], dtype=np.int32))
+            offsets.append(np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2) + start)
             here = [(max(a - start, 0), b - start, turn) for a, b, turn in spans if b > start]
             turns.append(answer_token_turns(encoded["offset_mapping"], here))
             start += len(piece) + len(IMAGE_MARK)
         token_ids, turn_of = np.concatenate(ids), np.concatenate(turns)
         return Prompt.marked(
-            token_ids, turn_of, image_token_id=self.image_token_id, image_spans=image_spans, images=images
+            token_ids,
+            turn_of,
+            image_token_id=self.image_token_id,
+            image_spans=image_spans,
+            images=images,
+            offsets=np.concatenate(offsets),
+            answers={turn: (a, b - a - len("</s>")) for a, b, turn in spans},
         )
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:

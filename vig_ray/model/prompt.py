@@ -7,7 +7,7 @@ and run by an engine (`vig_ray.scoring.engines`). Shapes: L tokens of the whole 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -95,6 +95,8 @@ class Prompt:
     `image_mask` bool [L]: the positions that hold image features.
     `image_spans` int32 [images, 2]: each image's first position and the one past its last; between them there may be
     text of the processor's own (row separators), which `image_mask` leaves out.
+    `answer_chars` int32 [T, 2]: the characters of its turn's text that each answer token covers, first and past the
+    last; the end-of-turn token covers none, at the text's end.
     `hide_images`: run as if the image positions were padding, attention 0, while the text keeps its positions.
     `truncated`: how many answer tokens the length limit cut off.
     """
@@ -105,6 +107,7 @@ class Prompt:
     image_mask: npt.NDArray[np.bool_]
     image_spans: npt.NDArray[np.int32]
     images: tuple[PromptImage, ...]
+    answer_chars: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int32))
     hide_images: bool = False
     truncated: int = 0
 
@@ -117,11 +120,20 @@ class Prompt:
         image_token_id: int,
         image_spans: Sequence[tuple[int, int]],
         images: Sequence[PromptImage],
+        offsets: npt.NDArray[np.int64],
+        answers: Mapping[int, tuple[int, int]],
     ) -> Prompt:
-        """A prompt from its tokens [L], each token's assistant turn [L], -1 where it is no answer, and image spans."""
+        """A prompt from its tokens [L], each token's assistant turn [L], -1 where it is no answer, and image spans.
+
+        `offsets` [L, 2]: each token's characters in the whole text. `answers`: where each turn's answer begins in it,
+        and its length.
+        """
         positions = np.flatnonzero(turn_of >= 0).astype(np.int32)
+        turns = turn_of[positions]
+        begin, length = np.asarray([answers[turn] for turn in turns.tolist()], dtype=np.int64).reshape(-1, 2).T
+        chars = np.clip(offsets[positions] - begin[:, None], 0, length[:, None]).astype(np.int32)
         spans = np.asarray(image_spans, dtype=np.int32).reshape(-1, 2)
-        return cls(token_ids, positions, turn_of[positions], token_ids == image_token_id, spans, tuple(images))
+        return cls(token_ids, positions, turns, token_ids == image_token_id, spans, tuple(images), chars)
 
     @property
     def answer_ids(self) -> npt.NDArray[np.int32]:
@@ -189,6 +201,7 @@ def truncate(prompt: Prompt, max_length: int) -> Prompt:
         image_mask=prompt.image_mask[:max_length],
         image_spans=prompt.image_spans,
         images=prompt.images,
+        answer_chars=prompt.answer_chars[kept],
         hide_images=prompt.hide_images,
         truncated=int((~kept).sum()),
     )
