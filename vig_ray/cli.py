@@ -72,6 +72,18 @@ def _select() -> tuple[type[StageConfig], Callable[[Any], int]]:
     return SelectConfig, call
 
 
+def _export_data() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from vig_ray.selection.export import ExportDataConfig
+
+    def call(config: ExportDataConfig) -> int:
+        from vig_ray.selection.export import run
+
+        print(run(config).text())
+        return 0
+
+    return ExportDataConfig, call
+
+
 def _top() -> tuple[type[StageConfig], Callable[[Any], int]]:
     from vig_ray.report.top import TopConfig
 
@@ -124,6 +136,7 @@ VERBS = {
     "import": Verb("any vision-language dataset to samples/", _import),
     "score": Verb("samples to clean and reference log-probs of every answer token, scores/", _score),
     "select": Verb("scores to the samples and tokens worth training on, selection/", _select),
+    "export-data": Verb("a selection in the format of another trainer", _export_data),
     "top": Verb("the samples with the lowest gain, likely mislabelled, or the highest", _top),
     "inspect": Verb("one sample, its answer coloured by token gain", _inspect),
     "assemble": Verb("language model + vision tower + LLaVA projector to one transformers checkpoint", _assemble),
@@ -197,7 +210,7 @@ def _from_yaml(path: str | None) -> Mapping[str, Any]:
 
 
 def _from_environment(verb: str, config: type[StageConfig]) -> dict[str, str]:
-    names = {name: f"VIG_{verb}_{name}".upper() for name in config.model_fields}
+    names = {name: f"VIG_{verb}_{name}".upper().replace("-", "_") for name in config.model_fields}
     return {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
 
 

@@ -127,6 +127,7 @@ def run(config: SelectConfig) -> Selection:
         selection=selection.to_json(),
         model=plan.record.get("identity", {}).get("model"),
         template=plan.record.get("identity", {}).get("template"),
+        prompts={name: plan.record["config"].get(name) for name in ("model", "template", "max_length")},
     )
     return selection
 

@@ -1,0 +1,221 @@
+"""`vig export-data`: the chosen samples in a format that other trainers read.
+
+    llava       LLaVA's JSON array: id, image, conversations
+    sharegpt    JSON lines for LLaMA-Factory and ms-swift: conversations with <image>, images
+    messages    JSON lines for TRL and OpenAI's format: messages of text and image parts, images; and, where tokens have
+                weights, the active ones as characters of the answers and the weight of every token
+
+Rows come in the dataset's order; `position` is their place in the training order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from vig_ray.dataset.schema import IMAGE_MARK, Turn
+from vig_ray.errors import StageError
+from vig_ray.model.load import load_formatter, template_fingerprint
+from vig_ray.model.prompt import Formatter, PromptError, PromptImage
+from vig_ray.scoring.scored import dataset, samples_beside
+from vig_ray.stage import StageConfig, read_stage
+from vig_ray.storage import filesystem, join, parquet_files
+
+_SPOKEN = {"user": "human", "assistant": "gpt", "system": "system"}
+_BATCH = 1024
+_MAGIC = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp"), (b"GIF8", "gif"))
+
+
+class ExportDataConfig(StageConfig):
+    """Write the samples of a selection in a format that other trainers read."""
+
+    selection: str = Field(description="selection/ of a finished `vig select`, or the directory that holds it")
+    samples: str = Field(description="samples/ that it was selected from")
+    out: str = Field(description="file to write: .json for llava, .jsonl for the others")
+    format: Literal["llava", "messages", "sharegpt"] = Field("messages", description="what the other trainer reads")
+    images: str | None = Field(None, description="folder that image paths shall be relative to; by default as they are")
+    model: str | None = Field(
+        None, description="checkpoint whose tokens have the weights, for messages; by default the one that scored"
+    )
+    overwrite: bool = Field(False, description="replace --out where it exists")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """How many samples were written, to which file, and into which folder images that had no path."""
+
+    samples: int
+    active: int
+    out: str
+    images: int
+
+    def text(self) -> str:
+        """For a person."""
+        told = f"{self.samples:,} samples"
+        if self.active:
+            told += f", {self.active:,} active tokens"
+        if self.images:
+            told += f", {self.images:,} images in {self.out}.images"
+        return f"{told}: {self.out}"
+
+
+def selection_directory(given: str) -> tuple[str, dict[str, Any]]:
+    """The selection/ directory that a user means, and its record. Raises StageError."""
+    for directory in (given, join(given, "selection")):
+        record = read_stage(directory)
+        if record is not None and record["stage"] == "select":
+            if not record["complete"] or len(record["selection"]["kept"]) > 1:
+                raise StageError(f"{directory}: nothing is selected here; run vig select with one --p")
+            return directory, record
+    raise StageError(f"{given}: no selection here; --selection takes what `vig select --out` wrote")
+
+
+def run(config: ExportDataConfig) -> Exported:
+    """Write the file. Memory grows with the selection, not with the dataset. Raises StageError."""
+    directory, record = selection_directory(config.selection)
+    samples = samples_beside(directory, config.samples, record["identity"]["scores"])
+    if os.path.exists(config.out) and not config.overwrite:
+        raise StageError(f"{config.out}: exists; choose another --out, or --overwrite to replace it")
+    columns = ["sample_key", "position"]
+    weighted = config.format == "messages"
+    table = dataset(directory).to_table(columns=[*columns, "token_ids", "token_weights"] if weighted else columns)
+    place = {key: index for index, key in enumerate(table["sample_key"].to_pylist())}
+    formatter = None
+    if weighted and table["token_weights"].null_count < table.num_rows:
+        formatter = _formatter(config, record)
+    written = active = 0
+    pictures = _Pictures(config)
+    partial = f"{config.out}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write("[\n" if config.format == "llava" else "")
+        for row in _rows(samples or config.samples):
+            index = place.get(row["sample_key"])
+            if index is None:
+                continue
+            made = _MADE[config.format](row, pictures)
+            if weighted:
+                made |= {"position": table["position"][index].as_py()}
+                weights = table["token_weights"][index].as_py()
+                if weights is not None and formatter is not None:
+                    made |= _active(row, table["token_ids"][index].as_py(), weights, formatter)
+                    active += sum(weight > 0 for weight in weights)
+            between = (",\n" if written else "") if config.format == "llava" else ""
+            file.write(between + json.dumps(made, ensure_ascii=False) + ("" if config.format == "llava" else "\n"))
+            written += 1
+        file.write("\n]\n" if config.format == "llava" else "")
+    if written != len(place):
+        os.unlink(partial)
+        raise StageError(f"{config.samples}: holds {written:,} of the {len(place):,} selected samples")
+    os.replace(partial, config.out)
+    return Exported(written, active, config.out, pictures.written)
+
+
+def _formatter(config: ExportDataConfig, record: dict[str, Any]) -> Formatter:
+    """The formatter that made the tokens; raises StageError where it is another one."""
+    prompts = record.get("prompts", {})
+    model = config.model or prompts.get("model")
+    if model is None:
+        raise StageError("--model: needed for the characters of active tokens; name the checkpoint that scored")
+    formatter = load_formatter(model, prompts.get("template", "auto"), prompts.get("max_length"))
+    if template_fingerprint(formatter) != record.get("template"):
+        raise StageError(f"--model {model}: its tokenizer or template isn't the one that the scores were made with")
+    return formatter
+
+
+def _rows(samples: str) -> Iterator[dict[str, Any]]:
+    fs, _ = filesystem(samples)
+    for path in parquet_files(samples):
+        with pq.ParquetFile(path, filesystem=fs) as file:
+            for batch in file.iter_batches(batch_size=_BATCH):
+                yield from batch.to_pylist()
+
+
+class _Pictures:
+    """Images as paths: as they are, relative to a folder, or written out where a row held the bytes."""
+
+    def __init__(self, config: ExportDataConfig) -> None:
+        self._relative_to = config.images
+        self._folder = f"{config.out}.images"
+        self.written = 0
+
+    def paths(self, row: dict[str, Any]) -> list[str]:
+        return [self._path(image) for image in row["images"] or ()]
+
+    def _path(self, image: dict[str, Any]) -> str:
+        if image["uri"] is not None:
+            uri = str(image["uri"])
+            return os.path.relpath(uri, self._relative_to) if self._relative_to else uri
+        data = image["bytes"]
+        kind = next((kind for magic, kind in _MAGIC if data.startswith(magic)), "img")
+        path = os.path.join(self._folder, f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.{kind}")
+        if not os.path.exists(path):
+            os.makedirs(self._folder, exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(data)
+            self.written += 1
+        return os.path.abspath(path)
+
+
+def _llava(row: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
+    paths = pictures.paths(row)
+    made: dict[str, Any] = {"id": row["id"] if row["id"] is not None else row["sample_key"]}
+    if paths:
+        made["image"] = paths[0] if len(paths) == 1 else paths
+    return made | {"conversations": _spoken(row)}
+
+
+def _sharegpt(row: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
+    return {"sample_key": row["sample_key"], "conversations": _spoken(row), "images": pictures.paths(row)}
+
+
+def _spoken(row: dict[str, Any]) -> list[dict[str, str]]:
+    return [{"from": _SPOKEN[turn["role"]], "value": turn["text"]} for turn in row["conversation"]]
+
+
+def _messages(row: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
+    messages = []
+    for turn in row["conversation"]:
+        parts: list[dict[str, str]] = []
+        for index, piece in enumerate(turn["text"].split(IMAGE_MARK)):
+            if index:
+                parts.append({"type": "image"})
+            if piece:
+                parts.append({"type": "text", "text": piece})
+        messages.append({"role": turn["role"], "content": parts})
+    return {"sample_key": row["sample_key"], "messages": messages, "images": pictures.paths(row)}
+
+
+_MADE = {"llava": _llava, "sharegpt": _sharegpt, "messages": _messages}
+
+
+def _active(row: dict[str, Any], ids: list[int], weights: list[float], formatter: Formatter) -> dict[str, Any]:
+    """The weights of a row's answer tokens, and the characters of those above 0, by assistant turn.
+
+    Raises StageError where the tokens aren't those that were scored.
+    """
+    conversation = [Turn(turn["role"], turn["text"]) for turn in row["conversation"]]
+    # The characters of answers don't depend on what the images show.
+    blank = PromptImage("blank", lambda: np.zeros((64, 64, 3), np.uint8), formatter.preprocess)
+    try:
+        prompt = formatter.prompt(conversation, [blank] * len(row["images"] or ()))
+    except PromptError as error:
+        raise StageError(f"{row['sample_key']}: {error}") from error
+    if prompt.answer_ids[: len(ids)].tolist() != ids:  # fewer, where a length limit cut the scored ones
+        raise StageError(f"{row['sample_key']}: its tokens aren't those that were scored; score the dataset again")
+    spans: list[dict[str, int]] = []
+    for weight, turn, (first, past) in zip(weights, prompt.turns.tolist(), prompt.answer_chars.tolist(), strict=False):
+        if weight <= 0 or first == past:
+            continue
+        if spans and spans[-1]["turn"] == turn and spans[-1]["end"] >= first:
+            spans[-1]["end"] = max(spans[-1]["end"], past)
+        else:
+            spans.append({"turn": turn, "start": first, "end": past})
+    return {"active_spans": spans, "token_ids": ids, "token_weights": weights}
