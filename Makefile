@@ -28,7 +28,7 @@ check: .venv/ready  ## lint, formatting and types
 
 bench: .venv/ready  ## the README's numbers
 	$(BIN)/python benchmarks/score.py
-	$(BIN)/python benchmarks/select.py
+	$(BIN)/python benchmarks/selection.py
 
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; name one with make PYTHON=..." >&2; exit 1; }

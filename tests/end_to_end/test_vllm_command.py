@@ -85,7 +85,6 @@ def test_scores_of_another_engine_are_not_mixed_in(by_vllm: Path) -> None:
     [
         (["--engine", "vllm", "--reference", "blind"], "take --engine torch"),
         (["--engine", "torch", "--vllm", "max_num_seqs=4"], "no effect with --engine torch"),
-        (["--engine", "vllm", "--vllm", "max_num_seq=4"], "did you mean max_num_seqs"),
         (["--engine", "vllm", "--vllm", "max_num_seqs"], "isn't NAME=VALUE"),
         (
             ["--engine", "vllm", "--vllm", "kv_cache_memory_bytes=4096", "enforce_eager=true"],

@@ -93,6 +93,7 @@ def test_options_are_vllms_own_and_checked_by_it(options: dict[str, Any], told: 
     assert "\n" not in str(failed.value)
 
 
+@only_v1
 def test_half_precision_has_float32_logits(expected: Any) -> None:
     """bfloat16 logits near 16 lie 0.06 apart, as much as a small gain. A user's own setting wins."""
     half = started(CHECKPOINT, dtype="bfloat16")
@@ -118,6 +119,7 @@ def made_by_transformers(folder: Path, source: str) -> str:
     return str(folder)
 
 
+@only_v1
 def test_a_checkpoint_by_save_pretrained_gives_the_same(tmp_path: Path, expected: Any) -> None:
     folder = made_by_transformers(tmp_path / "saved", CHECKPOINT)
     names = set(load_file(Path(folder) / "model.safetensors"))
@@ -125,6 +127,7 @@ def test_a_checkpoint_by_save_pretrained_gives_the_same(tmp_path: Path, expected
     np.testing.assert_allclose(started(folder), expected, atol=1e-4)
 
 
+@only_v1
 def test_a_checkpoint_that_this_project_exports_gives_the_same(tmp_path: Path, expected: Any, demo_model: Any) -> None:
     from transformers import AutoProcessor
 
