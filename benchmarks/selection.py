@@ -1,4 +1,4 @@
-"""Time and memory of `vig select` at 1e6, 1e7 and 1e8 scored samples: `python benchmarks/selection.py [--rows 1e6,1e7]`.
+"""Time and memory of `vig select` at 1e6, 1e7 and 1e8 scored samples: `python benchmarks/selection.py --rows 1e6,1e7`.
 
 The scores are made up, sample columns only, a million rows a file. What is printed: seconds, the driver's peak
 resident memory, and both against the size before, for a share of 10 in rows; linear is 10.
