@@ -244,6 +244,7 @@ def test_on_ray_it_is_the_same(scores: str, tmp_path: Path, local_ray: None, mon
     [
         ({"p": 0}, "above 0 and up to 100"),
         ({"p": 101}, "above 0 and up to 100"),
+        ({"p": ","}, "takes a percentage"),
         ({"p": "30,x"}, "number"),
         ({"r": 0}, "above 0 and up to 100"),
         ({"alpha": -1}, "greater than or equal to 0"),
@@ -284,6 +285,11 @@ def test_nothing_to_select_is_told(rows: Any, tmp_path: Path) -> None:
     negative = [row | {"vig": -abs(row["vig"])} for row in scored(rows)]
     with pytest.raises(StageError, match="--keep-negative"):
         select(write(tmp_path / "negative", negative), tmp_path / "b", strategy="top")
+
+
+def test_a_quota_of_a_source_that_is_not_there_is_told(scores: str, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="--quota nowhere: no sample of this source"):
+        select(scores, tmp_path, quota={"nowhere": 5})
 
 
 def test_keys_that_occur_twice_are_told(rows: Any, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ PerCent = Annotated[float, AfterValidator(_per_cent)]
 def _several(value: Any) -> Any:
     """70, "70" or "30,50,70" as a tuple."""
     if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        value = [part.strip() for part in value.split(",") if part.strip()]
+        if not value:
+            raise ValueError("takes a percentage, or several as 30,50,70")
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 

@@ -220,6 +220,9 @@ def _thresholds(plan: Plan, files: Files, groups: Groups) -> tuple[Counted, list
         first = add_up((part,), first)
     if not surveyed.total("scored"):
         raise StageError(f"{plan.scores}: no sample has a score, so there is nothing to select")
+    for source in groups.sources:
+        if not surveyed.by_source.get(source, {}).get("scored"):
+            raise StageError(f"--quota {source}: no sample of this source has a score in {plan.scores}")
     size = (len(groups.sources) + 1) * groups.clusters
     shares = config.p if strategy.share == "p" else (config.r,)
     if strategy.ranking is None:
