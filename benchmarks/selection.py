@@ -1,7 +1,8 @@
 """Time and memory of `vig select` at 1e6, 1e7 and 1e8 scored samples: `python benchmarks/selection.py --rows 1e6,1e7`.
 
-The scores are made up, sample columns only, a million rows a file. What is printed: seconds, the driver's peak
-resident memory, and both against the size before, for a share of 10 in rows; linear is 10.
+The scores are made up, sample columns only, a million rows a file. Both ways are measured: threads, as on one machine,
+and Ray Data (`--address local`), as on a cluster. What is printed: seconds, the driver's peak resident memory, and both
+against the size before; linear is 10 for ten times the rows.
 """
 
 from __future__ import annotations
@@ -74,20 +75,22 @@ def main() -> None:
     parser.add_argument("--rows", default="1e6,1e7,1e8")
     parser.add_argument("--strategy", default="vig-samples")
     arguments = parser.parse_args()
-    before: tuple[float, float, float] | None = None
+    before: dict[str, tuple[float, float, float]] = {}
     for rows in (int(float(size)) for size in arguments.rows.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
             make(directory, rows)
-            seconds, memory = measured(directory, "--strategy", arguments.strategy, "--p", "70")
-            stage = json.loads((directory / "selection" / "stage.json").read_text())
-        kept = stage["selection"]["kept"][0]["total"]
-        line = f"{rows:>13,} rows: {seconds:7.1f} s, driver {memory:5.2f} GB, kept {kept['scored']:,}"
-        if before:
-            growth = rows / before[0]
-            line += f"; x{growth:g} rows: x{seconds / before[1]:.1f} time, x{memory / before[2]:.1f} memory"
-        print(line, flush=True)
-        before = rows, seconds, memory
+            for way, options in (("threads", ()), ("Ray Data", ("--address", "local"))):
+                seconds, memory = measured(directory, "--strategy", arguments.strategy, "--p", "70", *options)
+                stage = json.loads((directory / "selection" / "stage.json").read_text())
+                kept = stage["selection"]["kept"][0]["total"]["scored"]
+                line = f"{rows:>13,} rows, {way:8}: {seconds:7.1f} s, driver {memory:5.2f} GB, kept {kept:,}"
+                if way in before:
+                    rows_before, seconds_before, memory_before = before[way]
+                    line += f"; x{rows / rows_before:g} rows: x{seconds / seconds_before:.1f} time"
+                    line += f", x{memory / memory_before:.1f} memory"
+                print(line, flush=True)
+                before[way] = rows, seconds, memory
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def test_llava_comes_back_as_it_went_in(scored: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["messages", "sharegpt"])
 def test_json_lines_are_datasets_that_this_project_reads(scored: Path, tmp_path: Path, format: str) -> None:
+    tmp_path /= "not/there/yet"
     rows = exported(scored, tmp_path, "out.jsonl", format=format)
     assert len(rows) == len(selected(scored))
     again = importing.run(

@@ -231,10 +231,9 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(scores: str,
     assert [row["position"] for row in rows] == list(range(len(rows)))
 
 
-def test_on_ray_it_is_the_same(scores: str, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_ray_it_is_the_same(scores: str, tmp_path: Path, local_ray: None) -> None:
     here = select(scores, tmp_path / "here", p=50)
-    monkeypatch.setattr(job, "RAY_FROM_ROWS", 1)
-    there = select(scores, tmp_path / "there", p=50, rows_per_file=100)
+    there = select(scores, tmp_path / "there", p=50, rows_per_file=100, address="local")
     assert here.kept == there.kept
     assert selected(tmp_path / "here") == selected(tmp_path / "there")
 

@@ -94,6 +94,7 @@ def run(config: ExportDataConfig) -> Exported:
     written = active = 0
     pictures = _Pictures(config)
     partial = f"{config.out}.partial"
+    os.makedirs(os.path.dirname(os.path.abspath(config.out)), exist_ok=True)
     with open(partial, "w", encoding="utf-8") as file:
         file.write("[\n" if config.format == "llava" else "")
         for row in _rows(samples or config.samples):

@@ -37,9 +37,6 @@ from vig_ray.storage import check_writable, exists, filesystem, join, parquet_fi
 
 log = logging.getLogger(__name__)
 
-RAY_FROM_ROWS = 20_000_000
-"""Scores of so many rows go through Ray Data here too; with fewer, starting Ray takes longer than the job."""
-
 _TOKEN_COLUMNS = ("token_ids", "clean_logprobs", "reference_logprobs")
 
 
@@ -52,7 +49,6 @@ class Plan:
     scores: str
     record: dict[str, Any]
     files: Files
-    rows: int
     has_tokens: bool
     samples: str | None
     out: str
@@ -89,11 +85,8 @@ def check(config: SelectConfig) -> Plan:
                 "and needs --samples, or --clusters 1"
             )
     check_writable(config.out)
-    rows = sum(pq.read_metadata(path, filesystem=fs).num_rows for path in paths)
     has_tokens = set(_TOKEN_COLUMNS) <= set(schema.names)
-    return Plan(
-        config, strategy, scores, record, Files(paths, fs), rows, has_tokens, samples, join(config.out, "selection")
-    )
+    return Plan(config, strategy, scores, record, Files(paths, fs), has_tokens, samples, join(config.out, "selection"))
 
 
 def run(config: SelectConfig) -> Selection:
@@ -152,9 +145,8 @@ def _earlier_run(plan: Plan, identity: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _machines(plan: Plan) -> Any:
-    """A context that says whether passes run on Ray."""
-    address = plan.config.address or os.environ.get("RAY_ADDRESS")
-    if address is None and plan.rows < RAY_FROM_ROWS:
+    """A context that says whether passes run on Ray: on a cluster. On one machine threads do the same with less."""
+    if not (plan.config.address or os.environ.get("RAY_ADDRESS")):
         return nullcontext(False)
     from contextlib import contextmanager
 
@@ -252,7 +244,7 @@ def _thresholds(plan: Plan, files: Files, groups: Groups) -> tuple[Counted, list
 
 @dataclass(frozen=True)
 class _Keys:
-    """The hashes of a block's kept keys, sorted."""
+    """The hashes of a block's kept keys."""
 
     strategy: Strategy
     groups: Groups
@@ -262,7 +254,7 @@ class _Keys:
     def __call__(self, table: pa.Table) -> Hashes:
         found = ranks(table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative)
         kept = found.kept(self.thresholds) | text_only(table, found.scored)
-        return np.sort(hashes(table["sample_key"].filter(pa.array(kept)), self.config.seed))
+        return hashes(table["sample_key"].filter(pa.array(kept)), self.config.seed)
 
 
 def text_only(table: pa.Table, scored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
