@@ -10,9 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vig_ray.dataset import importing
+from vig_ray.dataset.importing import ImportConfig
+from vig_ray.demo import CHECKPOINT, world
+from vig_ray.model.load import template_fingerprint
 from vig_ray.scoring.config import ScoreConfig
+from vig_ray.scoring.engines.torch import TorchEngine
+from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.schema import SCORES
-from vig_ray.stage import write_stage
+from vig_ray.scoring.score import score_rows
+from vig_ray.selection import job
+from vig_ray.selection.config import SelectConfig
+from vig_ray.stage import read_stage, write_stage
 
 IDENTITY = {"samples": {"inputs": ["made"], "counts": {"rows": 1}}, "model": "m" * 16, "template": "t" * 16}
 
@@ -73,3 +82,31 @@ def selected(out: str | Path) -> list[dict[str, Any]]:
     for path in sorted(Path(out, "selection").glob("*.parquet")):
         rows += pq.read_table(path).to_pylist()
     return sorted(rows, key=lambda row: row["position"])
+
+
+def write_selected(out: Path, model: Any, formatter: Any, *, samples: int, p: float, **options: Any) -> None:
+    """Demo samples in `out`: imported, scored with the torch engine, and selected; all without Ray."""
+    data = world.write(str(out / "data"), samples, 123)
+    imported = importing.run(ImportConfig(data=data, out=str(out)))
+    tables = [pq.read_table(path) for path in sorted(Path(imported.directory).glob("*.parquet"))]
+    preparer = Preparer(
+        model=CHECKPOINT,
+        template="auto",
+        max_length=None,
+        reference="blur",
+        too_long="error",
+        max_image_pixels=10**8,
+    )
+    prepared = preparer(pa.concat_tables(tables))
+    rows = score_rows(TorchEngine(model, formatter.collate), prepared.to_pylist())
+    (out / "scores").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), out / "scores" / "0.parquet")
+    stage = read_stage(imported.directory) or {}
+    identity = {
+        "samples": {key: stage.get(key) for key in ("inputs", "format", "images", "name", "counts")},
+        "model": "m",
+        "template": template_fingerprint(formatter),
+    }
+    config = ScoreConfig(data=data, model=CHECKPOINT, out=str(out))
+    write_stage(str(out / "scores"), "score", config, identity=identity, complete=True)
+    job.run(SelectConfig(scores=str(out), out=str(out), p=p, **options))

@@ -13,55 +13,22 @@ import torch
 from PIL import Image
 
 from tests.oracle import plain_logprobs
-from tests.selection.made import selected
+from tests.selection.made import selected, write_selected
 from vig_ray.dataset import importing
 from vig_ray.dataset.importing import ImportConfig
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
-from vig_ray.model.load import load_model, template_fingerprint
-from vig_ray.scoring.config import ScoreConfig
-from vig_ray.scoring.engines.torch import TorchEngine
-from vig_ray.scoring.prepare import Preparer
-from vig_ray.scoring.schema import SCORES
-from vig_ray.scoring.score import score_rows
-from vig_ray.selection import export, job
-from vig_ray.selection.config import SelectConfig
+from vig_ray.model.load import load_model
+from vig_ray.selection import export
 from vig_ray.selection.export import ExportDataConfig
-from vig_ray.stage import read_stage, write_stage
 from vig_ray.training.collator import ActiveTokensCollator
 
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory, demo_model: Any, demo_formatter: Any) -> Path:
-    """60 demo samples, imported, scored with the torch engine and selected at p = 50, without Ray."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """60 demo samples, imported, scored and selected at p = 50."""
     out = tmp_path_factory.mktemp("scored")
-    data = world.write(str(out / "data"), 60, 123)
-    imported = importing.run(ImportConfig(data=data, out=str(out)))
-    tables = [pq.read_table(path) for path in sorted(Path(imported.directory).glob("*.parquet"))]
-    preparer = Preparer(
-        model=CHECKPOINT,
-        template="auto",
-        max_length=None,
-        reference="blur",
-        too_long="error",
-        max_image_pixels=10**8,
-    )
-    prepared = preparer(pa.concat_tables(tables))
-    rows = score_rows(TorchEngine(demo_model, demo_formatter.collate), prepared.to_pylist())
-    (out / "scores").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), out / "scores" / "0.parquet")
-    stage = read_stage(imported.directory) or {}
-    identity = {
-        "samples": {key: stage.get(key) for key in ("inputs", "format", "images", "name", "counts")},
-        "model": "m",
-        "template": template_fingerprint(demo_formatter),
-    }
-    config = ScoreConfig(data=data, model=CHECKPOINT, out=str(out))
-    write_stage(str(out / "scores"), "score", config, identity=identity, complete=True)
-    job.run(SelectConfig(scores=str(out), out=str(out), p=50))
+    write_selected(out, demo_model, demo_formatter, samples=60, p=50)
     return out
 
 

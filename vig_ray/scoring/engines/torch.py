@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from vig_ray.errors import StageError
+from vig_ray.model.positions import position_ids
 from vig_ray.model.prompt import ImageInputs, Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
 from vig_ray.storage import one_line
@@ -215,26 +216,12 @@ class TorchEngine:
 
     def _positions_of_text(self, prompts: Sequence[Prompt], longest: int) -> torch.Tensor:
         """Position ids as if the images were there: int64 [B, L], or [3, B, L] for M-RoPE."""
-        positions = [self._positions(prompt) for prompt in prompts]
+        positions = [position_ids(self.model, prompt) for prompt in prompts]
         if self._leaves_out:
             positions = [one[..., ~prompt.image_mask] for one, prompt in zip(positions, prompts, strict=True)]
         return torch.stack(
             [torch.nn.functional.pad(one, (0, longest - one.shape[-1])) for one in positions], dim=-2
         ).to(self.device)
-
-    def _positions(self, prompt: Prompt) -> torch.Tensor:
-        """The position ids of the whole prompt, images included: int64 [L] or [3, L]."""
-        if not hasattr(self.model.model, "get_rope_index") or not prompt.images:
-            return torch.arange(len(prompt.token_ids))
-        grid = np.concatenate([image.inputs["image_grid_thw"] for image in prompt.images])
-        ids = torch.from_numpy(prompt.token_ids.astype(np.int64))[None]
-        found: torch.Tensor = self.model.model.get_rope_index(
-            input_ids=ids,
-            mm_token_type_ids=torch.from_numpy(prompt.image_mask.astype(np.int64))[None],
-            image_grid_thw=torch.from_numpy(grid),
-            attention_mask=torch.ones_like(ids),
-        )[0]
-        return found[:, 0].cpu()
 
     def _head_logprobs(self, hidden_ND: torch.Tensor, target_N: torch.Tensor) -> torch.Tensor:
         """log q of each target, float32 [N]; logits exist for a slice of rows at a time."""

@@ -1,0 +1,76 @@
+"""Causal attention inside each sample of a packed row: samples laid end to end, none seeing another.
+
+Everything but attention works token by token and needs no padding at all. Attention alone lays the samples out as a
+padded batch, runs the plain causal kernel (no mask, so the fast one) and lays the result end to end again: exact,
+and what padding costs it costs here only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AttentionInterface
+
+NAME = "vig_packed"
+
+
+class Segments:
+    """Where each of S samples lies in a row of N tokens, and in a batch [S, longest] that pads them on the right."""
+
+    def __init__(self, lengths: Sequence[int], device: Any) -> None:
+        longest = max(lengths)
+        self.shape = (len(lengths), longest)
+        starts = np.cumsum([0, *lengths[:-1]])
+        places = np.arange(longest)
+        inside = places[None, :] < np.asarray(lengths)[:, None]
+        # A padding place holds some token of the row. It stands behind its sample, where no token looks, and its own
+        # result is dropped, so neither the values nor the gradients know of it.
+        padded = np.where(inside, starts[:, None] + places[None, :], 0)
+        self._padded = torch.from_numpy(padded.ravel()).to(device)
+        self._unpadded = torch.from_numpy(np.flatnonzero(inside.ravel())).to(device)
+
+    def pad(self, x_1HND: torch.Tensor) -> torch.Tensor:
+        """[1, heads, N, D] to [S, heads, longest, D]."""
+        _, heads, _, width = x_1HND.shape
+        return x_1HND[0].index_select(1, self._padded).view(heads, *self.shape, width).transpose(0, 1)
+
+    def unpad(self, x_SHLD: torch.Tensor) -> torch.Tensor:
+        """[S, heads, longest, D] to [1, N, heads, D]."""
+        return x_SHLD.transpose(1, 2).flatten(0, 1).index_select(0, self._unpadded)[None]
+
+
+def packed_attention(
+    module: torch.nn.Module,  # noqa: ARG001
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    segments: Segments | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls in each layer: query [B, heads, L, D], key and value with as many heads or fewer.
+
+    With `segments` B is 1 and the row is packed; without, B rows are padded on the right, which causality hides.
+    """
+    assert attention_mask is None, "causal attention over samples that start at the left needs no mask"
+    if segments is not None:
+        query, key, value = (segments.pad(x) for x in (query, key, value))
+    found = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        dropout_p=dropout,
+        is_causal=True,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return (segments.unpad(found) if segments is not None else found.transpose(1, 2)).contiguous(), None
+
+
+AttentionInterface.register(NAME, packed_attention)

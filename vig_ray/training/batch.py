@@ -1,0 +1,157 @@
+"""From samples to the tensors of one forward and backward pass: packed end to end, or padded.
+
+A rank's share of a step is cut into passes that fit a token budget. How it is cut changes no result: the loss is a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from vig_ray.model.positions import position_ids
+from vig_ray.model.prompt import ImageInputs, Prompt
+from vig_ray.training.attention import Segments
+from vig_ray.training.objective import Weights
+
+Collate = Callable[[Sequence[ImageInputs], Any, Any], dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSample:
+    """A sample ready to be trained on: its place in the order, its prompt, and the weight of each answer token.
+
+    `weights_T`: float32 [T], T = len(prompt.answer_positions).
+    """
+
+    position: int
+    key: str
+    prompt: Prompt
+    weights_T: Weights
+
+    @property
+    def length(self) -> int:
+        """Tokens, those of images included."""
+        return len(self.prompt.token_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One pass. `inputs`: the model's keyword arguments. The N active tokens: `before_N`, the flat places of the
+    hidden states that predict them, `target_N`, their ids, and `coefficient_N`, their part in the loss.
+
+    `tokens` that the model computes, padding included; `images` among them.
+    """
+
+    inputs: dict[str, Any]
+    before_N: torch.Tensor
+    target_N: torch.Tensor
+    coefficient_N: torch.Tensor
+    tokens: int
+    images: int
+
+
+def plan_passes(
+    lengths: Sequence[int], *, max_tokens: int, max_samples: int | None = None, packed: bool = True
+) -> list[list[int]]:
+    """Indices of samples, in passes of at most `max_tokens` tokens (`packed`: their sum; else count x longest).
+
+    Longest first, each into the first pass that has room; a sample longer than the budget gets a pass of its own.
+    """
+    passes: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        length = lengths[index]
+        for place, members in enumerate(passes):
+            # Longest first: the first of a padded pass is its longest, which every further one costs.
+            cost = length if packed else lengths[members[0]]
+            if cost <= room[place] and (max_samples is None or len(members) < max_samples):
+                members.append(index)
+                room[place] -= cost
+                break
+        else:
+            passes.append([index])
+            room.append(max_tokens - length)
+    return passes
+
+
+class Batcher:
+    """Makes batches for one model. `packed`: samples end to end in one row, for `packed_attention`; else padded rows.
+
+    `collate` turns a formatter's image inputs into the model's vision arguments.
+    """
+
+    def __init__(self, model: Any, collate: Collate, *, device: Any, dtype: torch.dtype, packed: bool) -> None:
+        self._model, self._collate = model, collate
+        self._device, self._dtype, self._packed = device, dtype, packed
+        accepted = set(_forward_arguments(model.model))
+        self._type_ids = next((name for name in ("mm_token_type_ids", "token_type_ids") if name in accepted), None)
+
+    def __call__(self, samples: Sequence[TrainingSample], coefficients: Sequence[Weights]) -> Batch:
+        """One pass over `samples`; `coefficients[i]` is float32 [T] of `samples[i]`."""
+        prompts = [sample.prompt for sample in samples]
+        lengths = [len(prompt.token_ids) for prompt in prompts]
+        width = sum(lengths) if self._packed else max(lengths)
+        starts = np.cumsum([0, *lengths[:-1]]) if self._packed else np.arange(len(samples)) * width
+        rows = 1 if self._packed else len(samples)
+        ids = np.zeros(rows * width, dtype=np.int64)
+        is_image = np.zeros(rows * width, dtype=np.int64)
+        for start, length, prompt in zip(starts.tolist(), lengths, prompts, strict=True):
+            ids[start : start + length] = prompt.token_ids
+            is_image[start : start + length] = prompt.image_mask
+        inputs: dict[str, Any] = {"input_ids": self._put(ids.reshape(rows, width)), "use_cache": False}
+        inputs["position_ids"] = self._positions(prompts, width)
+        if self._packed:
+            inputs["segments"] = Segments(lengths, self._device)
+        if self._type_ids:
+            inputs[self._type_ids] = self._put(is_image.reshape(rows, width))
+        images = [image.inputs for prompt in prompts for image in prompt.images]
+        if images:
+            inputs.update(self._collate(images, self._device, self._dtype))
+        before, target, share = [], [], []
+        for start, prompt, own in zip(starts.tolist(), prompts, coefficients, strict=True):
+            active = prompt.answer_positions[own != 0].astype(np.int64)
+            before.append(start + active - 1)
+            target.append(prompt.token_ids[active].astype(np.int64))
+            share.append(own[own != 0])
+        return Batch(
+            inputs,
+            self._put(np.concatenate(before)),
+            self._put(np.concatenate(target)),
+            self._put(np.concatenate(share)),
+            rows * width,
+            len(images),
+        )
+
+    def empty(self) -> Batch:
+        """A pass over nothing, for a rank that has fewer than the others: ranks must call the model equally often."""
+        inputs: dict[str, Any] = {"input_ids": self._put(np.zeros((1, 1), np.int64)), "use_cache": False}
+        if self._packed:
+            inputs |= {"segments": Segments([1], self._device), "position_ids": inputs["input_ids"]}
+        if self._type_ids:
+            inputs[self._type_ids] = inputs["input_ids"]
+        none = self._put(np.zeros(0, np.int64))
+        return Batch(inputs, none, none, none.float(), 0, 0)
+
+    def _put(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
+
+    def _positions(self, prompts: Sequence[Prompt], width: int) -> torch.Tensor:
+        """int64 [1, N] or [3, 1, N] packed; [B, L] or [3, B, L] padded."""
+        each = [position_ids(self._model, prompt) for prompt in prompts]
+        if any(ids.ndim == 2 for ids in each):
+            each = [ids if ids.ndim == 2 else ids.expand(3, -1) for ids in each]
+        if self._packed:
+            return torch.cat(each, dim=-1).unsqueeze(-2).to(self._device)
+        padded = [torch.nn.functional.pad(ids, (0, width - ids.shape[-1])) for ids in each]
+        return torch.stack(padded, dim=-2).to(self._device)
+
+
+def _forward_arguments(model: Any) -> list[str]:
+    import inspect
+
+    return list(inspect.signature(model.forward).parameters)

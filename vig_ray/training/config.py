@@ -1,0 +1,99 @@
+"""The options of `vig train`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from vig_ray.model.load import Template
+from vig_ray.scoring.config import WorkerRange
+from vig_ray.stage import StageConfig
+
+_RANGE: dict[str, JsonValue] = {"metavar": "N|MIN..MAX"}
+
+
+class TrainConfig(StageConfig):
+    """Instruction tuning on a selection, loss on its active tokens; without one, on all answer tokens."""
+
+    model: str = Field(description="the aligned model: a checkpoint's folder or a hub id")
+    samples: str = Field(description="samples/, as `vig import` or `vig score` wrote it")
+    selection: str | None = Field(
+        None, description="selection/, as `vig select` wrote it; by default all samples and all their answer tokens"
+    )
+    out: str = Field(description="directory that gets the checkpoints, the logs and the trained model, model/")
+    workers: WorkerRange | None = Field(
+        None,
+        description="processes that train, a number or an elastic range such as 2..8; by default one a GPU, or one",
+        json_schema_extra=_RANGE,
+    )
+    epochs: int = Field(1, ge=1, description="times each sample is trained on")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps of the run, instead of whole epochs")
+    global_batch: int = Field(128, ge=1, description="samples an optimizer step, over all workers")
+    lr: float | None = Field(
+        None, gt=0, description="highest learning rate; by default LLaVA-1.5's: 2e-5, with --lora 2e-4"
+    )
+    projector_lr: float | None = Field(
+        None, gt=0, description="that of the projector; by default the same, with --lora LLaVA-1.5's 2e-5"
+    )
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the learning rate rises")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's; not for biases and norms")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradients are scaled down to this norm; 0: they aren't")
+    normalisation: Literal["tokens", "samples"] = Field(
+        "tokens", description="the loss of a global batch: mean over its active tokens, or over each sample's first"
+    )
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="precision of the passes; weights and optimizer are float32 in any case; by default bfloat16 on "
+        "GPUs, float32 on CPUs",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes GPUs if Ray has any at the start")
+    lora: bool = Field(False, description="train adapters (LoRA) on the language model's linear layers, and projector")
+    lora_rank: int = Field(128, ge=1, description="LoRA's r")
+    lora_alpha: float = Field(256.0, gt=0, description="LoRA's alpha")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="tokens of one pass of one worker; by default 16384 on a GPU, 4096 on a CPU"
+    )
+    micro_batch: int | None = Field(None, ge=1, description="most samples of one pass of one worker")
+    packing: bool = Field(True, description="lay samples end to end instead of padding them; the result is the same")
+    activation_checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto", description="compute activations again in the backward pass instead of keeping them; auto: on GPUs"
+    )
+    loaders: int | None = Field(
+        None, ge=0, description="processes a worker that read and decode ahead; by default 4 with a GPU, else none"
+    )
+    template: Template | None = Field(None, description="prompt; by default what the selection was made with, or auto")
+    max_length: int | None = Field(
+        None, ge=1, description="longest prompt, tokens; longer ones are cut; by default as the selection was made"
+    )
+    held_out: int = Field(0, ge=0, description="samples at the order's end that are not trained on but measured")
+    eval_every: int = Field(100, ge=1, description="steps between measurements of the held-out loss")
+    save_every: int = Field(100, ge=1, description="steps between checkpoints: what a lost worker costs at most")
+    keep: int = Field(2, ge=1, description="checkpoints that are kept, the last ones; the best one is kept too")
+    max_failures: int = Field(
+        8, ge=-1, description="workers or nodes that may be lost before the run gives up; -1: any number"
+    )
+    watch: tuple[Literal["tensorboard", "wandb", "mlflow", "none"], ...] = Field(
+        ("tensorboard",),
+        description="where figures go besides log.jsonl: tensorboard (files in OUT/tensorboard), wandb, mlflow",
+        json_schema_extra={"repeated": True},
+    )
+    seed: int = Field(0, ge=0, description="order of later epochs, and of the first one without a selection")
+    name: str | None = Field(None, description="name of the run; by default that of --out")
+    address: str | None = Field(
+        None, description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or a Ray of its own here"
+    )
+    overwrite: bool = Field(False, description="delete what an earlier run with other options left in --out")
+
+    @model_validator(mode="after")
+    def _whole(self) -> TrainConfig:
+        if self.max_steps is not None and self.epochs != 1:
+            raise ValueError("--max-steps and --epochs both say when to end; give one")
+        return self
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """The highest learning rates: of the language model or its adapters, and of the projector."""
+        main = self.lr or (2e-4 if self.lora else 2e-5)
+        return main, self.projector_lr or (2e-5 if self.lora else main)

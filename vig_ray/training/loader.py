@@ -1,0 +1,169 @@
+"""Samples ready to train on, made ahead of the step by worker processes: read, tokenised, decoded, checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from vig_ray.dataset.images import MAX_PIXELS, load_image
+from vig_ray.dataset.schema import Turn
+from vig_ray.model.load import Template, load_formatter
+from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, truncate
+from vig_ray.training.batch import TrainingSample
+from vig_ray.training.index import Index
+from vig_ray.training.order import Positions
+from vig_ray.training.rows import Rows
+
+SAMPLE_COLUMNS = ("sample_key", "images", "conversation", "error")
+SELECTION_COLUMNS = ("sample_key", "token_ids", "token_weights")
+
+
+class Prompts(NamedTuple):
+    """What decides a prompt: the checkpoint, its template, the longest prompt in tokens (None: the model's own)."""
+
+    model: str
+    template: Template = "auto"
+    max_length: int | None = None
+
+
+class Mismatch(NamedTuple):
+    """A sample whose tokens aren't those that its weights were made for: the run must not go on."""
+
+    key: str
+    cause: str
+
+
+class Unusable(NamedTuple):
+    """A sample that can't be trained on: it takes its place in the order, with no part in the loss."""
+
+    key: str
+    cause: str
+
+
+Loaded = TrainingSample | Unusable | Mismatch
+
+
+class SampleSource(torch.utils.data.Dataset[Loaded]):
+    """Positions to samples: a map-style dataset for torch's DataLoader, cheap to pickle into its workers."""
+
+    def __init__(
+        self, index: Index, samples: str, selection: str | None, prompts: Prompts, *, images: bool = True
+    ) -> None:
+        """`images` False: leave their pixels unread, to look at tokens only (for models whose prompts don't depend on
+        the image's size)."""
+        self._index, self._prompts, self._images = index, prompts, images
+        self._samples = Rows(samples, SAMPLE_COLUMNS)
+        self._selection = Rows(selection, SELECTION_COLUMNS) if selection is not None else None
+        self._formatter: Formatter | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        selection = self._selection.directory if self._selection else None
+        return _remade, (self._index, self._samples.directory, selection, self._prompts, self._images)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, position: int) -> Loaded:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Loaded]:
+        """The samples at these positions; rows that lie together are read together."""
+        at = np.asarray(positions, dtype=np.int64)
+        rows = self._samples.get(self._index.sample_at[at])
+        chosen: Sequence[Mapping[str, Any] | None] = [None] * len(rows)
+        if self._selection is not None and self._index.selection_at is not None:
+            chosen = self._selection.get(self._index.selection_at[at])
+        return [self._loaded(*each) for each in zip(at.tolist(), rows, chosen, strict=True)]
+
+    def _loaded(self, position: int, row: Mapping[str, Any], chosen: Mapping[str, Any] | None) -> Loaded:
+        key = row["sample_key"]
+        if chosen is not None and chosen["sample_key"] != key:
+            return Mismatch(chosen["sample_key"], f"its hash is also that of {key}; leave one of them out")
+        if row["error"] is not None:
+            return Unusable(key, row["error"])
+        try:
+            prompt = self._prompt(row)
+        except Exception as error:  # a processor or an image that fails on one row must not end the run
+            kind = "" if isinstance(error, PromptError) else f"{type(error).__name__}: "
+            return Unusable(key, f"{kind}{error}"[:500])
+        weights = np.ones(len(prompt.answer_positions), dtype=np.float32)
+        if chosen is not None:
+            different = _difference(prompt, chosen)
+            if different:
+                return Mismatch(key, different)
+            if chosen["token_weights"] is not None:
+                weights = np.asarray(chosen["token_weights"], dtype=np.float32)
+        return TrainingSample(position, key, prompt, weights)
+
+    def _prompt(self, row: Mapping[str, Any]) -> Prompt:
+        formatter = self.formatter
+        images = [self._image(image, place) for place, image in enumerate(row["images"] or ())]
+        prompt = formatter.prompt([Turn(turn["role"], turn["text"]) for turn in row["conversation"]], images)
+        if not len(prompt.answer_positions):
+            raise PromptError("NoAnswer", "no answer token")
+        prompt = truncate(prompt, formatter.max_length)
+        if self._images:
+            for image in images:
+                _ = image.inputs
+                image.release()
+        return prompt
+
+    def _image(self, image: Mapping[str, Any], place: int) -> PromptImage:
+        assert self._formatter is not None
+        return PromptImage(str(place), lambda: load_image(image, max_pixels=MAX_PIXELS), self._formatter.preprocess)
+
+    @property
+    def formatter(self) -> Formatter:
+        """The model's, loaded at first use: in each worker by itself."""
+        if self._formatter is None:
+            self._formatter = load_formatter(*self._prompts)
+        return self._formatter
+
+
+def _remade(index: Index, samples: str, selection: str | None, prompts: Prompts, images: bool) -> SampleSource:
+    return SampleSource(index, samples, selection, prompts, images=images)
+
+
+def _difference(prompt: Prompt, chosen: Mapping[str, Any]) -> str | None:
+    """Where a sample's answer tokens differ from those of its selection; None where they don't."""
+    now, then = prompt.answer_ids.tolist(), chosen["token_ids"]
+    weights = chosen["token_weights"]
+    if then is None:
+        if weights is None or len(weights) == len(now):
+            return None
+        return f"{len(now)} answer tokens, but {len(weights)} weights"
+    if len(now) != len(then):
+        return f"{len(now)} answer tokens, but the selection has {len(then)}"
+    if weights is not None and len(weights) != len(then):
+        return f"{len(then)} answer tokens, but {len(weights)} weights"
+    for place, (ours, theirs) in enumerate(zip(now, then, strict=True)):
+        if ours != theirs:
+            return f"answer token {place} is {ours}, but the selection has {theirs}"
+    return None
+
+
+def load_shares(source: SampleSource, shares: Iterable[Positions], *, processes: int) -> Iterator[list[Loaded]]:
+    """The samples of each share, in order, made by `processes` processes ahead of time, or here where it is 0."""
+    lists = (share.tolist() for share in shares)
+    if not processes:
+        yield from (source.__getitems__(share) for share in lists)
+        return
+    # Not fork: this process may hold a GPU, and threads of Ray's.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+        source,
+        batch_sampler=lists,
+        num_workers=processes,
+        collate_fn=_as_they_are,
+        multiprocessing_context="spawn",
+        prefetch_factor=2,
+    )
+    yield from loader
+
+
+def _as_they_are(samples: list[Loaded]) -> list[Loaded]:
+    return samples

@@ -1,0 +1,112 @@
+"""The model in training: what is frozen, what LoRA adds, and one pass from a batch to its part of the loss."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from vig_ray.errors import StageError
+from vig_ray.training.attention import NAME
+from vig_ray.training.batch import Batch
+from vig_ray.training.objective import weighted_cross_entropy
+
+_VISION = re.compile(r"(^|\.)(vision_tower|vision_model|visual|vision_encoder)\.")
+_PROJECTOR = re.compile(r"(^|\.)(multi_modal_projector|mm_projector|merger|connector|aligner)\.")
+
+
+def is_projector(name: str) -> bool:
+    """Whether a parameter leads from the vision tower to the language model."""
+    return bool(_PROJECTOR.search(name))
+
+
+def is_tower(name: str) -> bool:
+    """Whether a parameter is the vision tower's own."""
+    return bool(_VISION.search(name)) and not is_projector(name)
+
+
+def can_pack(model: Any) -> bool:
+    """Whether samples can lie end to end in one row: causal attention over everything before, in every layer."""
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    return (
+        kinds == {"full_attention"}
+        and not getattr(text, "sliding_window", None)
+        and not getattr(text, "use_bidirectional_attention", None)
+        and "token_type_ids" not in model.model.forward.__code__.co_varnames  # image tokens that see each other
+    )
+
+
+class Trainee(torch.nn.Module):
+    """A transformers image-text-to-text model whose forward takes a `Batch` and gives its part of the loss.
+
+    The vision tower is frozen, as LLaVA-1.5's instruction tuning has it; projector and language model are trained, or
+    with `lora` the projector and adapters. `pack`: use `packed_attention`, which takes padded batches too.
+    """
+
+    def __init__(self, model: Any, *, pack: bool, checkpoint_activations: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        if pack:
+            model.set_attn_implementation({"text_config": NAME})
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not is_tower(name))
+        self._vocabulary = int(model.config.get_text_config().vocab_size)
+        self._softcap = _softcap(model)
+        model.train()
+        if checkpoint_activations:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def layers(self) -> list[torch.nn.Module]:
+        """The decoder layers of the language model, the units that FSDP shards."""
+        return list(self.model.get_decoder().layers)
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch's part of the loss, a scalar, and -log q of each active token, float32 [N]."""
+        hidden_BLD = self.model.model(**batch.inputs).last_hidden_state
+        hidden_ND = hidden_BLD.flatten(0, 1)[batch.before_N]
+        loss, nll_N = weighted_cross_entropy(
+            hidden_ND, self._logits, batch.target_N, batch.coefficient_N, vocabulary=self._vocabulary
+        )
+        # Further terms on hidden states are added here: they are sums over the same batch.
+        if not batch.images:
+            # Every rank must bring the same gradients to each exchange, so a projector that saw no image brings zeros.
+            idle = [
+                p.flatten()[0] for name, p in self.model.named_parameters() if p.requires_grad and is_projector(name)
+            ]
+            loss = loss + 0.0 * sum(idle, torch.zeros((), device=loss.device))
+        return loss, nll_N
+
+    def _logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model.get_output_embeddings()(hidden_ND)
+        if self._softcap is not None:
+            logits = torch.tanh(logits.float() / self._softcap) * self._softcap
+        return logits
+
+
+@torch.no_grad()
+def _softcap(model: Any) -> float | None:
+    """The cap of the model's logits, if its own forward applies one: some that name one don't (Gemma 3 with images)."""
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    tokens = [t for t in range(min(97, model.config.get_text_config().vocab_size)) if t != model.config.image_token_id]
+    ids = torch.tensor([tokens[:8]], device=next(model.parameters()).device)
+    names = model.model.forward.__code__.co_varnames
+    extra = {name: torch.zeros_like(ids) for name in ("mm_token_type_ids", "token_type_ids") if name in names}
+    was_training = model.training
+    model.eval()
+    theirs = model(input_ids=ids, use_cache=False, **extra).logits[0].float()
+    ours = model.get_output_embeddings()(
+        model.model(input_ids=ids, use_cache=False, **extra).last_hidden_state[0]
+    ).float()
+    model.train(was_training)
+    tolerance = 1e-3 * float(theirs.abs().max()) if theirs.dtype == torch.float32 else 0.1
+    candidates = [None] if cap is None else [cap, None]
+    for candidate in candidates:
+        made = ours if candidate is None else torch.tanh(ours / candidate) * candidate
+        if float((made - theirs).abs().max()) <= max(tolerance, 1e-3):
+            return candidate
+    raise StageError(
+        f"{type(model).__name__} changes its logits after the output layer in a way that isn't known here; "
+        "it can't be trained"
+    )

@@ -1,0 +1,328 @@
+"""One worker's way through a run: load, check, then step after step. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from vig_ray.errors import StageError
+from vig_ray.model.load import load_model
+from vig_ray.training import checkpoints
+from vig_ray.training.batch import Batcher, TrainingSample, plan_passes
+from vig_ray.training.checkpoints import Keeper
+from vig_ray.training.config import TrainConfig
+from vig_ray.training.index import Index
+from vig_ray.training.loader import Loaded, Mismatch, Prompts, SampleSource, Unusable, load_shares
+from vig_ray.training.objective import Totals, Weights, coefficients
+from vig_ray.training.optimizer import make_optimizer, rate_factor, set_rate
+from vig_ray.training.order import Order
+from vig_ray.training.team import Team, shard
+from vig_ray.training.trainee import Trainee, can_pack
+from vig_ray.training.watch import Watch
+
+_CHECKED_AT_ONCE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What a worker needs to know, decided once by the job. `dtype`: of the passes; `index`: all positions."""
+
+    config: TrainConfig
+    prompts: Prompts
+    index: Index
+    samples: str
+    selection: str | None
+    dtype: str
+    loaders: int
+    batch_tokens: int
+    checkpoint_activations: bool
+
+    @property
+    def order(self) -> Order:
+        """Which positions each step trains on; the held-out ones come after all others."""
+        config = self.config
+        trained = len(self.index) - config.held_out
+        return Order(trained, config.global_batch, config.epochs, config.seed, config.max_steps)
+
+    def source(self, *, images: bool = True) -> SampleSource:
+        """The samples by their positions."""
+        return SampleSource(self.index, self.samples, self.selection, self.prompts, images=images)
+
+
+class BadBatchError(StageError):
+    """A step whose loss or gradient isn't a number; `keys`: the samples it was made of."""
+
+    def __init__(self, text: str, keys: list[str]) -> None:
+        super().__init__(text)
+        self.keys = keys
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadBatchError, (str(self), self.keys)
+
+
+class Step(NamedTuple):
+    """One line of the log: a step of the samples at places [`first`, `end`) of the order.
+
+    `samples` of them were trained on, and `unusable` says of the others, by key, why not. Losses are in nats.
+    """
+
+    step: int
+    first: int
+    end: int
+    loss: float
+    lr: float
+    grad_norm: float
+    samples: int
+    active_tokens: int
+    answer_tokens: int
+    tokens: int
+    seconds: float
+    workers: int
+    unusable: dict[str, str]
+    held_out_active_loss: float | None = None
+    held_out_answer_loss: float | None = None
+
+
+@dataclass(eq=False)
+class Run:
+    """A worker in the middle of a run."""
+
+    setup: Setup
+    team: Team
+    trainee: Trainee
+    optimizer: torch.optim.AdamW
+    batcher: Batcher
+    packed: bool
+    sharded: bool
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return len(self.log)
+
+
+def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch) -> Run:
+    """Train to the end, from the newest checkpoint where there is one; every worker of the team calls it.
+
+    Raises StageError where a sample's tokens aren't those of its selection (before the first step), and
+    BadBatchError where a loss isn't a number.
+    """
+    run = prepare(setup, team)
+    with keeper.latest() as folder:
+        if folder is not None:
+            run.log = checkpoints.read(folder, run.trainee, run.optimizer)["log"]
+    watch.start(setup, team, run.trainee, run.log)
+    order = setup.order
+    if run.step == 0:
+        check_tokens(setup, team, watch)
+    shares = (order.share(step, team.rank, team.workers) for step in range(run.step, order.steps))
+    config = setup.config
+    saved = run.step
+    for loaded in load_shares(setup.source(), shares, processes=setup.loaders):
+        done = one_step(run, loaded)
+        if config.held_out and ((run.step + 1) % config.eval_every == 0 or run.step + 1 == order.steps):
+            active, answer = held_out_loss(run)
+            done = done._replace(held_out_active_loss=active, held_out_answer_loss=answer)
+        run.log.append(done._asdict())
+        watch.step(done, order.steps)
+        if run.step % config.save_every == 0 and run.step < order.steps:
+            save(run, keeper)
+            saved = run.step
+    if saved < run.step or not run.log:
+        save(run, keeper)
+    watch.end()
+    return run
+
+
+def prepare(setup: Setup, team: Team) -> Run:
+    """The model, sharded, its optimizer, and what makes its batches."""
+    config = setup.config
+    dtype = getattr(torch, setup.dtype)
+    torch.manual_seed(config.seed)
+    # Weights are float32 while they are trained, whatever the checkpoint's precision and that of the passes.
+    model = load_model(setup.prompts.model, dtype="float32", device="cpu")
+    packs = can_pack(model)
+    trainee = Trainee(model, pack=packs, checkpoint_activations=setup.checkpoint_activations)
+    sharded = shard(trainee, team, dtype)
+    optimizer = make_optimizer(trainee, config)
+    collate = setup.source().formatter.collate
+    packed = packs and config.packing
+    batcher = Batcher(model, collate, device=team.device, dtype=dtype, packed=packed)
+    return Run(setup, team, trainee, optimizer, batcher, packed, sharded)
+
+
+def check_tokens(setup: Setup, team: Team, watch: Watch) -> None:
+    """Tokenise every sample that the run will train on, before its first step.
+
+    Raises StageError, on all workers, naming the first sample whose answer tokens aren't its selection's.
+    """
+    if setup.selection is None:
+        return
+    order = setup.order
+    used = min(len(setup.index), order.samples, order.steps * order.batch)
+    # Rows that lie together are read together: by place, not by position.
+    positions = np.argsort(setup.index.sample_at[:used], kind="stable")
+    own = np.array_split(positions, team.workers)[team.rank]
+    shares = (own[start : start + _CHECKED_AT_ONCE] for start in range(0, len(own), _CHECKED_AT_ONCE))
+    wrong: Mismatch | None = None
+    done = 0
+    for loaded in load_shares(setup.source(images=False), shares, processes=setup.loaders):
+        done += len(loaded)
+        watch.checked(done * team.workers, used)
+        wrong = next((each for each in loaded if isinstance(each, Mismatch)), None)
+        if wrong is not None:
+            break
+    found = next((each for each in team.gather_objects(wrong) if each is not None), None)
+    if found is not None:
+        raise _mismatch(found)
+
+
+def _mismatch(found: Mismatch) -> StageError:
+    return StageError(
+        f"{found.key}: {found.cause}. The selection was made with another tokenizer, template or length; "
+        "score and select with this --model, or give the --template and --max-length of then"
+    )
+
+
+def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
+    """Forward, backward and update over this worker's share of the step."""
+    began = time.monotonic()
+    setup, team = run.setup, run.team
+    order = setup.order
+    wrong = next((each for each in team.gather_objects(_first(loaded, Mismatch)) if each is not None), None)
+    if wrong is not None:
+        raise _mismatch(wrong)
+    samples = [each for each in loaded if isinstance(each, TrainingSample)]
+    unusable = {each.key: each.cause for each in loaded if isinstance(each, Unusable)}
+    passes = plan_passes(
+        [sample.length for sample in samples],
+        max_tokens=setup.batch_tokens,
+        max_samples=setup.config.micro_batch,
+        packed=run.packed,
+    )
+    most = -(-order.batch // team.workers)
+    own = Totals.of([sample.weights_T for sample in samples])
+    answers = sum(len(sample.weights_T) for sample in samples)
+    tokens = sum(sample.length for sample in samples)
+    positions = np.full(most, -1.0)
+    positions[: len(samples)] = [sample.position for sample in samples]
+    counts = np.array([len(passes), *own, answers, tokens, len(unusable)], dtype=np.float64)
+    everyone = team.gather(np.concatenate([counts, positions]))
+    totals = Totals(int(everyone[:, 1].sum()), int(everyone[:, 2].sum()))
+    consumed = everyone[:, len(counts) :].ravel()
+    expected = order.positions(run.step)
+    consumed = np.sort(consumed[consumed >= 0]).astype(np.int64)
+    if len(consumed) + int(everyone[:, 5].sum()) != len(expected) or not np.isin(consumed, expected).all():
+        raise RuntimeError(f"step {run.step} trained on other positions than its own")  # a fault of this program
+    loss = _accumulate(run, samples, passes, int(everyone[:, 0].max()), totals)
+    norm = _grad_norm(run)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        keys = [key for part in team.gather_objects([sample.key for sample in samples]) for key in part]
+        what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
+        raise BadBatchError(f"step {run.step}: the {what}; lower --lr, or look at the samples of this step", keys)
+    factor = rate_factor(run.step, order.steps, setup.config.warmup, setup.config.schedule)
+    set_rate(run.optimizer, factor)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if everyone[:, 5].any():
+        unusable = {key: cause for part in team.gather_objects(unusable) for key, cause in part.items()}
+    return Step(
+        step=run.step,
+        first=run.step * order.batch,
+        end=run.step * order.batch + len(expected),
+        loss=loss,
+        lr=setup.config.rates[0] * factor,
+        grad_norm=norm,
+        samples=len(consumed),
+        active_tokens=totals.active_tokens,
+        answer_tokens=int(everyone[:, 3].sum()),
+        tokens=int(everyone[:, 4].sum()),
+        seconds=time.monotonic() - began,
+        workers=team.workers,
+        unusable=unusable,
+    )
+
+
+def _first(loaded: Sequence[Loaded], kind: type[Mismatch]) -> Mismatch | None:
+    return next((each for each in loaded if isinstance(each, kind)), None)
+
+
+def _accumulate(
+    run: Run, samples: Sequence[TrainingSample], passes: list[list[int]], most: int, totals: Totals
+) -> float:
+    """Run `most` passes, empty ones after this worker's own, leaving the gradient of the global batch's loss, which
+    is returned."""
+    normalisation = run.setup.config.normalisation
+    loss = torch.zeros((), device=run.team.device)
+    for members in itertools.islice(itertools.chain(passes, itertools.repeat([])), max(most, 1)):
+        batch = run.batcher.empty()
+        if members:
+            chosen = [samples[index] for index in members]
+            shares: list[Weights] = [coefficients(sample.weights_T, totals, normalisation) for sample in chosen]
+            batch = run.batcher(chosen, shares)
+        part, _ = run.trainee(batch)
+        # FSDP takes the mean over workers, and the loss is a sum.
+        (part * run.team.workers if run.sharded else part).backward()
+        loss += part.detach()
+    return float(run.team.total(loss))
+
+
+def _grad_norm(run: Run) -> float:
+    """The norm of the whole gradient, which is scaled down to --max-grad-norm."""
+    limit = run.setup.config.max_grad_norm or math.inf
+    trained = [parameter for parameter in run.trainee.parameters() if parameter.requires_grad]
+    norm: Any = torch.nn.utils.clip_grad_norm_(trained, limit)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+@torch.no_grad()
+def held_out_loss(run: Run) -> tuple[float, float]:
+    """Mean -log q of the held-out samples' active tokens, and of all their answer tokens; nats."""
+    setup, team = run.setup, run.team
+    held = np.arange(setup.order.samples, len(setup.index))
+    sums = np.zeros(4)
+    own = held[team.rank :: team.workers]
+    loaded = [each for each in setup.source().__getitems__(own.tolist()) if isinstance(each, TrainingSample)]
+    passes = plan_passes(
+        [sample.length for sample in loaded],
+        max_tokens=setup.batch_tokens,
+        max_samples=setup.config.micro_batch,
+        packed=run.packed,
+    )
+    most = int(team.gather(np.array([len(passes)], dtype=np.float64)).max())
+    run.trainee.eval()
+    for members in itertools.islice(itertools.chain(passes, itertools.repeat([])), most):
+        chosen = [loaded[index] for index in members]
+        ones = [np.ones(len(sample.weights_T), dtype=np.float32) for sample in chosen]
+        batch = run.batcher(chosen, ones) if members else run.batcher.empty()
+        _, nll_N = run.trainee(batch)
+        if members:
+            nll = nll_N.cpu().double().numpy()
+            active = np.concatenate([sample.weights_T for sample in chosen]) != 0
+            sums += [nll[active].sum(), active.sum(), nll.sum(), len(nll)]
+    run.trainee.train()
+    total = team.gather(sums).sum(axis=0)
+    return (
+        float(total[0] / total[1]) if total[1] else math.nan,
+        float(total[2] / total[3]) if total[3] else math.nan,
+    )
+
+
+def save(run: Run, keeper: Keeper) -> None:
+    """A checkpoint of the state after the steps so far."""
+    scores = [line["held_out_active_loss"] for line in run.log if line["held_out_active_loss"] is not None]
+    progress = {"step": run.step, "log": run.log}
+    keeper.save(
+        run.step,
+        partial(checkpoints.write, trainee=run.trainee, optimizer=run.optimizer, progress=progress, team=run.team),
+        scores[-1] if scores else None,
+    )
