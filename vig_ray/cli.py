@@ -72,6 +72,30 @@ def _select() -> tuple[type[StageConfig], Callable[[Any], int]]:
     return SelectConfig, call
 
 
+def _train() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from vig_ray.training.config import TrainConfig
+
+    def call(config: TrainConfig) -> int:
+        from vig_ray.training.job import run
+
+        print(run(config).text())
+        return 0
+
+    return TrainConfig, call
+
+
+def _export() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from vig_ray.training.export import ExportConfig
+
+    def call(config: ExportConfig) -> int:
+        from vig_ray.training.export import run
+
+        print(run(config).text())
+        return 0
+
+    return ExportConfig, call
+
+
 def _export_data() -> tuple[type[StageConfig], Callable[[Any], int]]:
     from vig_ray.selection.export import ExportDataConfig
 
@@ -136,6 +160,8 @@ VERBS = {
     "import": Verb("any vision-language dataset to samples/", _import),
     "score": Verb("samples to clean and reference log-probs of every answer token, scores/", _score),
     "select": Verb("scores to the samples and tokens worth training on, selection/", _select),
+    "train": Verb("instruction tuning on a selection's active tokens, model/", _train),
+    "export": Verb("the model of a training run as a checkpoint, in the hub's or LLaVA's layout", _export),
     "export-data": Verb("a selection in the format of another trainer", _export_data),
     "top": Verb("the samples with the lowest gain, likely mislabelled, or the highest", _top),
     "inspect": Verb("one sample, its answer coloured by token gain", _inspect),
@@ -150,7 +176,9 @@ def _flag(name: str) -> str:
 
 def _shown(default: Any) -> str:
     """A default as it would be written on the command line."""
-    return ",".join(f"{value:g}" for value in default) if isinstance(default, tuple) else str(default)
+    if isinstance(default, tuple):
+        return ",".join(_shown(value) for value in default)
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _placed(name: str, field: FieldInfo) -> str:
@@ -225,7 +253,8 @@ def _explain(error: ValidationError) -> str:
             told.append(f"{option}: no such option")
         else:
             message = finding["msg"].removeprefix("Value error, ")
-            told.append(f"{option} {finding['input']!r}: {message[0].lower()}{message[1:]}")
+            value = f"{option} {finding['input']!r}: " if finding["loc"] else ""  # else it is about several options
+            told.append(f"{value}{message[:1].lower()}{message[1:]}" if value else message)
     return "; ".join(told)
 
 

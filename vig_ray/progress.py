@@ -21,17 +21,20 @@ def duration(seconds: float) -> str:
 
 
 class RowProgress:
-    """Rows done of `total` (None: not known), with rows/s and the time left, on standard error.
+    """Rows done of `total` (None: not known), with rows/s and the time left, on standard error; or other `units`.
 
     The rate counts from the first row that is seen done, so that loading a model doesn't blur it.
     """
 
-    def __init__(self, what: str, total: int | None, *, done: int = 0, every: float = 10.0) -> None:
+    def __init__(
+        self, what: str, total: int | None, *, done: int = 0, every: float = 10.0, units: str = "rows"
+    ) -> None:
         self._what, self._total, self._start = what, total, done
         self._done = done
         self._first: tuple[float, int] | None = None
         self._last_line = time.monotonic()
         self._every = every
+        self._units, self._note = units, ""
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             columns = (
@@ -73,16 +76,22 @@ class RowProgress:
         left = (
             f", {duration((self._total - self._done) / rate)} left" if self._total and self._total > self._done else ""
         )
-        return f"{rate:,.1f} rows/s{left}"
+        return f"{rate:,.1f} {self._units}/s{left}"
 
-    def update(self, done: int) -> None:
-        """Say that `done` rows are done in all."""
+    def restart(self, done: int) -> None:
+        """Say that work goes on from `done`, which may be less than was seen before: it is done again."""
+        self._done = self._start = done
+        self._first = None
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say that `done` rows are done in all, and what else is to be told beside it."""
+        self._note = note
         done = max(done, self._done) if self._total is None else min(max(done, self._done), self._total)
         self._done = done
         if self._first is None and done > self._start:
             self._first = (time.monotonic(), done)
         if self._bar:
-            self._bar.update(self._task, completed=done, pace=self.pace)
+            self._bar.update(self._task, completed=done, pace=f"{self.pace}  {self._note}")
         elif time.monotonic() - self._last_line >= self._every:
             self._line()
 
@@ -90,4 +99,5 @@ class RowProgress:
         self._last_line = time.monotonic()
         of = f" of {self._total:,}" if self._total is not None else ""
         pace = f", {self.pace}" if self.pace else ""
-        print(f"{self._what}: {self._done:,}{of} rows{pace}", file=sys.stderr, flush=True)
+        note = f", {self._note}" if self._note else ""
+        print(f"{self._what}: {self._done:,}{of} {self._units}{pace}{note}", file=sys.stderr, flush=True)

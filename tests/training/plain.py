@@ -30,17 +30,19 @@ def plain_training(checkpoint, formatter, samples, selection, *, steps, batch, l
     rising, losses = math.ceil(warmup * steps), []
     for step in range(steps):
         part = chosen.iloc[step * batch : (step + 1) * batch]
-        weights = [w if w is not None else [1.0] * len(ids) for w, ids in zip(part.token_weights, part.token_ids)]
+        weights = [
+            w if w is not None else [1.0] * len(ids) for w, ids in zip(part.token_weights, part.token_ids, strict=True)
+        ]
         active = [sum(1 for w in each if w != 0) for each in weights]
         whole = 0.0
-        for key, weight, count in zip(part.sample_key, weights, active):
+        for key, weight, count in zip(part.sample_key, weights, active, strict=True):
             row = rows.loc[key]
             pictures = [PromptImage("", lambda i=i: load_image(i), formatter.preprocess) for i in row["images"]]
             prompt = formatter.prompt([Turn(**turn) for turn in row["conversation"]], pictures)
             inputs = formatter.collate([p.inputs for p in pictures], "cpu", torch.float32) if pictures else {}
             logits = model(input_ids=torch.tensor(prompt.token_ids.tolist())[None], **inputs).logits[0]
             loss = 0.0
-            for place, w in zip(prompt.answer_positions.tolist(), weight):
+            for place, w in zip(prompt.answer_positions.tolist(), weight, strict=True):
                 if w != 0:
                     loss = loss - w * logits[place - 1].log_softmax(-1)[int(prompt.token_ids[place])]
             share = count * sum(1 for c in active if c) if by_sample else sum(active)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vig_ray.demo import CHECKPOINT
-from vig_ray.training.checkpoints import LocalKeeper
+from vig_ray.training.checkpoints import Keeper
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.index import of_samples, of_selection
 from vig_ray.training.loader import Prompts
@@ -40,7 +40,7 @@ def setup_of(folder: Path, *, selection: bool = True, model: str = CHECKPOINT, *
 
 def alone(setup: Setup, out: Path) -> Run:
     team = Team(0, 1, torch.device("cpu"))
-    return train(setup, team, LocalKeeper(str(out), keep=2, team=team), Silent())
+    return train(setup, team, Keeper(str(out), keep=2, team=team), Silent())
 
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
@@ -56,7 +56,7 @@ def _work(rank: int, workers: int, folder: str, setups: Sequence[tuple[str, Setu
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers)
     team = Team(rank, workers, torch.device("cpu"))
     for name, setup in setups:
-        run = train(setup, team, LocalKeeper(os.path.join(folder, name), keep=2, team=team), Silent())
+        run = train(setup, team, Keeper(os.path.join(folder, name), keep=2, team=team), Silent())
         weights = weights_of(run)
         if rank == 0:
             torch.save({"log": run.log, "weights": weights}, os.path.join(folder, f"{name}.pt"))

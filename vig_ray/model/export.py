@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from safetensors.torch import save_file
@@ -29,8 +30,11 @@ def hub_name(name: str) -> str:
     return name
 
 
-def save_checkpoint(model: Any, processor: Any, out: str) -> None:
-    """Write a LLaVA model's config, weights (safetensors, at most 5 GB a file) and processor to folder `out`."""
+def save_checkpoint(model: Any, processor: Any, out: str, *, state: Mapping[str, Any] | None = None) -> None:
+    """Write a LLaVA model's config, weights (safetensors, at most 5 GB a file) and processor to folder `out`.
+
+    `state`: the weights, by the model's names, where they aren't the model's own.
+    """
     os.makedirs(out, exist_ok=True)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(out)
@@ -39,7 +43,7 @@ def save_checkpoint(model: Any, processor: Any, out: str) -> None:
     processor.save_pretrained(out)
     shards: list[dict[str, Any]] = [{}]
     size = 0
-    for name, tensor in model.state_dict().items():
+    for name, tensor in (model.state_dict() if state is None else state).items():
         size += tensor.nbytes
         if size > _SHARD_BYTES and shards[-1]:
             shards.append({})

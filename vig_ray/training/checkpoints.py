@@ -2,54 +2,85 @@
 
 `torch.distributed.checkpoint` writes each worker's shards and cuts them anew when another number of workers reads
 them. What is trained is in it, the optimizer's state, and the log up to that step; frozen weights are not.
+
+    OUT/checkpoints/step-00000200-5f2a91/     a name of its own for every attempt: no two ever write the same folder
+        __0_0.distcp, ..., .metadata, progress.json
+        whole.json                            comes last, when every worker's files are there; without it, it is none
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
+import pyarrow.fs as pafs
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
+from vig_ray.errors import StageError
+from vig_ray.storage import filesystem, join, one_line, read_bytes, write_bytes
 from vig_ray.training.team import Team
 from vig_ray.training.trainee import Trainee
 
-PROGRESS = "progress.json"
-_TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True)
+_PROGRESS, _WHOLE = "progress.json", "whole.json"
+_UPLOAD_TRIES = 3
 
 
-class Keeper(Protocol):
-    """Where checkpoints go and come from."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole one. `score`: the held-out loss when it was written, None where it wasn't measured."""
 
-    def latest(self) -> Any:
-        """A context with the folder of the newest whole checkpoint, or with None."""
-
-    def save(self, step: int, write: Callable[[str], None], score: float | None) -> None:
-        """Keep what `write(folder)` writes, as the state after `step` steps; every worker calls it. `score`: the
-        held-out loss then, smaller is better."""
+    name: str
+    step: int
+    score: float | None
 
 
-def write(
-    folder: str, trainee: Trainee, optimizer: torch.optim.Optimizer, progress: dict[str, Any], team: Team
-) -> None:
-    """Write this worker's part of the state; every worker calls it, with a folder of its own or a shared one."""
-    model, moments = get_state_dict(trainee.model, optimizer, options=_TRAINED_ONLY)
-    save_state({"model": model, "optimizer": moments}, checkpoint_id=folder)
-    if team.rank == 0:
-        with open(os.path.join(folder, PROGRESS), "w", encoding="utf-8") as file:
-            json.dump(progress, file)
+def whole_checkpoints(directory: str) -> list[Checkpoint]:
+    """The checkpoints under `directory` that are complete, oldest first."""
+    fs, path = filesystem(directory)
+    infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
+    found = []
+    for name in sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory):
+        if fs.get_file_info(f"{path}/{name}/{_WHOLE}").type == pafs.FileType.File:
+            record = json.loads(read_bytes(join(directory, name, _WHOLE)))
+            found.append(Checkpoint(name, record["step"], record["score"]))
+    return sorted(found, key=lambda each: each.step)
+
+
+def to_keep(checkpoints: list[Checkpoint], last: int) -> set[str]:
+    """The names of the `last` ones, and of the one with the least score."""
+    kept = {each.name for each in checkpoints[-last:]}
+    scored = [(each.score, each.name) for each in checkpoints if each.score is not None]
+    return kept | ({min(scored)[1]} if scored else set())
+
+
+@contextmanager
+def on_this_machine(directory: str, name: str) -> Iterator[str]:
+    """A local folder with the files of one checkpoint."""
+    fs, path = filesystem(join(directory, name))
+    if isinstance(fs, pafs.LocalFileSystem):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="vig-checkpoint-") as folder:
+        pafs.copy_files(path, folder, source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+        yield folder
 
 
 def read(folder: str, trainee: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load a state, in place; returns its progress."""
-    model, moments = get_state_dict(trainee.model, optimizer, options=_TRAINED_ONLY)
+    options = StateDictOptions(ignore_frozen_params=True)
+    model, moments = get_state_dict(trainee.model, optimizer, options=options)
     state: dict[str, Any] = {"model": model, "optimizer": moments}
     load_state(state, checkpoint_id=folder)
     set_state_dict(
@@ -59,57 +90,110 @@ def read(folder: str, trainee: Trainee, optimizer: torch.optim.Optimizer) -> dic
         optim_state_dict=state["optimizer"],
         options=StateDictOptions(ignore_frozen_params=True, strict=False),
     )
-    with open(os.path.join(folder, PROGRESS), encoding="utf-8") as file:
+    with open(os.path.join(folder, _PROGRESS), encoding="utf-8") as file:
         progress: dict[str, Any] = json.load(file)
     return progress
 
 
-class LocalKeeper:
-    """Checkpoints in a folder that all workers see, `step-00000100` and so on: for a run without Ray.
+class Keeper:
+    """Writes the checkpoints of one team under a directory or URI, uploads them while training goes on, and keeps the
+    last `keep` and the best.
 
-    A checkpoint appears under its name only when it is whole. The last `keep` stay, and the one of the best score.
+    `save` and `settle` are called by every worker alike; a folder on this machine is written in place, a remote one is
+    written to a temporary folder and copied by a thread.
     """
 
-    def __init__(self, folder: str, *, keep: int, team: Team) -> None:
-        self._folder, self._keep, self._team = folder, keep, team
-        os.makedirs(folder, exist_ok=True)
-
-    def _whole(self) -> list[str]:
-        return sorted(name for name in os.listdir(self._folder) if name.startswith("step-") and "." not in name)
+    def __init__(self, directory: str, *, keep: int, team: Team) -> None:
+        self._directory, self._keep, self._team = directory, keep, team
+        self._attempt = team.gather_objects(secrets.token_hex(3))[0]
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: tuple[Checkpoint, Future[None]] | None = None
+        fs, self._path = filesystem(directory)
+        self._local = isinstance(fs, pafs.LocalFileSystem)
 
     @contextmanager
     def latest(self) -> Iterator[str | None]:
-        """See `Keeper`."""
-        whole = self._whole()
-        yield os.path.join(self._folder, whole[-1]) if whole else None
-
-    def save(self, step: int, write: Callable[[str], None], score: float | None) -> None:
-        """See `Keeper`."""
-        final = os.path.join(self._folder, f"step-{step:08d}")
-        partial = f"{final}.partial"
-        write(partial)
-        self._team.gather_objects(None)  # all have written
+        """A local folder with the newest whole checkpoint, or None; what an earlier attempt left unfinished goes."""
+        # One looks for all: a store may not show everyone the same at the same moment.
+        whole = self._team.gather_objects(whole_checkpoints(self._directory) if self._team.rank == 0 else None)[0]
         if self._team.rank == 0:
-            if score is not None:
-                with open(os.path.join(partial, "score.json"), "w") as file:
-                    json.dump(score, file)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(partial, final)
-            kept = keep_names({name: self._score(name) for name in self._whole()}, self._keep)
-            for name in set(self._whole()) - kept:
-                shutil.rmtree(os.path.join(self._folder, name))
+            self._delete_all_but({each.name for each in whole})
+        if not whole:
+            yield None
+            return
+        with on_this_machine(self._directory, whole[-1].name) as folder:
+            yield folder
+            self._team.gather_objects(None)  # nobody goes on, and deletes, while another reads
 
-    def _score(self, name: str) -> float | None:
+    def save(
+        self,
+        step: int,
+        trainee: Trainee,
+        optimizer: torch.optim.Optimizer,
+        progress: dict[str, Any],
+        score: float | None,
+    ) -> None:
+        """Begin to keep the state after `step` steps. Raises StageError where the one before can't be kept."""
+        self.settle(wait=True)
+        checkpoint = Checkpoint(f"step-{step:08d}-{self._attempt}", step, score)
+        model, moments = get_state_dict(trainee.model, optimizer, options=StateDictOptions(ignore_frozen_params=True))
+        folder = (
+            os.path.join(self._path, checkpoint.name) if self._local else tempfile.mkdtemp(prefix="vig-checkpoint-")
+        )
         try:
-            with open(os.path.join(self._folder, name, "score.json")) as file:
-                return float(json.load(file))
-        except FileNotFoundError:
-            return None
+            os.makedirs(folder, exist_ok=True)
+            save_state({"model": model, "optimizer": moments}, checkpoint_id=folder)
+            if self._team.rank == 0:
+                with open(os.path.join(folder, _PROGRESS), "w", encoding="utf-8") as file:
+                    json.dump(progress, file)
+        except Exception as error:  # torch wraps what its workers raise
+            raise StageError(f"{folder}: a checkpoint can't be written: {one_line(error)[-300:]}") from error
+        self._pending = checkpoint, self._pool.submit(self._upload, folder, checkpoint.name)
 
+    def _upload(self, folder: str, name: str) -> None:
+        if self._local:
+            return
+        target = join(self._directory, name)
+        try:
+            for attempt in range(_UPLOAD_TRIES):
+                try:
+                    fs, path = filesystem(target)
+                    fs.create_dir(path, recursive=True)
+                    pafs.copy_files(folder, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+                    return
+                except OSError as error:
+                    if attempt == _UPLOAD_TRIES - 1:
+                        raise StageError(
+                            f"{target}: a checkpoint can't be uploaded: {one_line(error)[:300]}"
+                        ) from error
+                    time.sleep(2.0**attempt)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
-def keep_names(scores: dict[str, float | None], keep: int) -> set[str]:
-    """Of checkpoints, oldest first, with their scores: the last `keep`, and the best."""
-    names = list(scores)
-    kept = set(names[-keep:])
-    scored = [(score, name) for name, score in scores.items() if score is not None]
-    return kept | ({min(scored)[1]} if scored else set())
+    def settle(self, *, wait: bool = False) -> None:
+        """Make the checkpoint on its way a whole one, if every worker's files are there; `wait` until they are.
+
+        Raises StageError, on every worker, where they can't be.
+        """
+        if self._pending is None:
+            return
+        checkpoint, upload = self._pending
+        if not wait and not all(self._team.gather_objects(upload.done())):
+            return
+        cause = upload.exception()
+        causes = [each for each in self._team.gather_objects(str(cause) if cause else None) if each]
+        self._pending = None
+        if causes:
+            raise StageError(causes[0])
+        if self._team.rank == 0:
+            record = json.dumps({"step": checkpoint.step, "score": checkpoint.score, "workers": self._team.workers})
+            write_bytes(join(self._directory, checkpoint.name, _WHOLE), record.encode())
+            whole = whole_checkpoints(self._directory)
+            self._delete_all_but(to_keep(whole, self._keep))
+
+    def _delete_all_but(self, names: set[str]) -> None:
+        fs, path = filesystem(self._directory)
+        infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
+        for info in infos:
+            if info.type == pafs.FileType.Directory and info.base_name not in names:
+                fs.delete_dir(info.path)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from vig_ray.model.load import Template
 from vig_ray.scoring.config import WorkerRange
 from vig_ray.stage import StageConfig
 
 _RANGE: dict[str, JsonValue] = {"metavar": "N|MIN..MAX"}
+
+
+def _several(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) else value
 
 
 class TrainConfig(StageConfig):
@@ -74,10 +78,13 @@ class TrainConfig(StageConfig):
     max_failures: int = Field(
         8, ge=-1, description="workers or nodes that may be lost before the run gives up; -1: any number"
     )
-    watch: tuple[Literal["tensorboard", "wandb", "mlflow", "none"], ...] = Field(
+    resize_every: float = Field(
+        60.0, ge=0, description="seconds between looks whether machines came or went, where --workers is a range"
+    )
+    watch: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow", "none"], ...], BeforeValidator(_several)] = Field(
         ("tensorboard",),
         description="where figures go besides log.jsonl: tensorboard (files in OUT/tensorboard), wandb, mlflow",
-        json_schema_extra={"repeated": True},
+        json_schema_extra={"metavar": "tensorboard|wandb|mlflow|none[,...]"},
     )
     seed: int = Field(0, ge=0, description="order of later epochs, and of the first one without a selection")
     name: str | None = Field(None, description="name of the run; by default that of --out")

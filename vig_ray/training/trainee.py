@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,9 +21,39 @@ def is_projector(name: str) -> bool:
     return bool(_PROJECTOR.search(name))
 
 
+def projector_module(name: str) -> str:
+    """The projector's own name in that of one of its parameters."""
+    found = _PROJECTOR.search(name)
+    assert found is not None
+    return found[2]
+
+
 def is_tower(name: str) -> bool:
     """Whether a parameter is the vision tower's own."""
     return bool(_VISION.search(name)) and not is_projector(name)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is LoRA's."""
+    return ".lora_" in name
+
+
+class Lora(NamedTuple):
+    """Adapters of rank `rank`, scaled by `alpha` / `rank`. Without dropout: a resumed run repeats exactly."""
+
+    rank: int
+    alpha: float
+
+
+def _add_adapters(model: Any, lora: Lora) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    decoder = model.get_decoder()
+    inside = {id(module) for module in decoder.modules()}
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and id(module) in inside
+    ]
+    inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=linear), model)
 
 
 def can_pack(model: Any) -> bool:
@@ -42,16 +72,30 @@ class Trainee(torch.nn.Module):
     """A transformers image-text-to-text model whose forward takes a `Batch` and gives its part of the loss.
 
     The vision tower is frozen, as LLaVA-1.5's instruction tuning has it; projector and language model are trained, or
-    with `lora` the projector and adapters. `pack`: use `packed_attention`, which takes padded batches too.
+    with `lora` the projector and adapters on the language model's linear layers. What is frozen is kept in `dtype`,
+    that of the passes. `pack`: use `packed_attention`, which takes padded batches too.
     """
 
-    def __init__(self, model: Any, *, pack: bool, checkpoint_activations: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        pack: bool,
+        checkpoint_activations: bool = False,
+        lora: Lora | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.model = model
         if pack:
             model.set_attn_implementation({"text_config": NAME})
+        if lora is not None:
+            _add_adapters(model, lora)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not is_tower(name))
+            trained = is_projector(name) or (is_adapter(name) if lora is not None else not is_tower(name))
+            parameter.requires_grad_(trained)
+            if not trained:
+                parameter.data = parameter.data.to(dtype)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._softcap = _softcap(model)
         model.train()

@@ -1,26 +1,39 @@
-"""What a person watches while a run trains."""
+"""What a person watches while a run trains: TensorBoard's files, Weights & Biases, MLflow; and what is told live."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
+from vig_ray.errors import StageError
+from vig_ray.storage import join, scheme_of
+
 if TYPE_CHECKING:
-    from vig_ray.training.team import Team
-    from vig_ray.training.trainee import Trainee
-    from vig_ray.training.worker import Setup, Step
+    from vig_ray.training.worker import Run, Step
+
+log = logging.getLogger(__name__)
+
+# Dense bfloat16 matrix rate of one device, FLOP/s, from the makers' data sheets.
+_PEAK = {
+    "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "RTX 4090": 165e12,
+    "B200": 2250e12,
+}  # fmt: skip
 
 
 class Watch(Protocol):
-    """Is told what happens; on every worker, of which the first speaks."""
+    """Is told what happens, on every worker; the first of them speaks."""
 
-    def start(self, setup: Setup, team: Team, trainee: Trainee, log: list[dict[str, Any]]) -> None:
-        """Training begins, after the steps that `log` holds."""
+    def start(self, run: Run) -> None:
+        """Training begins, after the steps that `run.log` holds."""
 
     def checked(self, done: int, total: int) -> None:
         """So many samples of `total` have had their tokens compared."""
 
-    def step(self, step: Step, steps: int) -> None:
-        """One of `steps` steps is done."""
+    def step(self, step: Step) -> None:
+        """A step is done."""
 
     def end(self) -> None:
         """All steps are done."""
@@ -29,14 +42,196 @@ class Watch(Protocol):
 class Silent:
     """A `Watch` that says nothing."""
 
-    def start(self, setup: Setup, team: Team, trainee: Trainee, log: list[dict[str, Any]]) -> None:
+    def start(self, run: Run) -> None:
         """See `Watch`."""
 
     def checked(self, done: int, total: int) -> None:
         """See `Watch`."""
 
-    def step(self, step: Step, steps: int) -> None:
+    def step(self, step: Step) -> None:
         """See `Watch`."""
 
     def end(self) -> None:
         """See `Watch`."""
+
+
+class Tracker(Protocol):
+    """Where figures go."""
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """The figures after `step` steps."""
+
+    def close(self) -> None:
+        """No more follow."""
+
+
+class TensorBoard:
+    """Event files in a folder, or at a URI that fsspec knows."""
+
+    def __init__(self, directory: str, first: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # What an attempt wrote beyond its last checkpoint is hidden: those steps are done again.
+        self._writer = SummaryWriter(directory, purge_step=first or None)
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._writer.close()
+
+
+class Wandb:
+    """Weights & Biases: one run of `name`, which a later attempt goes on with."""
+
+    def __init__(self, name: str, config: Mapping[str, Any], identity: str) -> None:
+        import wandb
+
+        self._run = wandb.init(project="vig-ray", name=name, id=identity, resume="allow", config=dict(config))
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._run.finish()
+
+
+class MLflow:
+    """MLflow, at MLFLOW_TRACKING_URI: one run of `name`, which a later attempt goes on with."""
+
+    def __init__(self, name: str, config: Mapping[str, Any], identity: str) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        mlflow.set_experiment("vig-ray")
+        earlier = mlflow.search_runs(filter_string=f"tags.vig_run = '{identity}'", output_format="list")
+        mlflow.start_run(run_id=earlier[0].info.run_id if earlier else None, run_name=name)
+        if not earlier:
+            mlflow.set_tag("vig_run", identity)
+            mlflow.log_params(dict(config))
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """See `Tracker`."""
+        self._mlflow.log_metrics(dict(figures), step=step)
+
+    def close(self) -> None:
+        """See `Tracker`."""
+        self._mlflow.end_run()
+
+
+def trackers(
+    names: Sequence[str], *, out: str, name: str, config: Mapping[str, Any], identity: str, first: int
+) -> list[Tracker]:
+    """Those asked for. Raises StageError where one isn't installed."""
+    found: list[Tracker] = []
+    for which in dict.fromkeys(names):
+        try:
+            if which == "tensorboard":
+                folder = join(out, "tensorboard")
+                found.append(
+                    TensorBoard(folder.removeprefix("file://") if scheme_of(folder) == "file" else folder, first)
+                )
+            elif which == "wandb":
+                found.append(Wandb(name, config, identity))
+            elif which == "mlflow":
+                found.append(MLflow(name, config, identity))
+        except ImportError as error:
+            raise StageError(f"--watch {which}: {error}; pip install {which} on the machines that train") from error
+    return found
+
+
+def figures_of(step: Step, flops_per_token: float, device: torch.device) -> dict[str, float]:
+    """A step's line as what trackers show. Rates are of the whole team; memory is the first worker's."""
+    seconds = max(step.seconds, 1e-9)
+    found = {
+        "train/loss": step.loss,
+        "train/learning_rate": step.lr,
+        "train/grad_norm": step.grad_norm,
+        "speed/samples_per_s": step.samples / seconds,
+        "speed/tokens_per_s": step.tokens / seconds,
+        "speed/active_tokens_per_s": step.active_tokens / seconds,
+        "speed/tflops_per_worker": flops_per_token * step.tokens / seconds / step.workers / 1e12,
+    }
+    if step.held_out_active_loss is not None and step.held_out_answer_loss is not None:
+        found["held_out/active_loss"] = step.held_out_active_loss
+        found["held_out/answer_loss"] = step.held_out_answer_loss
+    if device.type == "cuda":
+        found["memory/allocated_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        peak = peak_flops(torch.cuda.get_device_name(device))
+        if peak:
+            found["speed/mfu"] = found["speed/tflops_per_worker"] * 1e12 / peak
+    return found
+
+
+def peak_flops(device: str) -> float | None:
+    """A device's dense bfloat16 FLOP/s by its name; None where it isn't known."""
+    return next((peak for name, peak in _PEAK.items() if name in device), None)
+
+
+def flops_per_token(run: Run) -> float:
+    """FLOP a token of a forward and backward pass, by the usual estimate: 6 a trained weight, 4 a frozen one of the
+    language model (no gradient of its own); embeddings, attention scores and the vision tower aren't counted.
+    """
+    decoder = run.trainee.model.get_decoder()
+    trained = frozen = 0
+    for name, parameter in decoder.named_parameters():
+        if "embed" not in name:
+            trained += parameter.numel() * parameter.requires_grad
+            frozen += parameter.numel() * (not parameter.requires_grad)
+    return 6.0 * trained + 4.0 * frozen
+
+
+class TeamWatch:
+    """The first worker's: sends figures to trackers and lines to `tell`, an object with `checked` and `step`."""
+
+    def __init__(self, tell: Any, *, out: str, name: str, identity: str) -> None:
+        self._tell, self._out, self._name, self._identity = tell, out, name, identity
+        self._trackers: list[Tracker] = []
+        self._flops = 0.0
+        self._device = torch.device("cpu")
+        self._speaks = False
+
+    def start(self, run: Run) -> None:
+        """See `Watch`."""
+        self._speaks = run.team.rank == 0
+        self._device, self._flops = run.team.device, flops_per_token(run)
+        if self._speaks:
+            config = run.setup.config
+            self._trackers = trackers(
+                config.watch, out=self._out, name=self._name, config=config.model_dump(mode="json"),
+                identity=self._identity, first=run.step,
+            )  # fmt: skip
+            self._tell.started.remote(run.step, run.setup.order.steps, _described(run))
+
+    def checked(self, done: int, total: int) -> None:
+        """See `Watch`."""
+        if self._speaks:
+            self._tell.checked.remote(min(done, total), total)
+
+    def step(self, step: Step) -> None:
+        """See `Watch`."""
+        if self._speaks:
+            figures = figures_of(step, self._flops, self._device)
+            for tracker in self._trackers:
+                tracker.log(step.step + 1, figures)
+            self._tell.step.remote(step.step + 1, figures)
+
+    def end(self) -> None:
+        """See `Watch`."""
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def _described(run: Run) -> str:
+    trained = sum(parameter.numel() for parameter in run.trainee.parameters() if parameter.requires_grad)
+    workers = run.team.workers
+    return (
+        f"{workers} worker{'s' if workers > 1 else ''} on {run.team.device.type} in {run.setup.dtype}, "
+        f"{trained:,} weights trained, samples {'packed' if run.packed else 'padded'}"
+        f"{', FSDP' if run.sharded else ''}"
+    )

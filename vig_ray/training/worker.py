@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from vig_ray.training.objective import Totals, Weights, coefficients
 from vig_ray.training.optimizer import make_optimizer, rate_factor, set_rate
 from vig_ray.training.order import Order
 from vig_ray.training.team import Team, shard
-from vig_ray.training.trainee import Trainee, can_pack
+from vig_ray.training.trainee import Lora, Trainee, can_pack
 from vig_ray.training.watch import Watch
 
 _CHECKED_AT_ONCE = 256
@@ -60,12 +59,9 @@ class Setup:
 class BadBatchError(StageError):
     """A step whose loss or gradient isn't a number; `keys`: the samples it was made of."""
 
-    def __init__(self, text: str, keys: list[str]) -> None:
-        super().__init__(text)
-        self.keys = keys
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BadBatchError, (str(self), self.keys)
+    def __init__(self, step: int, what: str, keys: list[str]) -> None:
+        super().__init__(f"step {step}: the {what}; lower --lr, or look at the samples of this step.")
+        self.step, self.keys = step, keys
 
 
 class Step(NamedTuple):
@@ -120,7 +116,7 @@ def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch) -> Run:
     with keeper.latest() as folder:
         if folder is not None:
             run.log = checkpoints.read(folder, run.trainee, run.optimizer)["log"]
-    watch.start(setup, team, run.trainee, run.log)
+    watch.start(run)
     order = setup.order
     if run.step == 0:
         check_tokens(setup, team, watch)
@@ -133,12 +129,14 @@ def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch) -> Run:
             active, answer = held_out_loss(run)
             done = done._replace(held_out_active_loss=active, held_out_answer_loss=answer)
         run.log.append(done._asdict())
-        watch.step(done, order.steps)
+        watch.step(done)
+        keeper.settle()
         if run.step % config.save_every == 0 and run.step < order.steps:
             save(run, keeper)
             saved = run.step
     if saved < run.step or not run.log:
         save(run, keeper)
+    keeper.settle(wait=True)
     watch.end()
     return run
 
@@ -151,7 +149,13 @@ def prepare(setup: Setup, team: Team) -> Run:
     # Weights are float32 while they are trained, whatever the checkpoint's precision and that of the passes.
     model = load_model(setup.prompts.model, dtype="float32", device="cpu")
     packs = can_pack(model)
-    trainee = Trainee(model, pack=packs, checkpoint_activations=setup.checkpoint_activations)
+    trainee = Trainee(
+        model,
+        pack=packs,
+        checkpoint_activations=setup.checkpoint_activations,
+        lora=Lora(config.lora_rank, config.lora_alpha) if config.lora else None,
+        dtype=dtype,
+    )
     sharded = shard(trainee, team, dtype)
     optimizer = make_optimizer(trainee, config)
     collate = setup.source().formatter.collate
@@ -198,9 +202,6 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     began = time.monotonic()
     setup, team = run.setup, run.team
     order = setup.order
-    wrong = next((each for each in team.gather_objects(_first(loaded, Mismatch)) if each is not None), None)
-    if wrong is not None:
-        raise _mismatch(wrong)
     samples = [each for each in loaded if isinstance(each, TrainingSample)]
     unusable = {each.key: each.cause for each in loaded if isinstance(each, Unusable)}
     passes = plan_passes(
@@ -215,8 +216,11 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     tokens = sum(sample.length for sample in samples)
     positions = np.full(most, -1.0)
     positions[: len(samples)] = [sample.position for sample in samples]
-    counts = np.array([len(passes), *own, answers, tokens, len(unusable)], dtype=np.float64)
+    wrong = next((each for each in loaded if isinstance(each, Mismatch)), None)
+    counts = np.array([len(passes), *own, answers, tokens, len(unusable), wrong is not None], dtype=np.float64)
     everyone = team.gather(np.concatenate([counts, positions]))
+    if everyone[:, 6].any():
+        raise _mismatch(next(each for each in team.gather_objects(wrong) if each is not None))
     totals = Totals(int(everyone[:, 1].sum()), int(everyone[:, 2].sum()))
     consumed = everyone[:, len(counts) :].ravel()
     expected = order.positions(run.step)
@@ -228,7 +232,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     if not (math.isfinite(loss) and math.isfinite(norm)):
         keys = [key for part in team.gather_objects([sample.key for sample in samples]) for key in part]
         what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
-        raise BadBatchError(f"step {run.step}: the {what}; lower --lr, or look at the samples of this step", keys)
+        raise BadBatchError(run.step, what, keys)
     factor = rate_factor(run.step, order.steps, setup.config.warmup, setup.config.schedule)
     set_rate(run.optimizer, factor)
     run.optimizer.step()
@@ -250,10 +254,6 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
         workers=team.workers,
         unusable=unusable,
     )
-
-
-def _first(loaded: Sequence[Loaded], kind: type[Mismatch]) -> Mismatch | None:
-    return next((each for each in loaded if isinstance(each, kind)), None)
 
 
 def _accumulate(
@@ -320,9 +320,4 @@ def held_out_loss(run: Run) -> tuple[float, float]:
 def save(run: Run, keeper: Keeper) -> None:
     """A checkpoint of the state after the steps so far."""
     scores = [line["held_out_active_loss"] for line in run.log if line["held_out_active_loss"] is not None]
-    progress = {"step": run.step, "log": run.log}
-    keeper.save(
-        run.step,
-        partial(checkpoints.write, trainee=run.trainee, optimizer=run.optimizer, progress=progress, team=run.team),
-        scores[-1] if scores else None,
-    )
+    keeper.save(run.step, run.trainee, run.optimizer, {"log": run.log}, scores[-1] if scores else None)

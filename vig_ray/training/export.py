@@ -1,0 +1,280 @@
+"""`vig export`: a trained model as a checkpoint that transformers, vLLM and this project's scorer load.
+
+    OUT/model      the whole model in the hub's layout, LoRA merged into it
+    OUT/adapter    with LoRA: adapters and projector alone, as peft loads them on top of the aligned model
+
+`--format llava` writes LLaVA's original layout instead: one LlamaForCausalLM with `model.mm_projector.*` beside its own
+weights, and the vision tower by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
+
+from vig_ray.errors import StageError
+from vig_ray.model.checkpoint import local_folder, read_config
+from vig_ray.model.export import save_checkpoint
+from vig_ray.model.llava import LlavaFormatter
+from vig_ray.model.load import Template, load_formatter, load_model
+from vig_ray.stage import StageConfig, read_stage
+from vig_ray.storage import filesystem, join, scheme_of
+from vig_ray.training.checkpoints import on_this_machine, whole_checkpoints
+from vig_ray.training.trainee import Lora, is_adapter, is_projector, projector_module
+
+State = Mapping[str, torch.Tensor]
+
+_BASE, _A, _B = ".base_layer", ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+class ExportConfig(StageConfig):
+    """Write the model of a training run, finished or not, as a checkpoint."""
+
+    run: str = Field(description="what `vig train --out` wrote, or the training/ inside it")
+    out: str = Field(description="folder that gets the checkpoint; must not exist yet")
+    step: Literal["last", "best"] = Field("last", description="which of the run's checkpoints; best: held-out loss")
+    format: Literal["hub", "llava", "adapter"] = Field(
+        "hub", description="hub: transformers' and vLLM's; llava: LLaVA's original layout; adapter: LoRA apart (peft)"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="precision of the written weights; by default that of the run's passes"
+    )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    out: str
+    step: int
+
+    def text(self) -> str:
+        """One line for a person."""
+        return f"{self.out}: the model after step {self.step:,}"
+
+
+def merged(state: State, lora: Lora | None) -> dict[str, torch.Tensor]:
+    """The model's own weights: W + alpha / r * B A where a layer has adapters, names as without them."""
+    if lora is None:
+        return dict(state)
+    found = {}
+    for name, tensor in state.items():
+        if is_adapter(name):
+            continue
+        plain = name.replace(_BASE, "")
+        down = state.get(plain.removesuffix(".weight") + _A) if name.endswith(f"{_BASE}.weight") else None
+        if down is not None:
+            up = state[plain.removesuffix(".weight") + _B]
+            tensor = tensor.float() + (up.float() @ down.float()) * (lora.alpha / lora.rank)
+        found[plain] = tensor
+    return found
+
+
+def write_model(state: State, base: str, template: Template, out: str, dtype: str) -> None:
+    """Write a model's whole weights to folder `out`, in the hub's layout, with what goes with them.
+
+    `base`: the checkpoint that it was trained from, whose config, tokenizer and processor go with it. A model that was
+    trained with LLaVA's prompt gets a processor that pads and LLaVA's chat template, whatever `base` has.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    folder = local_folder(base, weights=False)
+    config = read_config(folder)
+    config.dtype = dtype
+    weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    formatter = load_formatter(base, template)
+    if isinstance(formatter, LlavaFormatter):
+        save_checkpoint(model, _llava_processor(formatter, config), out, state=weights)
+        return
+    model.save_pretrained(out, state_dict=weights)
+    for name in os.listdir(folder):
+        told = name.endswith((".json", ".jinja", ".txt", ".model")) and not name.endswith(".index.json")
+        if told and name not in ("config.json", "generation_config.json"):
+            shutil.copy(os.path.join(folder, name), os.path.join(out, name))
+
+
+def _llava_processor(formatter: LlavaFormatter, config: Any) -> Any:
+    from transformers import LlavaProcessor
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    from vig_ray.model.chat_template import LLAVA_V1
+
+    side = formatter.side
+    return LlavaProcessor(
+        image_processor=LlavaImageProcessorPil(
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            image_mean=list(formatter.mean),
+            image_std=list(formatter.std),
+            resample=formatter.resample,
+            do_pad=True,
+        ),
+        tokenizer=formatter.tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_V1,
+    )
+
+
+def write_adapter(state: State, base: str, lora: Lora, out: str) -> None:
+    """Write adapters and projector to folder `out`, as `peft.PeftModel.from_pretrained(model, out)` loads them."""
+    from peft import LoraConfig, TaskType
+
+    modules = sorted({name.split(".lora_A.")[0] for name in state if ".lora_A." in name})
+    whole = sorted({projector_module(name) for name in state if is_projector(name)})
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=modules,
+        modules_to_save=whole,
+        base_model_name_or_path=base,
+        task_type=TaskType.CAUSAL_LM,
+        inference_mode=True,
+    )
+    os.makedirs(out, exist_ok=True)
+    config.save_pretrained(out)
+    tensors = {
+        f"base_model.model.{name.replace('.default', '')}": tensor.contiguous()
+        for name, tensor in state.items()
+        if is_adapter(name) or is_projector(name)
+    }
+    save_file(tensors, os.path.join(out, "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+def write_llava(state: State, base: str, out: str, dtype: str) -> None:
+    """Write a LLaVA model to folder `out` in LLaVA's original layout (`LlavaLlamaForCausalLM`).
+
+    Raises StageError where the model is another.
+    """
+    folder = local_folder(base, weights=False)
+    config = read_config(folder)
+    if config.model_type != "llava" or config.text_config.model_type != "llama":
+        raise StageError(f"{base}: a {config.model_type!r} model has no LLaVA layout; --format hub takes any")
+    os.makedirs(out, exist_ok=True)
+    renamed = {}
+    for name, tensor in state.items():
+        if name.startswith("model.language_model."):
+            new = "model." + name.removeprefix("model.language_model.")
+        elif name.startswith("model.multi_modal_projector.linear_"):
+            layer, _, rest = name.removeprefix("model.multi_modal_projector.linear_").partition(".")
+            new = f"model.mm_projector.{2 * (int(layer) - 1)}.{rest}"  # layer 1 of mlp2x_gelu is the GELU
+        elif name.startswith("model.vision_tower."):
+            inner = name.removeprefix("model.vision_tower.").removeprefix("vision_model.")
+            new = f"model.vision_tower.vision_tower.vision_model.{inner}"
+        else:
+            new = name
+        renamed[new] = tensor.to(getattr(torch, dtype)).contiguous()
+    save_file(renamed, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
+    text = config.text_config.to_dict()
+    text |= {
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        "torch_dtype": dtype,
+        "mm_vision_tower": getattr(config.vision_config, "_name_or_path", "") or "openai/clip-vit-large-patch14-336",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_hidden_size": config.vision_config.hidden_size,
+        "mm_vision_select_layer": config.vision_feature_layer,
+        "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "use_mm_proj": True,
+        "image_aspect_ratio": "pad",
+        "unfreeze_mm_vision_tower": False,
+    }
+    with open(os.path.join(out, "config.json"), "w", encoding="utf-8") as file:
+        json.dump(text, file, indent=2, default=str)
+    formatter = load_formatter(base, "llava_v1")
+    assert isinstance(formatter, LlavaFormatter)
+    formatter.tokenizer.save_pretrained(out)
+
+
+def training_directory(given: str) -> tuple[str, dict[str, Any]]:
+    """The training/ directory that a user means, and its record. Raises StageError."""
+    for directory in (given, join(given, "training")):
+        record = read_stage(directory)
+        if record is not None and record["stage"] == "train":
+            return directory, record
+    raise StageError(f"{given}: no training run here; --run takes what `vig train --out` wrote")
+
+
+def run(config: ExportConfig) -> Exported:
+    """Write the checkpoint; needs the memory of one model, and neither Ray nor a GPU. Raises StageError."""
+    directory, record = training_directory(config.run)
+    if scheme_of(config.out):
+        raise StageError(f"--out {config.out}: takes a folder on this machine; copy it from there")
+    if os.path.exists(config.out):
+        raise StageError(f"--out {config.out}: exists already; choose another folder")
+    trained = record["config"]
+    lora = Lora(trained["lora_rank"], trained["lora_alpha"]) if trained["lora"] else None
+    if config.format == "adapter" and lora is None:
+        raise StageError(f"{directory}: trained without --lora, so there is no adapter")
+    checkpoints = whole_checkpoints(join(directory, "checkpoints"))
+    if config.step == "best":
+        checkpoints = sorted((each for each in checkpoints if each.score is not None), key=lambda each: -each.score)  # type: ignore[operator]
+    if not checkpoints:
+        raise StageError(f"{directory}: no checkpoint{' with a held-out loss' if config.step == 'best' else ''} yet")
+    chosen = checkpoints[-1]
+    base, template = record["prompts"]["model"], record["prompts"]["template"]
+    dtype = config.dtype or record["dtype"]
+    state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora)
+    unfinished = f"{config.out.rstrip('/')}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    if config.format == "adapter" and lora is not None:
+        write_adapter(state, base, lora, unfinished)
+    elif config.format == "llava":
+        write_llava(merged(state, lora), base, unfinished, dtype)
+    else:
+        write_model(merged(state, lora), base, template, unfinished, dtype)
+    os.replace(unfinished, config.out)
+    return Exported(config.out, chosen.step)
+
+
+def _whole_state(directory: str, name: str, base: str, lora: Lora | None) -> dict[str, torch.Tensor]:
+    """The model's weights after a checkpoint: those that were trained from there, the frozen ones from `base`."""
+    from vig_ray.training.trainee import Trainee
+
+    model = load_model(base, dtype="float32", device="cpu")
+    trainee = Trainee(model, pack=False, lora=lora)
+    state: dict[str, torch.Tensor] = {key: tensor.detach() for key, tensor in trainee.model.state_dict().items()}
+    trained = {key for key, parameter in trainee.model.named_parameters() if parameter.requires_grad}
+    with on_this_machine(directory, name) as folder:
+        load_state({"model": {key: state[key] for key in trained}}, checkpoint_id=folder, no_dist=True)
+    return state
+
+
+def publish(folder: str, out: str) -> None:
+    """Copy a finished local folder to `out`, a folder or URI, replacing what is there."""
+    import pyarrow.fs as pafs
+
+    fs, path = filesystem(out)
+    if fs.get_file_info(path).type == pafs.FileType.Directory:
+        fs.delete_dir(path)
+    if isinstance(fs, pafs.LocalFileSystem):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        shutil.move(folder, path)
+        return
+    pafs.copy_files(folder, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+
+
+def write_results(state: State, base: str, template: Template, lora: Lora | None, out: str, dtype: str) -> None:
+    """Write `OUT/model`, and with LoRA `OUT/adapter`, at the end of a run; `out` may be remote."""
+    near = None if scheme_of(out) else out  # on the same disk, so that nothing is copied
+    with tempfile.TemporaryDirectory(prefix=".model-", dir=near) as folder:
+        write_model(merged(state, lora), base, template, os.path.join(folder, "model"), dtype)
+        publish(os.path.join(folder, "model"), join(out, "model"))
+        if lora is not None:
+            write_adapter(state, base, lora, os.path.join(folder, "adapter"))
+            publish(os.path.join(folder, "adapter"), join(out, "adapter"))

@@ -1,0 +1,351 @@
+"""The training job on Ray Train: check, find every position's rows, and let an elastic group of workers train.
+
+    OUT/training/   stage.json, checkpoints/, log.jsonl (one line a step), tensorboard/
+    OUT/model/      the trained model, a transformers checkpoint; with LoRA the adapter alone in OUT/adapter/
+
+`run(config)` is what `vig train`, `jobs/train.py` and Python call. A run that was killed goes on from its last
+checkpoint when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from vig_ray.cluster import Machines, machines, parse_range
+from vig_ray.errors import StageError
+from vig_ray.model.checkpoint import fingerprint, is_local
+from vig_ray.model.load import load_formatter, template_fingerprint
+from vig_ray.scoring.scored import samples_beside
+from vig_ray.selection.export import selection_directory
+from vig_ray.stage import clear_directory, read_stage, write_stage
+from vig_ray.storage import check_writable, exists, filesystem, join, scheme_of, write_bytes
+from vig_ray.training.checkpoints import Keeper
+from vig_ray.training.config import TrainConfig
+from vig_ray.training.export import write_results
+from vig_ray.training.index import Index, of_samples, of_selection
+from vig_ray.training.loader import Prompts
+from vig_ray.training.monitor import Monitor, shown
+from vig_ray.training.team import Team
+from vig_ray.training.trainee import Lora
+from vig_ray.training.watch import TeamWatch
+from vig_ray.training.worker import BadBatchError, Run, Setup, train
+
+log = logging.getLogger(__name__)
+
+# What a run may be gone on with though it differs: it changes how the work is done, not what comes out.
+_HOW = {
+    "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "loaders",
+    "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
+    "selection", "model", "dtype",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config that has been checked against what is really there. `record`: the selection's, {} without one."""
+
+    config: TrainConfig
+    prompts: Prompts
+    samples: str
+    selection: str | None
+    record: dict[str, Any]
+    identity: dict[str, Any]
+    out: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to."""
+
+    model: str
+    steps: int
+    loss: float
+    held_out: tuple[float, float] | None
+    samples: int
+    unusable: dict[str, str]
+
+    def text(self) -> str:
+        """For a person."""
+        told = f"{self.steps:,} steps, {self.samples:,} samples, last loss {self.loss:.4f}"
+        if self.held_out:
+            told += f"; held out: {self.held_out[0]:.4f} on active tokens, {self.held_out[1]:.4f} on all answer tokens"
+        if self.unusable:
+            key, cause = next(iter(self.unusable.items()))
+            told += f"\n{len(self.unusable):,} samples could not be trained on, such as {key}: {cause}"
+        return f"{told}\nmodel: {self.model}"
+
+
+def check(config: TrainConfig) -> Plan:
+    """Everything that can be wrong with a config and takes only seconds to see; raises StageError."""
+    selection: str | None = None
+    record: dict[str, Any] = {}
+    if config.selection is not None:
+        selection, record = selection_directory(config.selection)
+        samples = samples_beside(selection, config.samples, record["identity"]["scores"]["identity"])
+    else:
+        samples = samples_beside(config.samples, config.samples, {})
+    assert samples is not None  # one was given
+    of_then = record.get("prompts", {})
+    # Workers may have another working directory.
+    model = os.path.abspath(os.path.expanduser(config.model)) if is_local(config.model) else config.model
+    prompts = Prompts(
+        model, config.template or of_then.get("template") or "auto", config.max_length or of_then.get("max_length")
+    )
+    check_writable(config.out)
+    template = template_fingerprint(load_formatter(*prompts))
+    if record and record.get("template") != template:
+        log.warning(
+            "%s was made with another prompt or tokenizer than %s has; every sample's tokens are compared before the "
+            "first step",
+            selection,
+            config.model,
+        )
+    imported = read_stage(samples) or {}
+    identity = {
+        "options": config.model_dump(mode="json", exclude=_HOW),
+        "model": fingerprint(config.model),
+        "template": template,
+        "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")},
+        "selection": {name: record.get(name) for name in ("identity", "selection")} if record else None,
+    }
+    return Plan(config, prompts, samples, selection, record, identity, join(config.out, "training"))
+
+
+def run(config: TrainConfig) -> Trained:
+    """Train; returns what came of it.
+
+    Raises StageError, before any worker starts, where the config, the samples, the selection, the model or what is in
+    `OUT` is wrong; and where training can't go on, with what to do.
+    """
+    plan = check(config)
+    earlier = _earlier_run(plan)
+    if earlier and earlier["complete"]:
+        log.info("%s: already complete, nothing to train", plan.out)
+        return Trained(**{**earlier["result"], "held_out": _pair(earlier["result"]["held_out"])})
+    index = of_selection(plan.samples, plan.selection) if plan.selection else of_samples(plan.samples, config.seed)
+    if config.held_out >= len(index):
+        raise StageError(f"--held-out {config.held_out}: there are only {len(index):,} samples")
+    if index.left_out:
+        log.warning("%s samples have an error and are left out", f"{index.left_out:,}")
+    most = parse_range(config.workers)[1] if config.workers else 1
+    with machines(config.address, actors=most) as ray_has:
+        device = _device(config, ray_has)
+        dtype = config.dtype or ("bfloat16" if device == "cuda" else "float32")
+        identity = plan.identity | {"dtype": dtype}
+        if earlier is not None and earlier["identity"] != identity:
+            raise StageError(f"{plan.out}: holds a run in {earlier['identity']['dtype']}; give --dtype, or --overwrite")
+        facts = {"identity": identity, "prompts": plan.prompts._asdict(), "dtype": dtype}
+        write_stage(plan.out, "train", config, complete=False, **facts)
+        done = _train(plan, index, ray_has, device, dtype)
+    trained = _trained(plan, done)
+    write_stage(plan.out, "train", config, complete=True, result=trained.__dict__, **facts)
+    return trained
+
+
+def _pair(values: Any) -> tuple[float, float] | None:
+    return (values[0], values[1]) if values else None
+
+
+def _trained(plan: Plan, lines: list[dict[str, Any]]) -> Trained:
+    last = lines[-1]
+    held = last["held_out_active_loss"], last["held_out_answer_loss"]
+    return Trained(
+        model=join(plan.config.out, "model"),
+        steps=len(lines),
+        loss=last["loss"],
+        held_out=held if None not in held else None,
+        samples=sum(line["samples"] for line in lines),
+        unusable={key: cause for line in lines for key, cause in line["unusable"].items()},
+    )
+
+
+def _earlier_run(plan: Plan) -> dict[str, Any] | None:
+    """The record of this very run, finished or not; None where there is none or it may go.
+
+    Raises StageError where `OUT` holds another.
+    """
+    found = read_stage(plan.out)
+    model = join(plan.config.out, "model")
+    if plan.config.overwrite and (found is None or found["stage"] == "train"):
+        clear_directory(plan.out)
+        if found is not None:
+            clear_directory(model)
+            clear_directory(join(plan.config.out, "adapter"))
+        found = None
+    if found is None:
+        if exists(model).name != "NotFound":
+            raise StageError(f"{model}: exists, and no training wrote it; choose another --out")
+        return None
+    identity = {name: value for name, value in found.get("identity", {}).items() if name != "dtype"}
+    if found["stage"] != "train" or identity != plan.identity:
+        raise StageError(
+            f"{plan.out}: holds a run with other options, another model or other data; choose another --out, or "
+            "--overwrite to delete it"
+        )
+    return found
+
+
+def _device(config: TrainConfig, ray_has: Machines) -> str:
+    if config.device == "auto":
+        return "cuda" if ray_has.gpus else "cpu"
+    if config.device == "cuda" and not ray_has.gpus and ray_has.cores is not None:
+        raise StageError("--device cuda: this machine has no GPU that Ray sees")
+    return config.device
+
+
+def _train(plan: Plan, index: Index, ray_has: Machines, device: str, dtype: str) -> list[dict[str, Any]]:
+    """Run the group of workers to its end; returns the log of all steps."""
+    config = plan.config
+    on_gpu = device == "cuda"
+    recompute = config.activation_checkpointing == "on" or (config.activation_checkpointing == "auto" and on_gpu)
+    setup = Setup(
+        config,
+        plan.prompts,
+        index,
+        plan.samples,
+        plan.selection,
+        dtype=dtype,
+        loaders=config.loaders if config.loaders is not None else (4 if on_gpu else 0),
+        batch_tokens=config.batch_tokens or (16384 if on_gpu else 4096),
+        checkpoint_activations=recompute,
+    )
+    least, most = parse_range(config.workers) if config.workers else (1, ray_has.gpus or 1 if on_gpu else 1)
+    monitor: Any = Monitor.remote()  # type: ignore[attr-defined]
+    loop = {
+        "setup": ray.put(setup),
+        "monitor": monitor,
+        "out": config.out if scheme_of(config.out) else os.path.abspath(os.path.expanduser(config.out)),
+        "threads": None if on_gpu or ray_has.cores is None else max(1, ray_has.cores // most),
+    }
+    # Ray Train wants a place for records of its own. Nothing is resumed from them: checkpoints are ours.
+    records = tempfile.mkdtemp(prefix="vig-train-") if ray_has.cores is not None else None
+    storage: dict[str, Any] = {"storage_path": records}
+    if records is None:
+        fs, path = filesystem(join(plan.out, ".ray"))
+        storage = {"storage_path": path, "storage_filesystem": fs}
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=loop,
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=least if least == most else (least, most),
+            use_gpu=on_gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if on_gpu else {"CPU": 1},
+            elastic_resize_monitor_interval_s=config.resize_every,
+        ),
+        run_config=RunConfig(name="run", failure_config=FailureConfig(max_failures=config.max_failures), **storage),
+    )
+    try:
+        with shown(monitor, setup.order.steps):
+            _fit(trainer, monitor)
+    finally:
+        if records is not None:
+            shutil.rmtree(records, ignore_errors=True)
+        else:
+            clear_directory(join(plan.out, ".ray"))
+    return _log_lines(plan)
+
+
+def _fit(trainer: TorchTrainer, monitor: Any) -> None:
+    """`trainer.fit()`; raises StageError with the cause where it fails."""
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    # Not in the main thread, where Ray Train would take Ctrl-C for itself.
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.5)
+    why = ray.get(monitor.given_up.remote())
+    if why is not None:
+        raise StageError(why[0])
+    if failure:
+        raise StageError(f"training failed: {_cause(failure[0])}") from failure[0]
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong in a worker, on one line: Ray Train wraps what workers raise."""
+    causes: Mapping[int, BaseException] = getattr(error, "worker_failures", None) or {}
+    for inner in causes.values():
+        base: BaseException = getattr(inner, "_base_exc", None) or getattr(inner, "cause", None) or inner
+        lines = [line.strip() for line in str(base).splitlines() if line.strip()]
+        return f"{type(base).__name__}: {lines[-1] if lines else ''}"[:500]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:500]
+
+
+def _log_lines(plan: Plan) -> list[dict[str, Any]]:
+    from vig_ray.storage import read_bytes
+
+    return [json.loads(line) for line in read_bytes(join(plan.out, "log.jsonl")).decode().splitlines()]
+
+
+def _work(loop: Mapping[str, Any]) -> None:
+    """What runs in each worker of Ray Train's group, from its start to the end or the next resize."""
+    monitor = loop["monitor"]
+    if ray.get(monitor.given_up.remote()) is not None:
+        return
+    setup: Setup = ray.get(loop["setup"])
+    config, out = setup.config, loop["out"]
+    if loop["threads"]:
+        torch.set_num_threads(loop["threads"])
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    team = Team(context.get_world_rank(), context.get_world_size(), device)
+    directory = join(out, "training")
+    name = config.name or os.path.basename(out.rstrip("/"))
+    identity = fingerprint_of_run(setup)
+    try:
+        keeper = Keeper(join(directory, "checkpoints"), keep=config.keep, team=team)
+        run = train(setup, team, keeper, TeamWatch(monitor, out=directory, name=name, identity=identity))
+        finish(run, out)
+    except BadBatchError as error:
+        where = join(directory, f"bad-step-{error.step}.json")
+        if team.rank == 0:
+            write_bytes(where, json.dumps({"why": str(error), "sample_keys": error.keys}, indent=2).encode())
+        ray.get(monitor.give_up.remote(f"{error} Their keys are in {where}", error.keys))
+    except StageError as error:
+        ray.get(monitor.give_up.remote(str(error), []))
+        raise
+
+
+def fingerprint_of_run(setup: Setup) -> str:
+    """A name of 8 hex digits that a run keeps through all its attempts."""
+    import hashlib
+
+    told = setup.config.model_dump_json() + str(len(setup.index))
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
+
+
+def finish(run: Run, out: str) -> None:
+    """Write the log and the trained model; every worker calls it."""
+    config, setup = run.setup.config, run.setup
+    state: Any = get_model_state_dict(
+        run.trainee.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    if run.team.rank == 0:
+        lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
+        write_results(state, setup.prompts.model, setup.prompts.template, lora, out, setup.dtype)
+        lines = "".join(json.dumps(line) + "\n" for line in run.log)
+        write_bytes(join(out, "training", "log.jsonl"), lines.encode())
+    run.team.gather_objects(None)

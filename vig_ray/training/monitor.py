@@ -1,0 +1,88 @@
+"""What the job knows of its workers while they train: their progress, and why one gave up for good."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from vig_ray.progress import RowProgress
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class Monitor:
+    """An actor that the first worker reports to."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Any] = {"starts": 0, "team": "", "steps": None, "done": 0, "figures": {}, "checked": None}
+        self._fatal: tuple[str, list[str]] | None = None
+
+    def started(self, done: int, steps: int, team: str) -> None:
+        """Workers begin, after `done` of `steps` steps."""
+        self._seen |= {"starts": self._seen["starts"] + 1, "team": team, "steps": steps, "done": done}
+
+    def checked(self, done: int, total: int) -> None:
+        """So many samples of `total` have had their tokens compared."""
+        self._seen["checked"] = done, total
+
+    def step(self, done: int, figures: Mapping[str, float]) -> None:
+        """So many steps are done; the last one's figures."""
+        self._seen |= {"done": done, "figures": dict(figures), "checked": None}
+
+    def seen(self) -> dict[str, Any]:
+        """All of that."""
+        return self._seen
+
+    def give_up(self, why: str, keys: list[str]) -> None:
+        """Nothing can come of trying again; `keys`: the samples that it is about."""
+        self._fatal = self._fatal or (why, keys)
+
+    def given_up(self) -> tuple[str, list[str]] | None:
+        """Why, and the samples that it is about; None where nobody gave up."""
+        return self._fatal
+
+
+def line_of(figures: Mapping[str, float]) -> str:
+    """A step's figures on one short line."""
+    if not figures:
+        return ""
+    told = f"loss {figures['train/loss']:.4f}, lr {figures['train/learning_rate']:.2e}"
+    told += f", {figures['speed/tokens_per_s']:,.0f} tokens/s ({figures['speed/active_tokens_per_s']:,.0f} active)"
+    if "held_out/active_loss" in figures:
+        told += f", held out {figures['held_out/active_loss']:.4f}"
+    return told
+
+
+@contextmanager
+def shown(monitor: Any, steps: int) -> Iterator[None]:
+    """Show a monitor's progress while a job runs."""
+    stop = threading.Event()
+
+    def follow(bar: RowProgress) -> None:
+        starts, ended = 0, False
+        while not ended:
+            ended = stop.wait(0.5)
+            try:
+                seen = ray.get(monitor.seen.remote(), timeout=5)
+            except ray.exceptions.RayError:
+                continue
+            if seen["starts"] > starts:
+                starts = seen["starts"]
+                bar.say(f"{'going on' if seen['done'] else 'training'} at step {seen['done']:,}: {seen['team']}")
+                bar.restart(seen["done"])
+            note = line_of(seen["figures"])
+            if seen["checked"]:
+                note = f"comparing tokens: {seen['checked'][0]:,} of {seen['checked'][1]:,} samples"
+            bar.update(seen["done"], note)
+
+    with RowProgress("train", steps, units="steps") as bar:
+        follower = threading.Thread(target=follow, args=(bar,), daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            follower.join(timeout=5)
