@@ -8,19 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.selection.made import write_selected
 from tests.training.plain import plain_training
 from tests.training.runs import alone, setup_of, together, weights_of
 from vig_ray.demo import CHECKPOINT
 
 STEPS = 20
-
-
-@pytest.fixture(scope="module")
-def chosen(tmp_path_factory: pytest.TempPathFactory, demo_model: Any, demo_formatter: Any) -> Path:
-    out = tmp_path_factory.mktemp("chosen")
-    write_selected(out, demo_model, demo_formatter, samples=300, p=60)
-    return out
 
 
 @pytest.fixture(scope="module")
