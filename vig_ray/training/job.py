@@ -24,6 +24,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from vig_ray.cluster import Machines, machines, parse_range
@@ -225,7 +226,9 @@ def _train(plan: Plan, index: Index, ray_has: Machines, device: str, dtype: str)
         checkpoint_activations=recompute,
     )
     least, most = parse_range(config.workers) if config.workers else (1, ray_has.gpus or 1 if on_gpu else 1)
-    monitor: Any = Monitor.remote()  # type: ignore[attr-defined]
+    # On this machine: those that train may go.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    monitor: Any = Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     loop = {
         "setup": ray.put(setup),
         "monitor": monitor,

@@ -17,12 +17,20 @@ class Monitor:
     """An actor that the first worker reports to."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, Any] = {"starts": 0, "team": "", "steps": None, "done": 0, "figures": {}, "checked": None}
+        self._seen: dict[str, Any] = {
+            "starts": 0,
+            "team": "",
+            "steps": None,
+            "done": 0,
+            "from": 0,
+            "figures": {},
+            "checked": None,
+        }
         self._fatal: tuple[str, list[str]] | None = None
 
     def started(self, done: int, steps: int, team: str) -> None:
         """Workers begin, after `done` of `steps` steps."""
-        self._seen |= {"starts": self._seen["starts"] + 1, "team": team, "steps": steps, "done": done}
+        self._seen |= {"starts": self._seen["starts"] + 1, "team": team, "steps": steps, "done": done, "from": done}
 
     def checked(self, done: int, total: int) -> None:
         """So many samples of `total` have had their tokens compared."""
@@ -71,8 +79,8 @@ def shown(monitor: Any, steps: int) -> Iterator[None]:
                 continue
             if seen["starts"] > starts:
                 starts = seen["starts"]
-                bar.say(f"{'going on' if seen['done'] else 'training'} at step {seen['done']:,}: {seen['team']}")
-                bar.restart(seen["done"])
+                bar.say(f"{'going on' if seen['from'] else 'training'} at step {seen['from']:,}: {seen['team']}")
+                bar.restart(seen["from"])
             note = line_of(seen["figures"])
             if seen["checked"]:
                 note = f"comparing tokens: {seen['checked'][0]:,} of {seen['checked'][1]:,} samples"

@@ -1,0 +1,175 @@
+"""`vig train` with workers, the driver and machines killed: what comes out is what an undisturbed run gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.end_to_end.conftest import ROOT, vig
+from tests.selection.made import write_selected
+from tests.training.runs import alone, setup_of, weights_of
+from vig_ray.demo import CHECKPOINT
+from vig_ray.model.export import hub_name
+
+BATCH = 8
+# So high that one wrong sample in a step shows in the weights, so low that two hundred steps of AdamW don't blow
+# up what float32 sums differ by in another order.
+LR = 2e-4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, demo_model: Any, demo_formatter: Any) -> Path:
+    out = tmp_path_factory.mktemp("data")
+    write_selected(out, demo_model, demo_formatter, samples=300, p=60)
+    return out
+
+
+def command(data: Path, out: Path, **options: Any) -> list[str]:
+    given = {
+        "model": CHECKPOINT, "samples": data / "samples", "selection": data / "selection", "out": out,
+        "global_batch": BATCH, "lr": LR, "dtype": "float32", "save_every": 5,
+    } | options  # fmt: skip
+    return ["train", *(word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value)))]
+
+
+def undisturbed(data: Path, tmp_path: Path, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same run by the core, alone in this process."""
+    run = alone(setup_of(data, global_batch=BATCH, max_steps=steps, lr=LR), tmp_path / "undisturbed")
+    return [line["loss"] for line in run.log], {hub_name(name): t for name, t in weights_of(run).items()}
+
+
+def assert_as_undisturbed(out: Path, expected: tuple[list[float], dict[str, torch.Tensor]], samples: int) -> None:
+    losses, weights = expected
+    log = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in log] == pytest.approx(losses, abs=1e-4)
+    found = load_file(out / "model" / "model.safetensors")
+    worst = max(float((found[name] - tensor).abs().max()) for name, tensor in weights.items())
+    print(f"largest difference of a weight: {worst:.1e}; workers by step: {[line['workers'] for line in log]}")
+    assert worst < 1e-4
+    # The record of places consumed: every one once, in order, and all of their samples trained on.
+    places = [place for line in log for place in range(line["first"], line["end"])]
+    assert places == list(range(samples))
+    assert sum(line["samples"] for line in log) == samples
+    assert not any(line["unusable"] for line in log)
+
+
+def steps_kept(out: Path) -> int:
+    """The step of the newest whole checkpoint; 0 where there is none."""
+    names = [path.parent.name for path in (out / "training" / "checkpoints").glob("step-*/whole.json")]
+    return max((int(name.split("-")[1]) for name in names), default=0)
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.1)
+    pytest.fail("waited in vain")
+
+
+def workers_of(pid: int) -> list[int]:
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_worker_and_then_the_driver_killed(data: Path, tmp_path: Path) -> None:
+    steps, out = 70, tmp_path / "out"
+    asked = command(data, out, workers=2, max_steps=steps)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "vig_ray.cli", *asked], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        wait_for(lambda: steps_kept(out) >= 10)
+        os.kill(workers_of(driver.pid)[0], signal.SIGKILL)
+        before = steps_kept(out)
+        wait_for(lambda: steps_kept(out) >= before + 10)
+        assert driver.poll() is None, "the run ended before it could be killed"
+    finally:
+        driver.kill()
+    kept = steps_kept(out)
+    assert kept < steps
+    assert not (out / "model").exists()
+    done = vig(*asked)
+    assert f"{steps} steps, {steps * BATCH} samples" in done.stdout
+    assert "going on at step" in done.stderr
+    assert_as_undisturbed(out, undisturbed(data, tmp_path, steps), steps * BATCH)
+    assert "already complete" in vig(*asked).stderr
+    assert steps_kept(out) == steps
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head that trains nothing, and one machine that can."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    # A lost machine is told sooner than after Ray's usual minute.
+    soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    head = {"num_cpus": 0, "object_store_memory": 100 * 2**20, "_system_config": soon}
+    found = Cluster(initialize_head=True, head_node_args=head)
+    yield found
+    ray.shutdown()
+    found.shutdown()
+
+
+def test_two_workers_one_worker_two_workers(data: Path, tmp_path: Path, cluster: Any) -> None:
+    """A machine is lost in the middle, and later another one comes."""
+    from vig_ray.training import job
+    from vig_ray.training.config import TrainConfig
+
+    steps, out = 200, tmp_path / "out"
+    machine = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster.add_node(**machine)
+    second = cluster.add_node(**machine)
+    asked = command(data, out, workers="1..2", max_steps=steps, resize_every=2, address=cluster.address)[1:]
+    config = TrainConfig(
+        **{name[2:].replace("-", "_"): value for name, value in zip(asked[::2], asked[1::2], strict=True)}
+    )
+    failure: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            job.run(config)
+        except BaseException as error:
+            failure.append(error)
+
+    def sizes() -> list[int]:
+        found = sorted((out / "training" / "checkpoints").glob("step-*/whole.json"))
+        return [json.loads(path.read_text())["workers"] for path in found]
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    wait_for(lambda: failure or 2 in sizes())
+    cluster.remove_node(second, allow_graceful=False)
+    wait_for(lambda: failure or sizes()[-1:] == [1])
+    cluster.add_node(**machine)
+    wait_for(lambda: failure or sizes()[-1:] == [2])
+    thread.join(timeout=180)
+    assert not failure
+    assert not thread.is_alive()
+    assert_as_undisturbed(out, undisturbed(data, tmp_path, steps), steps * BATCH)
+    log = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
+    workers = [line["workers"] for line in log]
+    assert [w for i, w in enumerate(workers) if i == 0 or w != workers[i - 1]] == [2, 1, 2]
