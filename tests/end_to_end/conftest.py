@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,31 +48,3 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (out / "printed.txt").write_text(done.stdout)
     (out / "progress.txt").write_text(done.stderr)
     return out
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[Callable[[], Any]]:
-    """An S3-compatible server on this machine; its address and keys are in the environment while it runs."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    from vig_ray import storage
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    patch = pytest.MonkeyPatch()
-    for name, value in settings.items():
-        patch.setenv(name, value)
-    storage._s3.cache_clear()
-    yield lambda: boto3.client("s3", endpoint_url=settings["AWS_ENDPOINT_URL"], region_name="us-east-1")
-    patch.undo()
-    storage._s3.cache_clear()
-    server.stop()

@@ -45,9 +45,11 @@ def command(data: Path, out: Path, **options: Any) -> list[str]:
     return ["train", *(word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value)))]
 
 
-def undisturbed(data: Path, tmp_path: Path, steps: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+def undisturbed(
+    data: Path, tmp_path: Path, steps: int, batch: int = BATCH
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The same run by the core, alone in this process."""
-    run = alone(setup_of(data, global_batch=BATCH, max_steps=steps, lr=LR), tmp_path / "undisturbed")
+    run = alone(setup_of(data, global_batch=batch, max_steps=steps, lr=LR), tmp_path / "undisturbed")
     return [line["loss"] for line in run.log], {hub_name(name): t for name, t in weights_of(run).items()}
 
 
@@ -134,16 +136,29 @@ def cluster() -> Iterator[Any]:
     found.shutdown()
 
 
-def test_two_workers_one_worker_two_workers(data: Path, tmp_path: Path, cluster: Any) -> None:
+def test_two_workers_one_worker_two_workers(
+    data: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine is lost in the middle, and later another one comes."""
     from vig_ray.training import job
     from vig_ray.training.config import TrainConfig
 
-    steps, out = 200, tmp_path / "out"
+    # Ray first tries to start as many workers as before, until this runs out.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    steps, batch, out = 64, 32, tmp_path / "out"
     machine = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     cluster.add_node(**machine)
     second = cluster.add_node(**machine)
-    asked = command(data, out, workers="1..2", max_steps=steps, resize_every=2, address=cluster.address)[1:]
+    asked = command(
+        data,
+        out,
+        workers="1..2",
+        max_steps=steps,
+        resize_every=2,
+        micro_batch=1,
+        global_batch=batch,
+        address=cluster.address,
+    )[1:]
     config = TrainConfig(
         **{name[2:].replace("-", "_"): value for name, value in zip(asked[::2], asked[1::2], strict=True)}
     )
@@ -169,7 +184,7 @@ def test_two_workers_one_worker_two_workers(data: Path, tmp_path: Path, cluster:
     thread.join(timeout=180)
     assert not failure
     assert not thread.is_alive()
-    assert_as_undisturbed(out, undisturbed(data, tmp_path, steps), steps * BATCH)
+    assert_as_undisturbed(out, undisturbed(data, tmp_path, steps, batch), steps * batch)
     log = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
     workers = [line["workers"] for line in log]
     assert [w for i, w in enumerate(workers) if i == 0 or w != workers[i - 1]] == [2, 1, 2]

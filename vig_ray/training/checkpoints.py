@@ -24,6 +24,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 from torch.distributed.checkpoint.state_dict_saver import save as save_state
@@ -146,9 +147,11 @@ class Keeper:
             if self._team.rank == 0:
                 with open(os.path.join(folder, _PROGRESS), "w", encoding="utf-8") as file:
                     json.dump(progress, file)
-        except Exception as error:  # torch wraps what its workers raise
+        except (Exception, CheckpointException) as error:  # the latter, which wraps what workers raise, is none
             raise StageError(f"{folder}: a checkpoint can't be written: {one_line(error)[-300:]}") from error
         self._pending = checkpoint, self._pool.submit(self._upload, folder, checkpoint.name)
+        if self._local:
+            self.settle(wait=True)
 
     def _upload(self, folder: str, name: str) -> None:
         if self._local:
