@@ -6,7 +6,7 @@ A rank's share of a step is cut into passes that fit a token budget. How it is c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,30 @@ class TrainingSample:
     def length(self) -> int:
         """Tokens, those of images included."""
         return len(self.prompt.token_ids)
+
+
+def trimmed(sample: TrainingSample) -> TrainingSample | None:
+    """The sample up to its last active token, which no later token can change; None where it has none.
+
+    Images stay, all of them. With VIG's masks a good part of many conversations is never computed.
+    """
+    prompt = sample.prompt
+    active = np.flatnonzero(sample.weights_T)
+    if not len(active):
+        return None
+    end = int(prompt.answer_positions[active[-1]]) + 1
+    if len(prompt.image_spans):
+        end = max(end, int(prompt.image_spans[-1][1]))
+    kept = prompt.answer_positions < end
+    shorter = replace(
+        prompt,
+        token_ids=prompt.token_ids[:end],
+        answer_positions=prompt.answer_positions[kept],
+        turns=prompt.turns[kept],
+        image_mask=prompt.image_mask[:end],
+        answer_chars=prompt.answer_chars[kept],
+    )
+    return replace(sample, prompt=shorter, weights_T=sample.weights_T[kept])
 
 
 @dataclass(frozen=True, eq=False)

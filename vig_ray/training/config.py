@@ -57,7 +57,7 @@ class TrainConfig(StageConfig):
     lora_rank: int = Field(128, ge=1, description="LoRA's r")
     lora_alpha: float = Field(256.0, gt=0, description="LoRA's alpha")
     batch_tokens: int | None = Field(
-        None, ge=1, description="tokens of one pass of one worker; by default 16384 on a GPU, 4096 on a CPU"
+        None, ge=1, description="tokens of one pass of one worker; by default 16384 on a GPU, 2048 on a CPU"
     )
     micro_batch: int | None = Field(None, ge=1, description="most samples of one pass of one worker")
     packing: bool = Field(True, description="lay samples end to end instead of padding them; the result is the same")

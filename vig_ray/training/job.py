@@ -222,7 +222,7 @@ def _train(plan: Plan, index: Index, ray_has: Machines, device: str, dtype: str)
         plan.selection,
         dtype=dtype,
         loaders=config.loaders if config.loaders is not None else (4 if on_gpu else 0),
-        batch_tokens=config.batch_tokens or (16384 if on_gpu else 4096),
+        batch_tokens=config.batch_tokens or (16384 if on_gpu else 2048),
         checkpoint_activations=recompute,
     )
     least, most = parse_range(config.workers) if config.workers else (1, ray_has.gpus or 1 if on_gpu else 1)

@@ -15,7 +15,7 @@ import torch
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_model
 from vig_ray.training import checkpoints
-from vig_ray.training.batch import Batcher, TrainingSample, plan_passes
+from vig_ray.training.batch import Batcher, TrainingSample, plan_passes, trimmed
 from vig_ray.training.checkpoints import Keeper
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.index import Index
@@ -67,7 +67,8 @@ class BadBatchError(StageError):
 class Step(NamedTuple):
     """One line of the log: a step of the samples at places [`first`, `end`) of the order.
 
-    `samples` of them were trained on, and `unusable` says of the others, by key, why not. Losses are in nats.
+    `samples` of them were trained on, and `unusable` says of the others, by key, why not. Losses are in nats, `seconds`
+    include the wait for the samples, and `tokens` are those that were computed, without padding.
     """
 
     step: int
@@ -99,6 +100,7 @@ class Run:
     packed: bool
     sharded: bool
     log: list[dict[str, Any]] = field(default_factory=list)
+    step_began: float = 0.0
 
     @property
     def step(self) -> int:
@@ -123,6 +125,7 @@ def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch) -> Run:
     shares = (order.share(step, team.rank, team.workers) for step in range(run.step, order.steps))
     config = setup.config
     saved = run.step
+    run.step_began = time.monotonic()
     for loaded in load_shares(setup.source(), shares, processes=setup.loaders):
         done = one_step(run, loaded)
         if config.held_out and ((run.step + 1) % config.eval_every == 0 or run.step + 1 == order.steps):
@@ -134,6 +137,7 @@ def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch) -> Run:
         if run.step % config.save_every == 0 and run.step < order.steps:
             save(run, keeper)
             saved = run.step
+        run.step_began = time.monotonic()  # a step's time has its loading in it, but neither measurement nor saving
     if saved < run.step or not run.log:
         save(run, keeper)
     keeper.settle(wait=True)
@@ -199,13 +203,13 @@ def _mismatch(found: Mismatch) -> StageError:
 
 def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     """Forward, backward and update over this worker's share of the step."""
-    began = time.monotonic()
     setup, team = run.setup, run.team
     order = setup.order
     samples = [each for each in loaded if isinstance(each, TrainingSample)]
     unusable = {each.key: each.cause for each in loaded if isinstance(each, Unusable)}
+    needed = [each for each in map(trimmed, samples) if each is not None]
     passes = plan_passes(
-        [sample.length for sample in samples],
+        [sample.length for sample in needed],
         max_tokens=setup.batch_tokens,
         max_samples=setup.config.micro_batch,
         packed=run.packed,
@@ -213,7 +217,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     most = -(-order.batch // team.workers)
     own = Totals.of([sample.weights_T for sample in samples])
     answers = sum(len(sample.weights_T) for sample in samples)
-    tokens = sum(sample.length for sample in samples)
+    tokens = sum(sample.length for sample in needed)
     positions = np.full(most, -1.0)
     positions[: len(samples)] = [sample.position for sample in samples]
     wrong = next((each for each in loaded if isinstance(each, Mismatch)), None)
@@ -227,7 +231,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     consumed = np.sort(consumed[consumed >= 0]).astype(np.int64)
     if len(consumed) + int(everyone[:, 5].sum()) != len(expected) or not np.isin(consumed, expected).all():
         raise RuntimeError(f"step {run.step} trained on other positions than its own")  # a fault of this program
-    loss = _accumulate(run, samples, passes, int(everyone[:, 0].max()), totals)
+    loss = _accumulate(run, needed, passes, int(everyone[:, 0].max()), totals)
     norm = _grad_norm(run)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         keys = [key for part in team.gather_objects([sample.key for sample in samples]) for key in part]
@@ -250,7 +254,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
         active_tokens=totals.active_tokens,
         answer_tokens=int(everyone[:, 3].sum()),
         tokens=int(everyone[:, 4].sum()),
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - run.step_began,
         workers=team.workers,
         unusable=unusable,
     )

@@ -1,0 +1,128 @@
+"""Training speed beside transformers.Trainer's: `python benchmarks/train.py`.
+
+The demo model on demo samples selected by VIG (p = 70), float32, the same samples a step, the same optimizer, one
+process. The Trainer gets the project's own collator, batches sorted by length (its `group_by_length`), and whatever
+number of loader processes suits it best; its rate is its own `train_samples_per_second`, ours counts whole steps with
+the wait for samples. Rounds alternate; the medians are compared. `--workers 2` tells what a second process brings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vig_ray.demo import CHECKPOINT, world
+from vig_ray.model.load import load_model
+from vig_ray.training.checkpoints import Keeper
+from vig_ray.training.collator import ActiveTokensCollator
+from vig_ray.training.config import TrainConfig
+from vig_ray.training.index import of_selection
+from vig_ray.training.loader import Prompts
+from vig_ray.training.team import Team
+from vig_ray.training.watch import Silent
+from vig_ray.training.worker import Setup, train
+
+LEFT_OUT = 3  # first steps, in which everything is warmed up
+
+
+def make(folder: Path, samples: int) -> None:
+    data = world.write(str(folder / "data"), samples, 1)
+    vig = [sys.executable, "-m", "vig_ray.cli"]
+    for words in (
+        ["score", "--data", data, "--model", CHECKPOINT, "--out", folder],
+        ["select", "--scores", folder, "--out", folder],
+        ["export-data", "--format", "messages", "--selection", folder, "--samples", folder / "samples", "--out",
+         folder / "chosen.jsonl"],
+    ):  # fmt: skip
+        subprocess.run([*vig, *map(str, words)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def setup_of(folder: Path, *, steps: int, batch: int, packing: bool) -> Setup:
+    samples, selection = str(folder / "samples"), str(folder / "selection")
+    config = TrainConfig(
+        model=CHECKPOINT, samples=samples, selection=selection, out="-", max_steps=steps, global_batch=batch,
+        packing=packing, lr=2e-5, save_every=10**6,
+    )  # fmt: skip
+    return Setup(
+        config, Prompts(CHECKPOINT), of_selection(samples, selection), samples, selection, "float32", 0, 2048, False
+    )
+
+
+def ours(folder: Path, *, steps: int, batch: int, packing: bool) -> float:
+    """Samples/s."""
+    team = Team(0, 1, torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as out:
+        run = train(
+            setup_of(folder, steps=steps, batch=batch, packing=packing), team, Keeper(out, keep=1, team=team), Silent()
+        )
+    lines = run.log[LEFT_OUT:]
+    return sum(line["samples"] for line in lines) / sum(line["seconds"] for line in lines)
+
+
+def theirs(rows: list[dict[str, Any]], *, steps: int, batch: int, loaders: int, grouped: bool) -> float:
+    """Samples/s of transformers.Trainer."""
+    from transformers import Trainer, TrainingArguments
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    class Grouped(Trainer):  # its own grouping wants a `datasets` dataset
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return LengthGroupedSampler(batch, lengths=[row["length"] for row in rows])
+
+    with tempfile.TemporaryDirectory() as out:
+        arguments = TrainingArguments(
+            output_dir=out, per_device_train_batch_size=batch, max_steps=steps, learning_rate=2e-5,
+            lr_scheduler_type="cosine", warmup_steps=0.03, remove_unused_columns=False, report_to=[], use_cpu=True,
+            save_strategy="no", logging_strategy="no", dataloader_num_workers=loaders, disable_tqdm=True,
+        )  # fmt: skip
+        model = load_model(CHECKPOINT, dtype="float32", device="cpu")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("vision_tower" not in name)
+        trainer = (Grouped if grouped else Trainer)(
+            model, arguments, train_dataset=rows, data_collator=ActiveTokensCollator(CHECKPOINT)
+        )
+        trainer.train()
+        found = next(entry for entry in trainer.state.log_history if "train_samples_per_second" in entry)
+        return float(found["train_samples_per_second"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    given = {"steps": options.steps, "batch": options.batch}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make(folder, options.samples)
+        rows = [json.loads(line) for line in (folder / "chosen.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["length"] = sum(len(str(message["content"])) for message in row["messages"])
+        ways = {
+            "Trainer, random order": lambda: theirs(rows, loaders=0, grouped=False, **given),
+            "Trainer, grouped by length": lambda: theirs(rows, loaders=0, grouped=True, **given),
+            "Trainer, grouped, 1 loader": lambda: theirs(rows, loaders=1, grouped=True, **given),
+            "vig-ray, padded": lambda: ours(folder, packing=False, **given),
+            "vig-ray, packed": lambda: ours(folder, packing=True, **given),
+        }
+        seen: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(options.rounds):
+            for way, measure in ways.items():
+                seen[way].append(measure())
+    medians = {way: statistics.median(rates) for way, rates in seen.items()}
+    baseline = max(rate for way, rate in medians.items() if way.startswith("Trainer"))
+    for way, rate in medians.items():
+        print(f"{way:28} {rate:7.1f} samples/s   {rate / baseline:5.2f} of the Trainer's best")
+
+
+if __name__ == "__main__":
+    main()
