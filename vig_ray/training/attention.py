@@ -18,19 +18,28 @@ NAME = "vig_packed"
 
 
 class Segments:
-    """Where each of S samples lies in a row of N tokens, and in a batch [S, longest] that pads them on the right."""
+    """Where S samples lie in a row of N tokens, and in a batch [S, longest] that pads them on the right.
 
-    def __init__(self, lengths: Sequence[int], device: Any) -> None:
-        longest = max(lengths)
-        self.shape = (len(lengths), longest)
-        starts = np.cumsum([0, *lengths[:-1]])
+    The row begins with `prefix` tokens that all samples begin with (a system prompt, say), there once for all of them;
+    then come each sample's own tokens, `own[i]` of them. A state depends on the tokens before it alone, so the shared
+    ones are the same in every sample, and their gradients add up.
+    """
+
+    def __init__(self, own: Sequence[int], device: Any, *, prefix: int = 0) -> None:
+        longest = prefix + max(own)
+        self.shape = (len(own), longest)
+        starts = prefix + np.cumsum([0, *own[:-1]])
         places = np.arange(longest)
-        inside = places[None, :] < np.asarray(lengths)[:, None]
+        behind = places[None, :] - prefix  # a place among the sample's own tokens
+        inside = behind < np.asarray(own)[:, None]
         # A padding place holds some token of the row. It stands behind its sample, where no token looks, and its own
         # result is dropped, so neither the values nor the gradients know of it.
-        padded = np.where(inside, starts[:, None] + places[None, :], 0)
+        padded = np.where(behind < 0, places[None, :], np.where(inside, starts[:, None] + behind, 0))
+        # Of the shared tokens' results, the first sample's is as good as any.
+        wanted = inside & (behind >= 0)
+        wanted[0, :prefix] = True
         self._padded = torch.from_numpy(padded.ravel()).to(device)
-        self._unpadded = torch.from_numpy(np.flatnonzero(inside.ravel())).to(device)
+        self._unpadded = torch.from_numpy(np.flatnonzero(wanted.ravel())).to(device)
 
     def pad(self, x_1HND: torch.Tensor) -> torch.Tensor:
         """[1, heads, N, D] to [S, heads, longest, D]."""

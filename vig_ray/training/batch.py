@@ -103,8 +103,23 @@ def plan_passes(
     return passes
 
 
+def common_prefix(prompts: Sequence[Prompt]) -> int:
+    """How many tokens all prompts begin with alike, before any image; each keeps a token of its own. 0 for one."""
+    if len(prompts) == 1:
+        return 0
+    first = prompts[0].token_ids
+    shared = min(len(prompt.token_ids) - 1 for prompt in prompts)
+    for prompt in prompts:
+        if len(prompt.image_spans):
+            shared = min(shared, int(prompt.image_spans[0][0]))
+        different = np.flatnonzero(prompt.token_ids[:shared] != first[:shared])
+        shared = int(different[0]) if len(different) else shared
+    return shared
+
+
 class Batcher:
-    """Makes batches for one model. `packed`: samples end to end in one row, for `packed_attention`; else padded rows.
+    """Makes batches for one model. `packed`: samples end to end in one row, for `packed_attention`, what they all begin
+    with only once; else padded rows.
 
     `collate` turns a formatter's image inputs into the model's vision arguments.
     """
@@ -119,29 +134,33 @@ class Batcher:
         """One pass over `samples`; `coefficients[i]` is float32 [T] of `samples[i]`."""
         prompts = [sample.prompt for sample in samples]
         lengths = [len(prompt.token_ids) for prompt in prompts]
-        width = sum(lengths) if self._packed else max(lengths)
-        starts = np.cumsum([0, *lengths[:-1]]) if self._packed else np.arange(len(samples)) * width
+        prefix = common_prefix(prompts) if self._packed else 0
+        own = [length - prefix for length in lengths]
+        width = prefix + sum(own) if self._packed else max(lengths)
+        # Where each sample's tokens lie, those behind the prefix, in the row or rows laid end to end.
+        starts = np.cumsum([0, *own[:-1]]) if self._packed else np.arange(len(samples)) * width
         rows = 1 if self._packed else len(samples)
         ids = np.zeros(rows * width, dtype=np.int64)
         is_image = np.zeros(rows * width, dtype=np.int64)
         for start, length, prompt in zip(starts.tolist(), lengths, prompts, strict=True):
-            ids[start : start + length] = prompt.token_ids
-            is_image[start : start + length] = prompt.image_mask
+            first = prefix if start else 0
+            ids[start + first : start + length] = prompt.token_ids[first:]
+            is_image[start + first : start + length] = prompt.image_mask[first:]
         inputs: dict[str, Any] = {"input_ids": self._put(ids.reshape(rows, width)), "use_cache": False}
-        inputs["position_ids"] = self._positions(prompts, width)
+        inputs["position_ids"] = self._positions(prompts, width, prefix)
         if self._packed:
-            inputs["segments"] = Segments(lengths, self._device)
+            inputs["segments"] = Segments(own, self._device, prefix=prefix)
         if self._type_ids:
             inputs[self._type_ids] = self._put(is_image.reshape(rows, width))
         images = [image.inputs for prompt in prompts for image in prompt.images]
         if images:
             inputs.update(self._collate(images, self._device, self._dtype))
         before, target, share = [], [], []
-        for start, prompt, own in zip(starts.tolist(), prompts, coefficients, strict=True):
-            active = prompt.answer_positions[own != 0].astype(np.int64)
-            before.append(start + active - 1)
+        for start, prompt, each in zip(starts.tolist(), prompts, coefficients, strict=True):
+            active = prompt.answer_positions[each != 0].astype(np.int64)
+            before.append(np.where(active > prefix, start + active - 1, active - 1))
             target.append(prompt.token_ids[active].astype(np.int64))
-            share.append(own[own != 0])
+            share.append(each[each != 0])
         return Batch(
             inputs,
             self._put(np.concatenate(before)),
@@ -164,12 +183,13 @@ class Batcher:
     def _put(self, array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
-    def _positions(self, prompts: Sequence[Prompt], width: int) -> torch.Tensor:
+    def _positions(self, prompts: Sequence[Prompt], width: int, prefix: int) -> torch.Tensor:
         """int64 [1, N] or [3, 1, N] packed; [B, L] or [3, B, L] padded."""
         each = [position_ids(self._model, prompt) for prompt in prompts]
         if any(ids.ndim == 2 for ids in each):
             each = [ids if ids.ndim == 2 else ids.expand(3, -1) for ids in each]
         if self._packed:
+            each = [each[0][..., :prefix], *(ids[..., prefix:] for ids in each)]
             return torch.cat(each, dim=-1).unsqueeze(-2).to(self._device)
         padded = [torch.nn.functional.pad(ids, (0, width - ids.shape[-1])) for ids in each]
         return torch.stack(padded, dim=-2).to(self._device)
