@@ -97,7 +97,7 @@ def check(config: TrainConfig) -> Plan:
     record: dict[str, Any] = {}
     if config.selection is not None:
         selection, record = selection_directory(config.selection)
-        samples = samples_beside(selection, config.samples, record["identity"]["scores"]["identity"])
+        samples = samples_beside(selection, config.samples, record["identity"]["scores"])
     else:
         samples = samples_beside(config.samples, config.samples, {})
     assert samples is not None  # one was given

@@ -1,0 +1,72 @@
+"""What the job refuses before any worker starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vig_ray.dataset import importing
+from vig_ray.dataset.importing import ImportConfig
+from vig_ray.demo import CHECKPOINT, world
+from vig_ray.errors import StageError
+from vig_ray.stage import write_stage
+from vig_ray.training import job
+from vig_ray.training.config import TrainConfig
+
+
+def config(chosen: Path, out: Path, **options: Any) -> TrainConfig:
+    given = {"model": CHECKPOINT, "samples": str(chosen / "samples"), "selection": str(chosen / "selection")}
+    return TrainConfig(**{**given, "out": str(out), "max_steps": 2} | options)
+
+
+def test_what_does_not_fit_is_one_line(chosen: Path, tmp_path: Path) -> None:
+    def refused(told: str, **options: Any) -> None:
+        with pytest.raises(StageError, match=told):
+            job.run(config(chosen, tmp_path / "out", **options))
+        assert not (tmp_path / "out").exists()
+
+    refused("no such folder", model="/no/such")
+    refused("no samples here", samples=str(tmp_path))
+    refused("no selection here", selection=str(tmp_path))
+    refused("there are only", held_out=10**6)
+    other = tmp_path / "other"
+    importing.run(ImportConfig(data=world.write(str(other / "data"), 20, 5), out=str(other)))
+    refused("not the samples", samples=str(other / "samples"))
+    shutil.copytree(chosen / "selection", tmp_path / "swept" / "selection")
+    stage = tmp_path / "swept" / "selection" / "stage.json"
+    record = json.loads(stage.read_text())
+    stage.write_text(json.dumps(record | {"complete": False}))
+    refused("nothing is selected here", selection=str(tmp_path / "swept"))
+
+
+def test_what_is_in_the_way_stays(chosen: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "precious").write_text("x")
+    with pytest.raises(StageError, match="no training wrote it"):
+        job.run(config(chosen, tmp_path))
+    with pytest.raises(StageError, match="no training wrote it"):
+        job.run(config(chosen, tmp_path, overwrite=True))
+    assert (tmp_path / "model" / "precious").exists()
+
+
+def test_another_run_is_not_gone_on_with(chosen: Path, tmp_path: Path) -> None:
+    plan = job.check(config(chosen, tmp_path))
+    write_stage(plan.out, "train", plan.config, complete=False, identity=plan.identity | {"dtype": "float32"})
+    assert job._earlier_run(plan) is not None
+    # What only changes how the work is done doesn't matter; what changes what comes out does.
+    assert job._earlier_run(job.check(config(chosen, tmp_path, workers="2", micro_batch=3, save_every=7))) is not None
+    for options in ({"lr": 1e-3}, {"global_batch": 64}, {"selection": None}, {"lora": True}, {"seed": 5}):
+        with pytest.raises(StageError, match="holds a run with other options"):
+            job._earlier_run(job.check(config(chosen, tmp_path, **options)))
+
+
+def test_options_that_contradict_each_other() -> None:
+    with pytest.raises(ValueError, match="--max-steps and --epochs"):
+        TrainConfig(model="m", samples="s", out="o", epochs=2, max_steps=5)
+    assert TrainConfig(model="m", samples="s", out="o").rates == (2e-5, 2e-5)
+    assert TrainConfig(model="m", samples="s", out="o", lora=True).rates == (2e-4, 2e-5)
+    assert TrainConfig(model="m", samples="s", out="o", watch="tensorboard,wandb").watch == ("tensorboard", "wandb")
