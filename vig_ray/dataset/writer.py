@@ -13,7 +13,7 @@ from vig_ray.errors import StageError
 from vig_ray.storage import filesystem, one_line
 
 _BATCH_ROWS = 1000
-_BATCH_BYTES = 16 << 20
+_BATCH_BYTES = 2 << 20  # a row group, which is what training reads to get at one sample
 # Only these repeat. A dictionary of image bytes would have to be read whole before the first row.
 _REPEATING_COLUMNS = ["source", "conversation.list.element.role", "conversation.list.element.text"]
 
