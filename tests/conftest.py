@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -21,6 +22,10 @@ from vig_ray.model.load import load_formatter, load_model
 from vig_ray.scoring.engines.load import vllm_installed
 
 torch.set_num_threads(2)
+
+# No test is about time: these machines may be slow.
+hypothesis.settings.register_profile("vig", deadline=None)
+hypothesis.settings.load_profile("vig")
 
 # What vLLM is told in tests: no compiler, which takes longer than the tests, and blocks so small that prompts of this
 # size share them.

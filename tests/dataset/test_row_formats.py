@@ -393,7 +393,7 @@ def conversations(draw: st.DrawFn) -> tuple[list[tuple[str, str]], list[str]]:
     return list(zip(roles, flat, strict=True)), names
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     given_rows=st.lists(conversations(), min_size=1, max_size=4),
     kind=st.sampled_from(["json", "ascii", "jsonl", "parquet", "parts"]),

@@ -116,7 +116,7 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="<>|\ue0f0\ue0f1
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(KINDS),
     exchanges=st.lists(st.tuples(words, words), min_size=1, max_size=3),
@@ -243,7 +243,7 @@ def qwen(qwen_checkpoint: str):
     return load_formatter(qwen_checkpoint)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(exchanges=st.lists(st.tuples(words, words), min_size=1, max_size=3), images=st.integers(0, 2))
 def test_chat_mask_covers_answers_and_their_end(qwen, exchanges, images) -> None:
     turns = []
@@ -297,7 +297,7 @@ ANSWERS = st.text(alphabet="ab é😀红.\n", min_size=1, max_size=12).filter(la
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(answers=st.lists(ANSWERS, min_size=1, max_size=3), image=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_characters_of_answer_tokens_in_their_turns(kind: str, answers: list[str], image: bool) -> None:
     """Each turn's tokens cover its text from end to end, in order, and the end-of-turn token nothing, at its end."""
     formatter = FORMATTERS[kind]

@@ -22,7 +22,7 @@ def kth(blocks: list[np.ndarray], k: int) -> float:
 
 
 @given(arrays(np.float64, st.integers(1, 60), elements=finite), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_kth_greatest_is_exact_however_it_is_cut(values: np.ndarray, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(values)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(values)), max_size=5)))

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vig_ray.selection.weights import mask, prior, sums_of
@@ -20,7 +20,6 @@ def laid_out(found: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(samples, st.floats(0, 4))
-@settings(deadline=None)
 def test_prior_follows_its_equations_and_sums_to_the_tokens(found: list[list[float]], alpha: float) -> None:
     values, lengths = laid_out(found)
     weights = prior(values, lengths, alpha)

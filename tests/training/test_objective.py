@@ -76,7 +76,7 @@ def test_chunks_change_neither_the_loss_nor_its_gradient(rows: int, chunk: int) 
     loss, nll = weighted_cross_entropy(
         hidden, lambda h: h @ head.T, target, share, vocabulary=11, logits_at_once=11 * chunk
     )
-    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     assert len(nll) == rows
     for ours, theirs in zip(torch.autograd.grad(loss, (head, hidden)), grads, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)

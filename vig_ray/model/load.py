@@ -117,7 +117,7 @@ def template_fingerprint(formatter: Formatter) -> str:
 
 
 def load_model(model: str, *, dtype: str, device: str) -> Any:
-    """The checkpoint's weights in `dtype` on `device`, in evaluation mode.
+    """The checkpoint's weights in `dtype` ("auto": the one they are stored in) on `device`, in evaluation mode.
 
     Raises StageError where the weights are missing or don't fit the config.
     """
@@ -127,7 +127,10 @@ def load_model(model: str, *, dtype: str, device: str) -> Any:
     folder = local_folder(model, weights=True)
     try:
         loaded, report = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", output_loading_info=True
+            folder,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation="sdpa",
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise StageError(f"{model}: the weights can't be loaded: {one_line(error)[:300]}") from error

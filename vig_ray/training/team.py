@@ -50,15 +50,22 @@ class Team:
 def shard(trainee: Trainee, team: Team, dtype: torch.dtype) -> bool:
     """Spread weights, gradients and optimizer state over the team (FSDP2); returns whether it did.
 
-    One unit a decoder layer, and one for the rest. Weights stay float32; passes run in `dtype`. A single worker in
-    float32 needs neither.
+    One unit a decoder layer, and one for the rest. Weights that are trained become float32, whatever the checkpoint's
+    precision; passes run in `dtype`. A single worker in float32 needs no FSDP.
     """
     if team.workers == 1 and dtype == torch.float32:
-        trainee.to(team.device)
+        _place(trainee, team.device)
         return False
     mesh = init_device_mesh(team.device.type, (team.workers,))
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for unit in [*trainee.layers(), trainee]:
-        unit.to(team.device)
+        _place(unit, team.device)
         fully_shard(unit, mesh=mesh, mp_policy=precision)
     return True
+
+
+def _place(unit: torch.nn.Module, device: torch.device) -> None:
+    unit.to(device)
+    for parameter in unit.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()

@@ -144,12 +144,12 @@ def _softcap(model: Any) -> float | None:
         model.model(input_ids=ids, use_cache=False, **extra).last_hidden_state[0]
     ).float()
     model.train(was_training)
-    tolerance = 1e-3 * float(theirs.abs().max()) if theirs.dtype == torch.float32 else 0.1
-    candidates = [None] if cap is None else [cap, None]
-    for candidate in candidates:
-        made = ours if candidate is None else torch.tanh(ours / candidate) * candidate
-        if float((made - theirs).abs().max()) <= max(tolerance, 1e-3):
-            return candidate
+    candidates = [None] if cap is None else [None, cap]
+    made = [ours if candidate is None else torch.tanh(ours / candidate) * candidate for candidate in candidates]
+    apart = [float((each - theirs).abs().max()) for each in made]
+    nearest = min(range(len(candidates)), key=apart.__getitem__)
+    if apart[nearest] <= max(1e-3, 0.01 * float(theirs.abs().max())):
+        return candidates[nearest]
     raise StageError(
         f"{type(model).__name__} changes its logits after the output layer in a way that isn't known here; "
         "it can't be trained"

@@ -150,8 +150,8 @@ def prepare(setup: Setup, team: Team) -> Run:
     config = setup.config
     dtype = getattr(torch, setup.dtype)
     torch.manual_seed(config.seed)
-    # Weights are float32 while they are trained, whatever the checkpoint's precision and that of the passes.
-    model = load_model(setup.prompts.model, dtype="float32", device="cpu")
+    # As they are stored, since every worker of a machine holds a whole model until it is sharded.
+    model = load_model(setup.prompts.model, dtype="auto", device="cpu")
     packs = can_pack(model)
     trainee = Trainee(
         model,
