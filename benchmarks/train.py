@@ -122,6 +122,8 @@ def main() -> None:
             "Trainer, grouped by length": lambda: theirs(rows, **given),
             "Trainer, grouped, 1 loader": lambda: theirs(rows, loaders=1, **given),
             "Trainer, grouped, 4 passes": lambda: theirs(rows, passes=4, **given),
+            "Trainer, grouped, 4 passes, 1 loader": lambda: theirs(rows, passes=4, loaders=1, **given),
+            "Trainer, grouped, 8 passes": lambda: theirs(rows, passes=8, **given),
             "vig-ray, padded": lambda: ours(folder, packing=False, **given),
             "vig-ray, packed": lambda: ours(folder, packing=True, **given),
         }
@@ -132,7 +134,7 @@ def main() -> None:
     medians = {way: statistics.median(rates) for way, rates in seen.items()}
     baseline = max(rate for way, rate in medians.items() if way.startswith("Trainer"))
     for way, rate in medians.items():
-        print(f"{way:28} {rate:7.1f} samples/s   {rate / baseline:5.2f} of the Trainer's best")
+        print(f"{way:36} {rate:7.1f} samples/s   {rate / baseline:5.2f} of the Trainer's best")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -37,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, demo_model: Any, demo_formatt
     return out
 
 
-def command(data: Path, out: Path, **options: Any) -> list[str]:
+def command(data: Path, out: Path | str, **options: Any) -> list[str]:
     given = {
         "model": CHECKPOINT, "samples": data / "samples", "selection": data / "selection", "out": out,
         "global_batch": BATCH, "lr": LR, "dtype": "float32", "save_every": 5,
@@ -188,3 +191,43 @@ def test_two_workers_one_worker_two_workers(
     log = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
     workers = [line["workers"] for line in log]
     assert [w for i, w in enumerate(workers) if i == 0 or w != workers[i - 1]] == [2, 1, 2]
+
+
+def in_bucket(data: Path, client: Any) -> None:
+    """The samples, their images and the selection under s3://vig/."""
+    client.create_bucket(Bucket="vig")
+    for path in sorted((data / "samples").iterdir()):
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            rows = table.to_pylist()
+            for image in (image for row in rows for image in row["images"]):
+                name = Path(image["uri"].removeprefix("file://"))
+                client.put_object(Bucket="vig", Key=f"images/{name.name}", Body=name.read_bytes())
+                image["uri"] = f"s3://vig/images/{name.name}"
+            file = io.BytesIO()
+            pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+            client.put_object(Bucket="vig", Key=f"samples/{path.name}", Body=file.getvalue())
+        else:
+            client.put_object(Bucket="vig", Key=f"samples/{path.name}", Body=path.read_bytes())
+    for path in (data / "selection").iterdir():
+        client.put_object(Bucket="vig", Key=f"selection/{path.name}", Body=path.read_bytes())
+
+
+def test_data_and_results_in_a_bucket(data: Path, tmp_path: Path, s3: Callable[[], Any]) -> None:
+    client, steps = s3(), 12
+    in_bucket(data, client)
+    asked = command(data, "s3://vig/run", samples="s3://vig/samples", selection="s3://vig/selection", max_steps=steps)
+    assert "model: s3://vig/run/model" in vig(*asked).stdout
+    listed = client.list_objects_v2(Bucket="vig", Prefix="run/")["Contents"]
+    names = [each["Key"] for each in listed if not each["Key"].endswith("/")]
+    assert any("tfevents" in name for name in names)
+    assert sum(name.endswith("whole.json") for name in names) == 2
+    assert not any(".ray" in name for name in names)
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(client.get_object(Bucket="vig", Key=name)["Body"].read())
+    assert_as_undisturbed(tmp_path / "run", undisturbed(data, tmp_path, steps), steps * BATCH)
+    vig("export", "--run", "s3://vig/run", "--out", tmp_path / "exported")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("exported", "run/model"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

@@ -113,6 +113,19 @@ class LlavaFormatter:
         self.mean = tuple(float(x) for x in image_processor.image_mean)
         self.std = tuple(float(x) for x in image_processor.image_std)
         self.resample = Image.Resampling(int(image_processor.resample))
+        self._opening: tuple[str, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] | None = None
+
+    def _encode(self, piece: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """A piece's token ids, int32 [n], and the characters of each, int64 [n, 2]."""
+        encoded = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        return ids, np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+
+    def _opening_of(self, piece: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """`_encode` of what stands before the first image: in most data it is the same in every sample."""
+        if self._opening is None or self._opening[0] != piece:
+            self._opening = piece, self._encode(piece)
+        return self._opening[1]
 
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """Tokenise as `tokenizer_image_token` does: each piece between images by itself, one BOS in front."""
@@ -133,11 +146,11 @@ class LlavaFormatter:
                 ids.append(np.full(self.num_image_tokens, self.image_token_id, dtype=np.int32))
                 turns.append(np.full(self.num_image_tokens, -1, dtype=np.int32))
                 offsets.append(np.zeros((self.num_image_tokens, 2), dtype=np.int64))
-            encoded = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
-            ids.append(np.asarray(encoded["input_ids"], dtype=np.int32))
-            offsets.append(np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2) + start)
+            tokens, chars = self._opening_of(piece) if index == 0 and images else self._encode(piece)
+            ids.append(tokens)
+            offsets.append(chars + start)
             here = [(max(a - start, 0), b - start, turn) for a, b, turn in spans if b > start]
-            turns.append(answer_token_turns(encoded["offset_mapping"], here))
+            turns.append(answer_token_turns(chars, here))
             start += len(piece) + len(IMAGE_MARK)
         token_ids, turn_of = np.concatenate(ids), np.concatenate(turns)
         return Prompt.marked(

@@ -165,17 +165,17 @@ class Formatter(Protocol):
 
 
 def answer_token_turns(
-    offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int, int]]
+    offsets: Sequence[tuple[int, int]] | npt.NDArray[np.int64], spans: Sequence[tuple[int, int, int]]
 ) -> npt.NDArray[np.int32]:
     """Which answer span each token lies in, int32 [tokens]; -1 outside.
 
-    `offsets`: each token's characters (start, end), as a tokenizer gives them. `spans`: (start, end, turn), rising.
-    A token belongs to a span when they share a character. So the first word of an answer keeps the space that its
-    tokenizer glued to it, each byte of a split character counts, and a token of no characters (a lone prefix
-    space) counts where it stands strictly inside.
+    `offsets` [tokens, 2]: each token's characters (start, end), as a tokenizer gives them. `spans`: (start, end,
+    turn), rising. A token belongs to a span when they share a character. So the first word of an answer keeps the
+    space that its tokenizer glued to it, each byte of a split character counts, and a token of no characters (a lone
+    prefix space) counts where it stands strictly inside.
     """
     turns = np.full(len(offsets), -1, dtype=np.int32)
-    if not spans or not offsets:
+    if not spans or not len(offsets):
         return turns
     start, end = np.asarray(offsets, dtype=np.int64).T
     for first, last, turn in spans:

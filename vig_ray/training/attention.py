@@ -15,6 +15,7 @@ import torch
 from transformers import AttentionInterface
 
 NAME = "vig_packed"
+_SHORT = 256  # tokens up to which scores may be held whole on a CPU
 
 
 class Segments:
@@ -70,16 +71,28 @@ def packed_attention(
     assert attention_mask is None, "causal attention over samples that start at the left needs no mask"
     if segments is not None:
         query, key, value = (segments.pad(x) for x in (query, key, value))
-    found = torch.nn.functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        dropout_p=dropout,
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    found = _causal(query, key, value, dropout, scaling)
     return (segments.unpad(found) if segments is not None else found.transpose(1, 2)).contiguous(), None
+
+
+def _causal(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """Causal attention, [B, heads, L, D]."""
+    batch, heads, length, width = query.shape
+    gqa = heads != key.shape[1]
+    if query.device.type == "cpu" and query.dtype == torch.float32 and length <= _SHORT and not dropout:
+        # Two plain products: 1.5 times as fast there as the fused kernel, forward and backward, at 50 to 100 tokens.
+        if gqa:
+            key, value = (x.repeat_interleave(heads // key.shape[1], dim=1) for x in (key, value))
+        future = torch.full((length, length), -torch.inf).triu(1)
+        scale = width**-0.5 if scaling is None else scaling
+        query, key, value = (x.flatten(0, 1) for x in (query, key, value))
+        scores = torch.baddbmm(future.expand(batch * heads, -1, -1), query, key.transpose(1, 2), alpha=scale)
+        return torch.bmm(scores.softmax(-1), value).view(batch, heads, length, -1)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=gqa
+    )
 
 
 AttentionInterface.register(NAME, packed_attention)

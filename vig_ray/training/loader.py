@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +16,8 @@ import torch
 from vig_ray.dataset.images import MAX_PIXELS, load_image
 from vig_ray.dataset.schema import Turn
 from vig_ray.model.load import Template, load_formatter
-from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, truncate
+from vig_ray.model.prompt import Formatter, ImageInputs, Prompt, PromptError, PromptImage, truncate
+from vig_ray.storage import scheme_of
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.index import Index
 from vig_ray.training.order import Positions
@@ -20,6 +25,7 @@ from vig_ray.training.rows import Rows
 
 SAMPLE_COLUMNS = ("sample_key", "images", "conversation", "error")
 SELECTION_COLUMNS = ("sample_key", "token_ids", "token_weights")
+_READERS = 16  # requests under way to a store of images, in each process that loads
 
 
 class Prompts(NamedTuple):
@@ -77,16 +83,47 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
         chosen: Sequence[Mapping[str, Any] | None] = [None] * len(rows)
         if self._selection is not None and self._index.selection_at is not None:
             chosen = self._selection.get(self._index.selection_at[at])
-        return [self._loaded(*each) for each in zip(at.tolist(), rows, chosen, strict=True)]
+        images = self._images_of(rows)
+        return [self._loaded(*each) for each in zip(at.tolist(), rows, chosen, images, strict=True)]
 
-    def _loaded(self, position: int, row: Mapping[str, Any], chosen: Mapping[str, Any] | None) -> Loaded:
+    def _images_of(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[PromptImage]]:
+        """Each row's images; where some lie in a store, those of the next rows are on their way already, since it takes
+        long to answer and answers many at once."""
+        preprocess = self.formatter.preprocess
+        uris = (image["uri"] for row in rows for image in row["images"] or ())
+        if not self._images or all(scheme_of(uri or "") in ("", "file") for uri in uris):
+            for row in rows:
+                yield [
+                    PromptImage(str(place), partial(load_image, image, max_pixels=MAX_PIXELS), preprocess)
+                    for place, image in enumerate(row["images"] or ())
+                ]
+            return
+
+        def prepared(image: Mapping[str, Any]) -> ImageInputs:
+            return preprocess(load_image(image, max_pixels=MAX_PIXELS))
+
+        with ThreadPoolExecutor(_READERS) as readers:
+            ahead: deque[list[Future[ImageInputs]]] = deque()
+            rest = iter(rows)
+            while True:
+                ahead += [
+                    [readers.submit(prepared, image) for image in row["images"] or ()]
+                    for row in itertools.islice(rest, 2 * _READERS - len(ahead))
+                ]
+                if not ahead:
+                    return
+                yield [_awaited(str(place), inputs) for place, inputs in enumerate(ahead.popleft())]
+
+    def _loaded(
+        self, position: int, row: Mapping[str, Any], chosen: Mapping[str, Any] | None, images: Sequence[PromptImage]
+    ) -> Loaded:
         key = row["sample_key"]
         if chosen is not None and chosen["sample_key"] != key:
             return Mismatch(chosen["sample_key"], f"its hash is also that of {key}; leave one of them out")
         if row["error"] is not None:
             return Unusable(key, row["error"])
         try:
-            prompt = self._prompt(row)
+            prompt = self._prompt(row, images)
         except Exception as error:  # a processor or an image that fails on one row must not end the run
             kind = "" if isinstance(error, PromptError) else f"{type(error).__name__}: "
             return Unusable(key, f"{kind}{error}"[:500])
@@ -99,9 +136,8 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
                 weights = np.asarray(chosen["token_weights"], dtype=np.float32)
         return TrainingSample(position, key, prompt, weights)
 
-    def _prompt(self, row: Mapping[str, Any]) -> Prompt:
+    def _prompt(self, row: Mapping[str, Any], images: Sequence[PromptImage]) -> Prompt:
         formatter = self.formatter
-        images = [self._image(image, place) for place, image in enumerate(row["images"] or ())]
         prompt = formatter.prompt([Turn(turn["role"], turn["text"]) for turn in row["conversation"]], images)
         if not len(prompt.answer_positions):
             raise PromptError("NoAnswer", "no answer token")
@@ -111,10 +147,6 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
                 _ = image.inputs
                 image.release()
         return prompt
-
-    def _image(self, image: Mapping[str, Any], place: int) -> PromptImage:
-        assert self._formatter is not None
-        return PromptImage(str(place), lambda: load_image(image, max_pixels=MAX_PIXELS), self._formatter.preprocess)
 
     @property
     def formatter(self) -> Formatter:
@@ -126,6 +158,11 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
 
 def _remade(index: Index, samples: str, selection: str | None, prompts: Prompts, images: bool) -> SampleSource:
     return SampleSource(index, samples, selection, prompts, images=images)
+
+
+def _awaited(key: str, inputs: Future[ImageInputs]) -> PromptImage:
+    """An image whose inputs are made by another thread, from pixels that stay there; both fail where `inputs` did."""
+    return PromptImage(key, lambda: np.zeros((0, 0, 3), np.uint8), lambda _: inputs.result())
 
 
 def _difference(prompt: Prompt, chosen: Mapping[str, Any]) -> str | None:
