@@ -15,7 +15,7 @@ import torch
 from transformers import AttentionInterface
 
 NAME = "vig_packed"
-_SHORT = 256  # tokens up to which scores may be held whole on a CPU
+_MOST_SHORT = 256  # tokens up to which scores may be held whole on a CPU
 
 
 class Segments:
@@ -28,7 +28,7 @@ class Segments:
 
     def __init__(self, own: Sequence[int], device: Any, *, prefix: int = 0) -> None:
         longest = prefix + max(own)
-        self.shape = (len(own), longest)
+        self.prefix, self.longest = prefix, longest
         starts = prefix + np.cumsum([0, *own[:-1]])
         places = np.arange(longest)
         behind = places[None, :] - prefix  # a place among the sample's own tokens
@@ -36,20 +36,22 @@ class Segments:
         # A padding place holds some token of the row. It stands behind its sample, where no token looks, and its own
         # result is dropped, so neither the values nor the gradients know of it.
         padded = np.where(behind < 0, places[None, :], np.where(inside, starts[:, None] + behind, 0))
-        # Of the shared tokens' results, the first sample's is as good as any.
         wanted = inside & (behind >= 0)
+        self._padded_SL = torch.from_numpy(padded).to(device)
+        self._own = torch.from_numpy(np.flatnonzero(wanted[:, prefix:])).to(device)
+        # Of the shared tokens' results, the first sample's is as good as any.
         wanted[0, :prefix] = True
-        self._padded = torch.from_numpy(padded.ravel()).to(device)
-        self._unpadded = torch.from_numpy(np.flatnonzero(wanted.ravel())).to(device)
+        self._all = torch.from_numpy(np.flatnonzero(wanted)).to(device)
 
-    def pad(self, x_1HND: torch.Tensor) -> torch.Tensor:
-        """[1, heads, N, D] to [S, heads, longest, D]."""
+    def pad(self, x_1HND: torch.Tensor, *, own: bool = False) -> torch.Tensor:
+        """[1, heads, N, D] to [S, heads, longest, D]; `own`: without the prefix."""
         _, heads, _, width = x_1HND.shape
-        return x_1HND[0].index_select(1, self._padded).view(heads, *self.shape, width).transpose(0, 1)
+        at_SL = self._padded_SL[:, self.prefix :] if own else self._padded_SL
+        return x_1HND[0].index_select(1, at_SL.flatten()).view(heads, *at_SL.shape, width).transpose(0, 1)
 
-    def unpad(self, x_SHLD: torch.Tensor) -> torch.Tensor:
-        """[S, heads, longest, D] to [1, N, heads, D]."""
-        return x_SHLD.transpose(1, 2).flatten(0, 1).index_select(0, self._unpadded)[None]
+    def unpad(self, x_SHLD: torch.Tensor, *, own: bool = False) -> torch.Tensor:
+        """[S, heads, longest, D] to [1, N, heads, D]; `own`: both without the prefix."""
+        return x_SHLD.transpose(1, 2).flatten(0, 1).index_select(0, self._own if own else self._all)[None]
 
 
 def packed_attention(
@@ -69,30 +71,50 @@ def packed_attention(
     With `segments` B is 1 and the row is packed; without, B rows are padded on the right, which causality hides.
     """
     assert attention_mask is None, "causal attention over samples that start at the left needs no mask"
-    if segments is not None:
-        query, key, value = (segments.pad(x) for x in (query, key, value))
-    found = _causal(query, key, value, dropout, scaling)
-    return (segments.unpad(found) if segments is not None else found.transpose(1, 2)).contiguous(), None
+    longest = segments.longest if segments is not None else query.shape[2]
+    short = query.device.type == "cpu" and query.dtype == torch.float32 and longest <= _MOST_SHORT and not dropout
+    if segments is None:
+        found = _short(query, key, value, scaling) if short else _fused(query, key, value, scaling, dropout)
+        return found.transpose(1, 2).contiguous(), None
+    keys, values = segments.pad(key), segments.pad(value)
+    if not short:
+        return segments.unpad(_fused(segments.pad(query), keys, values, scaling, dropout)).contiguous(), None
+    own = segments.unpad(_short(segments.pad(query, own=True), keys, values, scaling), own=True)
+    if not segments.prefix:
+        return own, None
+    shared_query, shared_key, shared_value = (x[:, :, : segments.prefix] for x in (query, key, value))
+    shared = _short(shared_query, shared_key, shared_value, scaling).transpose(1, 2)
+    return torch.cat([shared, own], dim=1), None
 
 
-def _causal(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
+def _fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
 ) -> torch.Tensor:
-    """Causal attention, [B, heads, L, D]."""
-    batch, heads, length, width = query.shape
-    gqa = heads != key.shape[1]
-    if query.device.type == "cpu" and query.dtype == torch.float32 and length <= _SHORT and not dropout:
-        # Two plain products: 1.5 times as fast there as the fused kernel, forward and backward, at 50 to 100 tokens.
-        if gqa:
-            key, value = (x.repeat_interleave(heads // key.shape[1], dim=1) for x in (key, value))
-        future = torch.full((length, length), -torch.inf).triu(1)
-        scale = width**-0.5 if scaling is None else scaling
-        query, key, value = (x.flatten(0, 1) for x in (query, key, value))
-        scores = torch.baddbmm(future.expand(batch * heads, -1, -1), query, key.transpose(1, 2), alpha=scale)
-        return torch.bmm(scores.softmax(-1), value).view(batch, heads, length, -1)
+    """Causal attention, [B, heads, L, D], by a fused kernel."""
     return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=gqa
+        query,
+        key,
+        value,
+        dropout_p=dropout,
+        is_causal=True,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
+
+
+def _short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """The same for short samples on a CPU, by two plain products: 1.5 times as fast there, forward and backward.
+
+    With fewer queries than keys, they are those of the last keys.
+    """
+    batch, heads, length, width = query.shape
+    if heads != key.shape[1]:
+        key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
+    future = torch.full((length, key.shape[2]), -torch.inf).triu(1 + key.shape[2] - length)
+    scale = width**-0.5 if scaling is None else scaling
+    query, key, value = (x.flatten(0, 1) for x in (query, key, value))
+    scores = torch.baddbmm(future.expand(batch * heads, -1, -1), query, key.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(-1), value).view(batch, heads, length, -1)
 
 
 AttentionInterface.register(NAME, packed_attention)
