@@ -16,7 +16,7 @@ import torch
 from vig_ray.dataset.images import MAX_PIXELS, load_image
 from vig_ray.dataset.schema import Turn
 from vig_ray.model.load import Template, load_formatter
-from vig_ray.model.prompt import Formatter, ImageInputs, Prompt, PromptError, PromptImage, truncate
+from vig_ray.model.prompt import Formatter, ImageInputs, Pixels, Prompt, PromptError, PromptImage, truncate
 from vig_ray.storage import scheme_of
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.index import Index
@@ -93,26 +93,22 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
         uris = (image["uri"] for row in rows for image in row["images"] or ())
         if not self._images or all(scheme_of(uri or "") in ("", "file") for uri in uris):
             for row in rows:
-                yield [
-                    PromptImage(str(place), partial(load_image, image, max_pixels=MAX_PIXELS), preprocess)
-                    for place, image in enumerate(row["images"] or ())
-                ]
+                yield [PromptImage(key, partial(_pixels, image), preprocess) for key, image in _named(row)]
             return
-
-        def prepared(image: Mapping[str, Any]) -> ImageInputs:
-            return preprocess(load_image(image, max_pixels=MAX_PIXELS))
-
         with ThreadPoolExecutor(_READERS) as readers:
-            ahead: deque[list[Future[ImageInputs]]] = deque()
+            ahead: deque[list[PromptImage]] = deque()
             rest = iter(rows)
             while True:
-                ahead += [
-                    [readers.submit(prepared, image) for image in row["images"] or ()]
-                    for row in itertools.islice(rest, 2 * _READERS - len(ahead))
-                ]
+                for row in itertools.islice(rest, 2 * _READERS - len(ahead)):
+                    ahead.append(
+                        [
+                            _awaited(key, readers.submit(lambda image: preprocess(_pixels(image)), image))
+                            for key, image in _named(row)
+                        ]
+                    )
                 if not ahead:
                     return
-                yield [_awaited(str(place), inputs) for place, inputs in enumerate(ahead.popleft())]
+                yield ahead.popleft()
 
     def _loaded(
         self, position: int, row: Mapping[str, Any], chosen: Mapping[str, Any] | None, images: Sequence[PromptImage]
@@ -158,6 +154,15 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
 
 def _remade(index: Index, samples: str, selection: str | None, prompts: Prompts, images: bool) -> SampleSource:
     return SampleSource(index, samples, selection, prompts, images=images)
+
+
+def _named(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """A row's images, each with a key of its own."""
+    return [(f"{row['sample_key']}#{place}", image) for place, image in enumerate(row["images"] or ())]
+
+
+def _pixels(image: Mapping[str, Any]) -> Pixels:
+    return load_image(image, max_pixels=MAX_PIXELS)
 
 
 def _awaited(key: str, inputs: Future[ImageInputs]) -> PromptImage:
