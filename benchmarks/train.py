@@ -2,8 +2,11 @@
 
 The demo model on demo samples selected by VIG (p = 70), float32, the same samples a step, the same optimizer, one
 process. The Trainer gets the project's own collator, batches sorted by length (its `group_by_length`), and whatever
-number of loader processes suits it best; both rates
-count whole steps with the wait for samples, without the first three. Rounds alternate; the medians are compared.
+number of passes and loader processes suits it best; rates count whole steps with the wait for samples, without the
+first three. The ways take turns, and their median rates are compared.
+
+Then the same steps by one worker with two threads and by two workers (FSDP over gloo) with one thread each: what is
+lost by exchanging weights and gradients, and that their last losses are the same.
 """
 
 from __future__ import annotations
@@ -66,6 +69,26 @@ def ours(folder: Path, *, steps: int, batch: int, packing: bool) -> float:
         )
     lines = run.log[LEFT_OUT:]
     return sum(line["samples"] for line in lines) / sum(line["seconds"] for line in lines)
+
+
+def _worker(rank: int, workers: int, folder: str, given: dict[str, int]) -> None:
+    torch.set_num_threads(2 // workers)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers)
+    team = Team(rank, workers, torch.device("cpu"))
+    keeper = Keeper(f"{folder}/checkpoints", keep=1, team=team)
+    run = train(setup_of(Path(folder).parent, packing=True, **given), team, keeper, Silent())
+    if rank == 0:
+        (Path(folder) / "log.json").write_text(json.dumps(run.log))
+    torch.distributed.destroy_process_group()
+
+
+def by_workers(folder: Path, workers: int, **given: int) -> tuple[float, float]:
+    """Samples/s, and the last step's loss."""
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        torch.multiprocessing.spawn(_worker, (workers, out, given), nprocs=workers)
+        log = json.loads((Path(out) / "log.json").read_text())
+    lines = log[LEFT_OUT:]
+    return sum(line["samples"] for line in lines) / sum(line["seconds"] for line in lines), log[-1]["loss"]
 
 
 def theirs(
@@ -131,10 +154,14 @@ def main() -> None:
         for _ in range(options.rounds):
             for way, measure in ways.items():
                 seen[way].append(measure())
+        pairs = [[by_workers(folder, workers, **given) for workers in (1, 2)] for _ in range(options.rounds)]
     medians = {way: statistics.median(rates) for way, rates in seen.items()}
-    baseline = max(rate for way, rate in medians.items() if way.startswith("Trainer"))
+    best = max(rate for way, rate in medians.items() if way.startswith("Trainer"))
     for way, rate in medians.items():
-        print(f"{way:36} {rate:7.1f} samples/s   {rate / baseline:5.2f} of the Trainer's best")
+        print(f"{way:36} {rate:7.1f} samples/s   {rate / best:5.2f} of the Trainer's best")
+    one, two = (statistics.median(pair[which][0] for pair in pairs) for which in (0, 1))
+    print(f"{'1 worker, 2 threads':36} {one:7.1f} samples/s   loss {pairs[0][0][1]:.6f}")
+    print(f"{'2 workers, 1 thread each':36} {two:7.1f} samples/s   loss {pairs[0][1][1]:.6f}   {two / one:5.2f} of 1")
 
 
 if __name__ == "__main__":

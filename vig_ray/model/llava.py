@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -81,11 +82,9 @@ def pad_to_square(pixels: Pixels, color: tuple[int, int, int]) -> Pixels:
     if height == width:
         return pixels
     side = max(height, width)
-    square = np.empty((side, side, 3), dtype=np.uint8)
-    square[:] = np.asarray(color, dtype=np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = pixels
-    return square
+    bottom, right = side - height - top, side - width - left
+    return np.asarray(cv2.copyMakeBorder(pixels, top, bottom, left, right, cv2.BORDER_CONSTANT, value=color))
 
 
 class LlavaFormatter:

@@ -66,13 +66,15 @@ def trimmed(sample: TrainingSample) -> TrainingSample | None:
 @dataclass(frozen=True, eq=False)
 class Batch:
     """One pass. `inputs`: the model's keyword arguments. The N active tokens: `before_N`, the flat places of the
-    hidden states that predict them, `target_N`, their ids, and `coefficient_N`, their part in the loss.
+    hidden states that predict them, `target_N`, their ids, and `coefficient_N`, their part in the loss. `needed_K`: the
+    places in `before_N`, each once: samples that share a prefix may share one.
 
     `tokens` that the model computes, padding included; `images` among them.
     """
 
     inputs: dict[str, Any]
     before_N: torch.Tensor
+    needed_K: torch.Tensor
     target_N: torch.Tensor
     coefficient_N: torch.Tensor
     tokens: int
@@ -161,9 +163,11 @@ class Batcher:
             before.append(np.where(active > prefix, start + active - 1, active - 1))
             target.append(prompt.token_ids[active].astype(np.int64))
             share.append(each[each != 0])
+        places = np.concatenate(before)
         return Batch(
             inputs,
-            self._put(np.concatenate(before)),
+            self._put(places),
+            self._put(np.unique(places)),
             self._put(np.concatenate(target)),
             self._put(np.concatenate(share)),
             rows * width,
@@ -178,7 +182,7 @@ class Batcher:
         if self._type_ids:
             inputs[self._type_ids] = inputs["input_ids"]
         none = self._put(np.zeros(0, np.int64))
-        return Batch(inputs, none, none, none.float(), 0, 0)
+        return Batch(inputs, none, none, none, none.float(), 0, 0)
 
     def _put(self, array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)

@@ -68,6 +68,40 @@ def can_pack(model: Any) -> bool:
     )
 
 
+def spare_last_mlp(layer: torch.nn.Module) -> bool:
+    """Let the last decoder layer run its MLP for the K tokens only whose states are asked for: `needed_K`, int64, an
+    argument of the model's forward with each token's place in [B * L] once. Others' last states are then wrong.
+
+    Exact, since an MLP works token by token. Returns False where this layer's is of another kind and stays as it is.
+    """
+    mlp = getattr(layer, "mlp", None)
+    if mlp is None or not all(
+        isinstance(part, torch.nn.Linear) for part in mlp.modules() if list(part.parameters(recurse=False))
+    ):
+        return False
+    plain = mlp.forward
+    needed: list[torch.Tensor | None] = [None]
+
+    # By the layer's own call, which is repeated where activations are computed again.
+    def entered(_: Any, __: Any, options: dict[str, Any]) -> None:
+        needed[0] = options.get("needed_K")
+
+    def left(*_: Any) -> None:
+        needed[0] = None
+
+    def forward(hidden_BLD: torch.Tensor) -> torch.Tensor:
+        needed_K = needed[0]
+        if needed_K is None:
+            return plain(hidden_BLD)  # type: ignore[no-any-return]
+        flat = hidden_BLD.flatten(0, 1)
+        return torch.zeros_like(flat).index_copy(0, needed_K, plain(flat[needed_K])).view_as(hidden_BLD)
+
+    layer.register_forward_pre_hook(entered, with_kwargs=True)
+    layer.register_forward_hook(left, always_call=True)
+    mlp.forward = forward
+    return True
+
+
 class Trainee(torch.nn.Module):
     """A transformers image-text-to-text model whose forward takes a `Batch` and gives its part of the loss.
 
@@ -98,6 +132,7 @@ class Trainee(torch.nn.Module):
                 parameter.data = parameter.data.to(dtype)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._softcap = _softcap(model)
+        self._sparing = pack and spare_last_mlp(self.layers()[-1])
         model.train()
         if checkpoint_activations:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -108,7 +143,9 @@ class Trainee(torch.nn.Module):
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch's part of the loss, a scalar, and -log q of each active token, float32 [N]."""
-        hidden_BLD = self.model.model(**batch.inputs).last_hidden_state
+        # Terms on the last states of other tokens would need all of them.
+        spared = {"needed_K": batch.needed_K} if self._sparing else {}
+        hidden_BLD = self.model.model(**batch.inputs, **spared).last_hidden_state
         hidden_ND = hidden_BLD.flatten(0, 1)[batch.before_N]
         loss, nll_N = weighted_cross_entropy(
             hidden_ND, self._logits, batch.target_N, batch.coefficient_N, vocabulary=self._vocabulary
