@@ -88,8 +88,11 @@ def _export() -> tuple[type[StageConfig], Callable[[Any], int]]:
     from vig_ray.training.export import ExportConfig
 
     def call(config: ExportConfig) -> int:
+        from transformers.utils.logging import disable_progress_bar
+
         from vig_ray.training.export import run
 
+        disable_progress_bar()
         print(run(config).text())
         return 0
 
@@ -293,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         sys.exit(_fail(one_line(error)))
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from here" if verb_name == "score" else ""
+        goes_on = "; the same command goes on from here" if verb_name in ("score", "train") else ""
         print(f"vig: interrupted{goes_on}", file=sys.stderr)
         sys.exit(130)
     sys.exit(status)

@@ -30,6 +30,7 @@ def test_what_does_not_fit_is_one_line(chosen: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
     refused("no such folder", model="/no/such")
+    assert job.check(config(chosen, tmp_path, samples=str(chosen))).samples == str(chosen / "samples")
     refused("no samples here", samples=str(tmp_path))
     refused("no selection here", selection=str(tmp_path))
     refused("there are only", held_out=10**6)

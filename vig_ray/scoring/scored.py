@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.dataset as pads
 
+from vig_ray.dataset.importing import samples_directory
 from vig_ray.errors import StageError
 from vig_ray.stage import read_stage
 from vig_ray.storage import filesystem, join, parquet_files
@@ -21,16 +22,17 @@ def scores_directory(given: str) -> str:
 
 
 def samples_beside(scores: str, given: str | None, record: dict[str, Any]) -> str | None:
-    """The samples that scores are of: the directory given, else samples/ beside the scores; None where there is none.
+    """The samples that scores are of: the directory given or samples/ in it, else samples/ beside the scores; None
+    where there is none.
 
     Raises StageError where the one that was given isn't theirs.
     """
-    found = given or join(scores.rstrip("/").rpartition("/")[0] or ".", "samples")
-    imported = read_stage(found)
-    if imported is None or imported["stage"] != "import":
+    found = samples_directory(given or join(scores.rstrip("/").rpartition("/")[0] or ".", "samples"))
+    if found is None:
         if given is not None:
             raise StageError(f"{given}: no samples here; --samples takes what `vig import --out` wrote")
         return None
+    imported = read_stage(found) or {}
     expected = record.get("identity", {}).get("samples", {})
     if any(imported.get(name) != value for name, value in expected.items()):
         raise StageError(f"{found}: not the samples that {scores} are the scores of")

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -67,6 +68,14 @@ def to_keep(checkpoints: list[Checkpoint], last: int) -> set[str]:
 
 
 @contextmanager
+def alone_on_purpose() -> Iterator[None]:
+    """Without torch's warning that there is no process group: one process needs none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+@contextmanager
 def on_this_machine(directory: str, name: str) -> Iterator[str]:
     """A local folder with the files of one checkpoint."""
     fs, path = filesystem(join(directory, name))
@@ -83,7 +92,8 @@ def read(folder: str, trainee: Trainee, optimizer: torch.optim.Optimizer) -> dic
     options = StateDictOptions(ignore_frozen_params=True)
     model, moments = get_state_dict(trainee.model, optimizer, options=options)
     state: dict[str, Any] = {"model": model, "optimizer": moments}
-    load_state(state, checkpoint_id=folder)
+    with alone_on_purpose():
+        load_state(state, checkpoint_id=folder)
     set_state_dict(
         trainee.model,
         optimizer,
@@ -143,7 +153,8 @@ class Keeper:
         )
         try:
             os.makedirs(folder, exist_ok=True)
-            save_state({"model": model, "optimizer": moments}, checkpoint_id=folder)
+            with alone_on_purpose():
+                save_state({"model": model, "optimizer": moments}, checkpoint_id=folder)
             if self._team.rank == 0:
                 with open(os.path.join(folder, _PROGRESS), "w", encoding="utf-8") as file:
                     json.dump(progress, file)

@@ -29,7 +29,7 @@ from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.load import Template, load_formatter, load_model
 from vig_ray.stage import StageConfig, read_stage
 from vig_ray.storage import filesystem, join, scheme_of
-from vig_ray.training.checkpoints import on_this_machine, whole_checkpoints
+from vig_ray.training.checkpoints import alone_on_purpose, on_this_machine, whole_checkpoints
 from vig_ray.training.trainee import Lora, is_adapter, is_projector, projector_module
 
 State = Mapping[str, torch.Tensor]
@@ -250,7 +250,7 @@ def _whole_state(directory: str, name: str, base: str, lora: Lora | None) -> dic
     trainee = Trainee(model, pack=False, lora=lora)
     state: dict[str, torch.Tensor] = {key: tensor.detach() for key, tensor in trainee.model.state_dict().items()}
     trained = {key for key, parameter in trainee.model.named_parameters() if parameter.requires_grad}
-    with on_this_machine(directory, name) as folder:
+    with on_this_machine(directory, name) as folder, alone_on_purpose():
         load_state({"model": {key: state[key] for key in trained}}, checkpoint_id=folder, no_dist=True)
     return state
 
