@@ -7,6 +7,7 @@ Exit status: 0 done, 1 rows failed under --strict, 2 something to mend, told in 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import logging
 import os
 import sys
@@ -173,6 +174,11 @@ VERBS = {
 }
 
 
+def _verbs() -> dict[str, Verb]:
+    """Those above, and those that other installed packages bring."""
+    return VERBS | {found.name: found.load() for found in importlib.metadata.entry_points(group="vig_ray.verbs")}
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -269,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"vig-ray {vig_ray.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     given = list(sys.argv[1:] if arguments is None else arguments)
-    for name, verb in VERBS.items():
+    for name, verb in _verbs().items():
         child = verbs.add_parser(name, help=verb.help, allow_abbrev=False)
         if given[:1] == [name]:  # the other verbs' configs stay unimported, so --help is quick
             config_class, call = verb.load()

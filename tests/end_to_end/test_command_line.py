@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.end_to_end.conftest import ROOT, read_scores, vig
-from vig_ray.cli import VERBS
+from vig_ray.cli import _verbs
 from vig_ray.demo import CHECKPOINT, world
 
 
@@ -83,9 +83,9 @@ def test_unknown_options_in_yaml_are_named(tmp_path: Path) -> None:
     assert "--batchsize: no such option" in done.stderr
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
+@pytest.mark.parametrize("verb", sorted(_verbs()))
 def test_help_names_every_option_with_its_default(verb: str) -> None:
-    config, _ = VERBS[verb].load()
+    config, _ = _verbs()[verb].load()
     printed = "".join(vig(verb, "--help").stdout.split())  # argparse breaks lines at hyphens, too
     for name, field in config.model_fields.items():
         positional = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("positional")

@@ -52,9 +52,14 @@ def to_sample(row: Row, folder: ImageFolder) -> Sample:
     else:
         images = tuple(Image(folder.resolve(i.uri), None) if i.uri is not None else i for i in sample.images)
     sample = sample._replace(images=images)
+    check(sample)
+    return sample
+
+
+def check(sample: Sample) -> None:
+    """Raise RowError where a sample can't be stored, has no answer to score, or not one `<image>` for each image."""
     _check_text(sample)
     _check_conversation(sample)
-    return sample
 
 
 def _parse(row: dict[str, Any]) -> Sample:

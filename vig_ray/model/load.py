@@ -116,6 +116,14 @@ def template_fingerprint(formatter: Formatter) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
+def default_dtype(model: str, device: str) -> str:
+    """The precision to run checkpoint `model` in where nobody says: float32 on a CPU, on a GPU the checkpoint's own."""
+    if device == "cpu":
+        return "float32"
+    stored = read_config(local_folder(model, weights=False)).dtype
+    return str(stored or "bfloat16").removeprefix("torch.")
+
+
 def load_model(model: str, *, dtype: str, device: str) -> Any:
     """The checkpoint's weights in `dtype` ("auto": the one they are stored in) on `device`, in evaluation mode.
 

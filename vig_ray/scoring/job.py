@@ -24,8 +24,8 @@ from vig_ray.cluster import Machines, machines, parse_range
 from vig_ray.dataset import importing
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import fingerprint, is_local, local_folder, read_config
-from vig_ray.model.load import load_formatter, template_fingerprint
+from vig_ray.model.checkpoint import fingerprint, is_local
+from vig_ray.model.load import default_dtype, load_formatter, template_fingerprint
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.counter import RowCounter, shown
@@ -122,7 +122,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
         )
         if config.vllm and engine != "vllm":
             log.warning("--vllm has no effect: the %s engine runs", engine)
-        dtype = config.dtype or earlier.get("dtype") or _default_dtype(config, device)
+        dtype = config.dtype or earlier.get("dtype") or default_dtype(config.model, device)
         identity |= {"engine": engine, "dtype": dtype}
         write_stage(plan.scores, "score", config, identity=identity, complete=False)
         pools = _pools(config, ray_has, device, engine)
@@ -160,13 +160,6 @@ def _device(config: ScoreConfig, ray_has: Machines) -> str:
             raise StageError("--device cuda: there is no GPU that Ray can see on this machine")
         log.warning("waiting for a machine with a GPU to join the cluster")
     return "cuda"
-
-
-def _default_dtype(config: ScoreConfig, device: str) -> str:
-    if device == "cpu":
-        return "float32"
-    stored = read_config(local_folder(config.model, weights=False)).dtype
-    return str(stored or "bfloat16").removeprefix("torch.")
 
 
 def _identity(plan: Plan, samples: str) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The scorer behind HTTP: a Ray Serve application with a page to look at."""

@@ -1,0 +1,69 @@
+"""Log-probs to the answer of a request."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from serve_app.prepare import Ready
+from serve_app.schema import ModelFacts, Reference, Score, Token
+from vig_ray.scoring.engines import LogProbs
+from vig_ray.scoring.gain import loss, perplexity, token_gain
+from vig_ray.scoring.reference import REFERENCES
+from vig_ray.selection.weights import mask
+
+
+def score_of(
+    ready: Ready,
+    clean_T: LogProbs,
+    reference_T: LogProbs,
+    *,
+    tokenizer: Any,
+    tau: float | None,
+    model: ModelFacts,
+    reference: str,
+) -> Score:
+    """What the image contributes; `clean_T` and `reference_T` are float32 [T]."""
+    prompt = ready.pair[0]
+    gain_T = token_gain(clean_T, reference_T)
+    clean_loss, reference_loss = loss(clean_T), loss(reference_T)
+    vig = reference_loss - clean_loss
+    active_T = mask(gain_T, np.full(len(gain_T), tau)).astype(bool).tolist() if tau is not None else None
+    answers = [turn.text for turn in ready.sample.conversation if turn.role == "assistant"]
+    ids, turns = prompt.answer_ids.tolist(), prompt.turns.tolist()
+    names = tokenizer.convert_ids_to_tokens(ids)
+    tokens = [
+        Token(
+            text=answers[turns[place]][start:end] or names[place],
+            id=ids[place],
+            turn=turns[place],
+            start=start,
+            end=end,
+            clean_logprob=float(clean_T[place]),
+            reference_logprob=float(reference_T[place]),
+            gain=float(gain_T[place]),
+            active=active_T[place] if active_T is not None else None,
+        )
+        for place, (start, end) in enumerate(prompt.answer_chars.tolist())
+    ]
+    return Score(
+        vig=vig,
+        clean_loss=clean_loss,
+        reference_loss=reference_loss,
+        clean_perplexity=_finite(perplexity(clean_T)),
+        reference_perplexity=_finite(perplexity(reference_T)),
+        num_answer_tokens=len(tokens),
+        tokens=tokens,
+        tau=tau,
+        kept=vig >= tau if tau is not None else None,
+        active_tokens=sum(active_T) if active_T is not None else None,
+        model=model,
+        reference=Reference(name=reference, parameters=REFERENCES[reference].parameters, kernels=ready.kernels),
+        reference_images=ready.reference_images,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,233 @@
+"""The Ray Serve application: `serve run serve_app.app:build model=DIR`.
+
+    proxy ──▶ Ingress (CPU: checks, decodes, blurs, tokenises) ──▶ Scorer (the engine; batches across requests)
+
+Both scale by themselves with the load, within `prepare_workers` and `workers`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from pydantic import ValidationError
+from ray import serve
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+from serve_app.api import Api, key_hashes, make_app
+from serve_app.batching import Batcher
+from serve_app.options import AppConfig
+from serve_app.prepare import Ready
+from serve_app.refusal import RefusalError, busy
+from serve_app.schema import ModelFacts
+from vig_ray.cluster import parse_range
+from vig_ray.errors import StageError
+from vig_ray.model.checkpoint import fingerprint
+from vig_ray.model.load import default_dtype, load_formatter, template_fingerprint
+from vig_ray.model.prompt import Prompt, PromptError
+from vig_ray.scoring.engines import EngineDiedError, LogProbs
+from vig_ray.scoring.engines.load import check_engine, choose_engine, load_engine
+from vig_ray.scoring.score import score_pairs
+
+log = logging.getLogger("vig_ray.serve")
+
+_ATTEMPTS = 3
+_BATCH_OF_STEPS = 4  # engine steps' worth of tokens in one batch: enough to sort by length, little to wait for
+_SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
+
+Pair = tuple[Prompt, Prompt]
+Found = tuple[LogProbs, LogProbs] | PromptError
+
+
+class Scorer:
+    """Holds an engine. Where the engine can't go on, the process ends and Ray Serve starts another."""
+
+    def __init__(self, facts: dict[str, str], engine: dict[str, Any]) -> None:
+        self._facts = facts
+        self._engine = load_engine(**engine)
+        self._facts["engine"] = self._engine.description
+        step = engine["batch_tokens"] or (16384 if engine["device"] == "cuda" else 1024)
+        self._most = _BATCH_OF_STEPS * step
+        self._batches: Batcher[bytes, Found] = Batcher(self._run, most_tokens=self._most, observe=self._observe)
+        self._samples = Counter("vig_samples", description="Samples scored.")
+        self._tokens = Counter("vig_tokens", description="Tokens of prompts scored, both passes.")
+        self._fill = Histogram(
+            "vig_batch_fill", description="Tokens of a batch by the most it may have.",
+            boundaries=[0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0],
+        )  # fmt: skip
+        self._waiting = Gauge("vig_waiting_samples", description="Samples that no batch has taken yet.")
+
+    def _observe(self, samples: int, tokens: int) -> None:
+        self._samples.inc(samples)
+        self._tokens.inc(tokens)
+        self._fill.observe(tokens / self._most)
+        self._waiting.set(self._batches.waiting)
+
+    def _run(self, pairs: Sequence[bytes]) -> list[Found]:
+        try:
+            return score_pairs(self._engine, [pickle.loads(pair) for pair in pairs])
+        except Exception as error:
+            # The engine, its device or its process is beyond use: nothing that it would say now could be trusted. Those
+            # who wait see a lost replica and ask another.
+            log.critical(
+                "the engine is given up: %s", type(error).__name__ if not isinstance(error, EngineDiedError) else error
+            )
+            os._exit(1)
+
+    async def score(self, pair: bytes, tokens: int) -> tuple[LogProbs, LogProbs] | str:
+        """Log-probs of a pickled pair of prompts, or why there are none."""
+        found = await self._batches(pair, tokens)
+        return str(found) if isinstance(found, PromptError) else found
+
+    async def facts(self) -> dict[str, str]:
+        """What scores."""
+        return self._facts
+
+
+class Replicas:
+    """The backend of an ingress: a handle to the scorers."""
+
+    def __init__(self, scorer: Any) -> None:
+        self._scorer = scorer
+        self._facts: ModelFacts | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._requests = Counter("vig_requests", description="Requests answered.", tag_keys=("route", "status"))
+        self._latency = Histogram(
+            "vig_request_seconds", description="Time to an answer.", boundaries=_SECONDS, tag_keys=("route",)
+        )
+        self._under_way = Gauge("vig_under_way", description="Samples under way in this process.")
+
+    async def score(self, ready: Ready) -> tuple[LogProbs, LogProbs]:
+        """See `Backend`. A lost replica's work is given to another: scoring twice does no harm."""
+        pair = await asyncio.get_running_loop().run_in_executor(None, pickle.dumps, ready.pair, 5)
+        for _ in range(_ATTEMPTS):
+            try:
+                found = await self._scorer.score.remote(pair, ready.tokens)
+            except BackPressureError as error:
+                raise busy("every engine has its queue full; try again in a moment") from error
+            except DeploymentUnavailableError as error:
+                raise busy("no engine is there") from error
+            except RayActorError:
+                self._facts = None
+                continue
+            except RayError as error:
+                raise busy("the engine could not be asked") from error
+            if isinstance(found, str):
+                kind, _, cause = found.partition(": ")
+                raise RefusalError(422, kind, cause)
+            return found  # type: ignore[no-any-return]
+        raise busy("the engines were lost while they worked on this sample")
+
+    async def facts(self) -> ModelFacts | None:
+        """See `Backend`. Asks once, in the background, until an engine has answered."""
+        if self._facts is None and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self._ask())
+        if self._facts is None and self._asking is not None:
+            await asyncio.wait([self._asking], timeout=0.5)
+        return self._facts
+
+    async def _ask(self) -> None:
+        try:
+            self._facts = ModelFacts(**await self._scorer.facts.remote())
+        except (RayError, DeploymentUnavailableError, BackPressureError):
+            await asyncio.sleep(0.2)
+
+    def told(self, route: str, status: int, seconds: float, under_way: int) -> None:
+        """See `Backend`."""
+        self._requests.inc(tags={"route": route, "status": str(status)})
+        self._latency.observe(seconds, tags={"route": route})
+        self._under_way.set(under_way)
+
+
+@serve.ingress()
+class Ingress:
+    """Validates, prepares, and asks the scorers."""
+
+    def __init__(self, config: dict[str, Any], hashes: list[str], scorer: Any) -> None:
+        self._config, self._hashes, self._scorer = AppConfig(**config), hashes, scorer
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        config = self._config
+        formatter = load_formatter(config.model, config.template, config.max_length)
+        return make_app(Api(config, formatter, Replicas(self._scorer)), hashes=self._hashes)
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The application with the options of `AppConfig`, by name; raises StageError where one is wrong."""
+    try:
+        config = AppConfig(**args)
+    except ValidationError as error:
+        finding = error.errors(include_url=False)[0]
+        option = ".".join(map(str, finding["loc"])) or "options"
+        raise StageError(f"{option}: {finding['msg']}") from error
+    scorer, ingress = parts(config)
+    return ingress(scorer)
+
+
+def parts(config: AppConfig) -> tuple[Any, Callable[[Any], Any]]:
+    """The scorer, bound, and what binds the ingress to it or to its handle; the config is checked against what is
+    really there first. Raises StageError."""
+    hashes: list[str] = []
+    if config.keys is not None:
+        try:
+            with open(config.keys, encoding="utf-8") as file:
+                hashes = key_hashes(file.read())
+        except (OSError, UnicodeDecodeError) as error:
+            raise StageError(f"--keys {config.keys}: can't be read") from error
+        if not hashes:
+            raise StageError(f"--keys {config.keys}: holds no key")
+    device = config.device
+    if device == "auto":
+        device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"
+    check_engine(config.engine, config.reference, config.vllm, joins_cluster=False)
+    engine, _ = choose_engine(config.engine, device=device, reference=config.reference)
+    dtype = config.dtype or default_dtype(config.model, device)
+    formatter = load_formatter(config.model, config.template, config.max_length)
+    facts = {
+        "name": os.path.basename(config.model.rstrip("/")) if os.path.isdir(config.model) else config.model,
+        "fingerprint": fingerprint(config.model),
+        "template": template_fingerprint(formatter),
+        "dtype": dtype,
+        "engine": engine,
+    }
+    wanted = {
+        "name": engine, "model": config.model, "template": config.template, "max_length": config.max_length,
+        "dtype": dtype, "device": device, "batch_tokens": config.batch_tokens, "vllm": config.vllm,
+    }  # fmt: skip
+    resources = {"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0}
+    grace = config.timeout + 5
+    scorer = serve.deployment(Scorer).options(
+        name="Scorer",
+        ray_actor_options=resources,
+        max_ongoing_requests=config.queue,
+        graceful_shutdown_timeout_s=grace,
+        health_check_period_s=5,
+        **_replicas(config.workers, busy_at=max(2, config.queue // 4)),
+    )
+    ingress = serve.deployment(Ingress).options(
+        name="Ingress",
+        ray_actor_options={"num_cpus": 1},
+        # Beyond `queue` the ingress itself says so, in words; a few more must come in to be told.
+        max_ongoing_requests=4 * config.queue,
+        graceful_shutdown_timeout_s=grace,
+        **_replicas(config.prepare_workers, busy_at=max(2, config.queue // 4)),
+    )
+    options = config.model_dump(include=set(AppConfig.model_fields))
+    return scorer.bind(facts, wanted), partial(ingress.bind, options, hashes)
+
+
+def _replicas(spelled: str, *, busy_at: int) -> dict[str, Any]:
+    least, most = parse_range(spelled)
+    if least == most:
+        return {"num_replicas": most}
+    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": busy_at}
+    return {"autoscaling_config": scaling}

@@ -1,0 +1,72 @@
+"""`vig serve`: the application on this machine, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from vig_ray.cli import Verb
+from vig_ray.errors import StageError
+from vig_ray.stage import StageConfig
+
+log = logging.getLogger("vig_ray.serve")
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def _load() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from serve_app.options import ServeConfig
+
+    return ServeConfig, run
+
+
+def run(config: Any) -> int:
+    """Serve until SIGINT or SIGTERM; what was accepted is answered first. Raises StageError."""
+    import socket
+
+    if config.host not in _LOOPBACK and config.keys is None and not config.open:
+        raise StageError(f"--host {config.host}: other machines could ask; give --keys FILE, or --open to let anyone")
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise StageError(f"--host {config.host} --port {config.port}: {error.strerror}; choose another") from error
+    _serve(config)
+    return 0
+
+
+def _serve(config: Any) -> None:
+    from ray import serve
+
+    from serve_app.app import parts
+    from vig_ray.cluster import machines, parse_range
+
+    actors = sum(parse_range(spelled)[1] for spelled in (config.workers, config.prepare_workers))
+    quiet = {"log_level": "ERROR", "enable_access_log": False}
+    log.info("loading %s", config.model)
+    with machines(None, actors=actors):
+        scorer, ingress = parts(config)
+        listening = {"host": config.host, "port": config.port}
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        serve.start(proxy_location="HeadOnly", http_options=listening, logging_config=quiet)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        # Two applications, so that the ingress can finish what it has accepted while the scorer is still there.
+        handle = serve.run(scorer, name="scorer", route_prefix=None, logging_config=quiet)
+        serve.run(ingress(handle), name="vig", logging_config=quiet)
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own
+            signal.signal(number, lambda *_: stop.set())
+        shown = f"[{config.host}]" if ":" in config.host else config.host
+        print(f"http://{shown}:{config.port}", flush=True)
+        log.info("ready; Ctrl-C stops")
+        stop.wait()
+        log.info("stopping; what was accepted is answered first")
+        serve.delete("vig")
+        serve.shutdown()
+
+
+VERB = Verb("score samples over HTTP, with a page to look at", _load)

@@ -1,0 +1,75 @@
+"""What an operator decides: options of `vig serve`, arguments of `serve run`, `args` of serve.yaml."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, JsonValue
+
+from vig_ray.dataset.images import MAX_PIXELS
+from vig_ray.model.load import Template
+from vig_ray.scoring.config import EngineOptions, WorkerRange
+from vig_ray.stage import StageConfig
+
+_RANGE: dict[str, JsonValue] = {"metavar": "N|MIN..MAX"}
+
+
+def _several(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class AppConfig(StageConfig):
+    """Score new samples over HTTP with the batch job's scorer."""
+
+    model: str = Field(description="vision-language model: a checkpoint's folder or a hub id")
+    tau: float | None = Field(
+        None, description="threshold of gain, nats: answers say which tokens reach it and whether the sample does"
+    )
+    reference: Literal["blur", "blind"] = Field("blur", description="what stands for 'no image', as for vig score")
+    engine: Literal["auto", "torch", "vllm"] = Field("auto", description="what computes the log-probs")
+    vllm: EngineOptions = Field(
+        default_factory=dict,
+        description="options of vLLM's engine, as vllm serve names them",
+        json_schema_extra={"metavar": "NAME=VALUE", "repeated": True},
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="precision of the model; by default float32 on a CPU, the checkpoint's own on a GPU"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    template: Template = Field("auto", description="prompt: llava_v1, chat or auto, as for vig score")
+    max_length: int | None = Field(None, ge=1, description="longest prompt, tokens with images")
+    batch_tokens: int | None = Field(None, ge=1, description="tokens a step of the engine, as for vig score")
+    workers: WorkerRange = Field(
+        "1", description="engines, a number or a range that follows the load", json_schema_extra=_RANGE
+    )
+    prepare_workers: WorkerRange = Field(
+        "1",
+        description="processes that check, decode and tokenise, a number or a range that follows the load",
+        json_schema_extra=_RANGE,
+    )
+    keys: str | None = Field(
+        None,
+        description="file of bearer keys, one a line, of which a request must bring one; without it only this machine "
+        "is answered",
+    )
+    open: bool = Field(False, description="answer every machine without a key")
+    image_hosts: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+        (),
+        description="hosts whose images may be named by URL; by default none",
+        json_schema_extra={"metavar": "HOST,..."},
+    )
+    max_body_mb: float = Field(32, gt=0, description="largest request body, MiB")
+    max_image_pixels: int = Field(MAX_PIXELS, ge=1, description="largest image, pixels")
+    max_answer_tokens: int = Field(2048, ge=1, description="longest answer, tokens")
+    max_items: int = Field(64, ge=1, description="most samples of a batch request")
+    queue: int = Field(64, ge=1, description="samples under way in one prepare worker; beyond them 503")
+    timeout: float = Field(60, gt=0, description="seconds for a request; then 504")
+
+
+class ServeConfig(AppConfig):
+    """Score new samples over HTTP with the batch job's scorer, on this machine."""
+
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; 0.0.0.0 for every one, which needs --keys or --open"
+    )

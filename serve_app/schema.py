@@ -1,0 +1,184 @@
+"""Requests and answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElFTkSuQmCC"
+"""A red square of 8 x 8 pixels, PNG, for examples that run as they stand."""
+
+EXAMPLE_QA: dict[str, Any] = {"question": "What color is the square?", "answer": "The square is red.", "image": _PIXEL}
+EXAMPLE_MESSAGES: dict[str, Any] = {
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_PIXEL}"}},
+                {"type": "text", "text": "What color is the square?"},
+            ],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "The square is red."}]},
+    ],
+    "tau": 0.5,
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextPart(_Strict):
+    """A piece of text; `<image>` in it stands for the next of `images`."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(BaseModel):
+    """Where an image is: a data URI, or an https URL of a host that the operator lists."""
+
+    url: str
+
+
+class ImagePart(BaseModel):
+    """An image where it stands: by itself (`image_url`, or base64 under `image`), or the next of `images`."""
+
+    type: Literal["image", "image_url"]
+    image_url: ImageUrl | str | None = None
+    image: str | None = None
+
+
+class Message(BaseModel):
+    """One turn."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+
+
+class ScoreRequest(_Strict):
+    """One sample: `messages` (with `images`, if its parts don't bring them), or `question`, `answer` and `image`."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_QA, EXAMPLE_MESSAGES]})
+
+    messages: list[Message] | None = Field(None, description="chat messages as TRL and OpenAI write them")
+    images: list[str] | None = Field(None, description="images in order, base64 or data URIs")
+    question: str | None = None
+    answer: str | None = None
+    image: str | None = Field(None, description="the image file in base64, or a data URI")
+    tau: float | None = Field(None, allow_inf_nan=False, description="threshold of gain, nats; by default the server's")
+    reference_images: bool = Field(False, description="answer with the images that stand for 'no image', too")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ScoreRequest:
+        plain = [name for name in ("question", "answer", "image") if getattr(self, name) is not None]
+        if self.messages is not None and plain:
+            raise ValueError(f"'messages' and {plain[0]!r} exclude each other")
+        if self.messages is None:
+            missing = [name for name in ("question", "answer", "image") if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"{missing[0]!r} is missing; send 'messages', or 'question', 'answer' and 'image'")
+            if self.images is not None:
+                raise ValueError("'images' goes with 'messages'; 'question' and 'answer' take one 'image'")
+        return self
+
+
+class BatchRequest(_Strict):
+    """Several samples; what is wrong with one is told in its place."""
+
+    items: list[Any] = Field(
+        min_length=1,
+        description="samples as POST /v1/score takes them",
+        examples=[[EXAMPLE_QA, EXAMPLE_MESSAGES]],
+    )
+
+
+class Token(BaseModel):
+    """One answer token. Log-probs are natural logarithms, gains are in nats."""
+
+    text: str = Field(description="the text it adds; an end-of-turn token its own name")
+    id: int
+    turn: int = Field(description="which assistant turn it is in, from 0")
+    start: int = Field(description="first character in the turn's text")
+    end: int = Field(description="the one past its last")
+    clean_logprob: float
+    reference_logprob: float
+    gain: float = Field(description="clean_logprob - reference_logprob")
+    active: bool | None = Field(description="gain >= tau; null without tau")
+
+
+class Reference(BaseModel):
+    """What stood for 'no image'."""
+
+    name: str
+    parameters: dict[str, Any]
+    kernels: list[int] = Field(description="the blur's kernel for each image, pixels; its sigma is kernel - 1")
+
+
+class ModelFacts(BaseModel):
+    """What scores: the same facts as in the batch job's stage.json."""
+
+    name: str
+    fingerprint: str
+    template: str
+    dtype: str
+    engine: str
+
+
+class Score(BaseModel):
+    """What the image contributes to one sample."""
+
+    vig: float = Field(description="visual information gain, nats: reference_loss - clean_loss")
+    clean_loss: float
+    reference_loss: float
+    clean_perplexity: float | None = Field(description="null where it is beyond a float")
+    reference_perplexity: float | None
+    num_answer_tokens: int
+    tokens: list[Token]
+    tau: float | None
+    kept: bool | None = Field(description="vig >= tau; null without tau")
+    active_tokens: int | None
+    model: ModelFacts
+    reference: Reference
+    reference_images: list[str] | None = Field(None, description="data URIs, at most 512 pixels a side")
+
+
+class Problem(BaseModel):
+    """What is wrong, in words."""
+
+    kind: str
+    message: str
+
+
+class Failure(BaseModel):
+    """An answer that is none."""
+
+    error: Problem
+
+
+class Item(BaseModel):
+    """One of the two."""
+
+    result: Score | None = None
+    error: Problem | None = None
+
+
+class BatchScores(BaseModel):
+    """One item a sample, in order."""
+
+    results: list[Item]
+
+
+class ModelInfo(ModelFacts):
+    """What scores, and within which limits."""
+
+    reference: str
+    reference_parameters: dict[str, Any]
+    tau: float | None
+    max_length: int
+    max_body_mb: float
+    max_image_pixels: int
+    max_answer_tokens: int
+    max_items: int
+    image_hosts: list[str]

@@ -1,0 +1,73 @@
+"""The HTTP side over the real engine, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from serve_app.api import Api, key_hashes, make_app
+from serve_app.batching import Batcher
+from serve_app.options import AppConfig
+from serve_app.prepare import Ready
+from serve_app.schema import ModelFacts
+from vig_ray.demo import CHECKPOINT
+from vig_ray.scoring.engines import LogProbs
+from vig_ray.scoring.engines.torch import TorchEngine
+from vig_ray.scoring.score import score_pairs
+
+FACTS = ModelFacts(name="demo", fingerprint="f" * 16, template="t" * 16, dtype="float32", engine="torch")
+
+
+class Here:
+    """A backend without Ray: the engine and the batches of a replica."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self.loaded, self.delay = True, 0.0
+        self.told_of: list[tuple[str, int]] = []
+        self._batches: Any = Batcher(lambda pairs: score_pairs(engine, pairs), most_tokens=4096)
+
+    async def score(self, ready: Ready) -> tuple[LogProbs, LogProbs]:
+        await asyncio.sleep(self.delay)
+        found: tuple[LogProbs, LogProbs] = await self._batches(ready.pair, ready.tokens)
+        return found
+
+    async def facts(self) -> ModelFacts | None:
+        return FACTS if self.loaded else None
+
+    def told(self, route: str, status: int, seconds: float, under_way: int) -> None:
+        self.told_of.append((route, status))
+
+
+@pytest.fixture(scope="session")
+def engine(demo_model: Any, demo_formatter: Any) -> TorchEngine:
+    return TorchEngine(demo_model, demo_formatter.collate)
+
+
+@pytest.fixture
+def serving(engine: TorchEngine, demo_formatter: Any) -> Callable[..., tuple[TestClient, Here]]:
+    """A client of an application with these options; its backend."""
+
+    def make(*, keys: str = "", client: str = "127.0.0.1", **options: Any) -> tuple[TestClient, Here]:
+        backend = Here(engine)
+        config = AppConfig(**{"model": CHECKPOINT} | options)
+        app = make_app(Api(config, demo_formatter, backend), hashes=key_hashes(keys))
+        return TestClient(app, client=(client, 1234), raise_server_exceptions=False), backend
+
+    return make
+
+
+def png(seed: int = 0, side: int = 56) -> bytes:
+    """An image file."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (side, side + 8, 3), dtype=np.uint8)
+    return bytes(cv2.imencode(".png", pixels)[1])
+
+
+def coded(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,249 @@
+"""Requests in every form, what they are answered, and what is turned away."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from serve_app.schema import EXAMPLE_MESSAGES, EXAMPLE_QA
+from tests.serving.conftest import Here, coded, png
+from vig_ray.dataset.images import decode_image
+from vig_ray.dataset.schema import Turn
+from vig_ray.model.prompt import PromptImage
+from vig_ray.scoring.prepare import prepare
+from vig_ray.scoring.reference import blur
+from vig_ray.scoring.score import score_pairs
+
+Serving = Callable[..., tuple[TestClient, Here]]
+
+QUESTION, ANSWER = "What is on the left?", "A red circle is on the left."
+
+
+def plain(**more: Any) -> dict[str, Any]:
+    return {"question": QUESTION, "answer": ANSWER, "image": coded(png())} | more
+
+
+def expected(engine: Any, formatter: Any, data: bytes, turns: list[Turn]) -> tuple[np.ndarray, np.ndarray]:
+    image = PromptImage("x", lambda: decode_image(data), formatter.preprocess)
+    made = prepare(formatter, blur, turns, [image])
+    ((clean, reference),) = score_pairs(engine, [made.pair])  # type: ignore[list-item, misc]
+    return clean, reference
+
+
+def test_every_form_of_the_same_sample_has_the_batch_jobs_numbers(
+    serving: Serving, engine: Any, demo_formatter: Any
+) -> None:
+    client, _ = serving()
+    turns = [Turn("user", f"<image>\n{QUESTION}"), Turn("assistant", ANSWER)]
+    clean, reference = expected(engine, demo_formatter, png(), turns)
+    uri = f"data:image/png;base64,{coded(png())}"
+    reply = {"role": "assistant", "content": ANSWER}
+
+    def asked(*content: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": list(content)}, reply]} | more
+
+    text = {"type": "text", "text": QUESTION}
+    forms: dict[str, dict[str, Any]] = {
+        "plain": plain(),
+        "data uri": plain(image=uri),
+        "openai": asked({"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": f"\n{QUESTION}"}),
+        "image_url as text": asked({"type": "image_url", "image_url": uri}, text),
+        "trl": asked({"type": "image"}, text, images=[coded(png())]),
+        "trl, own": asked(text, {"type": "image", "image": coded(png())}),
+        "marks": {"messages": [{"role": "user", "content": f"<image>\n{QUESTION}"}, reply], "images": [uri]},
+    }
+    answers = {name: client.post("/v1/score", json=form) for name, form in forms.items()}
+    files = {"image": ("a.png", png(), "image/png")}
+    answers["upload"] = client.post("/v1/score", files=files, data={"question": QUESTION, "answer": ANSWER})
+    sent = json.dumps([{"role": "user", "content": f"<image>{QUESTION}"}, reply])
+    answers["upload of messages"] = client.post("/v1/score", files=files, data={"messages": sent})
+    for name, answer in answers.items():
+        assert answer.status_code == 200, (name, answer.text)
+        found = answer.json()
+        assert [token["clean_logprob"] for token in found["tokens"]] == pytest.approx(clean.tolist(), abs=1e-5), name
+        assert [token["reference_logprob"] for token in found["tokens"]] == pytest.approx(reference.tolist(), abs=1e-5)
+        gains = [token["gain"] for token in found["tokens"]]
+        assert gains == pytest.approx((clean.astype(float) - reference).tolist(), abs=2e-5)
+        assert found["vig"] == pytest.approx(float(np.mean(gains)), abs=1e-5)
+        assert found["clean_perplexity"] == pytest.approx(float(np.exp(-clean.mean())), rel=1e-4)
+        assert found["num_answer_tokens"] == len(clean)
+        assert found["reference"]["kernels"] == [101]
+
+
+def test_tokens_say_where_in_the_answer_they_are(serving: Serving) -> None:
+    client, _ = serving()
+    answer = "Ein roter Kreis — naïve \U0001f600."
+    found = client.post("/v1/score", json=plain(answer=answer)).json()["tokens"]
+    assert found[-1]["text"] == "</s>"
+    assert (found[-1]["start"], found[-1]["end"]) == (len(answer), len(answer))
+    covered = set()
+    for token in found[:-1]:
+        assert token["text"] == answer[token["start"] : token["end"]]
+        covered.update(range(token["start"], token["end"]))
+    assert {index for index, char in enumerate(answer) if not char.isspace()} <= covered
+
+
+def test_tau_says_what_is_kept(serving: Serving) -> None:
+    client, _ = serving(tau=0.0)
+    by_default = client.post("/v1/score", json=plain()).json()
+    assert by_default["tau"] == 0.0
+    for tau in (-100.0, 0.0, by_default["vig"], 100.0):
+        found = client.post("/v1/score", json=plain(tau=tau)).json()
+        assert found["kept"] == (found["vig"] >= tau)
+        assert [token["active"] for token in found["tokens"]] == [token["gain"] >= tau for token in found["tokens"]]
+        assert found["active_tokens"] == sum(token["active"] for token in found["tokens"])
+    client, _ = serving()
+    found = client.post("/v1/score", json=plain()).json()
+    assert (found["tau"], found["kept"], found["active_tokens"], found["tokens"][0]["active"]) == (None,) * 4
+
+
+def test_a_batch_answers_each_item_in_its_place(serving: Serving) -> None:
+    client, _ = serving()
+    items = [plain(), {"question": "?"}, plain(image="not an image"), 7, plain(answer="Another."), EXAMPLE_MESSAGES]
+    results = client.post("/v1/score/batch", json={"items": items}).json()["results"]
+    assert [result["error"] is None for result in results] == [True, False, False, False, True, True]
+    assert results[0]["result"]["vig"] == client.post("/v1/score", json=plain()).json()["vig"]
+    assert "'answer' is missing" in results[1]["error"]["message"]
+    assert results[2]["error"]["kind"] == "BadImage"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "told"),
+    [
+        ({"answer": None}, 422, "'answer' is missing"),
+        ({"answer": "  "}, 422, "text is empty"),
+        ({"answer": "an <image>"}, 422, "in the assistant's text"),
+        ({"question": "<image>?"}, 422, "2 <image> in the conversation, 1 images"),
+        ({"image": "%%%"}, 422, "not base64"),
+        ({"image": ""}, 422, "0 bytes"),
+        ({"image": coded(b"GIF89a nonsense")}, 422, "identify|not an image|truncated|cannot"),
+        ({"image": "data:image/png,abc"}, 422, "must be base64"),
+        ({"image": "https://example.org/a.png"}, 422, "images by URL are not taken"),
+        ({"image": "file:///etc/passwd"}, 422, "not base64"),
+        ({"image": "/etc/passwd"}, 422, "."),
+        ({"images": ["a"]}, 422, "'images' goes with 'messages'"),
+        ({"messages": []}, 422, "exclude each other"),
+        ({"tau": "high"}, 422, "tau"),
+        ({"surprise": 1}, 422, "surprise"),
+        ({"answer": "word " * 40}, 422, "answer tokens, and the limit is 30"),
+        ({"image": coded(png(side=300))}, 413, "pixels, and 10000 are allowed"),
+        ({"question": "x " * 3000}, 422, "tokens, and the limit is"),
+        ({"question": "x" * 3_000_000}, 413, "longer than 2 MiB"),
+    ],
+)
+def test_what_is_wrong_is_told_in_words(serving: Serving, change: dict[str, Any], status: int, told: str) -> None:
+    import re
+
+    client, backend = serving(max_answer_tokens=30, max_image_pixels=10_000, max_body_mb=2)
+    answer = client.post("/v1/score", json={key: value for key, value in plain(**change).items() if value is not None})
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert re.search(told, error["message"]), error
+    assert "Traceback" not in answer.text
+    assert "/work" not in answer.text
+    assert backend.told_of == [("/v1/score", status)]
+
+
+def test_bodies_that_are_none(serving: Serving) -> None:
+    client, _ = serving(max_items=2)
+    deep = "[" * 100_000
+    for body, kind in (
+        (b"", "application/json"), (b"{", "application/json"), (b"\xff\xfe", "application/json"),
+        (b"[]", "application/json"), (b"null", "application/json"), (deep.encode(), "application/json"),
+        (b'{"question": "\\ud800"}', "application/json"), (b"x", "multipart/form-data"),
+        (b"--a\r\n\r\n", "multipart/form-data; boundary=a"), (b"--a--", "multipart/form-data; boundary=a"),
+    ):  # fmt: skip
+        for route in ("/v1/score", "/v1/score/batch"):
+            answer = client.post(route, content=body, headers={"Content-Type": kind})
+            assert answer.status_code == 422, (body[:20], route, answer.text)
+    assert client.post("/v1/score", content=b"x", headers={"Content-Type": "text/plain"}).status_code == 415
+    answer = client.post("/v1/score/batch", json={"items": [1, 2, 3]})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (422, "3 items, and the limit is 2")
+    assert client.post("/v1/score/batch", json={"items": []}).status_code == 422
+    assert client.get("/v1/nothing").status_code == 404
+    assert client.get("/v1/score").status_code == 405
+
+
+def test_keys(serving: Serving) -> None:
+    client, _ = serving(keys="# ours\nsecret-one\n\n secret-two \n")
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret-one"},
+                    {"Authorization": "Bearer"}, {"Authorization": "secret-one"}):  # fmt: skip
+        answer = client.post("/v1/score", json=plain(), headers=headers)
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert "secret" not in answer.text
+        assert client.get("/v1/model", headers=headers).status_code == 401
+    for key in ("secret-one", "secret-two"):
+        assert client.post("/v1/score", json=plain(), headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    for path in ("/healthz", "/readyz", "/openapi.json"):
+        assert client.get(path).status_code == 200
+
+
+def test_without_keys_only_this_machine_is_answered(serving: Serving) -> None:
+    for machine, options, status in (
+        ("127.0.0.1", {}, 200), ("::1", {}, 200), ("10.0.0.7", {}, 403), ("10.0.0.7", {"open": True}, 200),
+    ):  # fmt: skip
+        client, _ = serving(client=machine, **options)
+        assert client.post("/v1/score", json=plain()).status_code == status
+    client, _ = serving()
+    other = client.post("/v1/score", json=plain(), headers={"Origin": "https://elsewhere.example"})
+    assert other.status_code == 403
+    assert client.post("/v1/score", json=plain(), headers={"Origin": "http://testserver"}).status_code == 200
+
+
+def test_what_is_too_much_is_503_and_what_takes_too_long_504(serving: Serving) -> None:
+    client, backend = serving(queue=2, timeout=0.5)
+    backend.loaded = False
+    answer = client.post("/v1/score", json=plain())
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/healthz").status_code == 200
+    backend.loaded, backend.delay = True, 5.0
+    answer = client.post("/v1/score", json=plain())
+    assert (answer.status_code, answer.json()["error"]["kind"]) == (504, "Timeout")
+    backend.delay = 0.3
+    statuses: list[int] = []
+    with client:  # one event loop for all
+        threads = [
+            threading.Thread(target=lambda: statuses.append(client.post("/v1/score", json=plain()).status_code))
+            for _ in range(5)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(statuses) == [200, 200, 503, 503, 503]
+    assert client.post("/v1/score", json=plain()).status_code == 200
+
+
+def test_the_images_without_what_they_show_come_on_request(serving: Serving) -> None:
+    client, _ = serving()
+    (uri,) = client.post("/v1/score", json=plain(reference_images=True)).json()["reference_images"]
+    from serve_app.prepare import _decoded
+
+    blurred = decode_image(_decoded(uri, ""))  # type: ignore[arg-type]
+    assert blurred.shape == (56, 64, 3)
+    assert blurred.std(axis=(0, 1)).max() < 12  # of uniform noise, with a deviation of 74
+    assert client.post("/v1/score", json=plain()).json()["reference_images"] is None
+
+
+def test_the_documents_examples_run_as_they_stand(serving: Serving) -> None:
+    client, _ = serving()
+    document = client.get("/openapi.json").json()
+    body = document["paths"]["/v1/score"]["post"]["requestBody"]["content"]["application/json"]
+    assert len(body["examples"]) == 2
+    for example in body["examples"].values():
+        assert client.post("/v1/score", json=example["value"]).status_code == 200
+    batch = document["components"]["schemas"]["BatchRequest"]["properties"]["items"]["examples"][0]
+    found = client.post("/v1/score/batch", json={"items": batch}).json()["results"]
+    assert all(item["error"] is None for item in found)
+    assert EXAMPLE_QA in batch
+    told = client.get("/v1/model").json()
+    assert told["fingerprint"] == "f" * 16
+    assert told["reference"] == "blur"
