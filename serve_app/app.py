@@ -51,9 +51,11 @@ Found = tuple[LogProbs, LogProbs] | PromptError
 class Scorer:
     """Holds an engine. Where the engine can't go on, the process ends and Ray Serve starts another."""
 
-    def __init__(self, facts: dict[str, str], engine: dict[str, Any]) -> None:
+    def __init__(self, facts: dict[str, str], engine: dict[str, Any], workers: int) -> None:
         self._facts = facts
-        self._engine = load_engine(**engine)
+        # Ray gives a process one thread a CPU that it asked for; those of this machine are for all engines on it.
+        threads = max(1, (os.cpu_count() or 1) // workers) if engine["device"] == "cpu" else None
+        self._engine = load_engine(**engine, threads=threads)
         self._facts["engine"] = self._engine.description
         step = engine["batch_tokens"] or (16384 if engine["device"] == "cuda" else 1024)
         self._most = _BATCH_OF_STEPS * step
@@ -222,7 +224,7 @@ def parts(config: AppConfig) -> tuple[Any, Callable[[Any], Any]]:
         **_replicas(config.prepare_workers, busy_at=max(2, config.queue // 4)),
     )
     options = config.model_dump(include=set(AppConfig.model_fields))
-    return scorer.bind(facts, wanted), partial(ingress.bind, options, hashes)
+    return scorer.bind(facts, wanted, parse_range(config.workers)[1]), partial(ingress.bind, options, hashes)
 
 
 def _replicas(spelled: str, *, busy_at: int) -> dict[str, Any]:
