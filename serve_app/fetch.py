@@ -14,6 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from serve_app.refusal import RefusalError
 
+PORTS = (None, 80, 443)
 _REDIRECTS = 3
 _SECONDS = 20
 
@@ -53,7 +54,7 @@ def check_url(url: str, hosts: Sequence[str]) -> None:
         raise RefusalError(422, "ImageUrl", "an image is base64, a data URI or an http(s) URL")
     if not hosts:
         raise RefusalError(422, "ImageUrl", "images by URL are not taken here; send the image itself, in base64")
-    if host not in hosts or parts.username is not None or port not in (None, 80, 443):
+    if host not in hosts or parts.username is not None or port not in PORTS:
         raise RefusalError(422, "ImageUrl", f"images by URL are taken from these hosts only: {', '.join(hosts)}")
     try:
         ipaddress.ip_address(host)
