@@ -175,18 +175,24 @@ def build(args: dict[str, Any]) -> Any:
     return ingress(scorer)
 
 
+def hashes_of(path: str | None) -> list[str]:
+    """The hashes of the keys in a file; none without one. Raises StageError where it can't be read or holds no key."""
+    if path is None:
+        return []
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = key_hashes(file.read())
+    except (OSError, UnicodeDecodeError) as error:
+        raise StageError(f"--keys {path}: can't be read") from error
+    if not found:
+        raise StageError(f"--keys {path}: holds no key")
+    return found
+
+
 def parts(config: AppConfig) -> tuple[Any, Callable[[Any], Any]]:
     """The scorer, bound, and what binds the ingress to it or to its handle; the config is checked against what is
     really there first. Raises StageError."""
-    hashes: list[str] = []
-    if config.keys is not None:
-        try:
-            with open(config.keys, encoding="utf-8") as file:
-                hashes = key_hashes(file.read())
-        except (OSError, UnicodeDecodeError) as error:
-            raise StageError(f"--keys {config.keys}: can't be read") from error
-        if not hashes:
-            raise StageError(f"--keys {config.keys}: holds no key")
+    hashes = hashes_of(config.keys)
     device = config.device
     if device == "auto":
         device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"

@@ -42,11 +42,15 @@ def run(config: Any) -> int:
 def _serve(config: Any) -> None:
     from ray import serve
 
-    from serve_app.app import parts
+    from serve_app.app import hashes_of, parts
     from vig_ray.cluster import machines, parse_range
+    from vig_ray.model.load import load_formatter
 
     actors = sum(parse_range(spelled)[1] for spelled in (config.workers, config.prepare_workers))
     quiet = {"log_level": "ERROR", "enable_access_log": False}
+    # What is wrong is told before anything starts.
+    hashes_of(config.keys)
+    load_formatter(config.model, config.template, config.max_length)
     log.info("loading %s", config.model)
     with machines(None, actors=actors):
         scorer, ingress = parts(config)
