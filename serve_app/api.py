@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import ipaddress
 import json
-import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,11 +17,10 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 import vig_ray
 from serve_app.answer import score_of
+from serve_app.guard import Guard, failure
 from serve_app.options import AppConfig
 from serve_app.prepare import Ready, check_hosts, fetched, ready, sample_of
 from serve_app.refusal import RefusalError, busy, not_valid
@@ -46,10 +41,7 @@ from vig_ray.model.prompt import Formatter
 from vig_ray.scoring.engines import LogProbs
 from vig_ray.scoring.reference import REFERENCES
 
-log = logging.getLogger("vig_ray.serve")
-
 PAGE = Path(__file__).parent / "page"
-_OPEN_PATHS = ("/healthz", "/readyz", "/", "/openapi.json")
 _FORM_FIELDS = ("question", "answer", "messages", "tau", "reference_images", "image")
 
 
@@ -64,83 +56,6 @@ class Backend(Protocol):
 
     def told(self, route: str, status: int, seconds: float, under_way: int) -> None:
         """A request was answered."""
-
-
-def key_hashes(text: str) -> list[str]:
-    """SHA-256 of each key in a file of one a line; empty lines and those that begin with # don't count."""
-    keys = (line.strip() for line in text.splitlines())
-    return [hashlib.sha256(key.encode()).hexdigest() for key in keys if key and not key.startswith("#")]
-
-
-class Guard:
-    """ASGI middleware: keys, origins, and one last answer for what should not have happened."""
-
-    def __init__(self, app: ASGIApp, *, hashes: Sequence[str], anyone: bool) -> None:
-        self.app, self._hashes, self._anyone = app, list(hashes), anyone
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 401 or 403, or let the request through."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(scope, headers)
-        if refusal is not None:
-            await _failure(refusal)(scope, receive, send)
-            return
-        begun = False
-
-        async def sending(message: Any) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, sending)
-        except Exception as error:
-            # The exception's text may hold what was sent, or a path: the log gets its kind and where it was raised.
-            log.error("internal error in %s: %s", scope["path"][:100], _place_of(error))
-            if not begun:
-                problem = RefusalError(500, "Internal", "an error of this server; its log says more")
-                await _failure(problem)(scope, receive, send)
-
-    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> RefusalError | None:
-        origin = headers.get("origin")
-        if scope["method"] != "GET" and origin and origin.partition("://")[2] != headers.get("host"):
-            return RefusalError(403, "Origin", "pages of other sites may not post here")
-        if not self._hashes:
-            if self._anyone or _is_loopback((scope.get("client") or ("",))[0]):
-                return None
-            return RefusalError(403, "NoKey", "this server has no keys and answers its own machine only")
-        if scope["path"] in _OPEN_PATHS or scope["path"].startswith("/page/"):
-            return None
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = hashlib.sha256(key.strip().encode("latin-1", "replace")).hexdigest()
-        # All are compared, each in constant time, so that the time tells nothing.
-        found = sum(hmac.compare_digest(given, each) for each in self._hashes)
-        if scheme.lower() == "bearer" and found:
-            return None
-        return RefusalError(401, "Key", "needs the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _place_of(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "?"
-    return f"{type(error).__name__} at {where}"
-
-
-def _failure(refusal: RefusalError) -> JSONResponse:
-    problem = Failure(error=Problem(kind=refusal.kind, message=refusal.message))
-    return JSONResponse(problem.model_dump(), refusal.status, refusal.headers)
 
 
 async def _body_of(request: Request, most: int) -> bytes:
@@ -291,11 +206,11 @@ def make_app(api: Api, *, hashes: Sequence[str] = ()) -> FastAPI:
 
     @app.exception_handler(RefusalError)
     async def refused(_: Request, refusal: RefusalError) -> Response:
-        return _failure(refusal)
+        return failure(refusal)
 
     @app.exception_handler(HTTPException)
     async def not_found(_: Request, error: HTTPException) -> Response:
-        return _failure(RefusalError(error.status_code, "Http", str(error.detail), error.headers))
+        return failure(RefusalError(error.status_code, "Http", str(error.detail), error.headers))
 
     def answered(route: str, status: int, began: float) -> None:
         api.backend.told(route, status, time.monotonic() - began, api.under_way)

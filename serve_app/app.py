@@ -23,8 +23,9 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from serve_app.api import Api, key_hashes, make_app
+from serve_app.api import Api, make_app
 from serve_app.batching import Batcher
+from serve_app.guard import key_hashes
 from serve_app.options import AppConfig
 from serve_app.prepare import Ready
 from serve_app.refusal import RefusalError, busy

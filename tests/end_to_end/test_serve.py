@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ import httpx
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from tests.end_to_end.conftest import ROOT, vig
 from vig_ray.demo import CHECKPOINT, world
@@ -196,13 +196,16 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
         refused("choose another", "--model", CHECKPOINT, "--port", taken.getsockname()[1])
 
 
-def test_serve_yaml_and_serve_run_build_the_same_application() -> None:
+def test_serve_yaml_names_the_application_and_options_that_exist() -> None:
     from serve_app.app import build
+    from serve_app.options import AppConfig
     from vig_ray.errors import StageError
 
-    assert build({"model": CHECKPOINT, "tau": "0.5", "workers": "1..2"}) is not None
+    (found,) = yaml.safe_load((ROOT / "serve.yaml").read_text())["applications"]
+    assert found["import_path"] == f"{build.__module__}:{build.__name__}"
+    assert AppConfig(**found["args"]).workers == "1..4"
+    assert build({"model": CHECKPOINT, "tau": "0.5", "workers": "1..2"}) is not None  # as `serve run` gives them
     with pytest.raises(StageError, match="tau: "):
         build({"model": CHECKPOINT, "tau": "high"})
     with pytest.raises(StageError, match="model: "):
         build({})
-    assert json.dumps({})

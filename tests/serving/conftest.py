@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from serve_app.api import Api, key_hashes, make_app
+from serve_app.api import Api, make_app
 from serve_app.batching import Batcher
+from serve_app.guard import key_hashes
 from serve_app.options import AppConfig
 from serve_app.prepare import Ready
 from serve_app.schema import ModelFacts

@@ -17,7 +17,8 @@ import pytest
 import uvicorn
 from playwright.sync_api import Page, expect, sync_playwright
 
-from serve_app.api import Api, key_hashes, make_app
+from serve_app.api import Api, make_app
+from serve_app.guard import key_hashes
 from serve_app.options import AppConfig
 from tests.serving.conftest import Here, png
 from vig_ray.demo import CHECKPOINT

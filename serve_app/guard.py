@@ -1,0 +1,99 @@
+"""Who may ask, and how an error is told: no path, no key, no traceback."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_app.refusal import RefusalError
+from serve_app.schema import Failure, Problem
+
+log = logging.getLogger("vig_ray.serve")
+
+_OPEN_PATHS = ("/healthz", "/readyz", "/", "/openapi.json")
+
+
+def key_hashes(text: str) -> list[str]:
+    """SHA-256 of each key in a file of one a line; empty lines and those that begin with # don't count."""
+    keys = (line.strip() for line in text.splitlines())
+    return [hashlib.sha256(key.encode()).hexdigest() for key in keys if key and not key.startswith("#")]
+
+
+class Guard:
+    """ASGI middleware: keys, origins, and one last answer for what should not have happened."""
+
+    def __init__(self, app: ASGIApp, *, hashes: Sequence[str], anyone: bool) -> None:
+        self.app, self._hashes, self._anyone = app, list(hashes), anyone
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 401 or 403, or let the request through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await failure(refusal)(scope, receive, send)
+            return
+        begun = False
+
+        async def sending(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except Exception as error:
+            # The exception's text may hold what was sent, or a path: the log gets its kind and where it was raised.
+            log.error("internal error in %s: %s", scope["path"][:100], _place_of(error))
+            if not begun:
+                problem = RefusalError(500, "Internal", "an error of this server; its log says more")
+                await failure(problem)(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> RefusalError | None:
+        origin = headers.get("origin")
+        if scope["method"] != "GET" and origin and origin.partition("://")[2] != headers.get("host"):
+            return RefusalError(403, "Origin", "pages of other sites may not post here")
+        if not self._hashes:
+            if self._anyone or _is_loopback((scope.get("client") or ("",))[0]):
+                return None
+            return RefusalError(403, "NoKey", "this server has no keys and answers its own machine only")
+        if scope["path"] in _OPEN_PATHS or scope["path"].startswith("/page/"):
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = hashlib.sha256(key.strip().encode("latin-1", "replace")).hexdigest()
+        # All are compared, each in constant time, so that the time tells nothing.
+        found = sum(hmac.compare_digest(given, each) for each in self._hashes)
+        if scheme.lower() == "bearer" and found:
+            return None
+        return RefusalError(401, "Key", "needs the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _place_of(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "?"
+    return f"{type(error).__name__} at {where}"
+
+
+def failure(refusal: RefusalError) -> JSONResponse:
+    """A refusal as it is sent."""
+    problem = Failure(error=Problem(kind=refusal.kind, message=refusal.message))
+    return JSONResponse(problem.model_dump(), refusal.status, refusal.headers)
