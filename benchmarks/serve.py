@@ -12,10 +12,12 @@ import argparse
 import asyncio
 import base64
 import io
+import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ import torch
 
 from vig_ray.demo import CHECKPOINT
 from vig_ray.demo.world import draw, samples
+
+CLIENTS = (1, 8, 64)
+JSON = {"Content-Type": "application/json"}
 
 
 def wide(folder: Path, width: int) -> str:
@@ -55,8 +60,8 @@ def requests(count: int) -> list[dict[str, Any]]:
     return found
 
 
-def engine_alone(model: str, asked: list[dict[str, Any]]) -> float:
-    """Samples/s of the engine on prepared prompts, `window` of them at a time."""
+def engine_alone(model: str, asked: list[dict[str, Any]]) -> None:
+    """Print samples/s of the engine on prepared prompts for every line on standard input, a number of seconds."""
     from vig_ray.dataset.schema import Turn
     from vig_ray.model.load import load_formatter, load_model
     from vig_ray.model.prompt import PromptImage
@@ -74,41 +79,47 @@ def engine_alone(model: str, asked: list[dict[str, Any]]) -> float:
         pairs.append(prepare(formatter, blur, turns, [image]).pair)
     engine = TorchEngine(load_model(model, dtype="float32", device="cpu"), formatter.collate)
     score_pairs(engine, pairs[:16])
-    began, done = time.monotonic(), 0
-    while time.monotonic() - began < 15:
-        score_pairs(engine, pairs)
-        done += len(pairs)
-    return done / (time.monotonic() - began)
+    for line in sys.stdin:
+        began, done = time.monotonic(), 0
+        while time.monotonic() - began < float(line):
+            score_pairs(engine, pairs)
+            done += len(pairs)
+        print(done / (time.monotonic() - began), flush=True)
 
 
-async def closed(url: str, asked: list[dict[str, Any]], clients: int, seconds: float) -> tuple[float, list[float]]:
+def rate_of(answered: list[float]) -> float:
+    """Answers a second: the slope of their count over time, since they come a batch at a time."""
+    return float(np.polyfit(answered, np.arange(len(answered)), 1)[0])
+
+
+async def closed(url: str, asked: list[bytes], clients: int, seconds: float) -> tuple[float, list[float]]:
     """Samples/s and latencies of `clients` that each ask again as soon as they are answered."""
+    answered: list[float] = []
     taken: list[float] = []
     end = time.monotonic() + seconds
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=JSON) as client:
 
         async def one(number: int) -> None:
-            while time.monotonic() < end:
-                began = time.monotonic()
-                async with client.post(f"{url}/v1/score", json=asked[number % len(asked)]) as answer:
+            while (began := time.monotonic()) < end:
+                async with client.post(f"{url}/v1/score", data=asked[number % len(asked)]) as answer:
                     await answer.read()
                     answer.raise_for_status()
-                taken.append(time.monotonic() - began)
+                answered.append(time.monotonic())
+                taken.append(answered[-1] - began)
                 number += clients
 
-        began = time.monotonic()
         await asyncio.gather(*(one(number) for number in range(clients)))
-        return len(taken) / (time.monotonic() - began), taken
+    return rate_of([each for each in answered if each <= end]), taken
 
 
-async def opened(url: str, asked: list[dict[str, Any]], rate: float, seconds: float) -> tuple[float, dict[int, int]]:
+async def opened(url: str, asked: list[bytes], rate: float, seconds: float) -> tuple[float, dict[int, int]]:
     """Samples/s answered, and how many of each status, where `rate` requests a second come whatever happens."""
     statuses: dict[int, int] = {}
     answered: list[float] = []
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=JSON) as client:
 
         async def one(number: int) -> None:
-            async with client.post(f"{url}/v1/score", json=asked[number % len(asked)]) as answer:
+            async with client.post(f"{url}/v1/score", data=asked[number % len(asked)]) as answer:
                 await answer.read()
             statuses[answer.status] = statuses.get(answer.status, 0) + 1
             if answer.status == 200:
@@ -120,51 +131,70 @@ async def opened(url: str, asked: list[dict[str, Any]], rate: float, seconds: fl
             tasks.append(asyncio.create_task(one(number)))
         end = time.monotonic()
         await asyncio.gather(*tasks)
-    # The queue fills at first: the rate is that of the second half, while requests still came.
-    middle = began + seconds / 2
-    return sum(middle <= each <= end for each in answered) / (end - middle), statuses
+    # The queue fills at first: the rate is that of the rest, while requests still came.
+    return rate_of([each for each in answered if began + seconds / 4 <= each <= end]), statuses
 
 
-def measure(name: str, model: str, asked: list[dict[str, Any]], seconds: float, port: int) -> None:
-    command = [sys.executable, "-c", f"from benchmarks.serve import *; print(engine_alone({model!r}, requests(64)))"]
-    alone = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-    print(f"{name}: engine alone {alone:.1f} samples/s ({1000 / alone:.0f} ms a sample)", flush=True)
+def measure(name: str, model: str, asked: list[bytes], seconds: float, rounds: int, port: int) -> None:
+    """Print the figures of one model. What is compared is measured in turns, since a shared machine's speed drifts."""
+    script = f"from benchmarks.serve import *; engine_alone({model!r}, requests(64))"
+    engine = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
     server = subprocess.Popen(
         [sys.executable, "-m", "vig_ray.cli", "serve", "--model", model, "--port", str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:
         assert server.stdout is not None
+        assert engine.stdin is not None
+        assert engine.stdout is not None
         url = server.stdout.readline().strip()
         asyncio.run(closed(url, asked, 8, 5))
-        best = 0.0
-        for clients in (1, 8, 64):
-            rate, taken = asyncio.run(closed(url, asked, clients, seconds))
-            p50, p95, p99 = (1000 * q for q in (np.quantile(taken, [0.5, 0.95, 0.99])))
-            best = max(best, rate)
+        print(name, flush=True)
+        alone, twice, latencies = [], [], {clients: [] for clients in CLIENTS}
+        ratios: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
+        statuses = Counter[int]()
+        for _ in range(rounds):
+            print(seconds, file=engine.stdin, flush=True)
+            alone.append(float(engine.stdout.readline()))
+            for clients in CLIENTS:
+                rate, taken = asyncio.run(closed(url, asked, clients, seconds))
+                ratios[clients].append(rate / alone[-1])
+                latencies[clients] += taken
+            held, found = asyncio.run(opened(url, asked, 2 * rate, seconds))
+            twice.append(held / rate)
+            statuses.update(found)
+        print(f"  engine alone {np.median(alone):.1f} samples/s ({1000 / np.median(alone):.0f} ms a sample)")
+        for clients in CLIENTS:
+            p50, p95, p99 = (1000 * q for q in (np.quantile(latencies[clients], [0.5, 0.95, 0.99])))
             print(
-                f"  {clients:3} clients {rate:7.1f} samples/s, {rate / alone:4.2f} of the engine alone;"
-                f" latency p50 {p50:6.0f} ms, p95 {p95:6.0f} ms, p99 {p99:6.0f} ms",
-                flush=True,
+                f"  {clients:2} clients: {_of(ratios[clients])} of the engine alone;"
+                f" latency p50 {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms"
             )
-        rate, statuses = asyncio.run(opened(url, asked, 2 * best, seconds))
         told = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
-        print(f"  at twice the load {rate:7.1f} samples/s, {rate / best:4.2f} of its best; {told}", flush=True)
+        print(f"  twice the load of {CLIENTS[-1]} clients: {_of(twice)} of their samples/s; {told}", flush=True)
     finally:
+        engine.kill()
         server.terminate()
         server.wait(60)
 
 
+def _of(ratios: list[float]) -> str:
+    return f"{np.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=15)
-    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=448)
     parser.add_argument("--port", type=int, default=8199)
     options = parser.parse_args()
-    asked = requests(256)
+    asked = [json.dumps(each).encode() for each in requests(256)]
     with tempfile.TemporaryDirectory() as folder:
-        measure("wide model", wide(Path(folder), options.width), asked, options.seconds, options.port)
-        measure("demo model", CHECKPOINT, asked, options.seconds, options.port + 1)
+        measure("wide model", wide(Path(folder), options.width), asked, options.seconds, options.rounds, options.port)
+        measure("demo model", CHECKPOINT, asked, options.seconds, options.rounds, options.port + 1)
 
 
 if __name__ == "__main__":

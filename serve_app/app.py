@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -56,11 +57,17 @@ class Scorer:
         self._facts = facts
         # Ray gives a process one thread a CPU that it asked for; those of this machine are for all engines on it.
         threads = max(1, (os.cpu_count() or 1) // workers) if engine["device"] == "cpu" else None
-        self._engine = load_engine(**engine, threads=threads)
+        # On a CPU the engine is loaded by the thread that will run it: OpenMP's number of threads is each thread's own,
+        # and vLLM's kernels end the process where it isn't what it was.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        load = partial(load_engine, **engine, threads=threads)
+        self._engine = thread.submit(load).result() if engine["device"] == "cpu" else load()
         self._facts["engine"] = self._engine.description
         step = engine["batch_tokens"] or (16384 if engine["device"] == "cuda" else 1024)
         self._most = _BATCH_OF_STEPS * step
-        self._batches: Batcher[bytes, Found] = Batcher(self._run, most_tokens=self._most, observe=self._observe)
+        self._batches: Batcher[bytes, Found] = Batcher(
+            self._run, most_tokens=self._most, thread=thread, observe=self._observe
+        )
         self._samples = Counter("vig_samples", description="Samples scored.")
         self._tokens = Counter("vig_tokens", description="Tokens of prompts scored, both passes.")
         self._fill = Histogram(
@@ -159,6 +166,9 @@ class Ingress:
         self._config, self._hashes, self._scorer = AppConfig(**config), hashes, scorer
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        import cv2
+
+        cv2.setNumThreads(1)  # Ray runs one of these a core, and the engine may want the others
         config = self._config
         formatter = load_formatter(config.model, config.template, config.max_length)
         return make_app(Api(config, formatter, Replicas(self._scorer)), hashes=self._hashes)

@@ -19,7 +19,7 @@ class _Waiting(NamedTuple, Generic[Given, Found]):
 
 
 class Batcher(Generic[Given, Found]):
-    """Runs `run` over lists of items in a thread, one list at a time.
+    """Runs `run` over lists of items in a thread, `thread` or one of its own, one list at a time.
 
     No item waits for others to come: while the engine is busy they gather by themselves, and while it is idle the first
     one starts it. None overtakes another, so a large one is not passed over. An item whose caller is gone is dropped.
@@ -31,11 +31,12 @@ class Batcher(Generic[Given, Found]):
         run: Callable[[Sequence[Given]], Sequence[Found]],
         *,
         most_tokens: int,
+        thread: ThreadPoolExecutor | None = None,
         observe: Callable[[int, int], None] | None = None,
     ) -> None:
         self._run, self._most, self._observe = run, most_tokens, observe
         self._waiting: deque[_Waiting[Given, Found]] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._working: asyncio.Task[None] | None = None
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from vig_ray.stage import StageConfig
 log = logging.getLogger("vig_ray.serve")
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_CLOSED = "Closed"
 
 
 def _load() -> tuple[type[StageConfig], Callable[[Any], int]]:
@@ -25,24 +27,31 @@ def _load() -> tuple[type[StageConfig], Callable[[Any], int]]:
 
 def run(config: Any) -> int:
     """Serve until SIGINT or SIGTERM; what was accepted is answered first. Raises StageError."""
-    import socket
-
     if config.host not in _LOOPBACK and config.keys is None and not config.open:
         raise StageError(f"--host {config.host}: other machines could ask; give --keys FILE, or --open to let anyone")
-    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            raise StageError(f"--host {config.host} --port {config.port}: {error.strerror}; choose another") from error
+    _check_free(config.host, config.port, f"--host {config.host} --port {config.port}")
+    if config.metrics_port is not None:
+        _check_free("", config.metrics_port, f"--metrics-port {config.metrics_port}")
     _serve(config)
     return 0
+
+
+def _check_free(host: str, port: int, told: str) -> None:
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StageError(f"{told}: {error.strerror}; choose another") from error
 
 
 def _serve(config: Any) -> None:
     from ray import serve
 
     from serve_app.app import hashes_of, parts
+    from serve_app.closed import Closed
     from vig_ray.cluster import machines, parse_range
     from vig_ray.model.load import load_formatter
 
@@ -52,7 +61,7 @@ def _serve(config: Any) -> None:
     hashes_of(config.keys)
     load_formatter(config.model, config.template, config.max_length)
     log.info("loading %s", config.model)
-    with machines(None, actors=actors):
+    with machines(None, actors=actors, metrics_port=config.metrics_port):
         scorer, ingress = parts(config)
         listening = {"host": config.host, "port": config.port}
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -62,15 +71,32 @@ def _serve(config: Any) -> None:
         handle = serve.run(scorer, name="scorer", route_prefix=None, logging_config=quiet)
         serve.run(ingress(handle), name="vig", logging_config=quiet)
         stop = threading.Event()
+
+        def once(*_: object) -> None:
+            stop.set()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C doesn't wait
+
         for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own
-            signal.signal(number, lambda *_: stop.set())
+            signal.signal(number, once)
         shown = f"[{config.host}]" if ":" in config.host else config.host
         print(f"http://{shown}:{config.port}", flush=True)
         log.info("ready; Ctrl-C stops")
         stop.wait()
         log.info("stopping; what was accepted is answered first")
-        serve.delete("vig")
+        door = serve.deployment(Closed).options(name=_CLOSED, ray_actor_options={"num_cpus": 0})
+        serve.run(door.bind(), name="vig", logging_config=quiet)
+        end = time.monotonic() + config.timeout + 10  # no request takes longer
+        while _replicas_left() and time.monotonic() < end:
+            time.sleep(0.1)
         serve.shutdown()
+
+
+def _replicas_left() -> bool:
+    """Whether an ingress is still answering what it has accepted."""
+    import ray
+
+    names = (actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True))
+    return any(name.startswith("SERVE_REPLICA::vig#") and f"#{_CLOSED}#" not in name for name in names)
 
 
 VERB = Verb("score samples over HTTP, with a page to look at", _load)

@@ -94,7 +94,7 @@ def local_ray() -> Iterator[None]:
     """One Ray for the tests that score in this process."""
     import ray
 
-    ray.init(num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -37,11 +37,12 @@ def parse_range(spelled: str) -> tuple[int, int]:
 
 
 @contextmanager
-def machines(address: str | None, *, actors: int) -> Iterator[Machines]:
+def machines(address: str | None, *, actors: int, metrics_port: int | None = None) -> Iterator[Machines]:
     """The Ray cluster at `address` or RAY_ADDRESS; without either a Ray of its own, stopped at the end.
 
     A Ray that is running in this process already is used as it is. `actors`: how many the caller may start on this
-    machine. Raises StageError where no cluster answers.
+    machine. `metrics_port`: where a Ray of its own tells its metrics, any by default. Raises
+    StageError where no cluster answers.
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of an error is raised
@@ -65,7 +66,8 @@ def machines(address: str | None, *, actors: int) -> Iterator[Machines]:
     # and its core warns at every start of a restartable actor pool. What fails for real reaches us as an error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with _native_messages_hidden():
-        ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+        # "local": one of its own even where another Ray runs on this machine.
+        ray.init("local", num_cpus=cpus, include_dashboard=False, _metrics_export_port=metrics_port, **quiet)
     try:
         yield Machines(os.cpu_count() or 1, _gpus())
     finally:

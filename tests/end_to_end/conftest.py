@@ -28,7 +28,7 @@ def vig(*arguments: str, check: bool = True, **environment: str) -> subprocess.C
         timeout=500,
     )
     if check and done.returncode != 0:
-        pytest.fail(f"vig {' '.join(arguments)}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
+        pytest.fail(f"vig {' '.join(map(str, arguments))}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done
 
 

@@ -1,0 +1,17 @@
+"""What stands at the door while the application stops."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app.guard import failure
+from serve_app.refusal import busy
+
+
+class Closed:
+    """Answers 503 to all: Serve's proxy would say 404, which a client may take for an answer."""
+
+    async def __call__(self, _: Request) -> Response:
+        """One answer for every path."""
+        return failure(busy("this server is stopping"))

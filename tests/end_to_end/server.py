@@ -1,0 +1,76 @@
+"""`vig serve` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.end_to_end.conftest import ROOT
+from vig_ray.demo import CHECKPOINT
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait_until(what: Callable[[], Any], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+class Server:
+    """`vig serve` with these options, once it is ready."""
+
+    def __init__(self, *options: object, **environment: str) -> None:
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        words = ["serve", "--model", CHECKPOINT, "--port", port, *options]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vig_ray.cli", *map(str, words)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.strip() == self.url, self.process.stderr.read() if self.process.stderr else ""
+
+    def stop(self) -> str:
+        """Stop it; what it said on standard error."""
+        self.process.terminate()
+        assert self.process.wait(60) == 0
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60)
+
+    def replicas(self, name: str) -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if f":{name}" in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+def assert_as_scored(answer: httpx.Response, row: dict[str, Any]) -> None:
+    """The answer holds the numbers of the batch job's row."""
+    found = answer.json()
+    assert found["vig"] == pytest.approx(row["vig"], abs=1e-5)
+    assert [token["id"] for token in found["tokens"]] == row["token_ids"]
+    for name in ("clean", "reference"):
+        ours = [token[f"{name}_logprob"] for token in found["tokens"]]
+        assert ours == pytest.approx(row[f"{name}_logprobs"], abs=1e-5)

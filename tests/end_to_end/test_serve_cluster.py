@@ -1,0 +1,67 @@
+"""`serve run` and `serve deploy serve.yaml` on a Ray cluster."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from serve_app.schema import EXAMPLE_QA
+from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.head import head
+from tests.end_to_end.server import free_port, wait_until
+from vig_ray.demo import CHECKPOINT
+
+SERVE = Path(sys.executable).with_name("serve")
+
+
+def ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=10).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_serve_yaml_is_deployed_with_its_keys_and_ranges(tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "serve.yaml").read_text())
+    (tmp_path / "keys").write_text("a-key\n")
+    config["http_options"] = {"host": "127.0.0.1", "port": (port := free_port())}
+    config["applications"][0]["args"] |= {"model": CHECKPOINT, "keys": str(tmp_path / "keys")}
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
+    url = f"http://127.0.0.1:{port}"
+    with head() as found:
+        done = found.serve("deploy", tmp_path / "serve.yaml")
+        assert done.returncode == 0, done.stderr
+        wait_until(lambda: ready(url))
+        assert httpx.post(f"{url}/v1/score", json=EXAMPLE_QA, timeout=60).status_code == 401
+        key = {"Authorization": "Bearer a-key"}
+        answer = httpx.post(f"{url}/v1/score", json=EXAMPLE_QA, headers=key, timeout=60)
+        assert answer.status_code == 200
+        assert answer.json()["tau"] == 0.1
+        status = yaml.safe_load(found.serve("status").stdout)
+        deployed = status["applications"]["vig"]
+        assert deployed["status"] == "RUNNING"
+        assert set(deployed["deployments"]) == {"Scorer", "Ingress"}
+        # `serve run` beside it, under a prefix of its own.
+        beside = subprocess.Popen(
+            [SERVE, "run", "serve_app.app:build", f"model={CHECKPOINT}", "--address", found.address,
+             "--name", "beside", "--route-prefix", "/beside"],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            wait_until(lambda: ready(f"{url}/beside"))
+            found_beside = httpx.post(f"{url}/beside/v1/score", json=EXAMPLE_QA, timeout=60)
+            assert found_beside.json()["vig"] == pytest.approx(answer.json()["vig"], abs=1e-5)
+        finally:
+            beside.send_signal(signal.SIGINT)
+            beside.wait(60)
+        # A wrong option ends in words.
+        config["applications"][0]["args"]["tau"] = "high"
+        (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(config))
+        found.serve("deploy", tmp_path / "wrong.yaml")
+        wait_until(lambda: "tau: " in found.serve("status").stdout)
