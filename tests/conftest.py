@@ -89,14 +89,14 @@ def vllm_engine() -> Callable[[str], Any]:
     return get
 
 
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """One Ray for the tests that score in this process."""
+@pytest.fixture
+def local_ray() -> None:
+    """A Ray of 8 CPUs in this process: one for all tests, made again where one of them left another or none."""
     import ray
 
-    ray.init("local", num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    if not ray.is_initialized() or ray.cluster_resources().get("CPU") != 8:
+        ray.shutdown()
+        ray.init("local", num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
 
 
 @pytest.fixture(scope="session")
