@@ -148,7 +148,8 @@ def test_two_workers_one_worker_two_workers(
 
     # Ray first tries to start as many workers as before, until this runs out.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
-    steps, batch, out = 64, 32, tmp_path / "out"
+    # So many steps that the run is still going when the second machine counts, which Ray looks for every 20 seconds.
+    steps, batch, out = 104, 32, tmp_path / "out"
     machine = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     cluster.add_node(**machine)
     second = cluster.add_node(**machine)
