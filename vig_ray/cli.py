@@ -174,6 +174,20 @@ VERBS = {
 }
 
 
+def _submit(stage: str) -> Verb:
+    """The verb that submits `stage` as a job."""
+
+    def load() -> tuple[type[StageConfig], Callable[[Any], int]]:
+        from vig_ray.submission import config_of, run
+
+        return config_of(VERBS[stage].load()[0]), lambda config: run(stage, config)
+
+    return Verb(f"`vig {stage}` as a job of a Ray cluster", load)
+
+
+SUBMITTED = {stage: _submit(stage) for stage in ("score", "select", "train")}
+
+
 def _verbs() -> dict[str, Verb]:
     """Those above, and those that other installed packages bring."""
     return VERBS | {found.name: found.load() for found in importlib.metadata.entry_points(group="vig_ray.verbs")}
@@ -267,6 +281,21 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(told)
 
 
+def _offer(
+    parsers: Any, verb: Verb, words: list[str], given: list[str]
+) -> tuple[str, type[StageConfig], Callable[[Any], int]] | None:
+    """Add a verb's parser; its name, config class and function if it is the one that was given."""
+    child = parsers.add_parser(words[-1], help=verb.help, allow_abbrev=False)
+    if given[: len(words)] != words:  # the other verbs' configs stay unimported, so --help is quick
+        return None
+    config_class, call = verb.load()
+    _add_options(child, config_class)
+    needed = [_placed(option, field) for option, field in config_class.model_fields.items() if field.is_required()]
+    child.usage = " ".join(["vig", *words, *needed, "[options]"])
+    child.description = (config_class.__doc__ or "").partition("\n")[0]
+    return "-".join(words), config_class, call
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb; exits with its status."""
     parser = argparse.ArgumentParser(
@@ -275,24 +304,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"vig-ray {vig_ray.__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     given = list(sys.argv[1:] if arguments is None else arguments)
+    chosen_verb: tuple[str, type[StageConfig], Callable[[Any], int]] | None = None
     for name, verb in _verbs().items():
-        child = verbs.add_parser(name, help=verb.help, allow_abbrev=False)
-        if given[:1] == [name]:  # the other verbs' configs stay unimported, so --help is quick
-            config_class, call = verb.load()
-            _add_options(child, config_class)
-            needed = [
-                _placed(option, field) for option, field in config_class.model_fields.items() if field.is_required()
-            ]
-            child.usage = " ".join(["vig", name, *needed, "[options]"])
-            child.description = (config_class.__doc__ or "").partition("\n")[0]
+        found = _offer(verbs, verb, [name], given)
+        chosen_verb = found or chosen_verb
+    submit = verbs.add_parser("submit", help="score, select or train as a job of a Ray cluster", allow_abbrev=False)
+    stages = submit.add_subparsers(dest="stage", metavar="STAGE", required=True)
+    for name, verb in SUBMITTED.items():
+        found = _offer(stages, verb, ["submit", name], given)
+        chosen_verb = found or chosen_verb
     options = vars(parser.parse_args(given))
     told = logging.StreamHandler()
     told.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger("vig_ray").addHandler(told)
     logging.getLogger("vig_ray").setLevel(logging.INFO)
-    verb_name = options.pop("verb")
+    assert chosen_verb is not None
+    verb_name, config_class, call = chosen_verb
     try:
-        chosen = {name: value for name, value in options.items() if value is not None and name != "config"}
+        chosen = {
+            name: value for name, value in options.items() if value is not None and name in config_class.model_fields
+        }
         values = dict(_from_yaml(options["config"])) | _from_environment(verb_name, config_class) | chosen
         status = call(config_class(**values))
     except ValidationError as error:

@@ -1,0 +1,188 @@
+"""`vig submit STAGE`: the same stage as a job of a Ray cluster, from any machine that reaches its dashboard.
+
+The job's name comes from the stage's options, so the same work submitted twice is one job: while it runs the second
+submission follows it, and after it a further attempt goes on where the last one stopped, as stages do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, create_model, field_validator
+
+import vig_ray
+from vig_ray.errors import StageError
+from vig_ray.stage import StageConfig
+from vig_ray.storage import one_line
+
+log = logging.getLogger("vig_ray.submission")
+
+STAGES = ("score", "select", "train")
+_PATHS = ("data", "images", "out", "samples", "scores", "selection")
+_MODELS = ("model", "embedding_model")
+_OPTIONS_FILE = "job.yaml"
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+_TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class SubmitOptions(StageConfig):
+    """Submit a stage as a job to a Ray cluster, and follow it."""
+
+    address: str = Field(description="the cluster's dashboard, http://HEAD:8265")
+    follow: bool = Field(True, description="print the job's log until it ends; its end is then this command's")
+    env: tuple[str, ...] = Field(
+        (),
+        description="environment variable for the job: NAME=VALUE, or NAME for its value here",
+        json_schema_extra={"metavar": "NAME[=VALUE]", "repeated": True},
+    )
+    submission_id: str | None = Field(None, description="the job's name, instead of one made from its options")
+
+    @field_validator("address")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("needs the dashboard's address, as in http://HEAD:8265")
+        return value.rstrip("/")
+
+    @field_validator("env")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if "=" not in each and each not in os.environ:
+                raise ValueError(f"{each} isn't set here; give {each}=VALUE")
+        return value
+
+
+def config_of(stage: type[StageConfig]) -> type[StageConfig]:
+    """The options of a submission of `stage`: the stage's own, all but its address, and `SubmitOptions`."""
+    options: Any = {name: (field.annotation, field) for name, field in SubmitOptions.model_fields.items()}
+    bases: Any = (SubmitOptions, stage)
+    made: type[StageConfig] = create_model(
+        f"Submit{stage.__name__}", __base__=bases, __doc__=SubmitOptions.__doc__, **options
+    )
+    return made
+
+
+def stage_options(config: StageConfig) -> dict[str, Any]:
+    """What was given of the stage's own options, in JSON's types; paths of this machine in full."""
+    own = config.model_fields_set - set(SubmitOptions.model_fields)
+    values = config.model_dump(mode="json", include=own)
+    return {name: _in_full(name, value) for name, value in sorted(values.items())}
+
+
+def _in_full(name: str, value: Any) -> Any:
+    """A local path by its whole name: the job runs in another folder. A model may be a hub id, so it must be here."""
+    local = isinstance(value, str) and "://" not in value
+    if local and (name in _PATHS or (name in _MODELS and os.path.isdir(value))):
+        return os.path.abspath(value)
+    return value
+
+
+def name_of(stage: str, options: dict[str, Any]) -> str:
+    """The job's name, the same for the same options."""
+    told = json.dumps(options, sort_keys=True).encode()
+    return f"vig-{stage}-{hashlib.blake2b(told, digest_size=6).hexdigest()}"
+
+
+def pack(folder: Path, stage: str, options: dict[str, Any]) -> None:
+    """Write the job's working directory: this very vig_ray, and the options."""
+    package = Path(vig_ray.__file__).parent
+    shutil.copytree(package, folder / package.name, ignore=_LEFT_OUT)
+    (folder / _OPTIONS_FILE).write_text(yaml.safe_dump(options), encoding="utf-8")
+    log.debug("packed %s for %s", package, stage)
+
+
+def run(stage: str, config: Any) -> int:
+    """Submit, or find the job that does this work already; follow it. Raises StageError where it doesn't succeed."""
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(config.address)
+        jobs = {job.submission_id: str(job.status) for job in client.list_jobs() if job.submission_id}
+    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        raise StageError(f"--address {config.address}: no Ray dashboard answers: {one_line(error)[:200]}") from error
+    options = stage_options(config)
+    base = config.submission_id or name_of(stage, options)
+    attempts = [name for name in (base, *(f"{base}-{number}" for number in range(2, len(jobs) + 2))) if name in jobs]
+    last = attempts[-1] if attempts else None
+    if last is not None and jobs[last] not in _TERMINAL:
+        name = last
+        log.info("%s does this already, and is %s", name, jobs[last].lower())
+    else:
+        name = base if last is None else f"{base}-{len(attempts) + 1}"
+        if last is not None:
+            log.info("%s was %s; this attempt goes on from there", last, jobs[last].lower())
+        _submit(client, stage, name, options, config)
+        log.info("submitted %s", name)
+    if not config.follow:
+        print(name)
+        return 0
+    try:
+        status, message = asyncio.run(_followed(client, name))
+    except KeyboardInterrupt:
+        log.info(
+            "%s goes on; the same command follows it again, `ray job stop --address %s %s` stops it",
+            name, config.address, name,
+        )  # fmt: skip
+        raise
+    if status != "SUCCEEDED":
+        raise StageError(f"{name} {status}: {_reason(message)}")
+    log.info("%s SUCCEEDED", name)
+    return 0
+
+
+def _submit(client: Any, stage: str, name: str, options: dict[str, Any], config: Any) -> None:
+    variables = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    for each in config.env:
+        key, given, value = each.partition("=")
+        variables[key] = value if given else os.environ[key]
+    words = ["python", "-m", "vig_ray.cli", stage, "--address", "auto", "--config", _OPTIONS_FILE]
+    with tempfile.TemporaryDirectory(prefix="vig-submit-") as folder:
+        pack(Path(folder), stage, options)
+        try:
+            client.submit_job(
+                entrypoint=shlex.join(words),
+                submission_id=name,
+                runtime_env={"working_dir": folder, "env_vars": variables},
+                metadata={"stage": stage, "vig_ray": vig_ray.__version__},
+            )
+        except RuntimeError as error:
+            raise StageError(f"{name}: the cluster refuses it: {one_line(error)[:300]}") from error
+
+
+async def _followed(client: Any, name: str) -> tuple[str, str]:
+    """Print the job's log until it ends; its status and message."""
+    printed = 0
+    while True:
+        try:
+            seen = 0
+            async for lines in client.tail_job_logs(name):  # from the start, after a lost connection again
+                new = lines[max(0, printed - seen) :]
+                seen += len(lines)
+                if new:
+                    print(new, end="", flush=True)
+                    printed = seen
+        except (RuntimeError, OSError) as error:
+            log.info("the log's connection was lost (%s)", one_line(error)[:100])
+        info = client.get_job_info(name)
+        if str(info.status) in _TERMINAL:
+            return str(info.status), info.message or ""
+        time.sleep(1)
+
+
+def _reason(message: str) -> str:
+    """The last line that the job printed, which says why where vig ended it."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith("vig: ")]
+    return (ours or lines or ["no reason given"])[-1].removeprefix("vig: ")
