@@ -68,9 +68,8 @@ def config_of(stage: type[StageConfig]) -> type[StageConfig]:
     """The options of a submission of `stage`: the stage's own, all but its address, and `SubmitOptions`."""
     options: Any = {name: (field.annotation, field) for name, field in SubmitOptions.model_fields.items()}
     bases: Any = (SubmitOptions, stage)
-    made: type[StageConfig] = create_model(
-        f"Submit{stage.__name__}", __base__=bases, __doc__=SubmitOptions.__doc__, **options
-    )
+    make: Any = create_model
+    made: type[StageConfig] = make(f"Submit{stage.__name__}", __base__=bases, __doc__=SubmitOptions.__doc__, **options)
     return made
 
 
