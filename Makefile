@@ -5,7 +5,7 @@ BIN = .venv/bin
 VLLM_BIN = .venv-vllm/bin
 # By name: what other tests import (Flask, for one) doesn't get on with vLLM in one process.
 VLLM_TESTS = tests/scoring/test_engines.py tests/scoring/test_vllm.py tests/scoring/test_vllm_start.py \
-	tests/end_to_end/test_vllm_command.py tests/training/test_vllm.py
+	tests/end_to_end/test_vllm_command.py tests/end_to_end/test_vllm_serve.py tests/training/test_vllm.py
 VLLM_TEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest -m vllm $(VLLM_TESTS)
 
 .PHONY: demo test test-vllm check bench clean
