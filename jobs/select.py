@@ -5,10 +5,11 @@
 The job is idempotent: submitted again, it finds its selection finished or makes it again.
 """
 
+import os
 import sys
 
 # A script's own folder comes first on sys.path, where this file would stand in for Python's module `select`.
-sys.path = [path for path in sys.path if not path.endswith("/jobs")]
+sys.path = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
 
 from vig_ray.cli import main  # noqa: E402
 

@@ -74,5 +74,5 @@ class ServeConfig(AppConfig):
         "127.0.0.1", description="address to listen on; 0.0.0.0 for every one, which needs --keys or --open"
     )
     metrics_port: int | None = Field(
-        None, ge=1, le=65535, description="port of /metrics for Prometheus, on this machine's address"
+        None, ge=1, le=65535, description="port of /metrics for Prometheus, on every address of this machine"
     )

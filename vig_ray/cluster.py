@@ -51,6 +51,8 @@ def machines(address: str | None, *, actors: int, metrics_port: int | None = Non
         yield Machines(None, _gpus())
         return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address and metrics_port is not None:
+        raise StageError(f"--metrics-port: the Ray at {address} has a metrics port already; leave it out")
     if address:
         try:
             ray.init(address=address, **quiet)

@@ -28,7 +28,6 @@ from vig_ray.storage import one_line
 
 log = logging.getLogger("vig_ray.submission")
 
-STAGES = ("score", "select", "train")
 _PATHS = ("data", "images", "out", "samples", "scores", "selection")
 _MODELS = ("model", "embedding_model")
 _OPTIONS_FILE = "job.yaml"
@@ -94,12 +93,11 @@ def name_of(stage: str, options: dict[str, Any]) -> str:
     return f"vig-{stage}-{hashlib.blake2b(told, digest_size=6).hexdigest()}"
 
 
-def pack(folder: Path, stage: str, options: dict[str, Any]) -> None:
+def pack(folder: Path, options: dict[str, Any]) -> None:
     """Write the job's working directory: this very vig_ray, and the options."""
     package = Path(vig_ray.__file__).parent
     shutil.copytree(package, folder / package.name, ignore=_LEFT_OUT)
     (folder / _OPTIONS_FILE).write_text(yaml.safe_dump(options), encoding="utf-8")
-    log.debug("packed %s for %s", package, stage)
 
 
 def run(stage: str, config: Any) -> int:
@@ -148,7 +146,7 @@ def _submit(client: Any, stage: str, name: str, options: dict[str, Any], config:
         variables[key] = value if given else os.environ[key]
     words = ["python", "-m", "vig_ray.cli", stage, "--address", "auto", "--config", _OPTIONS_FILE]
     with tempfile.TemporaryDirectory(prefix="vig-submit-") as folder:
-        pack(Path(folder), stage, options)
+        pack(Path(folder), options)
         try:
             client.submit_job(
                 entrypoint=shlex.join(words),

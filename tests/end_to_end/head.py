@@ -26,26 +26,12 @@ class Head:
     address: str
     dashboard: str
 
-    def ray(self, *words: object) -> subprocess.CompletedProcess[str]:
-        """Run `ray WORDS`."""
-        return self._run(RAY, *words)
-
     def serve(self, *words: object) -> subprocess.CompletedProcess[str]:
         """Run `serve WORDS`."""
-        return self._run(str(Path(RAY).with_name("serve")), *words)
-
-    def ended(self, job: str) -> str:
-        """How a job ended, once it has."""
-        from ray.job_submission import JobSubmissionClient
-
-        client = JobSubmissionClient(self.dashboard)
-        wait_until(lambda: client.get_job_status(job).is_terminal())
-        return str(client.get_job_status(job))
-
-    def _run(self, *words: object) -> subprocess.CompletedProcess[str]:
+        script = str(Path(RAY).with_name("serve"))
         environment = os.environ | {"RAY_ADDRESS": self.dashboard, "RAY_DASHBOARD_ADDRESS": self.dashboard}
         return subprocess.run(
-            [*map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+            [script, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
         )
 
 
@@ -57,9 +43,8 @@ def head(*, cpus: int = 12) -> Iterator[Head]:
              "--include-dashboard", "true", "--disable-usage-stats", "--object-store-memory", 300 * 2**20,
              "--ray-client-server-port", free_port(), "--dashboard-agent-listen-port", free_port(),
              "--min-worker-port", 0, "--max-worker-port", 0]  # fmt: skip
-    path = f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}"  # a job's `python` is this one
     process = subprocess.Popen(
-        [RAY, *map(str, words)], cwd=ROOT, env=os.environ | {"PATH": path},
+        [RAY, *map(str, words)], cwd=ROOT,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     found = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
