@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, JsonValue
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.model.load import Template
 from vig_ray.scoring.config import EngineOptions, WorkerRange
+from vig_ray.scoring.engines.load import AskedEngine
 from vig_ray.stage import StageConfig
 
 _RANGE: dict[str, JsonValue] = {"metavar": "N|MIN..MAX"}
@@ -26,7 +27,7 @@ class AppConfig(StageConfig):
         None, description="threshold of gain, nats: answers say which tokens reach it and whether the sample does"
     )
     reference: Literal["blur", "blind"] = Field("blur", description="what stands for 'no image', as for vig score")
-    engine: Literal["auto", "torch", "vllm"] = Field("auto", description="what computes the log-probs")
+    engine: AskedEngine = Field("auto", description="what computes the log-probs")
     vllm: EngineOptions = Field(
         default_factory=dict,
         description="options of vLLM's engine, as vllm serve names them",

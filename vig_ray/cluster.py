@@ -5,25 +5,39 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vig_ray.errors import StageError
 from vig_ray.storage import one_line
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 _SPARE_CPUS = 6
 
 
 @dataclass(frozen=True)
 class Machines:
-    """What Ray has. `cores` is this machine's, None on a cluster, whose size may change while a job runs."""
+    """What Ray has. `cores` is this machine's, None on a cluster, whose size may change while a job runs.
+
+    `gpus`: now. `has_gpus`: now, or on machines that the cluster's autoscaler can start.
+    """
 
     cores: int | None
     gpus: int
+    scales_to_gpus: bool = False
+
+    @property
+    def has_gpus(self) -> bool:
+        """See the class."""
+        return self.gpus > 0 or self.scales_to_gpus
 
     def actors(self, spelled: str | None, by_default: int | None) -> tuple[int, int | None]:
         """Least and most actors of a pool: as an option spells it, else 1 to `by_default` (None: no bound)."""
@@ -48,25 +62,28 @@ def machines(address: str | None, *, actors: int, metrics_port: int | None = Non
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of an error is raised
     address = address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
-        yield Machines(None, _gpus())
+        yield Machines(None, _gpus(), _scales_to_gpus())
         return
+    _node_messages_logged()
+    # Its core warns at every start of a restartable actor pool, and of every lost object that is made again. What
+    # fails for real reaches us as an error.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address and metrics_port is not None:
         raise StageError(f"--metrics-port: the Ray at {address} has a metrics port already; leave it out")
     if address:
         try:
-            ray.init(address=address, **quiet)
+            with _native_messages_hidden():
+                ray.init(address=address, **quiet)
         except (ConnectionError, OSError, ValueError, RuntimeError) as error:
             raise StageError(f"--address {address}: no Ray cluster answers: {one_line(error)[:200]}") from error
-        yield Machines(None, _gpus())
+        yield Machines(None, _gpus(), _scales_to_gpus())
         return
     # Ray's CPUs are only a count. Reading, writing and the checkpoint filter each want one for themselves while every
     # actor holds one; with too few the job would wait for ever.
     cpus = actors + _SPARE_CPUS
-    # Otherwise Ray announces on standard output that more processes than cores have started,
+    # Otherwise Ray announces on standard output that more processes than cores have started.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(cpus))
-    # and its core warns at every start of a restartable actor pool. What fails for real reaches us as an error.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with _native_messages_hidden():
         # "local": one of its own even where another Ray runs on this machine.
         ray.init("local", num_cpus=cpus, include_dashboard=False, _metrics_export_port=metrics_port, **quiet)
@@ -76,8 +93,76 @@ def machines(address: str | None, *, actors: int, metrics_port: int | None = Non
         ray.shutdown()
 
 
+def on_machines(work: Sequence[Callable[[], T]]) -> Iterator[T]:
+    """Call each of `work` on some machine of the cluster, with a core to itself; what they return, as it comes.
+
+    What a lost machine was doing is done again by another. Raises StageError where one of them raises.
+    """
+    task = ray.remote(num_cpus=1, max_retries=-1)(lambda call: call())
+    waiting = [task.remote(call) for call in work]
+    while waiting:
+        done, waiting = ray.wait(waiting, fetch_local=False)
+        try:
+            yield from ray.get(done)
+        except ray.exceptions.RayError as error:
+            raise failure(error, "import") from error
+
+
+def failure(error: BaseException, what: str) -> StageError:
+    """What a worker raised, on one line: its StageError, or one that says what failed, with the error and its class.
+
+    It arrives as the text of tracebacks, the first cause first; what comes as an exception may be Ray Data's wrapper,
+    which says nothing of it.
+    """
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, StageError):
+            return StageError(str(inner))
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    first = str(error).split("\n\nThe above exception was the direct cause of", 1)[0].splitlines()
+    # Below the last line of the traceback, which is indented, is the exception's own text.
+    indented = [number for number, line in enumerate(first) if line.startswith("  ")]
+    text = " ".join(line.strip() for line in first[indented[-1] + 1 if indented else 0 :] if line.strip())
+    if not text:
+        text = f"{type(error).__name__}: {one_line(error)}"
+    ours = f"{StageError.__module__}.{StageError.__name__}: "
+    return StageError(text.removeprefix(ours) if text.startswith(ours) else f"{what} failed: {text}"[:500])
+
+
+def with_the_driver() -> NodeAffinitySchedulingStrategy:
+    """For actors that a job can't lose: on the driver's machine, which is the one that doesn't come and go."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def alive() -> int:
+    """How many machines the cluster has now, the head included."""
+    return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
+def _node_messages_logged() -> None:
+    """Send to the log what Ray prints on the driver's standard output, which is for results.
+
+    A lost machine is told there with the last lines of its log, a killed worker with advice, each time.
+    """
+    from ray._private import worker
+
+    def to_log(data: Mapping[str, Any], **_: Any) -> None:
+        log.debug("%s: %s", data.get("pid"), "\n".join(data["lines"]))
+
+    if hasattr(worker, "print_to_stdstream"):  # private to Ray
+        worker.print_to_stdstream = to_log
+
+
 def _gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _scales_to_gpus() -> bool:
+    """Whether an autoscaler, where there is one, can start machines with GPUs."""
+    from ray._private.state import state  # the only place where it is told
+
+    most: dict[str, int] = state.get_max_resources_from_cluster_config() or {}
+    return most.get("GPU", 0) > 0
 
 
 @contextmanager

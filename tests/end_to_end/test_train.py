@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.cluster.spot import SOON, announce
 from tests.end_to_end.conftest import ROOT, vig
 from tests.selection.made import write_selected
 from tests.training.runs import alone, setup_of, weights_of
@@ -130,68 +132,104 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
-    # A lost machine is told sooner than after Ray's usual minute.
-    soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
-    head = {"num_cpus": 0, "object_store_memory": 100 * 2**20, "_system_config": soon}
+    head = {"num_cpus": 0, "object_store_memory": 100 * 2**20, "_system_config": SOON}
     found = Cluster(initialize_head=True, head_node_args=head)
     yield found
     ray.shutdown()
     found.shutdown()
 
 
+class Elastic:
+    """A run of 1 to `most` workers on a cluster, in a thread of this process."""
+
+    def __init__(self, cluster: Any, data: Path, out: Path, *, most: int, steps: int, **options: Any) -> None:
+        from vig_ray.training import job
+        from vig_ray.training.config import TrainConfig
+
+        self._out, self.failure = out, list[BaseException]()
+        words = command(
+            data, out, workers=f"1..{most}", max_steps=steps, resize_every=2, micro_batch=1, address=cluster.address,
+            **options,
+        )[1:]  # fmt: skip
+        pairs = zip(words[::2], words[1::2], strict=True)
+        config = TrainConfig(**{name[2:].replace("-", "_"): value for name, value in pairs})
+
+        def train() -> None:
+            try:
+                job.run(config)
+            except BaseException as error:
+                self.failure.append(error)
+
+        self.thread = threading.Thread(target=train, daemon=True)
+        self.thread.start()
+
+    def sizes(self) -> list[int]:
+        """How many workers wrote each checkpoint that is kept."""
+        found = sorted((self._out / "training" / "checkpoints").glob("step-*/whole.json"))
+        return [json.loads(path.read_text())["workers"] for path in found]
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self._out / "training" / "log.jsonl").read_text().splitlines()]
+
+
+MACHINE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+
+
 def test_two_workers_one_worker_two_workers(
     data: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine is lost in the middle, and later another one comes."""
-    from vig_ray.training import job
-    from vig_ray.training.config import TrainConfig
-
     # Ray first tries to start as many workers as before, until this runs out.
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     # So many steps that the run is still going when the second machine counts, which Ray looks for every 20 seconds.
     steps, batch, out = 104, 32, tmp_path / "out"
-    machine = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    cluster.add_node(**machine)
-    second = cluster.add_node(**machine)
-    asked = command(
-        data,
-        out,
-        workers="1..2",
-        max_steps=steps,
-        resize_every=2,
-        micro_batch=1,
-        global_batch=batch,
-        address=cluster.address,
-    )[1:]
-    config = TrainConfig(
-        **{name[2:].replace("-", "_"): value for name, value in zip(asked[::2], asked[1::2], strict=True)}
-    )
-    failure: list[BaseException] = []
-
-    def train() -> None:
-        try:
-            job.run(config)
-        except BaseException as error:
-            failure.append(error)
-
-    def sizes() -> list[int]:
-        found = sorted((out / "training" / "checkpoints").glob("step-*/whole.json"))
-        return [json.loads(path.read_text())["workers"] for path in found]
-
-    thread = threading.Thread(target=train, daemon=True)
-    thread.start()
+    cluster.add_node(**MACHINE)
+    second = cluster.add_node(**MACHINE)
+    run = Elastic(cluster, data, out, most=2, steps=steps, global_batch=batch)
+    failure, sizes, thread = run.failure, run.sizes, run.thread
     wait_for(lambda: failure or 2 in sizes())
     cluster.remove_node(second, allow_graceful=False)
     wait_for(lambda: failure or sizes()[-1:] == [1])
-    cluster.add_node(**machine)
+    cluster.add_node(**MACHINE)
     wait_for(lambda: failure or sizes()[-1:] == [2])
     thread.join(timeout=180)
     assert not failure
     assert not thread.is_alive()
     assert_as_undisturbed(out, undisturbed(data, tmp_path, steps, batch), steps * batch)
-    log = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
-    workers = [line["workers"] for line in log]
+    workers = [line["workers"] for line in run.log()]
     assert [w for i, w in enumerate(workers) if i == 0 or w != workers[i - 1]] == [2, 1, 2]
+
+
+def test_machines_that_come_and_go_for_its_whole_length(
+    data: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first one is announced, and a checkpoint made for it; then they go without a word."""
+    from vig_ray.training import worker
+
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    steps, batch, out = int(os.environ.get("VIG_TEST_CHAOS_STEPS", "90")), 32, tmp_path / "out"
+    rng = random.Random(1)
+    machines = [cluster.add_node(**MACHINE) for _ in range(3)]
+    run = Elastic(cluster, data, out, most=3, steps=steps, global_batch=batch, save_every=10, max_failures=-1)
+    wait_for(lambda: run.failure or steps_kept(out) >= 10)
+    kept = steps_kept(out)
+    announce(cluster, machines[-1], worker._LOOK_EVERY_S + 15)
+    wait_for(lambda: run.failure or steps_kept(out) % 10 or steps_kept(out) >= kept + 40)
+    early = steps_kept(out)
+    lost = 0
+    while run.thread.is_alive():
+        cluster.remove_node(machines.pop(), allow_graceful=False)
+        lost += 1
+        time.sleep(rng.uniform(2, 10))
+        machines.insert(0, cluster.add_node(**MACHINE))
+        run.thread.join(timeout=rng.uniform(20, 40))
+    with capsys.disabled():
+        print(f"\n{steps} steps, a checkpoint at step {early} for a machine that was to go, {lost} machines lost")
+    assert not run.failure
+    assert early % 10
+    assert lost >= 2
+    assert_as_undisturbed(out, undisturbed(data, tmp_path, steps, batch), steps * batch)
+    assert {line["workers"] for line in run.log()} <= {1, 2, 3}
 
 
 def in_bucket(data: Path, client: Any) -> None:

@@ -6,8 +6,9 @@ vig import --data llava_v1_5_mix665k.json --images /data/llava --out runs/llava
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -26,6 +27,7 @@ from vig_ray.storage import exists, filesystem, join, one_line, scheme_of
 STAGE = "import"
 SAMPLES_FOLDER = "samples"
 _PROGRESS_ROWS = 1000
+_BYTES_A_GROUP = 256 << 20  # of input: what one machine imports at a time
 
 
 class ImportConfig(StageConfig):
@@ -75,6 +77,20 @@ class ImportReport:
         return "\n".join([*lines, f"samples: {self.directory}"])
 
 
+@dataclass
+class Counts:
+    """What became of some of an import's rows."""
+
+    read: int
+    text_only: int
+    with_images: int
+    failures: Counter[str]
+
+
+Spread = Callable[[Sequence[Callable[[], Counts]]], Iterable[Counts]]
+"""Calls each of them, on machines of a cluster, and gives what they return as it comes."""
+
+
 @dataclass(frozen=True)
 class _Plan:
     """An import, resolved: what is read and where it goes."""
@@ -101,9 +117,12 @@ def validate(config: ImportConfig) -> None:
         _check_replaceable(plan.directory)
 
 
-def run(config: ImportConfig, progress: Callable[[int], None] | None = None) -> ImportReport:
+def run(
+    config: ImportConfig, progress: Callable[[int], None] | None = None, spread: Spread | None = None
+) -> ImportReport:
     """Import a dataset; `progress` is called with the number of rows read so far, about every 1000 rows.
 
+    With `spread`, no row comes through this process: groups of files are imported where it calls them.
     An import that is already complete, of the same files with the same options, is not done again. Raises
     StageError where the data can't be read on; the parts written so far stay, without a stage.json, and the next run
     begins anew.
@@ -113,7 +132,7 @@ def run(config: ImportConfig, progress: Callable[[int], None] | None = None) -> 
     if record is not None:
         return ImportReport(**{**record["counts"], "directory": plan.directory})
     _clear(plan.directory)
-    report = _import(plan, config, progress)
+    report = _import(plan, config, progress, spread)
     counts = {name: value for name, value in asdict(report).items() if name != "directory"}
     try:
         write_stage(plan.directory, STAGE, config, **_identity(plan, config), counts=counts)
@@ -204,33 +223,79 @@ def _clear(directory: str) -> None:
         raise StageError(f"{directory}: can't be cleared: {one_line(error)}") from error
 
 
-def _import(plan: _Plan, config: ImportConfig, progress: Callable[[int], None] | None) -> ImportReport:
-    read = text_only = with_images = 0
-    failures: Counter[str] = Counter()
+def _import(
+    plan: _Plan, config: ImportConfig, progress: Callable[[int], None] | None, spread: Spread | None
+) -> ImportReport:
+    total = Counts(0, 0, 0, Counter())
+    if spread is None:
+        parts: Iterable[Counts] = [import_files(plan, plan.files, None, config, progress)]
+    else:
+        # A machine that does it may have another working directory.
+        there = plan.directory if scheme_of(plan.directory) else filesystem(plan.directory)[1]
+        work = [partial(import_files, replace(plan, directory=there), files) for files in _groups(plan.files)]
+        parts = spread([partial(each, number, config, None) for number, each in enumerate(work)])
+    for part in parts:
+        total.read += part.read
+        total.text_only += part.text_only
+        total.with_images += part.with_images
+        total.failures += part.failures
+        if progress is not None:
+            progress(total.read)
+    if total.read == 0:
+        raise StageError(f"{', '.join(file.uri for file in plan.files[:3])}: no rows")
+    imported = total.text_only + total.with_images
+    return ImportReport(
+        plan.directory,
+        total.read,
+        imported,
+        total.read - imported,
+        total.text_only,
+        total.with_images,
+        dict(total.failures),
+    )
+
+
+def _groups(files: list[DataFile]) -> list[list[DataFile]]:
+    """The files in order, so many together that a group is worth a task."""
+    groups: list[list[DataFile]] = [[]]
+    size = 0
+    for file in files:
+        if groups[-1] and size + (file.size or 0) > _BYTES_A_GROUP:
+            groups.append([])
+            size = 0
+        groups[-1].append(file)
+        size += file.size or 0
+    return groups
+
+
+def import_files(
+    plan: _Plan,
+    files: Sequence[DataFile],
+    group: int | None,
+    config: ImportConfig,
+    progress: Callable[[int], None] | None,
+) -> Counts:
+    """Import some of the files, one `group` of several or all (None); done again, it writes the same parts."""
+    counts = Counts(0, 0, 0, Counter())
     limits = {"rows_per_file": config.rows_per_file, "max_bytes_per_file": config.max_bytes_per_file}
-    with SampleWriter(plan.directory, **limits) as writer:
-        for file in plan.files:
+    with SampleWriter(plan.directory, group=group, **limits) as writer:
+        for file in files:
             folder = plan.folder(file)
             for row in read_rows(file):
-                read += 1
+                counts.read += 1
                 key = plan.key(file, row.number)
                 try:
                     sample = to_sample(row, folder)
                 except RowError as error:
-                    failures[error.kind] += 1
+                    counts.failures[error.kind] += 1
                     writer.failure(key, _identifier(row), str(error))
                 else:
-                    text_only += not sample.images
-                    with_images += bool(sample.images)
+                    counts.text_only += not sample.images
+                    counts.with_images += bool(sample.images)
                     writer.sample(key, sample)
-                if progress is not None and read % _PROGRESS_ROWS == 0:
-                    progress(read)
-    if read == 0:
-        raise StageError(f"{', '.join(file.uri for file in plan.files[:3])}: no rows")
-    if progress is not None:
-        progress(read)
-    imported = text_only + with_images
-    return ImportReport(plan.directory, read, imported, read - imported, text_only, with_images, dict(failures))
+                if progress is not None and counts.read % _PROGRESS_ROWS == 0:
+                    progress(counts.read)
+    return counts
 
 
 def _identifier(row: Row) -> str | None:

@@ -21,12 +21,16 @@ _REPEATING_COLUMNS = ["source", "conversation.list.element.role", "conversation.
 class SampleWriter:
     """Writes `part-00000.parquet`, `part-00001.parquet`, ... into a directory, for use in a `with` statement.
 
-    A part is closed at `rows_per_file` rows or `max_bytes_per_file` bytes of text and images, whichever comes first.
+    With a `group`, one of several writers of a directory, it is `part-GROUP-00000.parquet` and so on. A part is closed
+    at `rows_per_file` rows or `max_bytes_per_file` bytes of text and images, whichever comes first.
     The directory is made with the first part. Raises StageError where it can't be written to.
     """
 
-    def __init__(self, directory: str, *, rows_per_file: int, max_bytes_per_file: int) -> None:
+    def __init__(
+        self, directory: str, *, rows_per_file: int, max_bytes_per_file: int, group: int | None = None
+    ) -> None:
         self._directory = directory
+        self._prefix = "part-" if group is None else f"part-{group:05d}-"
         self._rows_per_file = rows_per_file
         self._max_bytes = max_bytes_per_file
         self._batch: list[dict[str, Any]] = []
@@ -93,7 +97,7 @@ class SampleWriter:
         if self._part is None:
             fs, path = filesystem(self._directory)
             fs.create_dir(path, recursive=True)
-            where = f"{path}/part-{self._parts:05d}.parquet"
+            where = f"{path}/{self._prefix}{self._parts:05d}.parquet"
             self._part = pq.ParquetWriter(
                 where, SAMPLES, filesystem=fs, compression="zstd", use_dictionary=_REPEATING_COLUMNS
             )

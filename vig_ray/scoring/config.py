@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.model.load import Template
+from vig_ray.scoring.engines.load import AskedEngine
 from vig_ray.stage import StageConfig
 
 
@@ -60,9 +61,10 @@ class ScoreConfig(StageConfig):
     reference: Literal["blur", "blind"] = Field(
         "blur", description="what stands for 'no image': blur (VIG) or blind, the image's positions masked (VisNec)"
     )
-    engine: Literal["auto", "torch", "vllm"] = Field(
+    engine: AskedEngine = Field(
         "auto",
-        description="what computes the log-probs; auto takes vllm where it is installed and there is a GPU, else torch",
+        description="what computes the log-probs: auto takes vllm where it is installed and there is a GPU, else "
+        "torch; MODULE:NAME is one of your own",
     )
     vllm: EngineOptions = Field(
         default_factory=dict,

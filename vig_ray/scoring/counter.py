@@ -1,4 +1,4 @@
-"""How many rows the engines have scored, for progress and rates; nothing that is written depends on it."""
+"""How many rows the engines have scored: progress, rates and metrics. Nothing that is written depends on it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,31 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.metrics import Counter
 
+from vig_ray.cluster import alive
 from vig_ray.progress import RowProgress
 
 _EVENTS_KEPT = 1024
+_LOOK_FOR_MACHINES_S = 5.0
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+# A call that finds it being restarted elsewhere waits for that: what is scored doesn't depend on it.
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class RowCounter:
-    """An actor that the scorers report to; a batch that is retried counts twice."""
+    """An actor that the scorers report to; a batch that is retried counts twice.
+
+    It tells Ray's metrics as well, on the metrics port of the driver's machine, with `ray_` before the names.
+    """
 
     def __init__(self) -> None:
+        self._metrics = {
+            "rows": Counter("vig_score_rows", "Rows done by the scoring job, failed ones included."),
+            "tokens": Counter("vig_score_tokens", "Answer tokens scored, with and without the image."),
+            "failed": Counter("vig_score_failed_rows", "Rows that have an error instead of a score."),
+            "starts": Counter("vig_score_engine_starts", "Engines loaded; beyond the pool's size: restarts."),
+            "deaths": Counter("vig_score_engine_deaths", "Engines that died under a row or a batch."),
+        }
         self._rows, self._ready = 0, 0.0
         self._engine = ""
         self._deaths, self._deaths_in_a_row, self._cause = 0, 0, ""
@@ -29,6 +43,7 @@ class RowCounter:
 
     def ready(self, engine: str) -> None:
         """An engine is loaded; `engine` describes it."""
+        self._metrics["starts"].inc()
         self._ready = self._ready or time.time()
         self._engine = engine
 
@@ -37,6 +52,7 @@ class RowCounter:
 
         Returns how many have died since a row was scored last.
         """
+        self._metrics["deaths"].inc()
         self._deaths += 1
         self._deaths_in_a_row += 1
         self._cause = cause
@@ -49,8 +65,11 @@ class RowCounter:
         """How many engines died over a block, and the rows, of any block, that killed one by themselves: key, cause."""
         return self._deaths_of.get(block, 0), self._fatal
 
-    def add(self, rows: int, by_engine: bool) -> None:
-        """So many more rows are done; `by_engine`: an engine has lived through them."""
+    def add(self, rows: int, *, tokens: int, failed: int, by_engine: bool) -> None:
+        """So many more rows are done, with answer tokens or an error; `by_engine`: an engine has lived through them."""
+        for name, value in (("rows", rows), ("tokens", tokens), ("failed", failed)):
+            if value:
+                self._metrics[name].inc(value)
         self._rows += rows
         if by_engine:
             self._deaths_in_a_row = 0
@@ -79,19 +98,28 @@ def shown(counter: Any, total: int, done: int) -> Iterator[None]:
 
     def follow(bar: RowProgress) -> None:
         engine, deaths, ended = "", 0, False
+        rows, of_earlier = 0, 0
+        machines, looked = alive(), time.monotonic()
         while not ended:
             ended = stop.wait(0.5)
             try:
                 seen = ray.get(counter.seen.remote(), timeout=5)
             except ray.exceptions.RayError:  # it is being restarted elsewhere
                 continue
-            bar.update(done + seen["rows"])
-            if seen["engine"] != engine:
+            if seen["rows"] < rows:  # it was restarted, and began to count anew
+                of_earlier += rows
+            rows = seen["rows"]
+            bar.update(done + of_earlier + rows)
+            if seen["engine"] not in ("", engine):
                 engine = seen["engine"]
                 bar.say(f"engine: {engine}")
             if seen["deaths"] > deaths:
                 deaths = seen["deaths"]
                 bar.say(f"an engine died; another is started: {seen['cause']}")
+            if time.monotonic() > looked + _LOOK_FOR_MACHINES_S:
+                before, machines, looked = machines, alive(), time.monotonic()
+                if machines != before:
+                    bar.say(f"machines: {machines}, before {before}")
 
     with RowProgress("score", total, done=done) as bar:
         follower = threading.Thread(target=follow, args=(bar,), daemon=True)

@@ -11,6 +11,8 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +22,7 @@ import ray
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
-from vig_ray.cluster import Machines, machines, parse_range
+from vig_ray.cluster import Machines, failure, machines, on_machines, parse_range, with_the_driver
 from vig_ray.dataset import importing
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
@@ -29,7 +31,7 @@ from vig_ray.model.load import default_dtype, load_formatter, template_fingerpri
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.counter import RowCounter, shown
-from vig_ray.scoring.engines.load import EngineName, check_engine, choose_engine
+from vig_ray.scoring.engines.load import check_engine, choose_engine
 from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.reference import REFERENCES
 from vig_ray.scoring.schema import SCORES
@@ -41,6 +43,7 @@ from vig_ray.storage import check_writable, exists, filesystem, join, parquet_fi
 log = logging.getLogger(__name__)
 
 _ROWS_PREPARED_AT_ONCE = 64
+_FOOTERS_AT_ONCE = 16
 _WAIT_FOR_MACHINES_S = 24 * 3600
 # Options of vLLM's that change no log-prob by more than rounding does: a run may go on with others.
 _SPEED_AND_MEMORY = frozenset(
@@ -102,8 +105,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
     plan = check(config)
     samples = plan.samples
     if samples is None:
-        with RowProgress("import", None) as bar:
-            samples = importing.run(import_config(config), progress=bar.update).directory
+        samples = _imported(config)
     identity = _identity(plan, samples)
     found = _earlier_run(plan, identity)
     earlier = found["identity"] if found else {}
@@ -149,16 +151,23 @@ def run(config: ScoreConfig) -> ScoreSummary:
     return summary
 
 
+def _imported(config: ScoreConfig) -> str:
+    """Import the data; on a cluster its machines do it, so that no row passes through the driver."""
+    joins = bool(config.address or os.environ.get("RAY_ADDRESS")) or ray.is_initialized()
+    with RowProgress("import", None) as bar, machines(config.address, actors=0) if joins else nullcontext():
+        return importing.run(import_config(config), bar.update, on_machines if joins else None).directory
+
+
 def _device(config: ScoreConfig, ray_has: Machines) -> str:
     """Where the engines run: "cuda" or "cpu"."""
-    if config.device == "cpu" or (config.device == "auto" and not ray_has.gpus):
+    if config.device == "cpu" or (config.device == "auto" and not ray_has.has_gpus):
         if config.device == "auto" and ray_has.cores is None:
             log.warning("no GPU in the cluster now: scoring on CPUs (--device cuda waits for GPUs instead)")
         return "cpu"
     if not ray_has.gpus:
         if ray_has.cores is not None:
             raise StageError("--device cuda: there is no GPU that Ray can see on this machine")
-        log.warning("waiting for a machine with a GPU to join the cluster")
+        log.warning("no GPU in the cluster now: waiting for a machine that has one")
     return "cuda"
 
 
@@ -213,28 +222,35 @@ def _checkpoint(plan: Plan) -> str:
     return join(plan.config.out, ".score-checkpoint")
 
 
-def _count_rows(directory: str) -> int:
-    fs, _ = filesystem(directory)
-    return sum(pq.read_metadata(path, filesystem=fs).num_rows for path in parquet_files(directory))
+def _count_rows(samples: str) -> int:
+    record = read_stage(samples) or {}
+    rows: int = record["counts"]["read"]
+    return rows
 
 
 def _checkpointed_rows(plan: Plan) -> int:
     fs, _ = filesystem(_checkpoint(plan))
     committed = [path for path in parquet_files(_checkpoint(plan)) if not path.endswith(".pending.parquet")]
-    return sum(pq.read_metadata(path, filesystem=fs).num_rows for path in committed)
+
+    def rows(path: str) -> int:
+        counted: int = pq.read_metadata(path, filesystem=fs).num_rows
+        return counted
+
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # one a block, and a store takes its time over each
+        return sum(pool.map(rows, committed))
 
 
-def _score(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, engine: EngineName) -> dict[str, Any]:
+def _score(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, engine: str) -> dict[str, Any]:
     """Run the job with its progress shown; returns when the first engine was ready and how many rows were when."""
     total, done = _count_rows(samples), _checkpointed_rows(plan)
     if done:
         log.info("going on: %s of %s rows were scored by an earlier run", f"{done:,}", f"{total:,}")
-    counter: Any = RowCounter.remote()  # type: ignore[attr-defined]
+    counter: Any = RowCounter.options(scheduling_strategy=with_the_driver()).remote()  # type: ignore[attr-defined]
     with shown(counter, total, done):
         try:
             _execute(plan, samples, pools, device, dtype, engine, counter)
         except ray.exceptions.RayError as error:
-            raise StageError(_cause(error)) from error
+            raise failure(error, "scoring") from error
     try:
         timing: dict[str, Any] = ray.get(counter.timing.remote(), timeout=60)
     except ray.exceptions.RayError:  # its machine is gone; the scores don't need it
@@ -242,7 +258,7 @@ def _score(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, engi
     return timing
 
 
-def _execute(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, engine: EngineName, counter: Any) -> None:
+def _execute(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, engine: str, counter: Any) -> None:
     """Build the Ray Data plan and run it to its end."""
     config = plan.config
     fs, _ = filesystem(samples)
@@ -319,7 +335,7 @@ class Pools:
     threads: int | None
 
 
-def _pools(config: ScoreConfig, ray_has: Machines, device: str, engine: EngineName) -> Pools:
+def _pools(config: ScoreConfig, ray_has: Machines, device: str, engine: str) -> Pools:
     """One engine a GPU, or as many GPUs an engine as vLLM's parallel sizes ask for; on CPUs one torch engine a core.
 
     Raises StageError where this machine has too few GPUs for one engine.
@@ -353,20 +369,3 @@ def _positive(options: Mapping[str, Any], name: str) -> int:
 def _words(bounds: tuple[int, int | None]) -> str:
     least, most = bounds
     return f"{least} or more" if most is None else f"{least} to {most}" if most > least else str(least)
-
-
-def _cause(error: BaseException) -> str:
-    """What went wrong at the bottom of a Ray error, on one line: exceptions of workers arrive wrapped."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if str(inner):  # Ray Data puts an empty one of its own at the bottom
-            error = inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    if isinstance(error, StageError):
-        return str(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # An error of an actor's constructor comes as the text of its traceback.
-    ours = f"{StageError.__module__}.{StageError.__name__}: "
-    if lines and lines[-1].startswith(ours):
-        return lines[-1].removeprefix(ours)
-    return f"scoring failed: {type(error).__name__}: {lines[-1] if lines else ''}"[:500]

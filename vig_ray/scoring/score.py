@@ -100,7 +100,7 @@ class Scorer:
                     continue
                 failed = row | {"prompts": None, "error": f"EngineDied: {fatal[key]}"[:500]}
                 scored += score_rows(self._engine, [failed])
-                self._progress.add.remote(1, False)
+                self._progress.add.remote(1, tokens=0, failed=1, by_engine=False)
         return pa.Table.from_pylist(scored, schema=SCORES)
 
     def _run(self, rows: list[dict[str, Any]], block: str, row: str | None) -> list[dict[str, Any]]:
@@ -108,7 +108,12 @@ class Scorer:
             scored = score_rows(self._engine, rows)
         except EngineDiedError as error:
             self._leave(error, block, row)
-        self._progress.add.remote(len(rows), any(row["prompts"] is not None for row in rows))
+        self._progress.add.remote(
+            len(rows),
+            tokens=sum(row["num_answer_tokens"] for row in scored if row.get("vig") is not None),
+            failed=sum(row["error"] is not None for row in scored),
+            by_engine=any(row["prompts"] is not None for row in rows),
+        )
         return scored
 
     def _leave(self, error: EngineDiedError, block: str, row: str | None) -> NoReturn:

@@ -24,10 +24,9 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from vig_ray.cluster import Machines, machines, parse_range
+from vig_ray.cluster import Machines, machines, parse_range, with_the_driver
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import load_formatter, template_fingerprint
@@ -203,7 +202,7 @@ def _earlier_run(plan: Plan) -> dict[str, Any] | None:
 
 def _device(config: TrainConfig, ray_has: Machines) -> str:
     if config.device == "auto":
-        return "cuda" if ray_has.gpus else "cpu"
+        return "cuda" if ray_has.has_gpus else "cpu"
     if config.device == "cuda" and not ray_has.gpus and ray_has.cores is not None:
         raise StageError("--device cuda: this machine has no GPU that Ray sees")
     return config.device
@@ -226,9 +225,7 @@ def _train(plan: Plan, index: Index, ray_has: Machines, device: str, dtype: str)
         checkpoint_activations=recompute,
     )
     least, most = parse_range(config.workers) if config.workers else (1, ray_has.gpus or 1 if on_gpu else 1)
-    # On this machine: those that train may go.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    monitor: Any = Monitor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    monitor: Any = Monitor.options(scheduling_strategy=with_the_driver()).remote()  # type: ignore[attr-defined]
     loop = {
         "setup": ray.put(setup),
         "monitor": monitor,
@@ -320,7 +317,8 @@ def _work(loop: Mapping[str, Any]) -> None:
     identity = fingerprint_of_run(setup)
     try:
         keeper = Keeper(join(directory, "checkpoints"), keep=config.keep, team=team)
-        run = train(setup, team, keeper, TeamWatch(monitor, out=directory, name=name, identity=identity))
+        watch = TeamWatch(monitor, out=directory, name=name, identity=identity)
+        run = train(setup, team, keeper, watch, leaving=lambda: ray.train.get_preemption_info() is not None)
         finish(run, out)
     except BadBatchError as error:
         where = join(directory, f"bad-step-{error.step}.json")

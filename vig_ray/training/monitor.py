@@ -8,15 +8,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.metrics import Counter, Gauge
 
 from vig_ray.progress import RowProgress
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Monitor:
-    """An actor that the first worker reports to."""
+    """An actor that the first worker reports to.
+
+    It tells Ray's metrics as well, on the metrics port of the driver's machine, with `ray_` before the names.
+    """
 
     def __init__(self) -> None:
+        self._starts = Counter("vig_train_starts", "Groups of workers that began; beyond one: losses and resizes.")
+        self._step = Gauge("vig_train_step", "Optimizer steps done.")
+        self._gauges: dict[str, Gauge] = {}
         self._seen: dict[str, Any] = {
             "starts": 0,
             "team": "",
@@ -30,6 +37,8 @@ class Monitor:
 
     def started(self, done: int, steps: int, team: str) -> None:
         """Workers begin, after `done` of `steps` steps."""
+        self._starts.inc()
+        self._step.set(done)
         self._seen |= {"starts": self._seen["starts"] + 1, "team": team, "steps": steps, "done": done, "from": done}
 
     def checked(self, done: int, total: int) -> None:
@@ -38,6 +47,11 @@ class Monitor:
 
     def step(self, done: int, figures: Mapping[str, float]) -> None:
         """So many steps are done; the last one's figures."""
+        self._step.set(done)
+        for name, value in figures.items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(metric(name), f"The last step's {name}, as in TensorBoard.")
+            self._gauges[name].set(value)
         self._seen |= {"done": done, "figures": dict(figures), "checked": None}
 
     def seen(self) -> dict[str, Any]:
@@ -51,6 +65,11 @@ class Monitor:
     def given_up(self) -> tuple[str, list[str]] | None:
         """Why, and the samples that it is about; None where nobody gave up."""
         return self._fatal
+
+
+def metric(figure: str) -> str:
+    """A figure's name among the metrics: "train/loss" is vig_train_loss, "speed/mfu" is vig_train_speed_mfu."""
+    return f"vig_train_{figure.removeprefix('train/').replace('/', '_')}"
 
 
 def line_of(figures: Mapping[str, float]) -> str:

@@ -155,6 +155,7 @@ def figures_of(step: Step, flops_per_token: float, device: torch.device) -> dict
         "speed/samples_per_s": step.samples / seconds,
         "speed/tokens_per_s": step.tokens / seconds,
         "speed/active_tokens_per_s": step.active_tokens / seconds,
+        "speed/workers": step.workers,
         "speed/tflops_per_worker": flops_per_token * step.tokens / seconds / step.workers / 1e12,
     }
     if step.held_out_active_loss is not None and step.held_out_answer_loss is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from vig_ray.training.trainee import Lora, Trainee, can_pack
 from vig_ray.training.watch import Watch
 
 _CHECKED_AT_ONCE = 256
+_LOOK_EVERY_S = 15.0  # a cloud announces that it takes a machine away two minutes or half a minute before
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +102,8 @@ class Run:
     sharded: bool
     log: list[dict[str, Any]] = field(default_factory=list)
     step_began: float = 0.0
+    looked: float = 0.0
+    look: bool = False
 
     @property
     def step(self) -> int:
@@ -108,8 +111,11 @@ class Run:
         return len(self.log)
 
 
-def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch) -> Run:
+def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch, leaving: Callable[[], bool] = lambda: False) -> Run:
     """Train to the end, from the newest checkpoint where there is one; every worker of the team calls it.
+
+    `leaving`: whether a worker's machine is about to go, for which a checkpoint is made at once. It is asked every
+    `_LOOK_EVERY_S` seconds, by all workers after the same step, and must answer them alike.
 
     Raises StageError where a sample's tokens aren't those of its selection (before the first step), and
     BadBatchError where a loss isn't a number.
@@ -124,8 +130,8 @@ def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch) -> Run:
         check_tokens(setup, team, watch)
     shares = (order.share(step, team.rank, team.workers) for step in range(run.step, order.steps))
     config = setup.config
-    saved = run.step
-    run.step_began = time.monotonic()
+    saved, warned = run.step, False
+    run.step_began = run.looked = time.monotonic()
     for loaded in load_shares(setup.source(), shares, processes=setup.loaders):
         done = one_step(run, loaded)
         if config.held_out and ((run.step + 1) % config.eval_every == 0 or run.step + 1 == order.steps):
@@ -134,7 +140,9 @@ def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch) -> Run:
         run.log.append(done._asdict())
         watch.step(done)
         keeper.settle()
-        if run.step % config.save_every == 0 and run.step < order.steps:
+        first_warning = run.look and not warned and leaving()
+        warned = warned or first_warning
+        if (run.step % config.save_every == 0 or first_warning) and run.step < order.steps:
             save(run, keeper)
             saved = run.step
         run.step_began = time.monotonic()  # a step's time has its loading in it, but neither measurement nor saving
@@ -221,10 +229,13 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     positions = np.full(most, -1.0)
     positions[: len(samples)] = [sample.position for sample in samples]
     wrong = next((each for each in loaded if isinstance(each, Mismatch)), None)
-    counts = np.array([len(passes), *own, answers, tokens, len(unusable), wrong is not None], dtype=np.float64)
+    due = time.monotonic() > run.looked + _LOOK_EVERY_S
+    counts = np.array([len(passes), *own, answers, tokens, len(unusable), wrong is not None, due], dtype=np.float64)
     everyone = team.gather(np.concatenate([counts, positions]))
     if everyone[:, 6].any():
         raise _mismatch(next(each for each in team.gather_objects(wrong) if each is not None))
+    run.look = bool(everyone[:, 7].any())
+    run.looked = time.monotonic() if run.look else run.looked
     totals = Totals(int(everyone[:, 1].sum()), int(everyone[:, 2].sum()))
     consumed = everyone[:, len(counts) :].ravel()
     expected = order.positions(run.step)

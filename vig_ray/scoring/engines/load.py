@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
-from typing import Any, Literal
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from vig_ray.errors import StageError
 from vig_ray.model.load import Template, load_formatter, load_model
 from vig_ray.scoring.engines import Engine
 
-EngineName = Literal["torch", "vllm"]
+_OURS = ("auto", "torch", "vllm")
+
+
+def _named(value: str) -> str:
+    if value not in _OURS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+        raise ValueError("takes auto, torch, vllm, or an engine of your own as MODULE:NAME")
+    return value
+
+
+AskedEngine = Annotated[
+    str, AfterValidator(_named), Field(json_schema_extra={"metavar": "auto|torch|vllm|MODULE:NAME"})
+]
+"""torch, vllm, auto for the better of them, or MODULE:NAME: what `own_engine` finds."""
 
 NO_BLIND = (
     "vLLM gives every token the position of its place, so it can't hide an image and leave the text where it was, "
@@ -37,17 +53,32 @@ def _vllm_for_gpus() -> bool:
     return True
 
 
-def check_engine(
-    asked: Literal["auto", "torch", "vllm"], reference: str, options: Mapping[str, Any], *, joins_cluster: bool
-) -> None:
+def own_engine(asked: str) -> Callable[..., Engine]:
+    """What "MODULE:NAME" names: called with the arguments of `load_engine` by name, it returns an `Engine`.
+
+    The module must be installed, or on PYTHONPATH, wherever an engine runs. Raises StageError where it isn't.
+    """
+    module, _, name = asked.partition(":")
+    try:
+        found: Callable[..., Engine] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise StageError(
+            f"--engine {asked}: {error}; the module must be installed, or its folder on PYTHONPATH"
+        ) from error
+    return found
+
+
+def check_engine(asked: str, reference: str, options: Mapping[str, Any], *, joins_cluster: bool) -> None:
     """Raise StageError for what the engine that was asked for can't do, or isn't here to do.
 
-    `options`: vLLM's. On a cluster only the machines with engines need vLLM, and they will say so themselves.
+    `options`: vLLM's. On a cluster only the machines with engines need them, and they will say so themselves.
     """
+    if ":" in asked and not joins_cluster:
+        own_engine(asked)
     if asked == "vllm" and reference == "blind":
         raise StageError(f"--engine vllm: {NO_BLIND}; take --engine torch")
-    if asked == "torch" and options:
-        raise StageError(f"--vllm {next(iter(options))}: has no effect with --engine torch; leave it out")
+    if asked not in ("auto", "vllm") and options:
+        raise StageError(f"--vllm {next(iter(options))}: has no effect with --engine {asked}; leave it out")
     if vllm_installed():
         if options:
             from vig_ray.scoring.engines.vllm_start import check_options
@@ -57,7 +88,7 @@ def check_engine(
         raise StageError(_NOT_INSTALLED)
 
 
-def choose_engine(asked: Literal["auto", "torch", "vllm"], *, device: str, reference: str) -> tuple[EngineName, str]:
+def choose_engine(asked: str, *, device: str, reference: str) -> tuple[str, str]:
     """The engine to take and why, in words: `auto` takes vLLM where it is installed, can do it and has a GPU."""
     if asked != "auto":
         return asked, "as asked"
@@ -73,7 +104,7 @@ def choose_engine(asked: Literal["auto", "torch", "vllm"], *, device: str, refer
 
 
 def load_engine(
-    name: EngineName,
+    name: str,
     *,
     model: str,
     template: Template,
@@ -89,6 +120,11 @@ def load_engine(
     `batch_tokens`: tokens a step, None for the engine's own choice. `threads`: CPU threads, None for all.
     `vllm`: options for vLLM's own EngineArgs. Raises StageError where the checkpoint or an option is wrong.
     """
+    if ":" in name:
+        return own_engine(name)(
+            model=model, template=template, max_length=max_length, dtype=dtype, device=device,
+            batch_tokens=batch_tokens, threads=threads,
+        )  # fmt: skip
     if name == "vllm" and not vllm_installed():
         raise StageError(_NOT_INSTALLED)
     formatter = load_formatter(model, template, max_length)

@@ -1,0 +1,61 @@
+"""cluster.yaml's node types under Ray's own autoscaler: machines come for a scoring job, and go when it is done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+
+from tests.end_to_end.conftest import ROOT, read_scores, vig
+from tests.end_to_end.head import Head, head
+from tests.end_to_end.server import wait_until
+from vig_ray.demo import CHECKPOINT, world
+
+ROWS = 1500
+
+
+def machines(cluster: Head) -> Counter[str]:
+    """How many machines of each type are alive, by their resources: Ray's fake provider gives no other sign."""
+    listed = httpx.get(f"{cluster.dashboard}/api/v0/nodes", timeout=30).json()["data"]["result"]["result"]
+    types = Counter[str]()
+    for node in listed:
+        if node["state"] == "ALIVE":
+            own = node["resources_total"]
+            types["head" if node["is_head_node"] else f"CPU {own['CPU']:.0f}, GPU {own.get('GPU', 0):.0f}"] += 1
+    return types
+
+
+def test_machines_come_with_the_work_and_go_without_it(tmp_path: Path) -> None:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    config["idle_timeout_minutes"] = 0.2
+    data = world.write(str(tmp_path / "data"), ROWS, 82)
+    with head(cpus=0, scaling=config) as cluster:
+        assert machines(cluster) == {"head": 1}
+        # The engines want GPUs, for they can come; this machine's raylets only say that they have some.
+        name = vig(
+            "submit", "score", "--address", cluster.dashboard, "--data", data, "--model", CHECKPOINT,
+            "--out", str(tmp_path), "--dtype", "float32", "--engine", "sleeping:engine",
+            "--workers", "1..2", "--prepare-workers", "1..2", "--rows-per-file", "50", "--window", "50",
+            "--env", f"PYTHONPATH={ROOT / 'benchmarks'}", "--env", "VIG_SLEEP_MS=60", "--no-follow",
+        ).stdout.strip()  # fmt: skip
+        most = Counter[str]()
+
+        def scored() -> bool:
+            nonlocal most
+            most |= machines(cluster)
+            return len(read_scores(tmp_path)) == ROWS
+
+        wait_until(scored, 300)
+        assert cluster.ended(name) == "SUCCEEDED"
+        # One more engine found no GPU free, so another machine came for it; spot before on-demand.
+        assert most == {"head": 1, "CPU 4, GPU 1": 2}
+        wait_until(lambda: machines(cluster) == {"head": 1}, 120)
+    for row in read_scores(tmp_path):
+        assert row["error"] is None
+        if row["vig"] is not None:  # what benchmarks/sleeping.py makes up
+            assert row["vig"] == pytest.approx(np.mean(np.array(row["token_ids"]) % 100) / 100, abs=1e-6)

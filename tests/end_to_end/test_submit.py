@@ -1,0 +1,134 @@
+"""Jobs of a real cluster: scored, selected, trained; stopped and gone on with; and wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.conftest import ROOT, read_scores, vig
+from tests.end_to_end.head import Head, head
+from tests.end_to_end.server import wait_until
+from vig_ray.demo import CHECKPOINT, world
+
+ROWS = 4000
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Head]:
+    with head() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def scored(cluster: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demo samples, scored by a job that was stopped on its way and submitted again."""
+    out = tmp_path_factory.mktemp("submitted")
+    data = world.write(str(out / "data"), ROWS, 78)
+    words = ["submit", "score", "--address", cluster.dashboard, "--data", data, "--model", CHECKPOINT,
+             "--out", str(out), "--rows-per-file", "100", "--workers", "1", "--prepare-workers", "1"]  # fmt: skip
+    named = vig(*words, "--no-follow").stdout.strip()
+    assert named.startswith("vig-score-")
+    # The same work again is the same job, which goes on when nobody follows it any more.
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "vig_ray.cli", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    wait_until(lambda: len(list(out.glob("scores/*.parquet"))) >= 2)
+    follower.send_signal(signal.SIGINT)
+    _, told = follower.communicate(timeout=60)
+    assert follower.returncode == 130
+    assert f"{named} does this already" in told
+    assert "ray job stop" in told
+    assert "Traceback" not in told
+    stopped = cluster.ray("job", "stop", named)
+    assert stopped.returncode == 0, stopped.stderr
+    assert cluster.ended(named) == "STOPPED"
+    before = {file: os.stat(file).st_mtime_ns for file in out.glob("scores/*.parquet")}
+    rows = len(read_scores(out))
+    assert 0 < rows < ROWS
+    done = vig(*words)
+    assert f"submitted {named}-2" in done.stderr
+    assert "SUCCEEDED" in done.stderr
+    assert {file: os.stat(file).st_mtime_ns for file in before} == before
+    return out
+
+
+def test_a_stopped_job_submitted_again_does_the_rest(scored: Path, tmp_path: Path) -> None:
+    keys = Counter(row["sample_key"] for row in read_scores(scored))
+    assert len(keys) == ROWS
+    assert set(keys.values()) == {1}
+    vig("score", "--data", str(scored / "data" / "data.json"), "--model", CHECKPOINT, "--out", str(tmp_path))
+    for ours, alone in zip(read_scores(scored), read_scores(tmp_path), strict=True):
+        assert ours["sample_key"] == alone["sample_key"]
+        assert ours["vig"] == pytest.approx(alone["vig"], abs=1e-5, nan_ok=True)
+
+
+def test_ray_job_submit_runs_the_scripts(cluster: Head, scored: Path) -> None:
+    def submit(script: str, *words: object) -> None:
+        done = cluster.ray("job", "submit", "--working-dir", ROOT, "--", "python", f"jobs/{script}.py", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "succeeded" in done.stdout
+
+    submit("select", "--scores", scored, "--out", scored, "--p", 50)
+    assert list(scored.glob("selection/*.parquet"))
+    submit("train", "--model", CHECKPOINT, "--samples", scored, "--selection", scored, "--out", scored / "trained",
+           "--max-steps", 3, "--global-batch", 8, "--workers", 1)  # fmt: skip
+    assert (scored / "trained" / "model" / "config.json").exists()
+
+
+def test_a_bucket_to_a_bucket(cluster: Head, s3: Callable[[], Any]) -> None:
+    """Data, images and results in a store; what it takes to reach it goes along by name."""
+    client = s3()
+    client.create_bucket(Bucket="submitted")
+    with tempfile.TemporaryDirectory() as folder:
+        world.write(folder, 200, 84)
+        for path in Path(folder).rglob("*.*"):
+            client.upload_file(str(path), "submitted", f"data/{path.relative_to(folder)}")
+    reach = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+    along = ["--address", cluster.dashboard, *(word for name in reach for word in ("--env", name))]
+
+    def submit(stage: str, *words: object) -> None:
+        assert "SUCCEEDED" in vig("submit", stage, *along, *map(str, words)).stderr
+
+    submit("score", "--data", "s3://submitted/data/data.json", "--model", CHECKPOINT, "--out", "s3://submitted/run",
+           "--workers", 1, "--prepare-workers", 1)  # fmt: skip
+    submit("select", "--scores", "s3://submitted/run", "--out", "s3://submitted/run", "--p", 50)
+    submit("train", "--model", CHECKPOINT, "--samples", "s3://submitted/run/samples", "--selection",
+           "s3://submitted/run/selection", "--out", "s3://submitted/trained", "--max-steps", 3, "--global-batch", 8,
+           "--workers", 1)  # fmt: skip
+    listed = client.list_objects_v2(Bucket="submitted", Prefix="trained/model/")["Contents"]
+    assert any(each["Key"].endswith("model.safetensors") for each in listed)
+
+
+def test_a_wrong_job_fails_with_the_line_that_says_why(cluster: Head, scored: Path) -> None:
+    words = ["submit", "select", "--address", cluster.dashboard, "--out", str(scored / "other")]
+    done = vig(*words, "--scores", str(scored / "nowhere"), check=False)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("vig: vig-select-")
+    assert "FAILED: " in last
+    assert "nowhere" in last
+    assert "Traceback" not in done.stderr
+    name = last.split()[1]
+    assert cluster.ended(name) == "FAILED"
+    refused = vig(*words, "--scores", str(scored), "--p", "300", check=False)
+    assert (refused.returncode, "--p" in refused.stderr) == (2, True)  # told here, before anything is sent
+    nobody = vig("submit", "select", "--address", "http://127.0.0.1:9", "--scores", "x", "--out", "y", check=False)
+    assert "no Ray dashboard answers" in nobody.stderr
+    assert nobody.returncode == 2
+
+
+def test_a_ray_that_runs_here_is_not_joined_unasked(cluster: Head, tmp_path: Path) -> None:
+    data = world.write(str(tmp_path / "data"), 20, 79)
+    vig("score", "--data", data, "--model", CHECKPOINT, "--out", str(tmp_path))
+    assert len(read_scores(tmp_path)) == 20
+    assert cluster.ray("job", "list").returncode == 0
