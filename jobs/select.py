@@ -8,7 +8,7 @@ The job is idempotent: submitted again, it finds its selection finished or makes
 import os
 import sys
 
-# A script's own folder comes first on sys.path, where this file would stand in for Python's module `select`.
+# A script's own folder comes first on sys.path, where this file would stand in for Python's module of that name.
 sys.path = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
 
 from vig_ray.cli import main  # noqa: E402

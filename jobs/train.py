@@ -5,9 +5,13 @@
 The job is idempotent: submitted again after a failure, it goes on from its last checkpoint.
 """
 
+import os
 import sys
 
-from vig_ray.cli import main
+# A script's own folder comes first on sys.path, where select.py would stand in for Python's module of that name.
+sys.path = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
+
+from vig_ray.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     main(["train", "--address", "auto", *sys.argv[1:]])

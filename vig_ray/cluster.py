@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Any, TypeVar
 
 import ray
@@ -21,6 +22,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _SPARE_CPUS = 6
+_FILES_A_FOOTER_READER = 64
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,24 @@ def machines(address: str | None, *, actors: int, metrics_port: int | None = Non
         ray.shutdown()
 
 
+@contextmanager
+def footer_readers(files: int) -> Iterator[None]:
+    """While Ray Data plans a job that reads so many Parquet files: no more actors for their footers than they need.
+
+    By itself it starts 32 of a core each, even for one file: seconds on one machine, and half a dozen machines with
+    GPUs on a cluster that starts them on demand.
+    """
+    name = "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(min(32, max(1, files // _FILES_A_FOOTER_READER)))
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def on_machines(work: Sequence[Callable[[], T]]) -> Iterator[T]:
     """Call each of `work` on some machine of the cluster, with a core to itself; what they return, as it comes.
 
@@ -120,9 +140,10 @@ def failure(error: BaseException, what: str) -> StageError:
             return StageError(str(inner))
         inner = getattr(inner, "cause", None) or inner.__cause__
     first = str(error).split("\n\nThe above exception was the direct cause of", 1)[0].splitlines()
-    # Below the last line of the traceback, which is indented, is the exception's own text.
-    indented = [number for number, line in enumerate(first) if line.startswith("  ")]
-    text = " ".join(line.strip() for line in first[indented[-1] + 1 if indented else 0 :] if line.strip())
+    # Below the traceback's last place, and the code there, which is indented further, is the exception's own text.
+    places = [number for number, line in enumerate(first) if line.startswith('  File "')]
+    below = first[places[-1] + 1 :] if places else first
+    text = " ".join(" ".join(dropwhile(lambda line: line.startswith("    "), below)).split())
     if not text:
         text = f"{type(error).__name__}: {one_line(error)}"
     ours = f"{StageError.__module__}.{StageError.__name__}: "

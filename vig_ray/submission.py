@@ -104,6 +104,8 @@ def run(stage: str, config: Any) -> int:
     """Submit, or find the job that does this work already; follow it. Raises StageError where it doesn't succeed."""
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # which tell of each upload
+    logging.getLogger("ray._private.runtime_env").setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(config.address)
         jobs = {job.submission_id: str(job.status) for job in client.list_jobs() if job.submission_id}
@@ -156,6 +158,8 @@ def _submit(client: Any, stage: str, name: str, options: dict[str, Any], config:
             )
         except RuntimeError as error:
             raise StageError(f"{name}: the cluster refuses it: {one_line(error)[:300]}") from error
+        except OSError as error:
+            raise StageError(f"{config.address}: the connection was lost: {one_line(error)[:200]}") from error
 
 
 async def _followed(client: Any, name: str) -> tuple[str, str]:

@@ -75,6 +75,7 @@ def head(
             file = Path(folder, "scaling.json")
             file.write_text(json.dumps(_on_this_machine(scaling, port)))
             words += ["--autoscaling-config", file]
+            environment |= {"RAY_enable_autoscaler_v2": "1"}  # as `ray up` sets it
             environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
             environment |= {"RAY_CLOUD_INSTANCE_ID": _HEAD_NODE, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_NODE}
         process = subprocess.Popen(
@@ -106,7 +107,9 @@ def _on_this_machine(scaling: Mapping[str, Any], port: int) -> dict[str, Any]:
     }
     types["ray.head.default"]["max_workers"] = 0
     provider = {
-        "type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}", "head_node_id": _HEAD_NODE,
+        # By its module: as "fake_multinode" Ray looks for a file that its wheel lacks.
+        "type": "external", "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "gcs_address": f"127.0.0.1:{port}", "head_node_id": _HEAD_NODE,
         "launch_multiple": True, "disable_node_updaters": True, "disable_launch_config_check": True,
         "foreground_node_launch": True,
     }  # fmt: skip

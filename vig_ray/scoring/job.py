@@ -22,7 +22,7 @@ import ray
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
-from vig_ray.cluster import Machines, failure, machines, on_machines, parse_range, with_the_driver
+from vig_ray.cluster import Machines, failure, footer_readers, machines, on_machines, parse_range, with_the_driver
 from vig_ray.dataset import importing
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
@@ -277,8 +277,9 @@ def _execute(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, en
     # Workers may have another working directory.
     model = os.path.abspath(os.path.expanduser(config.model)) if is_local(config.model) else config.model
     prompts = {"model": model, "template": config.template, "max_length": config.max_length}
-    with ray.data.DataContext.current(context):
-        data = ray.data.read_parquet(parquet_files(samples), filesystem=fs, schema=SAMPLES)
+    files = parquet_files(samples)
+    with ray.data.DataContext.current(context), footer_readers(len(files)):
+        data = ray.data.read_parquet(files, filesystem=fs, schema=SAMPLES)
         # A checkpoint commits whole blocks: without this a small dataset would be one block, and a batch of more rows
         # than a block has would join blocks.
         data = data.repartition(target_num_rows_per_block=config.rows_per_file)

@@ -49,10 +49,13 @@ class Files:
     def _on_ray(self, columns: list[str], function: Callable[[pa.Table], Any], rows: int) -> Iterator[Any]:
         import ray.data
 
-        data = ray.data.read_parquet(list(self.paths), filesystem=self.filesystem).select_columns(columns)
-        data = data.map_batches(_Packed(function), batch_size=rows, batch_format="pyarrow", zero_copy_batch=True)
-        for row in data.iter_rows():
-            yield pickle.loads(row["result"])
+        from vig_ray.cluster import footer_readers
+
+        with footer_readers(len(self.paths)):
+            data = ray.data.read_parquet(list(self.paths), filesystem=self.filesystem).select_columns(columns)
+            data = data.map_batches(_Packed(function), batch_size=rows, batch_format="pyarrow", zero_copy_batch=True)
+            for row in data.iter_rows():
+                yield pickle.loads(row["result"])
 
 
 class _Packed:
