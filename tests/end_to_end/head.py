@@ -25,10 +25,17 @@ _HEAD_NODE = "f" * 51 + "00000"  # the id by which Ray's fake provider of machin
 
 @dataclass(frozen=True)
 class Head:
-    """Where it answers: `address` to drivers, `dashboard` to HTTP."""
+    """Where it answers: `address` to drivers, `dashboard` to HTTP, `metrics` to Prometheus."""
 
     address: str
     dashboard: str
+    metrics: str
+
+    def measured(self, name: str) -> float | None:
+        """A metric's value, summed over its labels; None where it isn't told."""
+        text = httpx.get(self.metrics, timeout=30).text
+        found = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
+        return sum(map(float, found)) if found else None
 
     def ray(self, *words: object) -> subprocess.CompletedProcess[str]:
         """Run `ray WORDS`."""
@@ -54,22 +61,18 @@ class Head:
 
 
 @contextmanager
-def head(
-    *, cpus: int = 12, scaling: Mapping[str, Any] | None = None, metrics_port: int | None = None
-) -> Iterator[Head]:
+def head(*, cpus: int = 12, scaling: Mapping[str, Any] | None = None) -> Iterator[Head]:
     """`ray start --head`, as long as the context lasts.
 
     `scaling`: a cluster config whose node types an autoscaler starts and stops, as raylets on this machine.
     """
-    port, dashboard = free_port(), free_port()
+    port, dashboard, metrics = free_port(), free_port(), free_port()
     words = ["start", "--head", "--block", "--port", port, "--dashboard-port", dashboard, "--num-cpus", cpus,
              "--include-dashboard", "true", "--disable-usage-stats", "--object-store-memory", 300 * 2**20,
              "--ray-client-server-port", free_port(), "--dashboard-agent-listen-port", free_port(),
-             "--min-worker-port", 0, "--max-worker-port", 0]  # fmt: skip
-    if metrics_port is not None:
-        words += ["--metrics-export-port", metrics_port]
+             "--min-worker-port", 0, "--max-worker-port", 0, "--metrics-export-port", metrics]  # fmt: skip
     path = f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}"  # a job's `python` is this one
-    environment = os.environ | {"PATH": path}
+    environment = os.environ | {"PATH": path, "RAY_metrics_report_interval_ms": "1000"}
     with tempfile.TemporaryDirectory() as folder:
         if scaling is not None:
             file = Path(folder, "scaling.json")
@@ -82,7 +85,7 @@ def head(
             [RAY, *map(str, words)], cwd=ROOT, env=environment,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        found = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
+        found = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics")
 
         def answers() -> bool:
             assert process.poll() is None, "ray start ended"

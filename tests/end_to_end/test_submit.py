@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from tests.end_to_end.head import Head, head
 from tests.end_to_end.server import wait_until
 from vig_ray.demo import CHECKPOINT, world
 
-ROWS = 4000
+ROWS = 2500
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,10 @@ def scored(cluster: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     wait_until(lambda: len(list(out.glob("scores/*.parquet"))) >= 2)
+    # What Prometheus would see by then.
+    wait_until(lambda: (cluster.measured("ray_vig_score_rows_total") or 0) >= 200)
+    assert (cluster.measured("ray_vig_score_tokens_total") or 0) > 1000
+    assert cluster.measured("ray_vig_score_engine_starts_total") == 1
     follower.send_signal(signal.SIGINT)
     _, told = follower.communicate(timeout=60)
     assert follower.returncode == 130
@@ -83,6 +88,10 @@ def test_ray_job_submit_runs_the_scripts(cluster: Head, scored: Path) -> None:
     submit("train", "--model", CHECKPOINT, "--samples", scored, "--selection", scored, "--out", scored / "trained",
            "--max-steps", 3, "--global-batch", 8, "--workers", 1)  # fmt: skip
     assert (scored / "trained" / "model" / "config.json").exists()
+    last = json.loads((scored / "trained" / "training" / "log.jsonl").read_text().splitlines()[-1])
+    assert cluster.measured("ray_vig_train_step") == 3
+    assert cluster.measured("ray_vig_train_loss") == pytest.approx(last["loss"])
+    assert cluster.measured("ray_vig_train_starts_total") == 1
 
 
 def test_a_bucket_to_a_bucket(cluster: Head, s3: Callable[[], Any]) -> None:
