@@ -30,6 +30,7 @@ bench: .venv/ready  ## the README's numbers
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/cluster.py
 
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; name one with make PYTHON=..." >&2; exit 1; }

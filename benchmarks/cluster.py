@@ -118,7 +118,7 @@ def driver_part(folder: Path, counts: list[int]) -> None:
             for number in range(count):
                 file.write(json.dumps(some[number // 64 % len(some)]) + "\n")
         began = time.monotonic()
-        words = ["--images", here / "few", "--workers", 1, "--prepare-workers", 1]
+        words = ["--images", here / "few", "--workers", 1, "--prepare-workers", 2]
         peak = score(here, str(here / "data" / "data.jsonl"), 0.0, *words)
         first = first or peak
         took = time.monotonic() - began

@@ -136,13 +136,13 @@ def failure(error: BaseException, what: str) -> StageError:
     """
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, StageError):
+        if isinstance(inner, StageError) and not isinstance(inner, ray.exceptions.RayError):  # Ray's is both
             return StageError(str(inner))
         inner = getattr(inner, "cause", None) or inner.__cause__
     first = str(error).split("\n\nThe above exception was the direct cause of", 1)[0].splitlines()
     # Below the traceback's last place, and the code there, which is indented further, is the exception's own text.
     places = [number for number, line in enumerate(first) if line.startswith('  File "')]
-    below = first[places[-1] + 1 :] if places else first
+    below = first[places[-1] + 1 :] if places else [line for line in first if "ray::" not in line]
     text = " ".join(" ".join(dropwhile(lambda line: line.startswith("    "), below)).split())
     if not text:
         text = f"{type(error).__name__}: {one_line(error)}"

@@ -10,6 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests.dataset.conftest import read_samples
+from vig_ray.cluster import on_machines
+from vig_ray.dataset import importing
 from vig_ray.dataset.importing import ImportConfig, run, samples_directory, validate
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
@@ -280,3 +283,30 @@ def test_an_output_that_cannot_be_written(bench: Any, make_row: Any) -> None:
     bench.out.write_text("a file where a folder should be")
     with pytest.raises(StageError, match=r"out/samples: can't be"):
         bench.load(path)
+
+
+def test_groups_of_files_on_a_cluster_give_the_same_samples(
+    bench: Any, make_row: Any, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Side by side, a bad row and an empty file among them, on workers that have another working directory."""
+    monkeypatch.setattr(importing, "_BYTES_A_GROUP", 2000)
+    for number in range(7):
+        rows = [make_row(10 * number + row) if row != number else "junk" for row in range(5 * (number != 3))]
+        bench.write(f"many/{number}.json", rows)
+    expected = bench.load(bench.folder / "many")
+    monkeypatch.chdir(tmp_path)
+    spread: list[Any] = []
+
+    def on_ray(work: Any) -> Any:
+        spread.extend(work)
+        return on_machines(work)
+
+    counted: list[int] = []
+    report = run(ImportConfig(data=str(bench.folder / "many"), out="there"), counted.append, on_ray)
+    assert len(spread) > 2
+    assert read_samples(str(tmp_path / "there" / "samples")) == expected
+    assert {**vars(report), "directory": ""} == {**vars(bench.report), "directory": ""}
+    assert counted[-1] == len(expected)
+    bench.write("many/5.json", '[{"id": 1}')
+    with pytest.raises(StageError, match=r"5\.json"):
+        run(ImportConfig(data=str(bench.folder / "many"), out="other"), None, on_machines)

@@ -207,7 +207,7 @@ def test_machines_that_come_and_go_for_its_whole_length(
     from vig_ray.training import worker
 
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
-    steps, batch, out = int(os.environ.get("VIG_TEST_CHAOS_STEPS", "60")), 32, tmp_path / "out"
+    steps, batch, out = int(os.environ.get("VIG_TEST_CHAOS_STEPS", "45")), 32, tmp_path / "out"
     rng = random.Random(1)
     machines = [cluster.add_node(**MACHINE) for _ in range(3)]
     run = Elastic(cluster, data, out, most=3, steps=steps, global_batch=batch, save_every=10, max_failures=-1)

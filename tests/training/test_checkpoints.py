@@ -13,7 +13,7 @@ import torch
 
 from tests.training.runs import alone, setup_of, together, weights_of
 from vig_ray.errors import StageError
-from vig_ray.training import checkpoints
+from vig_ray.training import checkpoints, worker
 from vig_ray.training.checkpoints import Checkpoint, Keeper, to_keep, whole_checkpoints
 from vig_ray.training.team import Team
 from vig_ray.training.watch import Silent
@@ -69,6 +69,21 @@ def test_what_one_worker_wrote_three_read_and_the_other_way_round(chosen: Path, 
     run = alone(setup, tmp_path / "run")
     assert [line["workers"] for line in run.log] == [1] * 3 + [3] * 3 + [1] * 3
     assert worst_difference(weights_of(run), weights_of(expected)) < 1e-4
+
+
+def test_a_machine_that_is_to_go_gets_a_checkpoint_at_once(
+    chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_LOOK_EVERY_S", 0.0)
+    setup, asked = setup_of(chosen, max_steps=8, save_every=5), []
+
+    def leaving() -> bool:
+        asked.append(len(asked) + 1)
+        return len(asked) >= 3  # and from then on
+
+    train(setup, ALONE, Keeper(str(tmp_path), keep=9, team=ALONE), Silent(), leaving)
+    assert sorted(each.step for each in whole_checkpoints(str(tmp_path))) == [3, 5, 8]
+    assert asked == [1, 2, 3]
 
 
 def test_the_last_and_the_best_stay(chosen: Path, tmp_path: Path) -> None:
