@@ -9,6 +9,26 @@ from vig_ray.cluster import failure, footer_readers
 from vig_ray.errors import StageError
 
 
+@ray.remote
+class Refusing:
+    """An actor whose constructor says what to do about what went wrong."""
+
+    def __init__(self) -> None:
+        try:
+            raise OSError("disk")
+        except OSError as error:
+            raise StageError("--model: not there; name another") from error
+
+    def ready(self) -> None:
+        """Never."""
+
+
+def test_what_to_do_is_told_before_the_first_cause(local_ray: None) -> None:
+    with pytest.raises(ray.exceptions.RayError) as raised:
+        ray.get(Refusing.remote().ready.remote())
+    assert str(failure(raised.value, "the work")) == "--model: not there; name another"
+
+
 @ray.remote(max_retries=0)
 def raising(error: Exception) -> None:
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,24 +23,16 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _SPARE_CPUS = 6
+_RETRIES = 8
 _FILES_A_FOOTER_READER = 64
 
 
 @dataclass(frozen=True)
 class Machines:
-    """What Ray has. `cores` is this machine's, None on a cluster, whose size may change while a job runs.
-
-    `gpus`: now. `has_gpus`: now, or on machines that the cluster's autoscaler can start.
-    """
+    """What Ray has now. `cores` is this machine's, None on a cluster, whose size may change while a job runs."""
 
     cores: int | None
     gpus: int
-    scales_to_gpus: bool = False
-
-    @property
-    def has_gpus(self) -> bool:
-        """See the class."""
-        return self.gpus > 0 or self.scales_to_gpus
 
     def actors(self, spelled: str | None, by_default: int | None) -> tuple[int, int | None]:
         """Least and most actors of a pool: as an option spells it, else 1 to `by_default` (None: no bound)."""
@@ -64,7 +57,7 @@ def machines(address: str | None, *, actors: int, metrics_port: int | None = Non
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of an error is raised
     address = address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
-        yield Machines(None, _gpus(), _scales_to_gpus())
+        yield Machines(None, _gpus())
         return
     _node_messages_logged()
     # Its core warns at every start of a restartable actor pool, and of every lost object that is made again. What
@@ -79,7 +72,7 @@ def machines(address: str | None, *, actors: int, metrics_port: int | None = Non
                 ray.init(address=address, **quiet)
         except (ConnectionError, OSError, ValueError, RuntimeError) as error:
             raise StageError(f"--address {address}: no Ray cluster answers: {one_line(error)[:200]}") from error
-        yield Machines(None, _gpus(), _scales_to_gpus())
+        yield Machines(None, _gpus())
         return
     # Ray's CPUs are only a count. Reading, writing and the checkpoint filter each want one for themselves while every
     # actor holds one; with too few the job would wait for ever.
@@ -113,41 +106,57 @@ def footer_readers(files: int) -> Iterator[None]:
         del os.environ[name]
 
 
+def joins(address: str | None) -> bool:
+    """Whether `machines` joins a Ray that is there, instead of starting one."""
+    return bool(address or os.environ.get("RAY_ADDRESS")) or ray.is_initialized()
+
+
 def on_machines(work: Sequence[Callable[[], T]]) -> Iterator[T]:
     """Call each of `work` on some machine of the cluster, with a core to itself; what they return, as it comes.
 
     What a lost machine was doing is done again by another. Raises StageError where one of them raises.
     """
-    task = ray.remote(num_cpus=1, max_retries=-1)(lambda call: call())
+    task = ray.remote(num_cpus=1, max_retries=_RETRIES)(lambda call: call())
     waiting = [task.remote(call) for call in work]
-    while waiting:
-        done, waiting = ray.wait(waiting, fetch_local=False)
-        try:
+    try:
+        while waiting:
+            done, waiting = ray.wait(waiting, fetch_local=False)
             yield from ray.get(done)
-        except ray.exceptions.RayError as error:
-            raise failure(error, "import") from error
+    except ray.exceptions.RayError as error:
+        raise failure(error, "import") from error
+    finally:
+        for each in waiting:
+            ray.cancel(each, force=True)
+
+
+_NEXT_ERROR = re.compile(r"\n\n(?:The above exception was|During handling of the above)[^\n]*\n\n")
 
 
 def failure(error: BaseException, what: str) -> StageError:
     """What a worker raised, on one line: its StageError, or one that says what failed, with the error and its class.
 
-    It arrives as the text of tracebacks, the first cause first; what comes as an exception may be Ray Data's wrapper,
-    which says nothing of it.
+    Of several errors that led to each other it is the last StageError, whose text says what to do, else the first.
     """
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, StageError) and not isinstance(inner, ray.exceptions.RayError):  # Ray's is both
             return StageError(str(inner))
         inner = getattr(inner, "cause", None) or inner.__cause__
-    first = str(error).split("\n\nThe above exception was the direct cause of", 1)[0].splitlines()
-    # Below the traceback's last place, and the code there, which is indented further, is the exception's own text.
-    places = [number for number, line in enumerate(first) if line.startswith('  File "')]
-    below = first[places[-1] + 1 :] if places else [line for line in first if "ray::" not in line]
-    text = " ".join(" ".join(dropwhile(lambda line: line.startswith("    "), below)).split())
-    if not text:
-        text = f"{type(error).__name__}: {one_line(error)}"
+    # Most of it arrives as the text of tracebacks, and Ray Data's wrapper as the exception.
+    texts = [text for text in map(_own_text, _NEXT_ERROR.split(str(error))) if text]
     ours = f"{StageError.__module__}.{StageError.__name__}: "
-    return StageError(text.removeprefix(ours) if text.startswith(ours) else f"{what} failed: {text}"[:500])
+    told = [text for text in texts if text.startswith(ours)]
+    if told:
+        return StageError(told[-1].removeprefix(ours))
+    return StageError(f"{what} failed: {texts[0] if texts else type(error).__name__}"[:500])
+
+
+def _own_text(traceback: str) -> str:
+    """An exception's class and message, below the traceback's last place and the code there, which is indented."""
+    lines = traceback.splitlines()
+    places = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    below = lines[places[-1] + 1 :] if places else [line for line in lines if "ray::" not in line]
+    return " ".join(" ".join(dropwhile(lambda line: line.startswith("    "), below)).split())
 
 
 def with_the_driver() -> NodeAffinitySchedulingStrategy:
@@ -176,14 +185,6 @@ def _node_messages_logged() -> None:
 
 def _gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
-
-
-def _scales_to_gpus() -> bool:
-    """Whether an autoscaler, where there is one, can start machines with GPUs."""
-    from ray._private.state import state  # the only place where it is told
-
-    most: dict[str, int] = state.get_max_resources_from_cluster_config() or {}
-    return most.get("GPU", 0) > 0
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import yaml
 from pydantic import Field, create_model, field_validator
 
@@ -32,6 +33,7 @@ _PATHS = ("data", "images", "out", "samples", "scores", "selection")
 _MODELS = ("model", "embedding_model")
 _OPTIONS_FILE = "job.yaml"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+_LOST_CONNECTIONS = 10
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -164,7 +166,7 @@ def _submit(client: Any, stage: str, name: str, options: dict[str, Any], config:
 
 async def _followed(client: Any, name: str) -> tuple[str, str]:
     """Print the job's log until it ends; its status and message."""
-    printed = 0
+    printed = lost = 0
     while True:
         try:
             seen = 0
@@ -174,12 +176,19 @@ async def _followed(client: Any, name: str) -> tuple[str, str]:
                 if new:
                     print(new, end="", flush=True)
                     printed = seen
-        except (RuntimeError, OSError) as error:
-            log.info("the log's connection was lost (%s)", one_line(error)[:100])
-        info = client.get_job_info(name)
-        if str(info.status) in _TERMINAL:
-            return str(info.status), info.message or ""
-        time.sleep(1)
+            info = client.get_job_info(name)
+            if str(info.status) in _TERMINAL:
+                return str(info.status), info.message or ""
+            lost = 0
+        except (RuntimeError, OSError, aiohttp.ClientError) as error:
+            lost += 1
+            if lost > _LOST_CONNECTIONS:
+                raise StageError(
+                    f"{name}: the connection to its dashboard is lost ({one_line(error)[:100]}); the job goes on, and "
+                    "the same command follows it again"
+                ) from error
+            log.info("the connection was lost (%s); trying again", one_line(error)[:100])
+        time.sleep(1 + lost)
 
 
 def _reason(message: str) -> str:

@@ -40,11 +40,12 @@ def test_machines_come_with_the_work_and_go_without_it(tmp_path: Path, monkeypat
     monkeypatch.setenv("VIG_SLEEP_MS", "60")
     with head(cpus=0, scaling=config) as cluster, (tmp_path / "told").open("w") as told:
         wait_until(lambda: machines(cluster) == {"head": 1})
-        # The engines want GPUs, since they can come; this machine's raylets only say that they have some.
+        # GPUs are waited for; this machine's raylets only say that they have some.
         job = subprocess.Popen(
             [sys.executable, "-m", "vig_ray.cli", "score", "--address", cluster.address, "--data", data,
-             "--model", CHECKPOINT, "--out", str(tmp_path), "--dtype", "float32", "--engine", "sleeping:engine",
-             "--workers", "1..2", "--prepare-workers", "1..2", "--rows-per-file", "50", "--window", "50"],
+             "--model", CHECKPOINT, "--out", str(tmp_path), "--device", "cuda", "--dtype", "float32",
+             "--engine", "sleeping:engine", "--workers", "1..2", "--prepare-workers", "1..2",
+             "--rows-per-file", "50", "--window", "50"],
             cwd=ROOT, stdout=told, stderr=told,
         )  # fmt: skip
         most = Counter[str]()

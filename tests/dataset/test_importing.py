@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.dataset.conftest import read_samples
 from vig_ray.cluster import on_machines
 from vig_ray.dataset import importing
 from vig_ray.dataset.importing import ImportConfig, run, samples_directory, validate
+from vig_ray.dataset.inputs import DataFile, read_rows
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
 from vig_ray.stage import StageConfig, read_stage, write_stage
@@ -310,3 +312,13 @@ def test_groups_of_files_on_a_cluster_give_the_same_samples(
     bench.write("many/5.json", '[{"id": 1}')
     with pytest.raises(StageError, match=r"5\.json"):
         run(ImportConfig(data=str(bench.folder / "many"), out="other"), None, on_machines)
+
+
+def test_what_machines_wrote_elsewhere_is_missed(bench: Any, make_row: Any) -> None:
+    """A local path on a cluster: each machine has its own."""
+    config = ImportConfig(data=str(bench.write("d.json", [make_row(0)])), out=str(bench.out))
+    with pytest.raises(StageError, match=r"2 files were written .* sees 0; every path must be on storage"):
+        run(config, None, lambda _: [importing.Counts(1, 0, 1, Counter(), parts=2)])
+    assert samples_directory(str(bench.out)) is None
+    with pytest.raises(StageError, match="not on the machine that reads it"):
+        list(read_rows(DataFile("/nowhere/d.json", "json", 1, 1)))

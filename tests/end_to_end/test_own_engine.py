@@ -54,5 +54,5 @@ def test_what_it_raises_is_the_one_line(words: list[str], tmp_path: Path) -> Non
     assert failed.stderr.strip().splitlines()[-1] == "vig: scoring failed: RuntimeError: the board is on fire"
     nowhere = vig(*words, check=False)
     assert nowhere.returncode == 2
-    assert "--engine mine:engine: No module named 'mine'" in nowhere.stderr
+    assert "--engine mine:engine: ModuleNotFoundError: No module named 'mine'" in nowhere.stderr
     assert "PYTHONPATH" in nowhere.stderr

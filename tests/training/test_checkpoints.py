@@ -86,6 +86,27 @@ def test_a_machine_that_is_to_go_gets_a_checkpoint_at_once(
     assert asked == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"), RuntimeError),
+        (OSError("No space left on device"), StageError),
+    ],
+)
+def test_a_lost_worker_is_no_lack_of_storage(
+    chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception]
+) -> None:
+    """The first may be tried again without that worker, the second would fail again."""
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoints, "save_state", broken)
+    with pytest.raises(raised) as found:
+        alone(setup_of(chosen, max_steps=2), tmp_path)
+    assert isinstance(found.value, StageError) == (raised is StageError)
+
+
 def test_the_last_and_the_best_stay(chosen: Path, tmp_path: Path) -> None:
     kept = [Checkpoint("a", 1, 0.5), Checkpoint("b", 2, 0.1), Checkpoint("c", 3, None), Checkpoint("d", 4, 0.2)]
     assert to_keep(kept, 1) == {"b", "d"}

@@ -22,7 +22,7 @@ from vig_ray.dataset.schema import RowError
 from vig_ray.dataset.writer import SampleWriter
 from vig_ray.errors import StageError
 from vig_ray.stage import STAGE_FILE, StageConfig, clear_directory, read_stage, write_stage
-from vig_ray.storage import exists, filesystem, join, one_line, scheme_of
+from vig_ray.storage import exists, filesystem, join, one_line, parquet_files, scheme_of
 
 STAGE = "import"
 SAMPLES_FOLDER = "samples"
@@ -85,6 +85,7 @@ class Counts:
     text_only: int
     with_images: int
     failures: Counter[str]
+    parts: int = 0
 
 
 Spread = Callable[[Sequence[Callable[[], Counts]]], Iterable[Counts]]
@@ -122,7 +123,8 @@ def run(
 ) -> ImportReport:
     """Import a dataset; `progress` is called with the number of rows read so far, about every 1000 rows.
 
-    With `spread`, no row comes through this process: groups of files are imported where it calls them.
+    With `spread`, no row comes through this process: groups of files are imported where it calls them, and `progress`
+    is called after each.
     An import that is already complete, of the same files with the same options, is not done again. Raises
     StageError where the data can't be read on; the parts written so far stay, without a stage.json, and the next run
     begins anew.
@@ -239,8 +241,14 @@ def _import(
         total.text_only += part.text_only
         total.with_images += part.with_images
         total.failures += part.failures
+        total.parts += part.parts
         if progress is not None:
             progress(total.read)
+    if spread is not None and len(parquet_files(plan.directory)) != total.parts:
+        raise StageError(
+            f"{plan.directory}: {total.parts:,} files were written by the cluster's machines, and this one sees "
+            f"{len(parquet_files(plan.directory)):,}; every path must be on storage that all of them share"
+        )
     if total.read == 0:
         raise StageError(f"{', '.join(file.uri for file in plan.files[:3])}: no rows")
     imported = total.text_only + total.with_images
@@ -295,6 +303,7 @@ def import_files(
                     writer.sample(key, sample)
                 if progress is not None and counts.read % _PROGRESS_ROWS == 0:
                     progress(counts.read)
+    counts.parts = writer.parts
     return counts
 
 

@@ -124,6 +124,11 @@ def read_rows(file: DataFile) -> Iterator[Row]:
         for row in _reader(file):
             yield row
             rows += 1
+    except FileNotFoundError as error:
+        raise StageError(
+            f"{file.uri}: not on the machine that reads it; on a cluster every path must be on storage that all of its "
+            "machines share"
+        ) from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, pa.ArrowException) as error:
         raise StageError(
             f"{file.uri}: can't be read on after {rows} rows ({type(error).__name__}: {one_line(error)}); "

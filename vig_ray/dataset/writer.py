@@ -50,6 +50,11 @@ class SampleWriter:
         self._flush()
         self._close_part()
 
+    @property
+    def parts(self) -> int:
+        """How many parts have been begun."""
+        return self._parts
+
     def sample(self, key: str, sample: Sample) -> None:
         """Add one sample."""
         size = len(key) + sum(len(turn.text) for turn in sample.conversation)

@@ -104,10 +104,12 @@ def shown(counter: Any, total: int, done: int) -> Iterator[None]:
             ended = stop.wait(0.5)
             try:
                 seen = ray.get(counter.seen.remote(), timeout=5)
-            except ray.exceptions.RayError:  # it is being restarted elsewhere
+                now = alive() if time.monotonic() > looked + _LOOK_FOR_MACHINES_S else machines
+            except (ray.exceptions.RayError, RuntimeError, OSError):  # it is being restarted, or the head is busy
                 continue
             if seen["rows"] < rows:  # it was restarted, and began to count anew
                 of_earlier += rows
+                deaths = 0
             rows = seen["rows"]
             bar.update(done + of_earlier + rows)
             if seen["engine"] not in ("", engine):
@@ -117,9 +119,10 @@ def shown(counter: Any, total: int, done: int) -> Iterator[None]:
                 deaths = seen["deaths"]
                 bar.say(f"an engine died; another is started: {seen['cause']}")
             if time.monotonic() > looked + _LOOK_FOR_MACHINES_S:
-                before, machines, looked = machines, alive(), time.monotonic()
-                if machines != before:
-                    bar.say(f"machines: {machines}, before {before}")
+                looked = time.monotonic()
+                if now != machines:
+                    bar.say(f"machines: {now}, before {machines}")
+                    machines = now
 
     with RowProgress("score", total, done=done) as bar:
         follower = threading.Thread(target=follow, args=(bar,), daemon=True)

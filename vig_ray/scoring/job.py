@@ -21,8 +21,18 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
+from ray.data.exceptions import ExecutionTimeoutError
 
-from vig_ray.cluster import Machines, failure, footer_readers, machines, on_machines, parse_range, with_the_driver
+from vig_ray.cluster import (
+    Machines,
+    failure,
+    footer_readers,
+    joins,
+    machines,
+    on_machines,
+    parse_range,
+    with_the_driver,
+)
 from vig_ray.dataset import importing
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
@@ -79,7 +89,7 @@ def check(config: ScoreConfig) -> Plan:
         if samples is not None and getattr(config, option) is not None:
             raise StageError(f"--{option} has no effect on {samples}, which is imported already; leave it out")
     check_writable(config.out)
-    check_engine(config.engine, config.reference, config.vllm, joins_cluster=bool(config.address))
+    check_engine(config.engine, config.reference, config.vllm, joins_cluster=joins(config.address))
     formatter = load_formatter(config.model, config.template, config.max_length)
     template = template_fingerprint(formatter)
     return Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"))
@@ -117,11 +127,8 @@ def run(config: ScoreConfig) -> ScoreSummary:
     began = time.time()
     with machines(config.address, actors=actors) as ray_has:
         device = _device(config, ray_has)
-        engine, why = choose_engine(
-            earlier["engine"] if earlier and config.engine == "auto" else config.engine,
-            device=device,
-            reference=config.reference,
-        )
+        asked = earlier["engine"] if earlier and config.engine == "auto" else config.engine
+        engine, why = _engine(asked, config.reference, ray_has, device)
         if config.vllm and engine != "vllm":
             log.warning("--vllm has no effect: the %s engine runs", engine)
         dtype = config.dtype or earlier.get("dtype") or default_dtype(config.model, device)
@@ -153,14 +160,14 @@ def run(config: ScoreConfig) -> ScoreSummary:
 
 def _imported(config: ScoreConfig) -> str:
     """Import the data; on a cluster its machines do it, so that no row passes through the driver."""
-    joins = bool(config.address or os.environ.get("RAY_ADDRESS")) or ray.is_initialized()
-    with RowProgress("import", None) as bar, machines(config.address, actors=0) if joins else nullcontext():
-        return importing.run(import_config(config), bar.update, on_machines if joins else None).directory
+    there = joins(config.address)
+    with RowProgress("import", None) as bar, machines(config.address, actors=0) if there else nullcontext():
+        return importing.run(import_config(config), bar.update, on_machines if there else None).directory
 
 
 def _device(config: ScoreConfig, ray_has: Machines) -> str:
     """Where the engines run: "cuda" or "cpu"."""
-    if config.device == "cpu" or (config.device == "auto" and not ray_has.has_gpus):
+    if config.device == "cpu" or (config.device == "auto" and not ray_has.gpus):
         if config.device == "auto" and ray_has.cores is None:
             log.warning("no GPU in the cluster now: scoring on CPUs (--device cuda waits for GPUs instead)")
         return "cpu"
@@ -169,6 +176,18 @@ def _device(config: ScoreConfig, ray_has: Machines) -> str:
             raise StageError("--device cuda: there is no GPU that Ray can see on this machine")
         log.warning("no GPU in the cluster now: waiting for a machine that has one")
     return "cuda"
+
+
+def _engine(asked: str, reference: str, ray_has: Machines, device: str) -> tuple[str, str]:
+    """The engine to take and why; on a cluster a machine with a GPU says what is installed there."""
+    if asked != "auto" or ray_has.cores is not None or device != "cuda":
+        return choose_engine(asked, device=device, reference=reference)
+    ask = ray.remote(num_cpus=0, num_gpus=1, max_retries=8)(choose_engine)
+    try:
+        found: tuple[str, str] = ray.get(ask.remote(asked, device=device, reference=reference))
+    except ray.exceptions.RayError as error:
+        raise failure(error, "asking a machine with a GPU for its engine") from error
+    return found
 
 
 def _identity(plan: Plan, samples: str) -> dict[str, Any]:
@@ -249,6 +268,11 @@ def _score(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, engi
     with shown(counter, total, done):
         try:
             _execute(plan, samples, pools, device, dtype, engine, counter)
+        except ExecutionTimeoutError as error:
+            raise StageError(
+                f"no row was scored for {_WAIT_FOR_MACHINES_S // 3600} hours: no machine came, or none that has what "
+                "--workers ask for; submitted again, the job goes on"
+            ) from error
         except ray.exceptions.RayError as error:
             raise failure(error, "scoring") from error
     try:

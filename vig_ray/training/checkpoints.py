@@ -106,6 +106,11 @@ def read(folder: str, trainee: Trainee, optimizer: torch.optim.Optimizer) -> dic
     return progress
 
 
+def _is_of_a_lost_worker(error: BaseException) -> bool:
+    """Whether an error comes from the network between workers, not from the storage: gloo's has no class of its own."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error) or "DistBackendError" in str(error)
+
+
 class Keeper:
     """Writes the checkpoints of one team under a directory or URI, uploads them while training goes on, and keeps the
     last `keep` and the best.
@@ -159,6 +164,8 @@ class Keeper:
                 with open(os.path.join(folder, _PROGRESS), "w", encoding="utf-8") as file:
                     json.dump(progress, file)
         except (Exception, CheckpointException) as error:  # the latter, which wraps what workers raise, is none
+            if _is_of_a_lost_worker(error):  # Ray Train begins again without it
+                raise RuntimeError(one_line(error)[-300:]) from error
             raise StageError(f"{folder}: a checkpoint can't be written: {one_line(error)[-300:]}") from error
         self._pending = checkpoint, self._pool.submit(self._upload, folder, checkpoint.name)
         if self._local:

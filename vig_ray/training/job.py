@@ -202,7 +202,9 @@ def _earlier_run(plan: Plan) -> dict[str, Any] | None:
 
 def _device(config: TrainConfig, ray_has: Machines) -> str:
     if config.device == "auto":
-        return "cuda" if ray_has.has_gpus else "cpu"
+        if not ray_has.gpus and ray_has.cores is None:
+            log.warning("no GPU in the cluster now: training on CPUs (--device cuda waits for GPUs instead)")
+        return "cuda" if ray_has.gpus else "cpu"
     if config.device == "cuda" and not ray_has.gpus and ray_has.cores is not None:
         raise StageError("--device cuda: this machine has no GPU that Ray sees")
     return config.device

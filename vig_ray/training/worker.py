@@ -145,6 +145,8 @@ def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch, leaving: Calla
         if (run.step % config.save_every == 0 or first_warning) and run.step < order.steps:
             save(run, keeper)
             saved = run.step
+            if first_warning:
+                keeper.settle(wait=True)  # it must be whole before the machine is gone
         run.step_began = time.monotonic()  # a step's time has its loading in it, but neither measurement nor saving
     if saved < run.step or not run.log:
         save(run, keeper)

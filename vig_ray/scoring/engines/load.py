@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 from vig_ray.errors import StageError
 from vig_ray.model.load import Template, load_formatter, load_model
 from vig_ray.scoring.engines import Engine
+from vig_ray.storage import one_line
 
 _OURS = ("auto", "torch", "vllm")
 
@@ -61,9 +62,10 @@ def own_engine(asked: str) -> Callable[..., Engine]:
     module, _, name = asked.partition(":")
     try:
         found: Callable[..., Engine] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a module does when it is imported
         raise StageError(
-            f"--engine {asked}: {error}; the module must be installed, or its folder on PYTHONPATH"
+            f"--engine {asked}: {type(error).__name__}: {one_line(error)}; the module must be installed, or its folder "
+            "on PYTHONPATH"
         ) from error
     return found
 
