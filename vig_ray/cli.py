@@ -124,6 +124,18 @@ def _top() -> tuple[type[StageConfig], Callable[[Any], int]]:
     return TopConfig, call
 
 
+def _compare() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from vig_ray.report.compare import CompareConfig
+
+    def call(config: CompareConfig) -> int:
+        from vig_ray.report.compare import run
+
+        print(run(config).text())
+        return 0
+
+    return CompareConfig, call
+
+
 def _inspect() -> tuple[type[StageConfig], Callable[[Any], int]]:
     from vig_ray.report.inspect import InspectConfig
 
@@ -168,6 +180,7 @@ VERBS = {
     "export": Verb("the model of a training run as a checkpoint, in the hub's or LLaVA's layout", _export),
     "export-data": Verb("a selection in the format of another trainer", _export_data),
     "top": Verb("the samples with the lowest gain, likely mislabelled, or the highest", _top),
+    "compare": Verb("two runs over the same samples: do they select the same data?", _compare),
     "inspect": Verb("one sample, its answer coloured by token gain", _inspect),
     "assemble": Verb("language model + vision tower + LLaVA projector to one transformers checkpoint", _assemble),
     "demo": Verb("make a small world whose visual tokens are known, and score it", _demo),

@@ -1,0 +1,249 @@
+"""`vig compare A B`: do two runs (two models, two references, two dtypes) find the same samples worth training on?
+
+It answers whether a cheaper model or reference selects the same data, from the two runs' sample gains alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import BeforeValidator, Field, JsonValue
+from rich.console import Console
+from rich.table import Table
+
+from vig_ray.errors import StageError
+from vig_ray.scoring.scored import dataset, scores_directory
+from vig_ray.selection.order import Hashes, hashes
+from vig_ray.selection.rank import quota_of
+from vig_ray.stage import StageConfig, read_stage
+
+_BATCH = 1 << 17
+_POSITIONAL: dict[str, JsonValue] = {"positional": True}
+_SEED = 0  # of the hashes that keys are matched by
+Floats = npt.NDArray[np.float64]
+
+
+def _percentages(value: Any) -> Any:
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
+Percentage = Annotated[float, Field(gt=0, le=100)]
+
+
+class CompareConfig(StageConfig):
+    """Compare the sample gains of two runs over the same samples."""
+
+    a: str = Field(
+        description="scores/ of one run, or the directory that holds it", json_schema_extra={"positional": True}
+    )
+    b: str = Field(description="scores/ of the other run", json_schema_extra={"positional": True})
+    p: Annotated[tuple[Percentage, ...], BeforeValidator(_percentages)] = Field(
+        (10.0, 30.0, 50.0, 70.0),
+        description="percentages, as vig select --p takes them, at which the selected sets are compared",
+        json_schema_extra={"metavar": "X[,X...]"},
+    )
+    differing: int = Field(10, ge=0, description="how many of the samples that differ most are listed")
+    as_json: bool = Field(False, description="print one JSON object instead of tables")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The sets that both runs keep at p %: their sizes, `both`: how many are in both; `kappa`: Cohen's, 0 by chance."""
+
+    p: float
+    a: int
+    b: int
+    both: int
+    kappa: float
+
+
+@dataclass(frozen=True)
+class Differing:
+    """A sample and its gains, nats; ranks are percentages of the samples with a lower gain, ties in the middle."""
+
+    sample_key: str
+    source: str | None
+    vig_a: float
+    vig_b: float
+    rank_a: float
+    rank_b: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found, over the `common` samples that both runs scored.
+
+    `differ`: what the runs don't share, by name, with both values. `means`: of sample gain, nats. `same_sign`: the
+    share of samples whose gain is positive in both or in neither.
+    """
+
+    a: str
+    b: str
+    differ: dict[str, tuple[Any, Any]]
+    common: int
+    only_a: int
+    only_b: int
+    spearman: float | None
+    pearson: float | None
+    means: tuple[float, float]
+    same_sign: float
+    agreements: list[Agreement]
+    most_differing: list[Differing]
+    as_json: bool = False
+
+    def text(self) -> str:
+        """For a person, or for a program."""
+        if self.as_json:
+            return json.dumps({name: value for name, value in asdict(self).items() if name != "as_json"}, indent=2)
+        lines = [f"A  {self.a}", f"B  {self.b}"]
+        lines += [f"   {name}: {_short(mine)} | {_short(other)}" for name, (mine, other) in self.differ.items()]
+        lines.append(f"scored by both {self.common:,}, by A only {self.only_a:,}, by B only {self.only_b:,}")
+        lines.append(
+            f"sample VIG: rank correlation (Spearman) {_number(self.spearman)}, linear (Pearson) "
+            f"{_number(self.pearson)}; means {self.means[0]:+.3f} and {self.means[1]:+.3f} nats; "
+            f"same sign {100 * self.same_sign:.1f} %"
+        )
+        return "\n".join([*lines, "", self._sets(), *self._samples()])
+
+    def _sets(self) -> str:
+        table = Table(box=None, pad_edge=False)
+        for name in ("top p %", "A keeps", "B keeps", "both", "of A's also B's", "by chance", "kappa"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for each in self.agreements:
+            table.add_row(
+                f"{each.p:g} %",
+                f"{each.a:,}",
+                f"{each.b:,}",
+                f"{each.both:,}",
+                f"{100 * each.both / each.a:.1f} %",
+                f"{100 * each.b / self.common:.1f} %",
+                f"{each.kappa:.3f}",
+            )
+        return _printed(table)
+
+    def _samples(self) -> list[str]:
+        if not self.most_differing:
+            return []
+        table = Table(box=None, pad_edge=False)
+        for name in ("rank A", "rank B", "VIG A", "VIG B"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("sample", no_wrap=True, min_width=max(len(each.sample_key) for each in self.most_differing))
+        table.add_column("source", no_wrap=True)
+        for each in self.most_differing:
+            table.add_row(
+                f"{each.rank_a:.1f} %",
+                f"{each.rank_b:.1f} %",
+                f"{each.vig_a:+.3f}",
+                f"{each.vig_b:+.3f}",
+                each.sample_key,
+                each.source or "",
+            )
+        return ["the samples that differ most (rank: the share of samples with a lower gain)", _printed(table)]
+
+
+def run(config: CompareConfig) -> Comparison:
+    """Compare two runs; about 60 bytes of memory a sample. Raises StageError where they share no scored sample."""
+    a, b = scores_directory(config.a), scores_directory(config.b)
+    (keys_a, vig_a), (keys_b, vig_b) = _gains(a), _gains(b)
+    keys, at_a, at_b = np.intersect1d(keys_a, keys_b, assume_unique=True, return_indices=True)
+    if not len(keys):
+        raise StageError(f"{a} and {b}: no sample has a score in both; are they of the same dataset?")
+    only = len(keys_a) - len(keys), len(keys_b) - len(keys)
+    mine, other = vig_a[at_a], vig_b[at_b]
+    rank_a, rank_b = _ranks(mine), _ranks(other)
+    apart = np.abs(rank_a - rank_b)
+    worst = np.argsort(-apart, kind="stable")[: config.differing]
+    names = _named(a, keys[worst])
+    return Comparison(
+        a=a,
+        b=b,
+        differ=_differ(a, b),
+        common=len(keys),
+        only_a=only[0],
+        only_b=only[1],
+        spearman=_correlation(rank_a, rank_b),
+        pearson=_correlation(mine, other),
+        means=(float(mine.mean()), float(other.mean())),
+        same_sign=float(((mine > 0) == (other > 0)).mean()),
+        agreements=[_agreement(p, mine, other) for p in config.p],
+        most_differing=[
+            Differing(
+                *names[int(keys[i])], float(mine[i]), float(other[i]), 100 * float(rank_a[i]), 100 * float(rank_b[i])
+            )
+            for i in worst
+        ],
+        as_json=config.as_json,
+    )
+
+
+def _gains(scores: str) -> tuple[Hashes, Floats]:
+    """The hash of every scored sample's key, and its gain."""
+    keys, gains = [], []
+    for batch in dataset(scores).to_batches(columns=["sample_key", "vig"], batch_size=_BATCH):
+        batch = batch.filter(batch["vig"].is_valid())
+        keys.append(hashes(batch["sample_key"], _SEED))
+        gains.append(batch["vig"].to_numpy(zero_copy_only=False).astype(np.float64))
+    if not sum(map(len, keys)):
+        raise StageError(f"{scores}: no sample has a score")
+    return np.concatenate(keys), np.concatenate(gains)
+
+
+def _ranks(values: Floats) -> Floats:
+    """The share of lower values, ties in the middle: from 0 to 1, not included."""
+    ranks: Floats = pd.Series(values).rank().to_numpy()
+    return (ranks - 0.5) / len(values)
+
+
+def _correlation(one: Floats, other: Floats) -> float | None:
+    """Pearson's; None where one of them doesn't vary."""
+    if not one.std() or not other.std():
+        return None
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def _agreement(p: float, a: Floats, b: Floats) -> Agreement:
+    """Of the top p % of each, as `vig select` keeps them: every tie with the last one is kept, too."""
+    count = quota_of(len(a), p)
+    kept_a, kept_b = (values >= np.partition(values, -count)[-count] for values in (a, b))
+    observed = float((kept_a == kept_b).mean())
+    expected = float(kept_a.mean() * kept_b.mean() + (1 - kept_a.mean()) * (1 - kept_b.mean()))
+    kappa = (observed - expected) / (1 - expected) if expected < 1 else 1.0
+    return Agreement(p, int(kept_a.sum()), int(kept_b.sum()), int((kept_a & kept_b).sum()), kappa)
+
+
+def _named(scores: str, wanted: Hashes) -> dict[int, tuple[str, str | None]]:
+    """Key and source of the samples with these hashes."""
+    found: dict[int, tuple[str, str | None]] = {}
+    for batch in dataset(scores).to_batches(columns=["sample_key", "source"], batch_size=_BATCH):
+        if len(found) == len(wanted):
+            break
+        own = hashes(batch["sample_key"], _SEED)
+        for row in np.flatnonzero(np.isin(own, wanted)).tolist():
+            found[int(own[row])] = batch["sample_key"][row].as_py(), batch["source"][row].as_py()
+    return found
+
+
+def _differ(a: str, b: str) -> dict[str, tuple[Any, Any]]:
+    mine, other = ((read_stage(each) or {}).get("identity", {}) for each in (a, b))
+    return {name: (mine.get(name), other.get(name)) for name in [*mine, *other] if mine.get(name) != other.get(name)}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 50 else f"{text[:47]}..."
+
+
+def _number(value: float | None) -> str:
+    return "not defined (one doesn't vary)" if value is None else f"{value:.4f}"
+
+
+def _printed(table: Table) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(table, markup=False)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
