@@ -24,7 +24,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def wait_until(what: Callable[[], Any], seconds: float = 120) -> None:
+def wait_until(what: Callable[[], Any], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "waited in vain"
