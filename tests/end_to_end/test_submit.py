@@ -20,7 +20,9 @@ from tests.end_to_end.head import Head, head
 from tests.end_to_end.server import wait_until
 from vig_ray.demo import CHECKPOINT, world
 
-ROWS = 2500
+ROWS = 2000
+BENCHMARKS = ROOT / "benchmarks"
+SLOW = ("--engine", "sleeping:engine")  # so that it can be stopped in the middle, however fast the machine is
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,8 @@ def scored(cluster: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("submitted")
     data = world.write(str(out / "data"), ROWS, 78)
     words = ["submit", "score", "--address", cluster.dashboard, "--data", data, "--model", CHECKPOINT,
-             "--out", str(out), "--rows-per-file", "100", "--workers", "1", "--prepare-workers", "1"]  # fmt: skip
+             "--out", str(out), "--rows-per-file", "100", "--workers", "1", "--prepare-workers", "1", *SLOW,
+             "--env", f"PYTHONPATH={BENCHMARKS}", "--env", "VIG_SLEEP_MS=20"]  # fmt: skip
     named = vig(*words, "--no-follow").stdout.strip()
     assert named.startswith("vig-score-")
     # The same work again is the same job, which goes on when nobody follows it any more.
@@ -71,7 +74,8 @@ def test_a_stopped_job_submitted_again_does_the_rest(scored: Path, tmp_path: Pat
     keys = Counter(row["sample_key"] for row in read_scores(scored))
     assert len(keys) == ROWS
     assert set(keys.values()) == {1}
-    vig("score", "--data", str(scored / "data" / "data.json"), "--model", CHECKPOINT, "--out", str(tmp_path))
+    data = str(scored / "data" / "data.json")
+    vig("score", "--data", data, "--model", CHECKPOINT, "--out", str(tmp_path), *SLOW, PYTHONPATH=str(BENCHMARKS))
     for ours, alone in zip(read_scores(scored), read_scores(tmp_path), strict=True):
         assert ours["sample_key"] == alone["sample_key"]
         assert ours["vig"] == pytest.approx(alone["vig"], abs=1e-5, nan_ok=True)
