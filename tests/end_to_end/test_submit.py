@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -83,19 +82,22 @@ def test_a_stopped_job_submitted_again_does_the_rest(scored: Path, tmp_path: Pat
 
 def test_ray_job_submit_runs_the_scripts(cluster: Head, scored: Path) -> None:
     def submit(script: str, *words: object) -> None:
-        done = cluster.ray("job", "submit", "--working-dir", ROOT, "--", "python", f"jobs/{script}.py", *words)
+        done = cluster.ray(
+            "job", "submit", "--no-wait", "--submission-id", f"my-{script}", "--working-dir", ROOT, "--",
+            "python", f"jobs/{script}.py", *words,
+        )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "succeeded" in done.stdout
 
     submit("select", "--scores", scored, "--out", scored, "--p", 50)
+    assert cluster.ended("my-select") == "SUCCEEDED", cluster.ray("job", "logs", "my-select").stdout
     assert list(scored.glob("selection/*.parquet"))
     submit("train", "--model", CHECKPOINT, "--samples", scored, "--selection", scored, "--out", scored / "trained",
-           "--max-steps", 3, "--global-batch", 8, "--workers", 1)  # fmt: skip
-    assert (scored / "trained" / "model" / "config.json").exists()
-    last = json.loads((scored / "trained" / "training" / "log.jsonl").read_text().splitlines()[-1])
-    assert cluster.measured("ray_vig_train_step") == 3
-    assert cluster.measured("ray_vig_train_loss") == pytest.approx(last["loss"])
+           "--max-steps", 150, "--global-batch", 8, "--workers", 1)  # fmt: skip
+    wait_until(lambda: cluster.measured("ray_vig_train_loss") is not None)  # while it trains
+    assert (cluster.measured("ray_vig_train_step") or 0) >= 1
     assert cluster.measured("ray_vig_train_starts_total") == 1
+    assert cluster.ended("my-train") == "SUCCEEDED", cluster.ray("job", "logs", "my-train").stdout
+    assert (scored / "trained" / "model" / "config.json").exists()
 
 
 def test_a_bucket_to_a_bucket(cluster: Head, s3: Callable[[], Any]) -> None:
