@@ -99,7 +99,7 @@ def head(*, cpus: int = 12, scaling: Mapping[str, Any] | None = None) -> Iterato
             yield found
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(180)
 
 
 def _on_this_machine(scaling: Mapping[str, Any], port: int) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_serve_yaml_is_deployed_with_its_keys_and_ranges(tmp_path: Path) -> None
             assert found_beside.json()["vig"] == pytest.approx(answer.json()["vig"], abs=1e-5)
         finally:
             beside.send_signal(signal.SIGINT)
-            beside.wait(60)
+            beside.wait(180)
         # A wrong option ends in words.
         config["applications"][0]["args"]["tau"] = "high"
         (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(config))
