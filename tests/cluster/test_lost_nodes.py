@@ -18,7 +18,7 @@ from tests.cluster.spot import SOON, announce
 from tests.end_to_end.conftest import ROOT, read_scores, vig
 from vig_ray.demo import CHECKPOINT, world
 
-ROWS = int(os.environ.get("VIG_TEST_CHAOS_ROWS", "1000"))
+ROWS = int(os.environ.get("VIG_TEST_CHAOS_ROWS", "3000"))
 # Many small machines: what a lost one costs here is the start of its processes again, on the same two cores.
 _NODE = {"num_cpus": 2, "object_store_memory": 150 * 2**20}
 _NODES = 5
