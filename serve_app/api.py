@@ -37,6 +37,7 @@ from serve_app.schema import (
     Score,
     ScoreRequest,
 )
+from vig_ray import report
 from vig_ray.model.prompt import Formatter
 from vig_ray.scoring.engines import LogProbs
 from vig_ray.scoring.reference import REFERENCES
@@ -329,6 +330,10 @@ def make_app(api: Api, *, hashes: Sequence[str] = ()) -> FastAPI:
         return {"status": "ready"}
 
     if (PAGE / "index.html").exists():
+        @app.get("/page/gains.css", include_in_schema=False)
+        async def gains() -> Response:
+            return Response((report.PAGE / "gains.css").read_bytes(), media_type="text/css")
+
         app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
         @app.get("/", include_in_schema=False)

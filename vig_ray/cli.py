@@ -124,6 +124,18 @@ def _top() -> tuple[type[StageConfig], Callable[[Any], int]]:
     return TopConfig, call
 
 
+def _report() -> tuple[type[StageConfig], Callable[[Any], int]]:
+    from vig_ray.report.job import ReportConfig
+
+    def call(config: ReportConfig) -> int:
+        from vig_ray.report.job import run
+
+        print(run(config).text())
+        return 0
+
+    return ReportConfig, call
+
+
 def _compare() -> tuple[type[StageConfig], Callable[[Any], int]]:
     from vig_ray.report.compare import CompareConfig
 
@@ -180,6 +192,7 @@ VERBS = {
     "export": Verb("the model of a training run as a checkpoint, in the hub's or LLaVA's layout", _export),
     "export-data": Verb("a selection in the format of another trainer", _export_data),
     "top": Verb("the samples with the lowest gain, likely mislabelled, or the highest", _top),
+    "report": Verb("what scores look like: figures, tables and samples in one HTML file", _report),
     "compare": Verb("two runs over the same samples: do they select the same data?", _compare),
     "inspect": Verb("one sample, its answer coloured by token gain", _inspect),
     "assemble": Verb("language model + vision tower + LLaVA projector to one transformers checkpoint", _assemble),

@@ -111,6 +111,16 @@ def joins(address: str | None) -> bool:
     return bool(address or os.environ.get("RAY_ADDRESS")) or ray.is_initialized()
 
 
+@contextmanager
+def passes_on_ray(address: str | None) -> Iterator[bool]:
+    """Whether passes over files run on Ray: on a cluster, joined meanwhile. On one machine threads do it with less."""
+    if not joins(address):
+        yield False
+        return
+    with machines(address, actors=os.cpu_count() or 1):
+        yield True
+
+
 def on_machines(work: Sequence[Callable[[], T]]) -> Iterator[T]:
     """Call each of `work` on some machine of the cluster, with a core to itself; what they return, as it comes.
 

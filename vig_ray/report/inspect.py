@@ -5,28 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import local_folder
+from vig_ray.report.colours import TERMINAL, WORDS, step_of
+from vig_ray.report.spelling import load_tokenizer, pieces_of
 from vig_ray.scoring.gain import token_gain
 from vig_ray.scoring.scored import rows_of, samples_beside, scores_directory
 from vig_ray.stage import StageConfig, read_stage
 
-# Orange for what the image adds, blue for what it takes: told apart by people who don't see red and green apart.
-_STEPS = (
-    (1.0, "bold black on dark_orange"),
-    (0.3, "black on orange1"),
-    (0.1, "black on wheat1"),
-    (-0.1, ""),
-    (-0.3, "black on light_sky_blue1"),
-    (-1.0, "black on sky_blue2"),
-    (-np.inf, "bold white on dodger_blue3"),
-)
 _COLUMNS = [
     "source", "vig", "clean_loss", "reference_loss", "token_ids", "clean_logprobs", "reference_logprobs", "turn",
     "error",
@@ -105,35 +95,18 @@ class Inspected:
 
 
 def _style(gain: float) -> str:
-    return next(style for least, style in _STEPS if gain >= least or least == -np.inf)
+    return TERMINAL[int(step_of(gain))]
 
 
 def _legend() -> Text:
     text = Text("gain, nats: ")
-    names = (">= 1", ">= 0.3", ">= 0.1", "about 0", "<= -0.1", "<= -0.3", "<= -1")
-    for (_, style), name in zip(_STEPS, names, strict=True):
+    for style, name in zip(TERMINAL, WORDS, strict=True):
         text.append(f" {name} ", style=style)
     return text
 
 
-def pieces_of(tokenizer: Any, ids: list[int], turns: list[int]) -> list[str]:
-    """The text of each token, which joined give the text of each turn; a character's bytes come with its last token."""
-    pieces = []
-    for turn in sorted(set(turns)):
-        own = [token for token, of_turn in zip(ids, turns, strict=True) if of_turn == turn]
-        told = ""
-        for count in range(1, len(own) + 1):
-            whole = tokenizer.decode(own[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            whole = told if whole.endswith("\N{REPLACEMENT CHARACTER}") and count < len(own) else whole
-            pieces.append(whole[len(told) :])
-            told = whole
-    return pieces
-
-
 def run(config: InspectConfig) -> Inspected:
     """Find the sample; raises StageError where there is none of that key, or no tokenizer."""
-    from transformers import AutoTokenizer
-
     scores = scores_directory(config.scores)
     record = read_stage(scores) or {}
     found = rows_of(scores, [config.key], _COLUMNS)
@@ -147,8 +120,4 @@ def run(config: InspectConfig) -> Inspected:
     if row["vig"] is None:
         return Inspected(row, [], conversation)
     model = config.model or record["config"]["model"]
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(local_folder(model, weights=False))
-    except (OSError, ValueError) as error:
-        raise StageError(f"--model {model}: its tokenizer can't be loaded; name the checkpoint's folder") from error
-    return Inspected(row, pieces_of(tokenizer, row["token_ids"], row["turn"]), conversation)
+    return Inspected(row, pieces_of(load_tokenizer(model), row["token_ids"], row["turn"]), conversation)

@@ -21,7 +21,7 @@ def _per_cent(value: float) -> float:
 PerCent = Annotated[float, AfterValidator(_per_cent)]
 
 
-def _several(value: Any) -> Any:
+def several(value: Any) -> Any:
     """70, "70" or "30,50,70" as a tuple."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
@@ -54,7 +54,7 @@ class SelectConfig(StageConfig):
     scores: str = Field(description="scores/ of a finished `vig score`, or the directory that holds it")
     out: str = Field(description="directory that gets selection/")
     strategy: StrategyName = Field("vig", description="how to choose; the README says what each does")
-    p: Annotated[tuple[PerCent, ...], BeforeValidator(_several)] = Field(
+    p: Annotated[tuple[PerCent, ...], BeforeValidator(several)] = Field(
         (70.0,),
         description="per cent of the samples with an image that vig, vig-samples and random keep; several, as "
         "30,50,70, are compared and nothing is selected",

@@ -11,9 +11,7 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vig_ray.cluster import passes_on_ray
 from vig_ray.errors import StageError
 from vig_ray.scoring.scored import samples_beside, scores_directory
 from vig_ray.selection.config import SelectConfig
@@ -104,7 +103,7 @@ def run(config: SelectConfig) -> Selection:
     if earlier is not None:
         log.info("%s: already complete, nothing to select", plan.out)
         return Selection.from_json(earlier["selection"], plan.out)
-    with _machines(plan) as on_ray:
+    with passes_on_ray(config.address) as on_ray:
         files = Files(plan.files.paths, plan.files.filesystem, on_ray)
         clear_directory(plan.out)
         write_stage(plan.out, "select", config, identity=identity, complete=False)
@@ -142,22 +141,6 @@ def _earlier_run(plan: Plan, identity: dict[str, Any]) -> dict[str, Any] | None:
     if found["stage"] != "select" or found.get("identity") != identity:
         raise StageError(f"{plan.out}: holds another selection; choose another --out, or --overwrite to delete it")
     return found
-
-
-def _machines(plan: Plan) -> Any:
-    """A context that says whether passes run on Ray: on a cluster. On one machine threads do the same with less."""
-    if not (plan.config.address or os.environ.get("RAY_ADDRESS")):
-        return nullcontext(False)
-    from contextlib import contextmanager
-
-    from vig_ray.cluster import machines
-
-    @contextmanager
-    def joined() -> Any:
-        with machines(plan.config.address, actors=os.cpu_count() or 1):
-            yield True
-
-    return joined()
 
 
 def _groups(plan: Plan) -> Groups:

@@ -1,0 +1,140 @@
+"""The gallery as HTML: a card a sample, its answer coloured by token gain, and as many cards as the file may hold."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+from vig_ray.report.charts import source_name
+from vig_ray.report.colours import NAMES, step_of
+from vig_ray.report.gallery import Gallery, Picture, Place, Shown, question_text
+
+TITLES = {
+    "highest": ("Highest VIG", "answers that need their images most"),
+    "lowest": ("Lowest VIG", "answers that contradict their images: likely mislabelled"),
+    "nearest": ("Nearest to τ = {tau:+.4f}", "what a slightly other threshold would take or leave"),
+    "random": ("Random", "drawn by the hash of their keys"),
+}
+
+
+def gallery_html(gallery: Gallery, *, tau: float, budget: int) -> tuple[str, int]:
+    """Filters and the groups' sections, the cards in at most `budget` bytes, and how many cards that left out.
+
+    Those of all sources come first, group by group in turn, then those of single sources.
+    """
+    made: dict[str, dict[str, str]] = {name: {} for name in gallery.groups}
+    left_out = 0
+    for of_all in (True, False):
+        waiting = {name: [p for p in places if p.of_all is of_all] for name, places in gallery.groups.items()}
+        for turn in range(max((len(places) for places in waiting.values()), default=0)):
+            for name, places in waiting.items():
+                if turn >= len(places):
+                    continue
+                html = card(gallery.samples[places[turn].key], places[turn])
+                size = len(html.encode())
+                if size > budget:
+                    left_out += 1
+                    continue
+                budget -= size
+                made[name][places[turn].key] = html
+    sections = []
+    for name, places in gallery.groups.items():
+        title, words = TITLES[name]
+        cards = "\n".join(made[name][place.key] for place in places if place.key in made[name])
+        heading = f"{title.format(tau=tau)}: {words}"
+        sections.append(f'<section id="{name}"><h3>{escape(heading)}</h3>\n<div class="cards">{cards}</div></section>')
+    return "\n".join([_controls(gallery), *sections]), left_out
+
+
+def card(shown: Shown, place: Place) -> str:
+    """One sample."""
+    row = shown.row
+    source = source_name(row["source"])
+    classes = "card" if place.of_all else "card more"
+    parts = [
+        f'<article class="{classes}" data-key="{escape(shown.key)}" data-source="{escape(source)}">',
+        f"<h4>{escape(shown.key)}</h4>",
+        f'<p class="numbers"><strong>{row["vig"]:+.3f}</strong> nats = loss {row["reference_loss"]:.3f} without the '
+        f"image − {row['clean_loss']:.3f} with it · {escape(source)}{_badge(shown)}</p>",
+        *(_pair(picture) for picture in shown.pictures),
+    ]
+    number = 0
+    for turn in shown.conversation:
+        if turn["role"] == "assistant":
+            parts.append(_answer(shown, number))
+            number += 1
+        else:
+            parts.append(f'<p class="turn asked">{escape(question_text(turn["text"]))}</p>')
+    if not number:
+        parts += [_answer(shown, turn) for turn in sorted(set(row["turn"]))]
+    if row["num_truncated_tokens"]:
+        parts.append(f'<p class="soft">{row["num_truncated_tokens"]:,} tokens cut off by the length limit</p>')
+    return "\n".join([*parts, _table(shown), "</article>"])
+
+
+def _badge(shown: Shown) -> str:
+    if shown.kept is None:
+        return ""
+    if not shown.kept:
+        return ' <span class="badge">left out</span>'
+    if shown.weights is None:
+        return ' <span class="badge">kept</span>'
+    active = sum(weight > 0 for weight in shown.weights)
+    return f' <span class="badge">kept, {active} of {len(shown.weights)} tokens active</span>'
+
+
+def _pair(picture: Picture) -> str:
+    if picture.clear is None:
+        return f'<p class="warning">The image can\'t be shown: {escape(picture.error or "")}</p>'
+    figures = [f'<figure><img src="{picture.clear}" alt="the image"><figcaption>with</figcaption></figure>']
+    if picture.blurred is not None:
+        figures.append(
+            f'<figure><img src="{picture.blurred}" alt="the image, blurred"><figcaption>without: blurred</figcaption>'
+            "</figure>"
+        )
+    return f'<div class="pair">{"".join(figures)}</div>'
+
+
+def _answer(shown: Shown, turn: int) -> str:
+    spans = []
+    for at, of_turn in enumerate(shown.row["turn"]):
+        if of_turn != turn:
+            continue
+        name = NAMES[int(step_of(shown.gain[at]))]
+        classes = ["token", *([] if name == "zero" else [name])]
+        said = f"{shown.pieces[at].strip() or shown.pieces[at]!r}: gain {shown.gain[at]:+.3f} nats"
+        if shown.weights is not None:
+            classes += ["masked"] if shown.weights[at] == 0 else []
+            said += f", weight {shown.weights[at]:.3g}"
+        text = escape(shown.pieces[at])
+        spans.append(f'<span class="{" ".join(classes)}" title="{escape(said)}">{text}</span>')
+    return f'<p class="turn answer">{"".join(spans)}</p>'
+
+
+def _table(shown: Shown) -> str:
+    rows = []
+    values = zip(shown.pieces, shown.gain, shown.row["clean_logprobs"], shown.row["reference_logprobs"], strict=True)
+    for piece, gain, clean, reference in values:
+        rows.append(
+            f"<tr><td><code>{escape(repr(piece)[1:-1])}</code><td>{gain:+.3f}<td>{clean:.3f}<td>{reference:.3f}"
+            f"<td>{100 * math.exp(min(clean, 0)):.1f} %<td>{100 * math.exp(min(reference, 0)):.1f} %"
+        )
+    head = "<tr><th>token<th>gain<th>log-prob with<th>without<th>probability with<th>without"
+    return (
+        f"<details><summary>{len(rows)} tokens</summary>"
+        f'<div class="scroll" tabindex="0"><table>{head}{"".join(rows)}</table></div></details>'
+    )
+
+
+def _controls(gallery: Gallery) -> str:
+    sources = sorted({source_name(shown.row["source"]) for shown in gallery.samples.values()})
+    options = "".join(f"<option>{escape(name)}</option>" for name in sources)
+    groups = "".join(
+        f'<option value="{name}">{escape(title.split(" to ")[0])}</option>' for name, (title, _) in TITLES.items()
+    )
+    return (
+        '<div class="controls"><label>Group<select id="group"><option value="">all four</option>'
+        f'{groups}</select></label><label>Source<select id="source"><option value="">all sources</option>{options}'
+        '</select></label><label>Question or answer contains<input id="search" type="search" placeholder="red circle">'
+        '</label><span class="soft" id="found" role="status"></span></div>'
+    )

@@ -1,0 +1,64 @@
+"""What a report tells of a selection of the scores that it shows."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from vig_ray.errors import StageError
+from vig_ray.selection.export import selection_directory
+from vig_ray.selection.strategies import strategies
+from vig_ray.stage import read_stage
+from vig_ray.storage import join
+
+log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+
+def selection_of(given: str | None, scores: str, record: Json) -> tuple[str | None, Json | None, float | None]:
+    """The selection's directory, what is told of it, and its threshold where there is one, of VIG; Nones without one.
+
+    `given` None: the one beside the scores, if it is theirs. Raises StageError where the one that was given isn't.
+    """
+    if given is None:
+        beside = join(scores.rstrip("/").rpartition("/")[0] or ".", "selection")
+        if read_stage(beside) is None:
+            return None, None, None
+        try:
+            return selection_of(beside, scores, record)
+        except StageError as error:
+            log.info("%s; the report goes without it", error)
+            return None, None, None
+    directory, found = selection_directory(given)
+    if found["identity"]["scores"] != {name: record.get(name) for name in ("identity", "counts")}:
+        raise StageError(f"{directory}: a selection of other scores than {scores}; select again")
+    selection, kept = found["selection"], found["selection"]["kept"][0]
+    by_vig = strategies()[selection["strategy"]].ranking == "vig"
+    taus = list(kept["thresholds"].values())
+    scored = {source: counts["scored"] for source, counts in selection["read"]["by_source"].items()}
+    tokens = {source: counts["tokens"] for source, counts in selection["read"]["by_source"].items()}
+
+    told = {
+        "strategy": selection["strategy"],
+        "share": kept["share"],
+        "by_vig": by_vig,
+        "thresholds": kept["thresholds"],
+        "text_only": kept["total"]["text_only"],
+        **_row(kept["total"], sum(scored.values()), sum(tokens.values())),
+        "sources": [
+            {"source": source or None, **_row(kept["by_source"].get(source, {}), scored[source], tokens[source])}
+            for source in sorted(scored, key=lambda source: -scored[source])
+            if scored[source]
+        ],
+    }
+    return directory, told, taus[0] if len(taus) == 1 and by_vig else None
+
+
+def _row(counts: Json, samples: int, answer_tokens: int) -> Json:
+    told: Json = {}
+    whole = {"samples": samples, "sample_tokens": answer_tokens, "active_tokens": answer_tokens}
+    for name, count in (("samples", "scored"), ("sample_tokens", "tokens"), ("active_tokens", "active")):
+        found = counts.get(count, 0)
+        told |= {name: found, f"{name}_share": found / whole[name] if whole[name] else 0.0}
+    return told

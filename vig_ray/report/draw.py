@@ -1,0 +1,38 @@
+"""Vega-Lite specifications to SVG and PNG, and to SVG that takes its colours from the page that holds it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import vl_convert
+
+from vig_ray.report.colours import LIGHT
+
+_VERSION = "6.4"
+_BY_VALUE = {value: name for name, value in LIGHT.items()}
+
+
+def svg(spec: dict[str, Any]) -> str:
+    """Drawn in the light colours, with nothing that a reader would have to fetch."""
+    drawn: str = vl_convert.vegalite_to_svg(spec, vl_version=_VERSION, allowed_base_urls=[])
+    return drawn
+
+
+def png(drawn: str) -> bytes:
+    """An SVG as a PNG on white, two pixels for each of its own."""
+    width, height = re.findall(r'(?:width|height)="([\d.]+)"', drawn)[:2]
+    ground = f'<rect width="{width}" height="{height}" fill="{LIGHT["ground"]}"/>'
+    at = drawn.index(">") + 1
+    found: bytes = vl_convert.svg_to_png(drawn[:at] + ground + drawn[at:], scale=2)
+    return found
+
+
+def themed(drawn: str, label: str, number: int) -> str:
+    """For a page: colours by its CSS variables, names of its own, and a label for those who hear it."""
+    drawn = re.sub(r"#[0-9a-f]{6}\b", lambda found: f"var(--{_BY_VALUE.get(found[0], 'text')})", drawn)
+    drawn = re.sub(r'(id="|url\(#)(\w)', rf"\g<1>f{number}-\2", drawn)
+    drawn = drawn.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "").replace(
+        ' xmlns="http://www.w3.org/2000/svg"', ""
+    )
+    return drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

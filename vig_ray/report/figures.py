@@ -1,0 +1,114 @@
+"""The figures of a report: what each shows, and the one sentence that says how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vig_ray.report import charts, draw
+from vig_ray.report.charts import Json
+
+WIDE, NARROW = 700, 340
+"""Widths that a figure is drawn for, pixels: a page's and a phone's."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`reading`: the one sentence that says how to read it. `spec`: of a width. `one_size`: the same for all widths."""
+
+    name: str
+    title: str
+    reading: str
+    spec: Callable[[int], Json]
+    one_size: bool = False
+
+
+def figures(numbers: Json) -> list[Figure]:
+    """Every figure for which there are numbers, in the order of the page."""
+    near = f"{numbers['near_zero']:g}"
+    found = [
+        Figure(
+            "sample-gain",
+            "Sample VIG by source",
+            "Each row is a source, the ones with the highest median first: what lies right of 0 is answered better "
+            f"with the image (vision-critical), what lies within {near} of 0 needs none (redundant), what lies left is "
+            "answered better without it (misaligned); the bars at both ends hold all that is beyond.",
+            lambda width: charts.sample_gain(numbers, width),
+        ),
+        Figure(
+            "groups",
+            "Shares of vision-critical, redundant and misaligned samples",
+            "The longer the orange part, the more of a source contradicts its images; the longer the grey, the more of "
+            "it teaches nothing about them.",
+            lambda width: charts.groups(numbers, width),
+        ),
+        Figure(
+            "token-losses",
+            "Loss of tokens with and without the image",
+            "Tokens on the diagonal don't care about the image; the further above it a square lies, the more the image "
+            "helps with the tokens there; its size grows with the logarithm of how many they are.",
+            lambda _: charts.density(numbers["token_losses"], "tokens"),
+            one_size=True,
+        ),
+        Figure(
+            "tokens",
+            "Tokens with the highest and the lowest mean gain",
+            f"Of the tokens that occur at least {numbers['tokens']['least']} times: at the top those that the image "
+            "decides, at the bottom those it doesn't, or misleads about; lines are 95 % intervals of the mean.",
+            lambda width: charts.tokens(numbers, width),
+        ),
+        Figure(
+            "speech",
+            "Mean gain by part of speech",
+            "Words right of 0 are decided by the image; articles, prepositions and the like should lie at 0.",
+            lambda width: charts.speech(numbers, width),
+        ),
+        Figure(
+            "places",
+            "Mean token gain by place in the answer",
+            "Where the line falls, later words of an answer owe less to the image, being told by the earlier ones; the "
+            "lines across are 95 % intervals.",
+            lambda width: charts.ranges(numbers["places"], "tokens", "place of the token in its turn", width),
+        ),
+        Figure(
+            "lengths",
+            "Mean sample VIG by length of the answer",
+            "Where the line falls, longer answers owe less to their images, token for token.",
+            lambda width: charts.ranges(numbers["lengths"], "samples", "answer tokens of the sample", width),
+        ),
+        Figure(
+            "sample-losses",
+            "Loss of samples with and without the image",
+            "Samples on the diagonal don't care about the image; those above it need it, those below it are answered "
+            "better without it; on the left are the easy ones, on the right the hard ones.",
+            lambda _: charts.density(numbers["sample_losses"], "samples"),
+            one_size=True,
+        ),
+        Figure(
+            "thresholds",
+            "What a threshold keeps",
+            "Read upwards from a percentage p: the shares of samples and of answer tokens that it "
+            "keeps, and the share of all answer tokens that would be trained on; below, τ_p itself.",
+            lambda width: charts.thresholds(numbers, width),
+        ),
+    ]
+    without = {"speech"} if not numbers["speech"] else set()
+    without |= {"tokens"} if not numbers["tokens"]["highest"] else set()
+    return [figure for figure in found if figure.name not in without]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as SVG in the light colours; `narrow`: for phones, None where one size does for all."""
+
+    figure: Figure
+    wide: str
+    narrow: str | None
+
+
+def drawn(numbers: Json) -> list[Drawn]:
+    """Every figure, drawn once."""
+    return [
+        Drawn(figure, draw.svg(figure.spec(WIDE)), None if figure.one_size else draw.svg(figure.spec(NARROW)))
+        for figure in figures(numbers)
+    ]

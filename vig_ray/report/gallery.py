@@ -1,0 +1,146 @@
+"""The samples that a report shows: their questions, images, blurred images, and answers token by token."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from vig_ray.dataset.images import ImageError, load_image
+from vig_ray.dataset.schema import IMAGE_MARK
+from vig_ray.report.spelling import pieces_of
+from vig_ray.report.tally import SHOWN, Candidates
+from vig_ray.scoring.gain import token_gain
+from vig_ray.scoring.reference import blur_pixels
+from vig_ray.scoring.scored import rows_of
+
+_QUALITY = 82
+_THREADS = 8
+_SCORES = [
+    "source", "vig", "clean_loss", "reference_loss", "num_truncated_tokens", "token_ids", "clean_logprobs",
+    "reference_logprobs", "turn",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """A sample's place in a group. `of_all`: among the first of all sources; `source`: the number of its own."""
+
+    key: str
+    of_all: bool
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image and its blurred self as data URIs; or why there is none."""
+
+    clear: str | None = None
+    blurred: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One sample. `pieces`, `gain`, `clean`, `reference`, `turn`: one entry an answer token.
+
+    `weights`: of the tokens in the selection, None where they all weigh 1; `kept`: whether it is in the selection, None
+    without one.
+    """
+
+    key: str
+    row: dict[str, Any]
+    pieces: list[str]
+    gain: np.ndarray[Any, np.dtype[np.float64]]
+    conversation: list[dict[str, str]]
+    pictures: list[Picture]
+    kept: bool | None = None
+    weights: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """`groups`: places by group, the first one first. `samples`: by key, each once however many groups show it."""
+
+    groups: dict[str, list[Place]]
+    samples: dict[str, Shown] = field(default_factory=dict)
+
+
+def arranged(candidates: Mapping[tuple[str, int | None], Candidates]) -> dict[str, list[Place]]:
+    """The places of each group: the first of all sources, then those that only a source's own list has."""
+    groups: dict[str, list[Place]] = {}
+    for name in SHOWN:
+        first = candidates[name, None].key.tolist()
+        of_sources = [found for (group, source), found in candidates.items() if group == name and source is not None]
+        value = np.concatenate([found.value for found in of_sources]) if of_sources else np.zeros(0)
+        keys = [key for found in of_sources for key in found.key.tolist()]
+        others = [keys[at] for at in np.argsort(value, kind="stable") if keys[at] not in set(first)]
+        groups[name] = [*(Place(key, True) for key in first), *(Place(key, False) for key in others)]
+    return groups
+
+
+def fetch(
+    groups: dict[str, list[Place]],
+    *,
+    scores: str,
+    samples: str | None,
+    selection: str | None,
+    tokenizer: Any,
+    blurred: bool,
+    side: int,
+    max_pixels: int,
+) -> Gallery:
+    """Read what is shown. `samples` None: without images and questions; `side`: the images' longer one, pixels.
+
+    `blurred`: whether the reference was a blur, which is then shown, too.
+    """
+    keys = list(dict.fromkeys(place.key for places in groups.values() for place in places))
+    rows = rows_of(scores, keys, _SCORES)
+    originals = rows_of(samples, keys, ["conversation", "images"]) if samples else {}
+    chosen = rows_of(selection, keys, ["token_weights"]) if selection else None
+
+    def shown(key: str) -> Shown:
+        row, original = rows[key], originals.get(key, {})
+        return Shown(
+            key=key,
+            row=row,
+            pieces=[f"#{token}" for token in row["token_ids"]]
+            if tokenizer is None
+            else pieces_of(tokenizer, row["token_ids"], row["turn"]),
+            gain=token_gain(row["clean_logprobs"], row["reference_logprobs"]),
+            conversation=original.get("conversation") or [],
+            pictures=[picture(image, blurred, side, max_pixels) for image in original.get("images") or []],
+            kept=None if chosen is None else key in chosen,
+            weights=None if chosen is None or key not in chosen else chosen[key]["token_weights"],
+        )
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return Gallery(groups, dict(zip(keys, pool.map(shown, keys), strict=True)))
+
+
+def picture(image: Mapping[str, Any], blurred: bool, side: int, max_pixels: int) -> Picture:
+    """An image of the samples table, small; blurred at its original size first, as the reference was."""
+    try:
+        pixels = load_image(image, max_pixels=max_pixels)
+    except ImageError as error:
+        return Picture(error=str(error))
+    return Picture(small(pixels, side), small(blur_pixels(pixels), side) if blurred else None)
+
+
+def small(pixels: np.ndarray[Any, np.dtype[np.uint8]], side: int) -> str:
+    """uint8 [H, W, 3] as the data URI of a JPEG whose longer side is at most `side` pixels."""
+    made = PIL.Image.fromarray(pixels)
+    made.thumbnail((side, side))
+    buffer = BytesIO()
+    made.save(buffer, "JPEG", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def question_text(text: str) -> str:
+    """A turn's text without the marks of its images."""
+    return text.replace(IMAGE_MARK, " ").strip()

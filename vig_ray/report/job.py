@@ -1,0 +1,260 @@
+"""`vig report`: what scores (and a selection of them) look like, as one HTML file, figures and JSON.
+
+numbers    passes over scores/ (passes.py, tally.py), told as JSON (numbers.py)
+figures    Vega-Lite (figures.py, charts.py), drawn without a browser (draw.py)
+gallery    the samples at the ends, at the threshold, and by chance (gallery.py, cards.py)
+page       all of it in one file that asks for nothing (page.py)
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from vig_ray.cluster import passes_on_ray
+from vig_ray.dataset.images import MAX_PIXELS
+from vig_ray.errors import StageError
+from vig_ray.report import draw
+from vig_ray.report.cards import gallery_html
+from vig_ray.report.chosen import selection_of
+from vig_ray.report.figures import WIDE, drawn
+from vig_ray.report.gallery import Gallery, arranged, fetch
+from vig_ray.report.numbers import numbers
+from vig_ray.report.page import MARK, page
+from vig_ray.report.passes import Found, pass_over
+from vig_ray.report.speech import Spoken, by_speech, load_tagger
+from vig_ray.report.spelling import load_tokenizer, spelled
+from vig_ray.scoring.scored import samples_beside, scores_directory
+from vig_ray.selection.config import PerCent, several
+from vig_ray.selection.scan import Files
+from vig_ray.stage import StageConfig, read_stage
+from vig_ray.storage import check_writable, exists, filesystem, join, parquet_files, read_bytes, write_bytes
+
+Json = dict[str, Any]
+_MEGABYTE = 10**6
+_MARGIN = 20_000  # for the gallery's own headings and filters
+
+
+class ReportConfig(StageConfig):
+    """Show what scores, and a selection of them, look like: one HTML file, figures, and the numbers as JSON."""
+
+    scores: str = Field(description="scores/ of a finished `vig score`, or the directory that holds it")
+    out: str = Field(description="HTML file to write; FILE.json and FILE-figures/ come beside it")
+    selection: str | None = Field(
+        None, description="selection/ of these scores; by default the one beside them, if it is theirs"
+    )
+    samples: str | None = Field(None, description="samples/ for images and questions; by default beside the scores")
+    model: str | None = Field(None, description="checkpoint whose tokenizer spells the tokens; by default the scores'")
+    title: str = Field("What the images contribute", description="the page's heading")
+    p: Annotated[tuple[PerCent, ...], BeforeValidator(several)] = Field(
+        (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0),
+        description="percentages whose thresholds are told",
+        json_schema_extra={"metavar": "PERCENT[,...]"},
+    )
+    near_p: PerCent = Field(70.0, description="percentage whose threshold the gallery goes by, without a selection")
+    near_zero: float = Field(
+        0.05,
+        ge=0,
+        description="nats up to which a sample's gain is near zero: 0.05 changes its perplexity by 5 per cent",
+    )
+    sources: int = Field(12, ge=1, description="sources with figures of their own, the largest; the others as one")
+    tokens: int = Field(20, ge=1, description="tokens listed with the highest and with the lowest mean gain")
+    least: int = Field(20, ge=1, description="times that such a token must occur")
+    tagger: str = Field(
+        "auto", description="spaCy pipeline (name or folder) for parts of speech; auto: one that is installed, or none"
+    )
+    tagged: int = Field(20_000, ge=1, description="samples that are tagged, about, drawn by the seed")
+    gallery: int = Field(8, ge=0, description="samples a group of the gallery shows of all, and of each source")
+    image_size: int = Field(256, ge=16, le=2048, description="longer side of its images, pixels")
+    max_image_pixels: int = Field(MAX_PIXELS, ge=1, description="largest image that is read, pixels")
+    max_mb: float = Field(30.0, gt=0, description="size of the HTML file that the gallery must not exceed, 10^6 bytes")
+    figures: bool = Field(True, description="write the figures as SVG, PNG and Vega-Lite beside the file, too")
+    seed: int = Field(42, description="of the random samples and of those that are tagged")
+    address: str | None = Field(
+        None, description="Ray cluster that makes the passes, such as auto; by default RAY_ADDRESS, or this machine"
+    )
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files that were written, and what they say."""
+
+    out: str
+    size: int
+    figures: str | None
+    numbers: Json
+    shown: int
+    left_out: int
+
+    def text(self) -> str:
+        """For a person."""
+        gain = self.numbers["gain"]
+        groups = ", ".join(f"{100 * found['share']:.1f} % {name}" for name, found in reversed(gain["groups"].items()))
+        lines = [f"{gain['samples']:,} samples: {groups} (mean VIG {gain['mean']:+.3f} nats)"]
+        if self.left_out:
+            lines.append(f"{self.left_out} of {self.shown} cards of the gallery left out: --max-mb")
+        lines.append(f"report: {self.out} ({self.size / _MEGABYTE:.1f} MB); numbers: {json_name(self.out)}")
+        if self.figures:
+            lines.append(f"figures: {self.figures}/*.svg, *.png, *.json")
+        return "\n".join([*self.numbers["about"]["warnings"], *lines])
+
+
+def json_name(out: str) -> str:
+    """Where the numbers go."""
+    return f"{out.removesuffix('.html')}.json"
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What was found before the first pass. `tau`: the selection's one threshold of VIG, where it has one."""
+
+    scores: str
+    record: Json
+    samples: str | None
+    selection: str | None
+    selected: Json | None
+    tau: float | None
+    tokenizer: Any
+    warnings: list[str]
+
+
+def run(config: ReportConfig) -> Written:
+    """Write a report. Raises StageError before the first pass where an input or `out` is wrong."""
+    inputs = _inputs(config)
+    tagger = load_tagger(config.tagger) if inputs.tokenizer is not None else None
+    fs, _ = filesystem(inputs.scores)
+    shares = tuple(sorted({*config.p, config.near_p}))
+    with passes_on_ray(config.address) as on_ray:
+        found = pass_over(
+            Files(parquet_files(inputs.scores), fs, on_ray),
+            inputs.scores,
+            shares=shares,
+            near_zero=config.near_zero,
+            shown_sources=config.sources,
+            each=config.gallery,
+            tau=lambda taus: taus[config.near_p] if inputs.tau is None else inputs.tau,
+            seed=config.seed,
+            tagged=config.tagged if tagger else 0,
+        )
+    spoken = by_speech(tagger, inputs.tokenizer, found.tally.tagged) if tagger else None
+    told = {
+        "about": _about(config, inputs),
+        **_numbers(config, inputs, found, spoken),
+        "selection": inputs.selected,
+    }
+    gallery = _gallery(config, inputs, found)
+    told["gallery"] = {
+        "tau": found.plan.tau,
+        "groups": {
+            name: [{"sample_key": place.key, "of_all": place.of_all} for place in places]
+            for name, places in gallery.groups.items()
+        },
+    }
+    return _write(config, told, gallery)
+
+
+def _inputs(config: ReportConfig) -> _Inputs:
+    scores = scores_directory(config.scores)
+    record = read_stage(scores) or {}
+    if not record.get("complete"):
+        raise StageError(f"{scores}: not finished; run the same `vig score` command again, it goes on where it was")
+    _check_out(config)
+    warnings: list[str] = []
+    samples = samples_beside(scores, config.samples, record)
+    if samples is None:
+        warnings.append("No samples/ beside the scores: the gallery has no images and no questions (--samples).")
+    selection, selected, tau = selection_of(config.selection, scores, record)
+    tokenizer = None
+    try:
+        tokenizer = load_tokenizer(config.model or record["config"]["model"])
+    except StageError as error:
+        if config.model is not None:
+            raise
+        warnings.append(f"Tokens are shown by their numbers: {error}.")
+    return _Inputs(scores, record, samples, selection, selected, tau, tokenizer, warnings)
+
+
+def _check_out(config: ReportConfig) -> None:
+    if not config.out.endswith(".html"):
+        raise StageError(f"--out {config.out}: name a file that ends in .html")
+    found = exists(config.out).name
+    if found == "Directory":
+        raise StageError(f"--out {config.out}: is a folder; name a file")
+    if found == "File" and MARK not in read_bytes(config.out)[:2000]:
+        raise StageError(f"--out {config.out}: exists and is no report; choose another file")
+    check_writable(config.out.rpartition("/")[0] or ".")
+
+
+def _about(config: ReportConfig, inputs: _Inputs) -> Json:
+    record = inputs.record
+    return {
+        "scores": inputs.scores,
+        "samples": inputs.samples,
+        "selection": inputs.selection,
+        "model": record["config"].get("model"),
+        "reference": record["config"].get("reference"),
+        "engine": record.get("identity", {}).get("engine"),
+        "dtype": record.get("identity", {}).get("dtype"),
+        "identity": record.get("identity"),
+        "versions": record.get("versions", {}),
+        "seed": config.seed,
+        "warnings": inputs.warnings,
+    }
+
+
+def _numbers(config: ReportConfig, inputs: _Inputs, found: Found, spoken: Spoken | None) -> Json:
+    def spell(token: int) -> str:
+        return f"#{token}" if inputs.tokenizer is None else spelled(inputs.tokenizer, token)
+
+    told = numbers(found, spell=functools.cache(spell), least=config.least, rows=config.tokens, spoken=spoken)
+    told["thresholds"] = [row for row in told["thresholds"] if row["p"] in config.p]
+    return told
+
+
+def _gallery(config: ReportConfig, inputs: _Inputs, found: Found) -> Gallery:
+    if not config.gallery:
+        return Gallery({})
+    return fetch(
+        arranged(found.tally.candidates),
+        scores=inputs.scores,
+        samples=inputs.samples,
+        selection=inputs.selection,
+        tokenizer=inputs.tokenizer,
+        blurred=inputs.record["config"].get("reference") == "blur",
+        side=config.image_size,
+        max_pixels=config.max_image_pixels,
+    )
+
+
+def _write(config: ReportConfig, told: Json, gallery: Gallery) -> Written:
+    figures = drawn(told)
+    html = page(config.title, told, figures, "")
+    shown, left_out = sum(len(places) for places in gallery.groups.values()), 0
+    if shown:
+        budget = int(config.max_mb * _MEGABYTE) - len(html.encode()) - _MARGIN
+        cards, left_out = gallery_html(gallery, tau=told["gallery"]["tau"], budget=budget)
+        html = page(config.title, told, figures, _left_out(left_out, shown, config.max_mb) + cards)
+    write_bytes(config.out, html.encode())
+    write_bytes(json_name(config.out), (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+    folder = f"{config.out.removesuffix('.html')}-figures" if config.figures else None
+    for each in figures if folder else []:
+        name = join(str(folder), each.figure.name)
+        for image, suffix in ((each.wide, ""), (each.narrow, "-narrow")):
+            if image is not None:
+                write_bytes(f"{name}{suffix}.svg", image.encode())
+                write_bytes(f"{name}{suffix}.png", draw.png(image))
+        write_bytes(f"{name}.json", json.dumps(each.figure.spec(WIDE), indent=1, ensure_ascii=False).encode())
+    return Written(config.out, len(html.encode()), folder, told, shown, left_out)
+
+
+def _left_out(count: int, shown: int, megabytes: float) -> str:
+    if not count:
+        return ""
+    return (
+        f'<p class="warning">{count} of {shown} cards are left out, to keep this file below {megabytes:g} MB '
+        "(--max-mb).</p>"
+    )

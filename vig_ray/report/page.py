@@ -1,0 +1,148 @@
+"""The report as one HTML file that asks for nothing: styles, script, figures and images are inside."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from vig_ray.report import PAGE, draw
+from vig_ray.report.figures import Drawn
+from vig_ray.report.tables import TABLES, failures, gain, interval, selection, share
+from vig_ray.report.tally import GROUPS
+
+Json = dict[str, Any]
+MARK = b'<meta name="generator" content="vig-ray report">'
+"""By which a file is known to be a report, which another one may replace."""
+
+_PARTS = {
+    "summary": "Summary",
+    "sources": "Samples and sources",
+    "tokens": "Tokens",
+    "thresholds": "Thresholds",
+    "failures": "Failures",
+    "gallery": "Gallery",
+    "method": "How it is counted",
+}
+_OF_PART = {
+    "sources": ("sample-gain", "groups", "sample-losses"),
+    "tokens": ("token-losses", "tokens", "speech", "places", "lengths"),
+    "thresholds": ("thresholds",),
+}
+
+
+def page(title: str, numbers: Json, drawn: Sequence[Drawn], gallery: str) -> str:
+    """The whole file; `gallery`: its HTML."""
+    figures = {each.figure.name: _figure(each, number, numbers) for number, each in enumerate(drawn)}
+    parts = {
+        "summary": _summary(numbers),
+        "thresholds": selection(numbers["selection"]),
+        "failures": failures(numbers),
+        "gallery": gallery,
+        "method": "".join(f"<p>{sentence}</p>" for sentence in method(numbers, numbers["about"]["seed"])),
+    }
+    main, nav = [], []
+    for name, words in _PARTS.items():
+        inside = "".join(figures.get(figure, "") for figure in _OF_PART.get(name, ())) + parts.get(name, "")
+        if inside:
+            main.append(f'<section id="{name}"><h2>{words}</h2>{inside}</section>')
+            nav.append(f'<li><a href="#{name}">{words}</a>')
+    filled = {
+        "title": escape(title),
+        "heading": escape(title),
+        "about": _about(numbers["about"]),
+        "css": "\n".join((PAGE / name).read_text() for name in ("gains.css", "report.css")),
+        "nav": "".join(nav),
+        "main": "\n".join(main),
+        "footer": f"<p>Written by vig-ray {escape(numbers['about']['versions'].get('vig_ray', ''))}. VIG: Hwang and "
+        "Lee, arXiv 2602.17186; the names of groups: VisNec, arXiv 2603.01195.</p>",
+        # Nothing in it may end the element that holds it.
+        "numbers": json.dumps(numbers, ensure_ascii=False).replace("<", "\\u003c"),
+        "js": (PAGE / "report.js").read_text(),
+    }
+    # One pass over the template: what is put in is not looked at again.
+    pieces = (PAGE / "report.html").read_text().split("{{")
+    return pieces[0] + "".join(filled[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
+
+
+def _about(about: Json) -> str:
+    facts = [
+        f"{name} <code>{escape(str(about[name]))}</code>"
+        for name in ("scores", "model", "reference", "engine", "dtype")
+    ]
+    told = f'<p class="soft">{" · ".join(facts)}</p>'
+    return told + "".join(f'<p class="warning">{escape(warning)}</p>' for warning in about["warnings"])
+
+
+def _fact(name: str, value: str, small: str) -> str:
+    return f"<div><dt>{name}</dt><dd>{value}<small>{small}</small></dd></div>"
+
+
+def _summary(numbers: Json) -> str:
+    counts, of_all = numbers["counts"], numbers["gain"]
+    groups = of_all["groups"]
+    truncated = f", {counts['truncated']:,} truncated" if counts["truncated"] else ""
+    read = f"{counts['scored']:,} scored, {counts['text_only']:,} text-only, {counts['failed']:,} failed{truncated}"
+    quartiles = f"quartiles {gain(of_all['q1'])}, {gain(of_all['q3'])}"
+    facts = [
+        _fact("samples read", f"{counts['read']:,}", read),
+        _fact("answer tokens scored", f"{counts['answer_tokens']:,}", ""),
+        _fact("mean VIG", f"{gain(of_all['mean'])} nats", interval(of_all)),
+        _fact("median VIG", f"{gain(of_all['median'])} nats", quartiles),
+    ]
+    of_groups = [
+        _fact(group, share(groups[group]["share"]), f"{groups[group]['samples']:,} samples") for group in GROUPS[::-1]
+    ]
+    near = f"{numbers['near_zero']:g}"
+    steps = "".join(
+        f'<span class="{"" if row["step"] == "zero" else row["step"]}">{row["words"]}: {share(row["share"])}</span>'
+        for row in reversed(numbers["token_steps"])
+    )
+    return (
+        f'<dl class="facts">{"".join(facts)}</dl><dl class="facts three">{"".join(of_groups)}</dl>'
+        "<p>VIG is how much the image lowers a sample's mean loss, in nats: vision-critical samples gain more than "
+        f"{near}, redundant ones between −{near} and {near}, misaligned ones lose more than {near} by it.</p>"
+        f'<div class="legend" aria-label="Tokens by gain">tokens by gain, nats: {steps}</div>'
+    )
+
+
+def _figure(drawn: Drawn, number: int, numbers: Json) -> str:
+    figure = drawn.figure
+    label = escape(f"{figure.title}; its numbers follow as a table")
+    shown = draw.themed(drawn.wide, label, 2 * number)
+    if drawn.narrow is not None:
+        narrow = draw.themed(drawn.narrow, label, 2 * number + 1)
+        shown = f'<div class="wide">{shown}</div><div class="narrow">{narrow}</div>'
+    found = TABLES[figure.name](numbers)
+    if figure.name != "thresholds":
+        found = f"<details><summary>The numbers</summary>{found}</details>"
+    return (
+        f'<section id="figure-{figure.name}"><h3>{escape(figure.title)}</h3>'
+        f'<p class="reading">{escape(figure.reading)}</p><figure>{shown}</figure>{found}</section>'
+    )
+
+
+def method(numbers: Json, seed: int) -> list[str]:
+    """What a reader must know to count again, as sentences of HTML."""
+    near = numbers["near_zero"]
+    found = [
+        "A token's gain is its log-prob with the image minus its log-prob without (VIG, equation 6), a sample's VIG "
+        "the mean over its answer tokens (equation 7), the end of each turn among them. All rows are counted: nothing "
+        "is sampled unless it says so.",
+        f"Near zero: up to {near:g} nats, which is a perplexity changed by {100 * math.expm1(near):.1f} %. A quartile "
+        "is the least value with that share at or below it. Intervals are normal 95 % intervals of a mean whose values "
+        "are taken as independent; tokens of one answer are not quite.",
+        "τ_p is the least VIG among the top p % of scored samples, ties kept (equation 8); active tokens are those of "
+        "kept samples with a gain of τ_p or more (equation 9).",
+        f"Densities count tokens in squares of {numbers['token_losses']['step']:g} nats, samples in squares of "
+        f"{numbers['sample_losses']['step']:g}; the last one of each row and column holds all beyond.",
+        f"Random samples are those whose keys have the least hashes under seed {seed}.",
+    ]
+    if numbers["speech"]:
+        found.append(
+            f"Parts of speech are of {numbers['speech']['samples']:,} samples drawn by the hashes of their keys under "
+            f"seed {seed}; a token counts for the word that it begins in."
+        )
+    return found

@@ -1,0 +1,247 @@
+"""The passes over scores/ that a report is made of, in bounded memory, on threads here or on Ray Data.
+
+survey     rows by kind and source, failures by class, means, and the first digit of every quantile
+digits     three more digits of the quantiles and thresholds, a pass each over the sample gains
+tally      everything that needs bins or thresholds, the tokens among it
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vig_ray.errors import StageError
+from vig_ray.report.tally import COLUMNS, GROUPS, Floats, Ints, Moments, Plan, Tally, add_up, groups_of, tally
+from vig_ray.selection.rank import Sparse, quota_of
+from vig_ray.selection.scan import BATCH_ROWS, Files
+from vig_ray.selection.threshold import PASSES, Search, sortable, value_of
+
+QUARTILES = (0.25, 0.5, 0.75)
+_TAILS = (0.005, 0.995)  # what lies beyond goes to the open bins at the ends of the histogram
+_BINS = 60
+_TOKENS_A_BATCH = 1 << 21
+_MEASURES = ("vig", "clean_loss", "reference_loss")
+_SURVEYED = ["source", *_MEASURES, "num_answer_tokens", "num_truncated_tokens", "error"]
+
+
+@dataclass
+class OfSource:
+    """One source's rows. `tokens`: answer tokens of the scored ones; `groups`: how many of those are in each group."""
+
+    scored: int
+    text_only: int
+    failed: int
+    truncated: int
+    tokens: int
+    groups: Ints
+    moments: Moments
+
+    def __add__(self, other: OfSource) -> OfSource:
+        return OfSource(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+@dataclass
+class Survey:
+    """The first pass. `failures`: class of error to how many and one of its messages."""
+
+    sources: dict[str | None, OfSource] = field(default_factory=dict)
+    failures: dict[str, tuple[int, str]] = field(default_factory=dict)
+    digits: dict[str | None, Any] = field(default_factory=dict)
+
+    def total(self) -> OfSource:
+        """All sources together."""
+        first, *others = self.sources.values()
+        for each in others:
+            first = first + each
+        return first
+
+    def add(self, other: Survey) -> None:
+        """Take a block's survey in."""
+        for source, found in other.sources.items():
+            self.sources[source] = self.sources[source] + found if source in self.sources else found
+        for name, (count, example) in other.failures.items():
+            mine, example_here = self.failures.get(name, (0, example))
+            self.failures[name] = mine + count, min(example, example_here)
+        for source, (places, counts) in other.digits.items():
+            if source not in self.digits:
+                self.digits[source] = np.zeros(1 << 16, dtype=np.int64)
+            self.digits[source][places] += counts
+
+
+@dataclass(frozen=True)
+class _SurveyBlock:
+    near_zero: float
+
+    def __call__(self, table: pa.Table) -> Survey:
+        found = Survey()
+        failed = table["error"].is_valid().to_numpy(zero_copy_only=False)
+        for error in table["error"].filter(pa.array(failed)).to_pylist():
+            name = error.split(":", 1)[0]
+            count, example = found.failures.get(name, (0, error))
+            found.failures[name] = count + 1, min(example, error)
+        scored = table["vig"].is_valid().to_numpy(zero_copy_only=False)
+        truncated = pc.fill_null(table["num_truncated_tokens"], 0).to_numpy(zero_copy_only=False) > 0
+        tokens = pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        measures = [pc.fill_null(table[name], 0.0).to_numpy(zero_copy_only=False) for name in _MEASURES]
+        codes = table["source"].combine_chunks().dictionary_encode(null_encoding="encode")
+        names, numbers = codes.dictionary.to_pylist(), codes.indices.to_numpy(zero_copy_only=False)
+        for number, name in enumerate(names):
+            rows = numbers == number
+            own = rows & scored
+            values = [measure[own] for measure in measures]
+            at = [np.full(len(value), index) for index, value in enumerate(values)]
+            found.sources[name] = OfSource(
+                int(own.sum()),
+                int((rows & ~scored & ~failed).sum()),
+                int((rows & failed).sum()),
+                int((rows & truncated).sum()),
+                int(tokens[own].sum()),
+                np.bincount(groups_of(values[0], self.near_zero), minlength=len(GROUPS)),
+                Moments.of(np.concatenate(values), np.concatenate(at), len(_MEASURES)),
+            )
+            if own.any():
+                found.digits[name] = _sparse(Search(1), sortable(values[0]))
+        return found
+
+
+Searches = dict[tuple[bool, str | None, int], Search]
+"""By whether it is of one source, which, and the rank from the top that is looked for."""
+
+
+@dataclass(frozen=True)
+class _Digits:
+    searches: Searches
+
+    def __call__(self, table: pa.Table) -> dict[Any, Sparse]:
+        table = table.filter(table["vig"].is_valid())
+        bits = sortable(table["vig"].to_numpy())
+        found: dict[Any, Sparse] = {}
+        of_source: dict[str | None, Any] = {}
+        for name, search in self.searches.items():
+            one, source, _ = name
+            if one and source not in of_source:
+                rows = table["source"].is_null() if source is None else pc.equal(table["source"], source)
+                of_source[source] = bits[pc.fill_null(rows, False).to_numpy(zero_copy_only=False)]
+            found[name] = _sparse(search, of_source[source] if one else bits)
+        return found
+
+
+def _sparse(search: Search, bits: Any) -> Sparse:
+    counts = search.count(bits)
+    (places,) = np.nonzero(counts)
+    return places, counts[places]
+
+
+@dataclass(frozen=True)
+class _Tally:
+    plan: Plan
+
+    def __call__(self, table: pa.Table) -> Tally | None:
+        return tally(table, self.plan)
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that a report's numbers are made of.
+
+    `quantiles`: by source (None first of the pair: of all samples) and share of samples at or below. `taus`: by p.
+    """
+
+    survey: Survey
+    quantiles: dict[tuple[bool, str | None, float], float]
+    taus: dict[float, float]
+    plan: Plan
+    tally: Tally
+
+
+def pass_over(
+    files: Files,
+    scores: str,
+    *,
+    shares: tuple[float, ...],
+    near_zero: float,
+    shown_sources: int,
+    each: int,
+    tau: Callable[[dict[float, float]], float],
+    seed: int,
+    tagged: int,
+) -> Found:
+    """Make the passes. `tau`: from tau_p by p, the threshold that the gallery's nearest are nearest to.
+
+    `tagged`: how many samples go to the tagger, about. Raises StageError where no sample has a score.
+    """
+    survey = Survey()
+    for part in files.scan(_SURVEYED, _SurveyBlock(near_zero)):
+        survey.add(part)
+    total = survey.total() if survey.sources else None
+    if total is None or not total.scored:
+        raise StageError(f"{scores}: no sample has a score, so there is nothing to report")
+    scored = total.scored
+    sources = sorted(
+        (name for name, found in survey.sources.items() if found.scored),
+        key=lambda name: (-survey.sources[name].scored, name or ""),
+    )[:shown_sources]
+    searches, ranks = _searches(survey, sources, shares)
+    for _ in range(PASSES - 1):
+        whole: dict[Any, Any] = {}
+        for part in files.scan(["source", "vig"], _Digits(searches)):
+            for name, (places, counts) in part.items():
+                whole.setdefault(name, np.zeros(1 << 16, dtype=np.int64))[places] += counts
+        searches = {name: search.narrowed(whole[name]) for name, search in searches.items()}
+    values = {name: value_of(search.found) for name, search in searches.items()}
+    taus = {share: values[False, None, ranks[share]] for share in shares}
+    quantiles = {
+        (one, source, q): values[one, source, _rank(q, survey.sources[source].scored if one else scored)]
+        for one, source, qs in [(False, None, (0.0, *QUARTILES, 1.0)), *((True, name, QUARTILES) for name in sources)]
+        for q in qs
+    }
+    low, high = (values[False, None, _rank(q, scored)] for q in _TAILS)
+    plan = Plan(
+        sources=tuple(sources),
+        edges=nice_edges(low, high),
+        near_zero=near_zero,
+        thresholds=np.unique(np.array(list(taus.values()))),
+        each=each,
+        tau=tau(taus),
+        seed=seed,
+        tagged=min((1 << 64) - 1, int(tagged / scored * 2**64)),
+    )
+    rows = int(np.clip(_TOKENS_A_BATCH * scored / max(1, total.tokens), 256, BATCH_ROWS))
+    found = add_up(files.scan(COLUMNS, _Tally(plan), batch_rows=rows), each)
+    assert found is not None
+    return Found(survey, quantiles, taus, plan, found)
+
+
+def _rank(q: float, count: int) -> int:
+    """From the top, counted from 1, of the least value with a share q of all `count` at or below it."""
+    return count - max(1, math.ceil(q * count)) + 1
+
+
+def _searches(
+    survey: Survey, sources: list[str | None], shares: tuple[float, ...]
+) -> tuple[Searches, dict[float, int]]:
+    """A search for each rank that is needed, its first digit known; and the rank of tau_p by p."""
+    scored = survey.total().scored
+    ranks = {share: quota_of(scored, share) for share in shares}
+    of_all = {*ranks.values(), *(_rank(q, scored) for q in (0.0, *QUARTILES, 1.0, *_TAILS))}
+    digits = sum(survey.digits.values())
+    found: Searches = {(False, None, rank): Search(rank).narrowed(digits) for rank in sorted(of_all)}
+    for name in sources:
+        for rank in {_rank(q, survey.sources[name].scored) for q in QUARTILES}:
+            found[True, name, rank] = Search(rank).narrowed(survey.digits[name])
+    return found, ranks
+
+
+def nice_edges(low: float, high: float) -> Floats:
+    """About 60 edges from `low` to `high` or a bit beyond, whole multiples of 1, 2 or 5 times a power of ten."""
+    width = max((high - low) / _BINS, 1e-6)
+    power = 10.0 ** math.floor(math.log10(width))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= width * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return np.array([round(number * step, 9) for number in range(first, max(last, first + 1) + 1)])

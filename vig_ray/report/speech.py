@@ -1,0 +1,117 @@
+"""Token gain by part of speech, where spaCy and one of its pipelines are installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vig_ray.errors import StageError
+from vig_ray.report.spelling import pieces_of
+from vig_ray.report.tally import Moments
+
+USUAL = ("en_core_web_sm", "en_core_web_md", "en_core_web_lg", "en_core_web_trf")
+"""Pipelines that `--tagger auto` looks for."""
+_NO_WORD = "no word"  # spaces, and tokens such as the end of a turn
+
+Tags = list[tuple[int, int, str]]
+"""Words of a text: first character, end, part of speech."""
+
+
+@dataclass(frozen=True)
+class Tagger:
+    """A pipeline and its name. `tags`: of several texts. `explain`: a part of speech in words."""
+
+    name: str
+    tags: Callable[[Sequence[str]], Iterable[Tags]]
+    explain: Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Token gains by part of speech, of so many samples; `words`: each part of speech in words."""
+
+    tagger: str
+    samples: int
+    words: dict[str, str]
+    gains: dict[str, Moments]
+
+
+def load_tagger(asked: str) -> Tagger | None:
+    """The spaCy pipeline of this name (or folder); `auto`: the first usual one, None without any.
+
+    Raises StageError where it is asked for by name and isn't there.
+    """
+    if asked == "none":
+        return None
+    try:
+        import spacy
+    except ImportError as error:
+        if asked == "auto":
+            return None
+        raise StageError(f"--tagger {asked}: spaCy isn't installed; pip install spacy and a pipeline of it") from error
+    found = next(filter(spacy.util.is_package, USUAL), None) if asked == "auto" else asked
+    if found is None:
+        return None
+    try:
+        pipeline = spacy.load(found, exclude=["ner", "parser", "lemmatizer", "senter"])
+    except (OSError, ValueError) as error:
+        raise StageError(
+            f"--tagger {asked}: no such spaCy pipeline here; python -m spacy download {asked}, or name its folder"
+        ) from error
+
+    def tags(texts: Sequence[str]) -> Iterable[Tags]:
+        for document in pipeline.pipe(texts):
+            yield [
+                (word.idx, word.idx + len(word.text), _NO_WORD if word.is_space else word.pos_ or word.tag_)
+                for word in document
+            ]
+
+    return Tagger(found, tags, lambda tag: spacy.explain(tag) or tag)
+
+
+def by_speech(tagger: Tagger, tokenizer: Any, tables: Sequence[pa.Table]) -> Spoken:
+    """Token gains by the part of speech of the word that a token begins in.
+
+    Raises StageError where the pipeline assigns none.
+    """
+    texts, owners, gains = [], [], []
+    for table in tables:
+        for row in table.to_pylist():
+            pieces = pieces_of(tokenizer, row["token_ids"], row["turn"])
+            gain = np.asarray(row["clean_logprobs"], np.float64) - np.asarray(row["reference_logprobs"], np.float64)
+            for turn in sorted(set(row["turn"])):
+                own = [place for place, of_turn in enumerate(row["turn"]) if of_turn == turn]
+                texts.append("".join(pieces[place] for place in own))
+                owners.append([pieces[place] for place in own])
+                gains.append(gain[own])
+    names: list[str] = []
+    for pieces, words in zip(owners, tagger.tags(texts), strict=True):
+        names += tags_of(pieces, words)
+    if not any(name not in ("", _NO_WORD) for name in names):
+        raise StageError(f"--tagger {tagger.name}: assigns no parts of speech; take a pipeline with a tagger")
+    known, category = np.unique(names, return_inverse=True)
+    moments = Moments.of(np.concatenate(gains), category.astype(np.int64), len(known))
+    return Spoken(
+        tagger.name,
+        sum(table.num_rows for table in tables),
+        {str(name): name if name == _NO_WORD else tagger.explain(name) for name in known},
+        {
+            str(name): Moments(*(getattr(moments, part)[[at]] for part in ("count", "total", "square")))
+            for at, name in enumerate(known)
+        },
+    )
+
+
+def tags_of(pieces: Sequence[str], words: Tags) -> list[str]:
+    """The part of speech of each piece's first character that isn't a space; pieces joined are the tagged text."""
+    by_character = {place: tag for first, end, tag in words for place in range(first, end)}
+    found, start = [], 0
+    for piece in pieces:
+        visible = start + len(piece) - len(piece.lstrip())
+        found.append(by_character.get(visible, _NO_WORD) if piece.strip() else _NO_WORD)
+        start += len(piece)
+    return found

@@ -1,0 +1,174 @@
+"""The tables of a report as HTML: every number of its figures, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from typing import Any
+
+from vig_ray.report.charts import range_name, source_name
+from vig_ray.report.tally import GROUPS
+
+Json = dict[str, Any]
+
+
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[Any]], *, words: Sequence[int] = (), marked: int | None = None
+) -> str:
+    """Cells as text; columns `words` may break; row `marked` stands out."""
+
+    def tag(at: int, name: str) -> str:
+        return f'<{name} class="words">' if at in words else f"<{name}>"
+
+    body = []
+    for number, row in enumerate(rows):
+        cells = "".join(f"{tag(at, 'td')}{escape(str(cell))}" for at, cell in enumerate(row))
+        body.append(f'<tr class="marked">{cells}' if number == marked else f"<tr>{cells}")
+    heads = "".join(f"{tag(at, 'th')}{escape(name)}" for at, name in enumerate(head))
+    return f'<div class="scroll" tabindex="0"><table><tr>{heads}{"".join(body)}</table></div>'
+
+
+def gain(value: float | None) -> str:
+    """Of nats, signed."""
+    return "" if value is None else f"{value:+.3f}"
+
+
+def share(value: float) -> str:
+    """Of 1, as per cent."""
+    return f"{100 * value:.1f} %"
+
+
+def interval(row: Json) -> str:
+    """The 95 % interval of a mean."""
+    return "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+
+
+def _sources(numbers: Json) -> str:
+    head = ("source", "scored", "text-only", "failed", "answer tokens", "mean VIG", "95 %", "q1", "median", "q3",
+            "loss with", "without", *GROUPS[::-1])  # fmt: skip
+    rows = []
+    for row in numbers["sources"]:
+        cells = [
+            source_name(row["source"]),
+            *(f"{row[name]:,}" for name in ("scored", "text_only", "failed", "answer_tokens")),
+        ]
+        if row["scored"]:
+            cells += [gain(row["mean"]), interval(row), *(gain(row.get(name)) for name in ("q1", "median", "q3"))]
+            cells += [f"{row['clean_loss']:.3f}", f"{row['reference_loss']:.3f}"]
+            cells += [share(row["groups"][group]["share"]) for group in GROUPS[::-1]]
+        rows.append(cells)
+    return table(head, rows)
+
+
+def _tokens(numbers: Json) -> str:
+    found = numbers["tokens"]
+    told = (
+        f'<p class="soft">{found["frequent"]:,} of the {found["different"]:,} different tokens occur at least '
+        f"{found['least']} times.</p>"
+    )
+    for name in ("highest", "lowest"):
+        rows = [(row["text"], row["id"], f"{row['count']:,}", gain(row["mean"]), interval(row)) for row in found[name]]
+        told += f"<h4>{name}</h4>" + table(("token", "id", "times", "mean gain", "95 %"), rows)
+    return told
+
+
+def _speech(numbers: Json) -> str:
+    rows = [
+        (row["words"], row["tag"], f"{row['tokens']:,}", gain(row["mean"]), interval(row))
+        for row in numbers["speech"]["tags"]
+    ]
+    told = f'<p class="soft">By {escape(numbers["speech"]["tagger"])}, of {numbers["speech"]["samples"]:,} samples.</p>'
+    return told + table(("part of speech", "tag", "tokens", "mean gain", "95 %"), rows)
+
+
+def _ranges(rows: list[Json], what: str, of: str) -> str:
+    return table(
+        (of, what, "mean gain", "95 %"),
+        [(range_name(row), f"{row[what]:,}", gain(row["mean"]), interval(row)) for row in rows],
+    )
+
+
+def _density(density: Json, what: str) -> str:
+    """Summed over steps of the loss without the image: the cells themselves are many, and in the JSON."""
+    rows: dict[float, list[float]] = {}
+    for cell in density["cells"]:
+        row = rows.setdefault(cell["without"], [0, 0.0])
+        row[0] += cell["count"]
+        row[1] += cell["count"] * cell["mean_gain"]
+    told = [
+        (f"{low:g}+" if low >= density["open_from"] else f"{low:g} to {low + density['step']:g}", f"{int(count):,}",
+         gain(total / count))
+        for low, (count, total) in sorted(rows.items())
+    ]  # fmt: skip
+    return table(("loss without the image, nats", what, "mean gain"), told)
+
+
+def _thresholds(numbers: Json) -> str:
+    rows = [
+        (
+            f"{row['p']:g} %", f"{row['tau']:+.4f}", f"{row['samples']:,}", share(row["samples_share"]),
+            f"{row['sample_tokens']:,}", share(row["sample_tokens_share"]), f"{row['active_tokens']:,}",
+            share(row["active_tokens_share"]),
+        )
+        for row in numbers["thresholds"]
+    ]  # fmt: skip
+    chosen = numbers["selection"]
+    ranked = [row["p"] for row in numbers["thresholds"]]
+    marked = ranked.index(chosen["share"]) if chosen and chosen["by_vig"] and chosen["share"] in ranked else None
+    return table(("p", "τ_p", "samples", "", "sample tokens", "", "active tokens", ""), rows, marked=marked)
+
+
+def selection(found: Json | None) -> str:
+    """What a selection keeps, of all and by source."""
+    if found is None:
+        return ""
+    rows = [
+        (
+            "all" if name is None else source_name(name or None), f"{row['samples']:,}", share(row["samples_share"]),
+            f"{row['sample_tokens']:,}", share(row["sample_tokens_share"]), f"{row['active_tokens']:,}",
+            share(row["active_tokens_share"]),
+        )
+        for name, row in [(None, found), *((row["source"], row) for row in found["sources"])]
+    ]  # fmt: skip
+    taus = list(found["thresholds"].values())
+    tau = f", τ = {taus[0]:+.4f}" if len(taus) == 1 else f", {len(taus)} thresholds" if taus else ""
+    text = f" Besides, {found['text_only']:,} text-only samples, all their tokens." if found["text_only"] else ""
+    return (
+        f"<section id='selection'><h3>The selection: {escape(found['strategy'])}, {found['share']:g} %{tau}</h3>"
+        '<p class="reading">What is kept of each source\'s scored samples; active tokens are those that training gives '
+        f"a weight above 0, and their share is of all the source's answer tokens.{text}</p>"
+        + table(("source", "samples", "", "sample tokens", "", "active tokens", ""), rows, marked=0)
+        + "</section>"
+    )
+
+
+def failures(numbers: Json) -> str:
+    """Errors by class."""
+    if not numbers["failures"]:
+        return "<p>None: every sample with an image has a score.</p>"
+    rows = [(row["class"], f"{row['rows']:,}", row["example"]) for row in numbers["failures"]]
+    return (
+        '<p class="reading">Samples without a score, by the class of their error, with one of its messages.</p>'
+        + table(("class", "samples", "such as"), rows, words=(2,))
+    )
+
+
+TABLES: dict[str, Callable[[Json], str]] = {
+    "sample-gain": _sources,
+    "groups": lambda numbers: table(
+        ("source", "samples", *(word for group in GROUPS[::-1] for word in (group, ""))),
+        [
+            (source_name(row["source"]), f"{row['scored']:,}", *(cell for group in GROUPS[::-1] for cell in (
+                f"{row['groups'][group]['samples']:,}", share(row["groups"][group]["share"]))))
+            for row in numbers["sources"] if row["scored"]
+        ],
+    ),
+    "sample-losses": lambda numbers: _density(numbers["sample_losses"], "samples"),
+    "token-losses": lambda numbers: _density(numbers["token_losses"], "tokens"),
+    "tokens": _tokens,
+    "speech": _speech,
+    "places": lambda numbers: _ranges(numbers["places"], "tokens", "place in the turn"),
+    "lengths": lambda numbers: _ranges(numbers["lengths"], "samples", "answer tokens"),
+    "thresholds": _thresholds,
+}  # fmt: skip
+"""By the name of the figure."""
