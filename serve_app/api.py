@@ -330,6 +330,7 @@ def make_app(api: Api, *, hashes: Sequence[str] = ()) -> FastAPI:
         return {"status": "ready"}
 
     if (PAGE / "index.html").exists():
+
         @app.get("/page/gains.css", include_in_schema=False)
         async def gains() -> Response:
             return Response((report.PAGE / "gains.css").read_bytes(), media_type="text/css")

@@ -128,7 +128,7 @@ def _table(shown: Shown) -> str:
 
 def _controls(gallery: Gallery) -> str:
     sources = sorted({source_name(shown.row["source"]) for shown in gallery.samples.values()})
-    options = "".join(f"<option>{escape(name)}</option>" for name in sources)
+    options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in sources)
     groups = "".join(
         f'<option value="{name}">{escape(title.split(" to ")[0])}</option>' for name, (title, _) in TITLES.items()
     )

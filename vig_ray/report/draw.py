@@ -8,6 +8,7 @@ from typing import Any
 import vl_convert
 
 from vig_ray.report.colours import LIGHT
+from vig_ray.report.spelling import visible
 
 _VERSION = "6.4"
 _BY_VALUE = {value: name for name, value in LIGHT.items()}
@@ -15,8 +16,17 @@ _BY_VALUE = {value: name for name, value in LIGHT.items()}
 
 def svg(spec: dict[str, Any]) -> str:
     """Drawn in the light colours, with nothing that a reader would have to fetch."""
-    drawn: str = vl_convert.vegalite_to_svg(spec, vl_version=_VERSION, allowed_base_urls=[])
+    drawn: str = vl_convert.vegalite_to_svg(_visible(spec), vl_version=_VERSION, allowed_base_urls=[])
     return drawn
+
+
+def _visible(part: Any) -> Any:
+    """Without control characters, which vl-convert 1.9 doesn't survive: it ends the whole process."""
+    if isinstance(part, dict):
+        return {name: _visible(value) for name, value in part.items()}
+    if isinstance(part, list):
+        return [_visible(value) for value in part]
+    return visible(part) if isinstance(part, str) else part
 
 
 def png(drawn: str) -> bytes:

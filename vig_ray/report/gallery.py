@@ -137,7 +137,7 @@ def small(pixels: np.ndarray[Any, np.dtype[np.uint8]], side: int) -> str:
     made = PIL.Image.fromarray(pixels)
     made.thumbnail((side, side))
     buffer = BytesIO()
-    made.save(buffer, "JPEG", quality=_QUALITY)
+    made.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)  # colours are what many questions are about
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

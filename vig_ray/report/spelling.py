@@ -50,6 +50,12 @@ def spelled(tokenizer: Any, token_id: int) -> str:
     text = pieces[-1]
     if not text or _CUT in text:  # some bytes of a character
         return str(tokenizer.convert_ids_to_tokens(token_id))
-    if not text.strip():
-        return repr(text)[1:-1] if text.strip(" ") else "␣" * len(text)
-    return text.strip() if text[:1].isspace() or not text[:1].isalnum() else f"-{text.strip()}"
+    if not text.strip(" "):
+        return "␣" * len(text)
+    begins = text[:1].isspace() or not text[:1].isalnum()
+    return visible(text.strip() or text) if begins else visible(f"-{text.strip()}")
+
+
+def visible(text: str) -> str:
+    """The text with escapes for what can't be seen, nor stand in XML: control characters and their like."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
