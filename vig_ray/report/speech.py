@@ -78,10 +78,13 @@ def by_speech(tagger: Tagger, tokenizer: Any, tables: Sequence[pa.Table]) -> Spo
 
     Raises StageError where the pipeline assigns none.
     """
+    special = set(tokenizer.all_special_ids)
     texts, owners, gains = [], [], []
     for table in tables:
         for row in table.to_pylist():
-            pieces = pieces_of(tokenizer, row["token_ids"], row["turn"])
+            spelled = pieces_of(tokenizer, row["token_ids"], row["turn"])
+            # The end of a turn would stick to the word before it.
+            pieces = ["" if token in special else piece for token, piece in zip(row["token_ids"], spelled, strict=True)]
             gain = np.asarray(row["clean_logprobs"], np.float64) - np.asarray(row["reference_logprobs"], np.float64)
             for turn in sorted(set(row["turn"])):
                 own = [place for place, of_turn in enumerate(row["turn"]) if of_turn == turn]
