@@ -10,7 +10,7 @@ VLLM_TEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest -m vllm $(V
 
 .PHONY: demo test test-vllm check bench clean
 
-demo: .venv/ready  ## import, score and print the demo dataset
+demo: .venv/ready  ## import, score, print and report the demo dataset
 	$(BIN)/vig demo --out demo-out
 
 test: .venv/ready  ## run every test
@@ -31,6 +31,7 @@ bench: .venv/ready  ## the README's numbers
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/cluster.py
+	$(BIN)/python benchmarks/report.py
 
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; name one with make PYTHON=..." >&2; exit 1; }

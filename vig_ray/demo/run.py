@@ -1,4 +1,4 @@
-"""`vig demo`: make the demo world, import and score it with the packaged model, and print what came out."""
+"""`vig demo`: make the demo world, import and score it with the packaged model, print what came out, and report it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vig_ray.errors import StageError
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.summary import ScoreSummary, TokenMean, token_means
 from vig_ray.stage import StageConfig
-from vig_ray.storage import check_writable, scheme_of
+from vig_ray.storage import check_writable, join, scheme_of
 
 _LEAST_OCCURRENCES = 20
 
@@ -21,7 +21,9 @@ _LEAST_OCCURRENCES = 20
 class DemoConfig(StageConfig):
     """Score a small world whose visual tokens are known."""
 
-    out: str = Field("demo-out", description="directory that gets the dataset (data/), samples/ and scores/")
+    out: str = Field(
+        "demo-out", description="directory that gets the dataset (data/), samples/, scores/ and report.html"
+    )
     samples: int = Field(1000, ge=1, description="samples to make")
     seed: int = Field(1, description="seed of the dataset")
     reference: Literal["blur", "blind"] = Field("blur", description="what stands for 'no image'")
@@ -29,9 +31,10 @@ class DemoConfig(StageConfig):
 
 @dataclass(frozen=True)
 class DemoReport:
-    """The scores of the demo dataset."""
+    """The scores of the demo dataset; `report`: the file that shows them."""
 
     summary: ScoreSummary
+    report: str
     tokens: list[TokenMean]
     spelled: dict[int, str]
 
@@ -58,13 +61,15 @@ class DemoReport:
         lines += ["  highest                       lowest"]
         highest, lowest = self.tokens[:10], self.tokens[::-1][:10]
         lines += [f"  {row(high)}     {row(low)}" for high, low in zip(highest, lowest, strict=True)]
-        return "\n".join(lines) + "\n\n" + self.summary.text()
+        return "\n".join([*lines, "", self.summary.text(), f"report: {self.report}"])
 
 
 def run(config: DemoConfig) -> DemoReport:
-    """Make, import and score the demo dataset in `config.out`."""
+    """Make, import, score and report the demo dataset in `config.out`."""
     from transformers import AutoTokenizer
 
+    from vig_ray.report.job import ReportConfig
+    from vig_ray.report.job import run as report
     from vig_ray.scoring import job
 
     if scheme_of(config.out):
@@ -77,4 +82,7 @@ def run(config: DemoConfig) -> DemoReport:
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     tokens = token_means(summary.directory, least=_LEAST_OCCURRENCES)
     spelled = {token.token_id: tokenizer.convert_ids_to_tokens(token.token_id).lstrip("▁") for token in tokens}
-    return DemoReport(summary, tokens, spelled)
+    written = report(
+        ReportConfig(scores=config.out, out=join(config.out, "report.html"), title="What the demo's images contribute")
+    )
+    return DemoReport(summary, written.out, tokens, spelled)

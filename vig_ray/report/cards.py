@@ -6,7 +6,7 @@ import math
 from html import escape
 
 from vig_ray.report.charts import source_name
-from vig_ray.report.colours import NAMES, step_of
+from vig_ray.report.colours import NAMES, WORDS, step_of
 from vig_ray.report.gallery import Gallery, Picture, Place, Shown, question_text
 
 TITLES = {
@@ -43,7 +43,7 @@ def gallery_html(gallery: Gallery, *, tau: float, budget: int) -> tuple[str, int
         cards = "\n".join(made[name][place.key] for place in places if place.key in made[name])
         heading = f"{title.format(tau=tau)}: {words}"
         sections.append(f'<section id="{name}"><h3>{escape(heading)}</h3>\n<div class="cards">{cards}</div></section>')
-    return "\n".join([_controls(gallery), *sections]), left_out
+    return "\n".join([_controls(gallery), _legend(gallery), *sections]), left_out
 
 
 def card(shown: Shown, place: Place) -> str:
@@ -124,6 +124,16 @@ def _table(shown: Shown) -> str:
         f"<details><summary>{len(rows)} tokens</summary>"
         f'<div class="scroll" tabindex="0"><table>{head}{"".join(rows)}</table></div></details>'
     )
+
+
+def _legend(gallery: Gallery) -> str:
+    steps = "".join(
+        f'<span class="{"" if name == "zero" else name}">{words}</span>'
+        for name, words in reversed(list(zip(NAMES, WORDS, strict=True)))
+    )
+    masked = any(shown.weights is not None for shown in gallery.samples.values())
+    note = ' <span class="token masked">grey: not trained on</span>' if masked else ""
+    return f'<div class="legend" aria-label="Legend">token gain, nats: {steps}{note}</div>'
 
 
 def _controls(gallery: Gallery) -> str:
