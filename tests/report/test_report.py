@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.selection.made import made_up, selected, write
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
-from vig_ray.report import PAGE, colours, draw, job, passes, tally
+from vig_ray.report import PAGE, chosen, colours, draw, job, numbers, passes, tally
 from vig_ray.report.figures import figures
 from vig_ray.report.job import ReportConfig
 from vig_ray.report.spelling import load_tokenizer, spelled
@@ -308,6 +308,29 @@ def test_small_sources_are_told_but_share_a_histogram(scores: str, told: Any, tm
     assert others == sum(row["scored"] for row in found["sources"][1:])
 
 
+def test_beyond_a_thousand_sources_the_others_are_one_row(
+    rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numbers, "LISTED", 40)
+    monkeypatch.setattr(chosen, "LISTED", 40)
+    many = [row | {"source": f"s{number % 500}"} for number, row in enumerate(rows)]
+    scores = write(tmp_path / "many", many)
+    selecting.run(SelectConfig(scores=scores, out=str(tmp_path / "many"), p=50))
+    found = report(scores, tmp_path)
+    assert len(found["sources"]) == 41
+    assert found["sources"][-1]["others"] == 500 - 40
+    for name in ("scored", "text_only", "failed", "answer_tokens"):
+        assert sum(row[name] for row in found["sources"]) == found["counts"][name]
+    listed = {row["source"] for row in found["sources"][:-1]}
+    assert_mean(
+        found["sources"][-1], [row["vig"] for row in many if row["vig"] is not None and row["source"] not in listed]
+    )
+    for name in ("samples", "sample_tokens", "active_tokens"):
+        assert sum(row[name] for row in found["selection"]["sources"]) == found["selection"][name]
+    html = (tmp_path / "r.html").read_text()
+    assert "460 others" in html
+
+
 def test_figures_carry_the_numbers(told: Any, tmp_path: Path) -> None:
     specs = {figure.name: figure.spec(700) for figure in figures(told)}
     assert len(specs) == 8
@@ -350,17 +373,17 @@ def test_a_selection_of_these_scores(scores: str, scored: Any, tmp_path: Path) -
     found = report(scores, tmp_path, selection=str(tmp_path))
     kept = {row["sample_key"]: row for row in selected(tmp_path)}
     own = [row for row in scored if row["sample_key"] in kept]
-    chosen = found["selection"]
-    assert (chosen["strategy"], chosen["share"]) == ("vig", 40)
-    assert chosen["samples"] == len(own)
-    assert chosen["sample_tokens"] == sum(len(row["token_ids"]) for row in own)
-    assert chosen["active_tokens"] == sum(sum(kept[row["sample_key"]]["token_weights"]) for row in own)
-    assert chosen["text_only"] == len(kept) - len(own)
-    for row in chosen["sources"]:
+    selection = found["selection"]
+    assert (selection["strategy"], selection["share"]) == ("vig", 40)
+    assert selection["samples"] == len(own)
+    assert selection["sample_tokens"] == sum(len(row["token_ids"]) for row in own)
+    assert selection["active_tokens"] == sum(sum(kept[row["sample_key"]]["token_weights"]) for row in own)
+    assert selection["text_only"] == len(kept) - len(own)
+    for row in selection["sources"]:
         of_source = [each for each in own if each["source"] == row["source"]]
         assert row["samples"] == len(of_source)
         assert row["samples_share"] == len(of_source) / sum(each["source"] == row["source"] for each in scored)
-    assert found["gallery"]["tau"] == chosen["thresholds"][""] == min(row["vig"] for row in own)
+    assert found["gallery"]["tau"] == selection["thresholds"][""] == min(row["vig"] for row in own)
 
 
 def test_a_selection_without_a_threshold_of_its_own(scores: str, stored: Any, tmp_path: Path) -> None:

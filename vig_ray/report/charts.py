@@ -19,6 +19,11 @@ def source_name(source: str | None) -> str:
     return "(no source)" if source is None else source
 
 
+def row_name(row: Json) -> str:
+    """Of a row about a source, or about all others together."""
+    return f"{row['others']:,} others" if "others" in row else source_name(row["source"])
+
+
 def _spec(**parts: Any) -> Json:
     axis = {
         "labelColor": LIGHT["soft"], "titleColor": LIGHT["soft"], "gridColor": LIGHT["line"],
@@ -56,7 +61,7 @@ def sample_gain(numbers: Json, width: int) -> Json:
     shown = [row for row in numbers["sources"] if row["shown"]]
     names = [source_name(row["source"]) for row in sorted(shown, key=lambda row: -row["median"])]
     totals = {source_name(row["source"]): row["scored"] for row in shown}
-    rest = sum(row["scored"] for row in numbers["sources"] if not row["shown"])
+    rest = sum(row["scored"] for row in numbers["sources"] if not row["shown"])  # with those that aren't listed
     if rest:
         names, totals = [*names, _OTHERS], totals | {_OTHERS: rest}
     values: list[Json] = []

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from vig_ray.errors import StageError
+from vig_ray.report.numbers import LISTED
 from vig_ray.selection.export import selection_directory
 from vig_ray.selection.strategies import strategies
 from vig_ray.stage import read_stage
@@ -46,13 +47,26 @@ def selection_of(given: str | None, scores: str, record: Json) -> tuple[str | No
         "thresholds": kept["thresholds"],
         "text_only": kept["total"]["text_only"],
         **_row(kept["total"], sum(scored.values()), sum(tokens.values())),
-        "sources": [
-            {"source": source or None, **_row(kept["by_source"].get(source, {}), scored[source], tokens[source])}
-            for source in sorted(scored, key=lambda source: -scored[source])
-            if scored[source]
-        ],
+        "sources": _by_source(kept["by_source"], scored, tokens),
     }
     return directory, told, taus[0] if len(taus) == 1 and by_vig else None
+
+
+def _by_source(kept: Json, scored: dict[str, int], tokens: dict[str, int]) -> list[Json]:
+    """By falling number of scored samples; beyond LISTED sources the others are one row."""
+    order = sorted((source for source in scored if scored[source]), key=lambda source: (-scored[source], source))
+    told: list[Json] = [
+        {"source": source or None, **_row(kept.get(source, {}), scored[source], tokens[source])}
+        for source in order[:LISTED]
+    ]
+    rest = order[LISTED:]
+    if rest:
+        counts = {
+            name: sum(kept.get(source, {}).get(name, 0) for source in rest) for name in ("scored", "tokens", "active")
+        }
+        whole = sum(scored[source] for source in rest), sum(tokens[source] for source in rest)
+        told.append({"others": len(rest), **_row(counts, *whole)})
+    return told
 
 
 def _row(counts: Json, samples: int, answer_tokens: int) -> Json:

@@ -18,11 +18,13 @@ from vig_ray.report.speech import Spoken
 from vig_ray.report.tally import GROUPS, LOSS_BINS, RANGES, SAMPLE_STEP, TOKEN_STEP, Density, Moments
 
 Json = dict[str, Any]
+LISTED = 1000
+"""Sources that are told one by one."""
 
 
 def numbers(found: Found, *, spell: Callable[[int], str], least: int, rows: int, spoken: Spoken | None) -> Json:
     """The numbers of a report. `least`: times that a token must occur, and `rows` how many are told, for Table 2."""
-    total = found.survey.total()
+    total = found.survey.of()
     return {
         "counts": _counts(total),
         "near_zero": found.plan.near_zero,
@@ -67,12 +69,12 @@ def _mean(moments: Moments, at: int) -> Json:
     return {"mean": _number(mean), "low": _number(mean - half), "high": _number(mean + half)}
 
 
-def _gain(found: Found, name: tuple[bool, str | None], of: OfSource) -> Json:
-    """Of the samples of a source, or of all: means, quartiles where they were looked for, and groups."""
+def _gain(found: Found, name: tuple[bool, str | None] | None, of: OfSource) -> Json:
+    """Of the samples of a source, of all, or of some: means, quartiles where they were looked for, and groups."""
     told: Json = {"samples": of.scored, **_mean(of.moments, 0)}
     told |= {"clean_loss": _mean(of.moments, 1)["mean"], "reference_loss": _mean(of.moments, 2)["mean"]}
     for q, word in zip((0.0, *QUARTILES, 1.0), ("min", "q1", "median", "q3", "max"), strict=True):
-        if (*name, q) in found.quantiles:
+        if name is not None and (*name, q) in found.quantiles:
             told[word] = found.quantiles[(*name, q)]
     told["groups"] = {
         group: {"samples": int(count), "share": int(count) / of.scored}
@@ -82,12 +84,20 @@ def _gain(found: Found, name: tuple[bool, str | None], of: OfSource) -> Json:
 
 
 def _sources(found: Found) -> list[Json]:
-    """By falling number of scored samples. `shown`: with quartiles and a histogram of its own."""
-    order = sorted(found.survey.sources.items(), key=lambda item: (-item[1].scored, item[0] or ""))
+    """By falling number of scored samples. `shown`: with quartiles and a histogram of its own.
+
+    Beyond LISTED sources, the others are one row, with how many they are as `others`.
+    """
+    order = found.survey.largest()
     told = []
-    for name, of in order:
+    for at in order[:LISTED]:
+        name, of = found.survey.sources[at], found.survey.of([at])
         row: Json = {"source": name, "shown": name in found.plan.sources, **_counts(of)}
         told.append(row | (_gain(found, (True, name), of) if of.scored else {}))
+    if order[LISTED:]:
+        rest = found.survey.of(order[LISTED:])
+        row = {"others": len(order[LISTED:]), "shown": False, **_counts(rest)}
+        told.append(row | (_gain(found, None, rest) if rest.scored else {}))
     return told
 
 

@@ -8,7 +8,7 @@ tally      everything that needs bins or thresholds, the tokens among it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,10 @@ _SURVEYED = ["source", *_MEASURES, "num_answer_tokens", "num_truncated_tokens", 
 
 @dataclass
 class OfSource:
-    """One source's rows. `tokens`: answer tokens of the scored ones; `groups`: how many of those are in each group."""
+    """One source's rows. `tokens`: answer tokens of the scored ones; `groups`: how many of those are in each group.
+
+    `moments`: of sample gain, loss with the image, and without.
+    """
 
     scored: int
     text_only: int
@@ -42,36 +45,53 @@ class OfSource:
     groups: Ints
     moments: Moments
 
-    def __add__(self, other: OfSource) -> OfSource:
-        return OfSource(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
-
 
 @dataclass
 class Survey:
-    """The first pass. `failures`: class of error to how many and one of its messages."""
+    """The first pass, of one block or of all.
 
-    sources: dict[str | None, OfSource] = field(default_factory=dict)
-    failures: dict[str, tuple[int, str]] = field(default_factory=dict)
-    digits: dict[str | None, Any] = field(default_factory=dict)
+    `sources`: their names. `counts` [S, 5 + groups]: rows, tokens and groups as OfSource has them; `moments` of [S]
+    times three measures. `failures`: class of error to how many, and one of its messages.
+    """
 
-    def total(self) -> OfSource:
-        """All sources together."""
-        first, *others = self.sources.values()
-        for each in others:
-            first = first + each
-        return first
+    sources: list[str | None]
+    counts: Ints
+    moments: Moments
+    failures: dict[str, tuple[int, str]]
+    _place: dict[str | None, int] = field(default_factory=dict)
 
     def add(self, other: Survey) -> None:
         """Take a block's survey in."""
-        for source, found in other.sources.items():
-            self.sources[source] = self.sources[source] + found if source in self.sources else found
+        if not self._place:
+            self._place = {name: at for at, name in enumerate(self.sources)}
+        for name in other.sources:
+            if name not in self._place:
+                self._place[name] = len(self.sources)
+                self.sources.append(name)
+        new = len(self.sources) - len(self.counts)
+        self.counts = np.pad(self.counts, ((0, new), (0, 0)))
+        at = np.array([self._place[name] for name in other.sources], dtype=np.int64)
+        self.counts[at] += other.counts
+        at = (at[:, None] * len(_MEASURES) + np.arange(len(_MEASURES))).reshape(-1)
+        for name in ("count", "total", "square"):
+            grown = np.pad(getattr(self.moments, name), (0, new * len(_MEASURES)))
+            grown[at] += getattr(other.moments, name)
+            setattr(self.moments, name, grown)
         for name, (count, example) in other.failures.items():
             mine, example_here = self.failures.get(name, (0, example))
             self.failures[name] = mine + count, min(example, example_here)
-        for source, (places, counts) in other.digits.items():
-            if source not in self.digits:
-                self.digits[source] = np.zeros(1 << 16, dtype=np.int64)
-            self.digits[source][places] += counts
+
+    def of(self, numbers: Sequence[int] | None = None) -> OfSource:
+        """Of these sources together; by default of all."""
+        chosen = slice(None) if numbers is None else list(numbers)
+        scored, text_only, failed, truncated, tokens, *groups = self.counts[chosen].sum(axis=0).tolist()
+        parts = (getattr(self.moments, name).reshape(-1, len(_MEASURES)) for name in ("count", "total", "square"))
+        moments = Moments(*(part[chosen].sum(axis=0) for part in parts))
+        return OfSource(scored, text_only, failed, truncated, tokens, np.array(groups), moments)
+
+    def largest(self) -> list[int]:
+        """The numbers of all sources, those with most scored samples first."""
+        return sorted(range(len(self.sources)), key=lambda at: (-self.counts[at, 0], self.sources[at] or ""))
 
 
 @dataclass(frozen=True)
@@ -79,35 +99,31 @@ class _SurveyBlock:
     near_zero: float
 
     def __call__(self, table: pa.Table) -> Survey:
-        found = Survey()
+        failures: dict[str, tuple[int, str]] = {}
         failed = table["error"].is_valid().to_numpy(zero_copy_only=False)
         for error in table["error"].filter(pa.array(failed)).to_pylist():
             name = error.split(":", 1)[0]
-            count, example = found.failures.get(name, (0, error))
-            found.failures[name] = count + 1, min(example, error)
+            count, example = failures.get(name, (0, error))
+            failures[name] = count + 1, min(example, error)
         scored = table["vig"].is_valid().to_numpy(zero_copy_only=False)
         truncated = pc.fill_null(table["num_truncated_tokens"], 0).to_numpy(zero_copy_only=False) > 0
-        tokens = pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False).astype(np.int64)
-        measures = [pc.fill_null(table[name], 0.0).to_numpy(zero_copy_only=False) for name in _MEASURES]
-        codes = table["source"].combine_chunks().dictionary_encode(null_encoding="encode")
-        names, numbers = codes.dictionary.to_pylist(), codes.indices.to_numpy(zero_copy_only=False)
-        for number, name in enumerate(names):
-            rows = numbers == number
-            own = rows & scored
-            values = [measure[own] for measure in measures]
-            at = [np.full(len(value), index) for index, value in enumerate(values)]
-            found.sources[name] = OfSource(
-                int(own.sum()),
-                int((rows & ~scored & ~failed).sum()),
-                int((rows & failed).sum()),
-                int((rows & truncated).sum()),
-                int(tokens[own].sum()),
-                np.bincount(groups_of(values[0], self.near_zero), minlength=len(GROUPS)),
-                Moments.of(np.concatenate(values), np.concatenate(at), len(_MEASURES)),
-            )
-            if own.any():
-                found.digits[name] = _sparse(Search(1), sortable(values[0]))
-        return found
+        tokens = pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False)
+        encoded = table["source"].combine_chunks().dictionary_encode(null_encoding="encode")
+        sources = encoded.dictionary.to_pylist()
+        source = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        measures = [table[name].to_numpy(zero_copy_only=False)[scored] for name in _MEASURES]
+        of_scored = np.concatenate([source[scored] * len(_MEASURES) + at for at in range(len(_MEASURES))])
+        group = groups_of(measures[0], self.near_zero)
+        counts = [
+            *(
+                np.bincount(source[rows], minlength=len(sources))
+                for rows in (scored, ~scored & ~failed, failed, truncated)
+            ),
+            np.bincount(source[scored], weights=tokens[scored], minlength=len(sources)).astype(np.int64),
+            *(np.bincount(source[scored][group == at], minlength=len(sources)) for at in range(len(GROUPS))),
+        ]
+        moments = Moments.of(np.concatenate(measures), of_scored, len(sources) * len(_MEASURES))
+        return Survey(sources, np.stack(counts, axis=1), moments, failures)
 
 
 Searches = dict[tuple[bool, str | None, int], Search]
@@ -176,19 +192,20 @@ def pass_over(
 
     `tagged`: how many samples go to the tagger, about. Raises StageError where no sample has a score.
     """
-    survey = Survey()
+    survey: Survey | None = None
     for part in files.scan(_SURVEYED, _SurveyBlock(near_zero)):
-        survey.add(part)
-    total = survey.total() if survey.sources else None
-    if total is None or not total.scored:
+        if survey is None:
+            survey = part
+        else:
+            survey.add(part)
+    if survey is None or not survey.counts[:, 0].any():
         raise StageError(f"{scores}: no sample has a score, so there is nothing to report")
+    total = survey.of()
     scored = total.scored
-    sources = sorted(
-        (name for name, found in survey.sources.items() if found.scored),
-        key=lambda name: (-survey.sources[name].scored, name or ""),
-    )[:shown_sources]
-    searches, ranks = _searches(survey, sources, shares)
-    for _ in range(PASSES - 1):
+    largest = survey.largest()[:shown_sources]
+    shown = {survey.sources[at]: int(survey.counts[at, 0]) for at in largest if survey.counts[at, 0]}
+    searches, ranks = _searches(scored, shown, shares)
+    for _ in range(PASSES):
         whole: dict[Any, Any] = {}
         for part in files.scan(["source", "vig"], _Digits(searches)):
             for name, (places, counts) in part.items():
@@ -197,13 +214,13 @@ def pass_over(
     values = {name: value_of(search.found) for name, search in searches.items()}
     taus = {share: values[False, None, ranks[share]] for share in shares}
     quantiles = {
-        (one, source, q): values[one, source, _rank(q, survey.sources[source].scored if one else scored)]
-        for one, source, qs in [(False, None, (0.0, *QUARTILES, 1.0)), *((True, name, QUARTILES) for name in sources)]
+        (one, source, q): values[one, source, _rank(q, shown[source] if one else scored)]
+        for one, source, qs in [(False, None, (0.0, *QUARTILES, 1.0)), *((True, name, QUARTILES) for name in shown)]
         for q in qs
     }
     low, high = (values[False, None, _rank(q, scored)] for q in _TAILS)
     plan = Plan(
-        sources=tuple(sources),
+        sources=tuple(shown),
         edges=nice_edges(low, high),
         near_zero=near_zero,
         thresholds=np.unique(np.array(list(taus.values()))),
@@ -224,17 +241,14 @@ def _rank(q: float, count: int) -> int:
 
 
 def _searches(
-    survey: Survey, sources: list[str | None], shares: tuple[float, ...]
+    scored: int, sources: Mapping[str | None, int], shares: tuple[float, ...]
 ) -> tuple[Searches, dict[float, int]]:
-    """A search for each rank that is needed, its first digit known; and the rank of tau_p by p."""
-    scored = survey.total().scored
+    """A search for each rank that is needed, of all samples and of these sources; and the rank of tau_p by p."""
     ranks = {share: quota_of(scored, share) for share in shares}
     of_all = {*ranks.values(), *(_rank(q, scored) for q in (0.0, *QUARTILES, 1.0, *_TAILS))}
-    digits = sum(survey.digits.values())
-    found: Searches = {(False, None, rank): Search(rank).narrowed(digits) for rank in sorted(of_all)}
-    for name in sources:
-        for rank in {_rank(q, survey.sources[name].scored) for q in QUARTILES}:
-            found[True, name, rank] = Search(rank).narrowed(survey.digits[name])
+    found: Searches = {(False, None, rank): Search(rank) for rank in sorted(of_all)}
+    for name, count in sources.items():
+        found |= {(True, name, rank): Search(rank) for rank in {_rank(q, count) for q in QUARTILES}}
     return found, ranks
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
-from vig_ray.report.charts import range_name, source_name
+from vig_ray.report.charts import range_name, row_name
 from vig_ray.report.tally import GROUPS
 
 Json = dict[str, Any]
@@ -49,7 +49,7 @@ def _sources(numbers: Json) -> str:
     rows = []
     for row in numbers["sources"]:
         cells = [
-            source_name(row["source"]),
+            row_name(row),
             *(f"{row[name]:,}" for name in ("scored", "text_only", "failed", "answer_tokens")),
         ]
         if row["scored"]:
@@ -124,11 +124,11 @@ def selection(found: Json | None) -> str:
         return ""
     rows = [
         (
-            "all" if name is None else source_name(name or None), f"{row['samples']:,}", share(row["samples_share"]),
+            "all" if row is found else row_name(row), f"{row['samples']:,}", share(row["samples_share"]),
             f"{row['sample_tokens']:,}", share(row["sample_tokens_share"]), f"{row['active_tokens']:,}",
             share(row["active_tokens_share"]),
         )
-        for name, row in [(None, found), *((row["source"], row) for row in found["sources"])]
+        for row in [found, *found["sources"]]
     ]  # fmt: skip
     taus = list(found["thresholds"].values())
     tau = f", τ = {taus[0]:+.4f}" if len(taus) == 1 else f", {len(taus)} thresholds" if taus else ""
@@ -158,7 +158,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "groups": lambda numbers: table(
         ("source", "samples", *(word for group in GROUPS[::-1] for word in (group, ""))),
         [
-            (source_name(row["source"]), f"{row['scored']:,}", *(cell for group in GROUPS[::-1] for cell in (
+            (row_name(row), f"{row['scored']:,}", *(cell for group in GROUPS[::-1] for cell in (
                 f"{row['groups'][group]['samples']:,}", share(row["groups"][group]["share"]))))
             for row in numbers["sources"] if row["scored"]
         ],
