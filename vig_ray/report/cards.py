@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from html import escape
 
-from vig_ray.report.charts import source_name
 from vig_ray.report.colours import NAMES, WORDS, step_of
 from vig_ray.report.gallery import Gallery, Picture, Place, Shown, question_text
+from vig_ray.report.words import source_name
 
 TITLES = {
     "highest": ("Highest VIG", "answers that need their images most"),

@@ -4,55 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from vig_ray.report.colours import LIGHT, NAMES, WORDS, step_of
+from vig_ray.report.chart_style import ZERO_LINE, by_gain, legend_of, spec
+from vig_ray.report.colours import LIGHT, WORDS, step_of
 from vig_ray.report.tally import GROUPS
+from vig_ray.report.words import gain, interval, range_name, share, source_name
 
 Json = dict[str, Any]
 _SQUARE = 400
 _OTHERS = "all other sources"
 _GROUP_COLOURS = (LIGHT["m3"], LIGHT["zero"], LIGHT["p3"])
-_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # names the version; nothing asks for it
-
-
-def source_name(source: str | None) -> str:
-    """As it is shown."""
-    return "(no source)" if source is None else source
-
-
-def row_name(row: Json) -> str:
-    """Of a row about a source, or about all others together."""
-    return f"{row['others']:,} others" if "others" in row else source_name(row["source"])
-
-
-def _spec(**parts: Any) -> Json:
-    axis = {
-        "labelColor": LIGHT["soft"], "titleColor": LIGHT["soft"], "gridColor": LIGHT["line"],
-        "domainColor": LIGHT["line"], "tickColor": LIGHT["line"], "titleFontWeight": "normal", "labelFontSize": 11,
-        "titleFontSize": 11, "gridOpacity": 0.6,
-    }  # fmt: skip
-    legend = {
-        "labelColor": LIGHT["text"], "titleColor": LIGHT["soft"], "titleFontWeight": "normal", "orient": "top",
-        "labelFontSize": 11, "titleFontSize": 11, "labelLimit": 240,
-    }  # fmt: skip
-    header = {"labelColor": LIGHT["text"], "titleColor": LIGHT["soft"], "labelFontSize": 12, "labelFontWeight": "bold"}
-    config = {
-        "axis": axis, "legend": legend, "header": header, "background": None, "view": {"stroke": None},
-        "font": "sans-serif", "title": {"color": LIGHT["text"], "fontSize": 12, "anchor": "start"},
-    }  # fmt: skip
-    return {"$schema": _SCHEMA, "config": config, **parts}
-
-
-def _legend_of(names: Any, colours: Any, title: str, **more: Any) -> Json:
-    return {
-        "type": "nominal", "scale": {"domain": list(names), "range": list(colours)}, "legend": {"title": title, **more},
-    }  # fmt: skip
-
-
-_ZERO_LINE = {"condition": {"test": "datum.value === 0", "value": LIGHT["soft"]}, "value": LIGHT["line"]}
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def sample_gain(numbers: Json, width: int) -> Json:
@@ -78,7 +38,7 @@ def sample_gain(numbers: Json, width: int) -> Json:
         say = f"{name}, {bound} nats: {each['samples']:,} {each['group']} samples"
         found = {"source": name, "group": each["group"], "low": low, "high": high, "samples": each["samples"]}
         values.append({**found, "bottom": bottom, "top": tops[name, low], "say": say})
-    return _spec(
+    return spec(
         data={"values": values},
         facet={"row": {"field": "source", "type": "nominal", "sort": names, "title": None,
                        "header": {"labelOrient": "top", "labelAnchor": "start", "labelPadding": 2}}},
@@ -89,11 +49,11 @@ def sample_gain(numbers: Json, width: int) -> Json:
             "mark": {"type": "bar", "binSpacing": 0.5},
             "encoding": {
                 "x": {"field": "low", "type": "quantitative", "title": "sample VIG, nats",
-                      "axis": {"gridColor": _ZERO_LINE, "tickCount": 7}, "scale": {"nice": False}},
+                      "axis": {"gridColor": ZERO_LINE, "tickCount": 7}, "scale": {"nice": False}},
                 "x2": {"field": "high"},
                 "y": {"field": "top", "type": "quantitative", "axis": None},
                 "y2": {"field": "bottom"},
-                "color": {"field": "group", **_legend_of(GROUPS, _GROUP_COLOURS, "samples")},
+                "color": {"field": "group", **legend_of(GROUPS, _GROUP_COLOURS, "samples")},
                 "description": {"field": "say"},
             },
         },
@@ -110,9 +70,9 @@ def groups(numbers: Json, width: int) -> Json:
         names.append(name)
         for order, group in enumerate(reversed(GROUPS)):
             found = row["groups"][group]
-            say = f"{name}: {found['samples']:,} {group} samples, {_percent(found['share'])}"
+            say = f"{name}: {found['samples']:,} {group} samples, {share(found['share'])}"
             values.append({"source": name, "group": group, "order": order, "say": say, **found})
-    return _spec(
+    return spec(
         data={"values": values},
         width=width - 130,
         height={"step": 22},
@@ -123,7 +83,7 @@ def groups(numbers: Json, width: int) -> Json:
             "x": {"field": "share", "type": "quantitative", "stack": True, "scale": {"domain": [0, 1]},
                   "axis": {"format": "%", "tickCount": 5}, "title": "share of the source's samples"},
             "order": {"field": "order"},
-            "color": {"field": "group", **_legend_of(GROUPS, _GROUP_COLOURS, "samples")},
+            "color": {"field": "group", **legend_of(GROUPS, _GROUP_COLOURS, "samples")},
             "description": {"field": "say"},
         },
     )  # fmt: skip
@@ -148,7 +108,7 @@ def density(density: Json, what: str) -> Json:
             "say": f"{say}, mean gain {cell['mean_gain']:+.2f}",
         })  # fmt: skip
     scale = {"domain": [0, last], "nice": False}
-    return _spec(
+    return spec(
         width=_SQUARE,
         height=_SQUARE,
         layer=[
@@ -168,10 +128,7 @@ def density(density: Json, what: str) -> Json:
                                        "range": [max(2.0, side**2 * 0.06), side**2 * 0.95]},
                              "legend": {"symbolFillColor": LIGHT["zero"], "symbolStrokeColor": LIGHT["zero"],
                                         "values": [10**power for power in range(len(str(most)))], "format": "~s"}},
-                    "color": {"field": "gain", "type": "ordinal", "sort": list(WORDS),
-                              "scale": {"domain": list(WORDS), "range": [LIGHT[name] for name in NAMES]},
-                              "legend": {"title": "mean gain, nats", "columns": 4, "symbolType": "square",
-                                         "symbolOpacity": 1}},
+                    "color": {"field": "gain", **by_gain(4, symbolType="square")},
                     "description": {"field": "say"},
                 },
             },
@@ -179,8 +136,8 @@ def density(density: Json, what: str) -> Json:
     )  # fmt: skip
 
 
-def _interval(row: Json) -> str:
-    return "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
+def _mean(row: Json) -> str:
+    return f"mean gain {gain(row['mean'])}" + (f" ({interval(row)})" if row["low"] is not None else "")
 
 
 def _means(values: list[Json], title: str, width: int, labels: int) -> Json:
@@ -203,11 +160,8 @@ def _means(values: list[Json], title: str, width: int, labels: int) -> Json:
                 "encoding": {
                     "y": y,
                     "x": {"field": "mean", "type": "quantitative", "title": "mean gain, nats",
-                          "axis": {"gridColor": _ZERO_LINE, "tickCount": 6}},
-                    "color": {"field": "gain", "type": "ordinal", "sort": list(WORDS),
-                              "scale": {"domain": list(WORDS), "range": [LIGHT[name] for name in NAMES]},
-                              "legend": {"title": "mean gain, nats", "columns": 7 if width > 400 else 4,
-                                         "symbolOpacity": 1}},
+                          "axis": {"gridColor": ZERO_LINE, "tickCount": 6}},
+                    "color": {"field": "gain", **by_gain(7 if width > 400 else 4)},
                     "description": {"field": "say"},
                 },
             },
@@ -226,12 +180,12 @@ def tokens(numbers: Json, width: int) -> Json:
                 **row,
                 "name": row["text"] if texts.count(row["text"]) == 1 else f"{row['text']} #{row['id']}",
                 "gain": WORDS[int(step_of(row["mean"]))],
-                "say": f"{row['text']}: mean gain {row['mean']:+.3f}{_interval(row)}, {row['count']:,} times",
+                "say": f"{row['text']}: {_mean(row)}, {row['count']:,} times",
             }
             for row in rows
         ]
         parts.append(_means(values, title, width, 110))
-    return _spec(vconcat=[part for part in parts if part["data"]["values"]], resolve={"scale": {"x": "shared"}})
+    return spec(vconcat=[part for part in parts if part["data"]["values"]], resolve={"scale": {"x": "shared"}})
 
 
 def speech(numbers: Json, width: int) -> Json:
@@ -241,18 +195,11 @@ def speech(numbers: Json, width: int) -> Json:
             **row,
             "name": row["words"],
             "gain": WORDS[int(step_of(row["mean"]))],
-            "say": f"{row['words']}: mean gain {row['mean']:+.3f}{_interval(row)}, {row['tokens']:,} tokens",
+            "say": f"{row['words']}: {_mean(row)}, {row['tokens']:,} tokens",
         }
         for row in numbers["speech"]["tags"]
     ]
-    return _spec(**{name: part for name, part in _means(values, "", width, 170).items() if name != "title"})
-
-
-def range_name(row: Json) -> str:
-    """As it is shown: 7, 9 to 12, or 4097 and more."""
-    if row["last"] is None:
-        return f"{row['first']}+"
-    return f"{row['first']}" if row["first"] == row["last"] else f"{row['first']}–{row['last']}"
+    return spec(**{name: part for name, part in _means(values, "", width, 170).items() if name != "title"})
 
 
 def ranges(rows: list[Json], what: str, axis: str, width: int) -> Json:
@@ -261,12 +208,12 @@ def ranges(rows: list[Json], what: str, axis: str, width: int) -> Json:
         {
             **row,
             "name": range_name(row),
-            "say": f"{range_name(row)}: mean gain {row['mean']:+.3f}{_interval(row)}, {row[what]:,} {what}",
+            "say": f"{range_name(row)}: {_mean(row)}, {row[what]:,} {what}",
         }
         for row in rows
     ]
     x = {"field": "name", "type": "ordinal", "sort": None, "title": axis, "axis": {"labelAngle": -45}}
-    return _spec(
+    return spec(
         data={"values": values},
         width=width - 60,
         height=220,
@@ -284,7 +231,7 @@ def ranges(rows: list[Json], what: str, axis: str, width: int) -> Json:
                 "encoding": {
                     "x": x,
                     "y": {"field": "mean", "type": "quantitative", "title": "mean gain, nats",
-                          "axis": {"gridColor": _ZERO_LINE}},
+                          "axis": {"gridColor": ZERO_LINE}},
                     "description": {"field": "say"},
                 },
             },
@@ -304,7 +251,7 @@ def thresholds(numbers: Json, width: int) -> Json:
             "what": words,
             "share": row[f"{name}_share"],
             "count": row[name],
-            "say": f"p = {row['p']:g} %: {row[name]:,} {words}, {_percent(row[f'{name}_share'])}",
+            "say": f"p = {row['p']:g} %: {row[name]:,} {words}, {share(row[f'{name}_share'])}",
         }
         for row in rows
         for name, words in _KEPT.items()
@@ -312,7 +259,7 @@ def thresholds(numbers: Json, width: int) -> Json:
     names = list(_KEPT.values())
     x = {"field": "p", "type": "quantitative", "title": "p, per cent of the samples", "scale": {"domain": [0, 100]},
          "axis": {"values": list(range(0, 101, 10))}}  # fmt: skip
-    colours = _legend_of(names, (LIGHT["soft"], LIGHT["m3"], LIGHT["p3"]), "share of all", columns=3)
+    colours = legend_of(names, (LIGHT["soft"], LIGHT["m3"], LIGHT["p3"]), "share of all", columns=3)
     shares = {
         "data": {"values": values},
         "width": width - 60,
@@ -344,11 +291,11 @@ def thresholds(numbers: Json, width: int) -> Json:
         "width": width - 60,
         "height": 130,
         "encoding": {"x": x, "y": {"field": "tau", "type": "quantitative", "title": "threshold, nats",
-                                   "axis": {"gridColor": _ZERO_LINE, "tickCount": 5}}},
+                                   "axis": {"gridColor": ZERO_LINE, "tickCount": 5}}},
         "layer": [
             {"mark": {"type": "line", "color": LIGHT["text"], "strokeWidth": 1.5, "aria": False}},
             {"mark": {"type": "point", "filled": True, "size": 60, "opacity": 1, "color": LIGHT["text"]},
              "encoding": {"description": {"field": "say"}}},
         ],
     }  # fmt: skip
-    return _spec(vconcat=[shares, threshold])
+    return spec(vconcat=[shares, threshold])

@@ -21,10 +21,10 @@ from vig_ray.errors import StageError
 from vig_ray.report import draw
 from vig_ray.report.cards import gallery_html
 from vig_ray.report.chosen import selection_of
+from vig_ray.report.document import MARK, page
 from vig_ray.report.figures import WIDE, drawn
 from vig_ray.report.gallery import Gallery, arranged, fetch
 from vig_ray.report.numbers import numbers
-from vig_ray.report.page import MARK, page
 from vig_ray.report.passes import Found, pass_over
 from vig_ray.report.speech import Spoken, by_speech, load_tagger
 from vig_ray.report.spelling import load_tokenizer, spelled

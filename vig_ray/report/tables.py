@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
-from vig_ray.report.charts import range_name, row_name
 from vig_ray.report.tally import GROUPS
+from vig_ray.report.words import gain, interval, range_name, row_name, share
 
 Json = dict[str, Any]
 
@@ -26,21 +26,6 @@ def table(
         body.append(f'<tr class="marked">{cells}' if number == marked else f"<tr>{cells}")
     heads = "".join(f"{tag(at, 'th')}{escape(name)}" for at, name in enumerate(head))
     return f'<div class="scroll" tabindex="0"><table><tr>{heads}{"".join(body)}</table></div>'
-
-
-def gain(value: float | None) -> str:
-    """Of nats, signed."""
-    return "" if value is None else f"{value:+.3f}"
-
-
-def share(value: float) -> str:
-    """Of 1, as per cent."""
-    return f"{100 * value:.1f} %"
-
-
-def interval(row: Json) -> str:
-    """The 95 % interval of a mean."""
-    return "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
 
 
 def _sources(numbers: Json) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 from vig_ray.report import PAGE, draw
 from vig_ray.report.figures import Drawn
-from vig_ray.report.tables import TABLES, failures, gain, interval, selection, share
+from vig_ray.report.tables import TABLES, failures, selection
 from vig_ray.report.tally import GROUPS
+from vig_ray.report.words import gain, interval, share
 
 Json = dict[str, Any]
 MARK = b'<meta name="generator" content="vig-ray report">'
