@@ -49,7 +49,7 @@ def test_its_tokens_are_what_the_images_show(told: dict[str, Any]) -> None:
     highest = told["tokens"]["highest"][: len(shown)]
     assert {row["text"] for row in highest} == set(shown)
     assert all(row["mean"] > 0.3 for row in highest)
-    assert all(abs(row["mean"]) < 0.05 for row in told["tokens"]["lowest"])
+    assert all(abs(row["mean"]) < 0.1 for row in told["tokens"]["lowest"])
 
 
 def test_its_lowest_samples_are_the_wrong_ones(told: dict[str, Any], held_out: Path) -> None:

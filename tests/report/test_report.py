@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.selection.made import made_up, selected, write
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
-from vig_ray.report import PAGE, chosen, colours, draw, job, numbers, passes, tally
+from vig_ray.report import PAGE, chosen, colours, draw, job, numbers, passes, tables, tally
 from vig_ray.report.figures import figures
 from vig_ray.report.job import ReportConfig
 from vig_ray.report.spelling import load_tokenizer, spelled
@@ -167,14 +167,16 @@ def test_densities(name: str, told: Any, scored: Any) -> None:
         ]
     else:
         pairs = [(row["clean_loss"], row["reference_loss"]) for row in scored]
-    cells: dict[tuple[int, int], list[float]] = {}
-    for clean, reference in pairs:
-        cells.setdefault((min(int(clean / step), 60), min(int(reference / step), 60)), []).append(reference - clean)
-    found = {(round(cell["with"] / step), round(cell["without"] / step)): cell for cell in told[name]["cells"]}
-    assert found.keys() == cells.keys()
-    for place, gains in cells.items():
-        assert found[place]["count"] == len(gains)
-        assert found[place]["mean_gain"] == pytest.approx(statistics.fmean(gains), abs=1e-6)
+    open_from = told[name]["open_from"]
+    left = list(pairs)
+    for cell in told[name]["cells"]:
+        low = np.array([cell["with"], cell["without"]])
+        high = np.where(low < open_from, low + step, np.inf)
+        inside = [pair for pair in pairs if (low <= pair).all() and (pair < high).all()]
+        assert cell["count"] == len(inside)
+        assert cell["mean_gain"] == pytest.approx(statistics.fmean(b - a for a, b in inside), abs=1e-6)
+        left = [pair for pair in left if pair not in set(inside)]
+    assert not left
 
 
 def test_token_table(told: Any, scored: Any) -> None:
@@ -264,11 +266,11 @@ def test_the_gallery_shows_the_extremes(told: Any, scored: Any) -> None:
 def test_cuts_and_batches_make_no_difference(
     rows: Any, told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "_TOKENS_A_BATCH", 1)
-    monkeypatch.setattr(passes, "BATCH_ROWS", 256)
+    monkeypatch.setattr(passes, "_TOKENS_A_BATCH", 50)
+    monkeypatch.setattr(passes, "_MOST_ROWS", 256)
     order = np.random.default_rng(0).permutation(len(rows))
     other = write(tmp_path / "b", [rows[i] for i in order], files=1)
-    monkeypatch.setattr(scan.Files.scan, "__kwdefaults__", {"batch_rows": 61})
+    monkeypatch.setattr(scan.Files.scan, "__kwdefaults__", {"batch_rows": 61, "fold": None})
     found = report(other, tmp_path, p="30,50,70,100", least=5, tokens=7)
     assert_same(found, told)
 
@@ -386,6 +388,96 @@ def test_a_selection_of_these_scores(scores: str, scored: Any, tmp_path: Path) -
     assert found["gallery"]["tau"] == selection["thresholds"][""] == min(row["vig"] for row in own)
 
 
+@pytest.mark.parametrize(
+    ("options", "marked"),
+    [({"p": 40}, True), ({"p": 40, "strategy": "vig-samples"}, False), ({"r": 40, "strategy": "top"}, False),
+     ({"p": 40, "quota": "coco=20"}, False), ({"p": 45}, False)],
+)  # fmt: skip
+def test_the_row_of_a_selection_is_marked_where_it_says_the_same(
+    options: dict[str, Any], marked: bool, scores: str, tmp_path: Path
+) -> None:
+    selecting.run(SelectConfig(scores=scores, out=str(tmp_path), **options))
+    found = report(scores, tmp_path, selection=str(tmp_path), p="30,40,50", gallery=0)
+    shown = tables.TABLES["thresholds"](found)
+    assert ('class="marked"' in shown) == marked
+    if marked:
+        row = next(row for row in found["thresholds"] if row["p"] == 40)
+        assert row["tau"] == found["selection"]["thresholds"][""]
+        assert row["active_tokens"] == found["selection"]["active_tokens"]
+
+
+def test_random_samples_are_random_to_a_random_selection(scores: str, tmp_path: Path) -> None:
+    selecting.run(SelectConfig(scores=scores, out=str(tmp_path), strategy="random", p=50))
+    found = report(scores, tmp_path, selection=str(tmp_path), gallery=20)
+    kept = {row["sample_key"] for row in selected(tmp_path)}
+    drawn = [place["sample_key"] for place in found["gallery"]["groups"]["random"] if place["of_all"]]
+    assert 4 < sum(key in kept for key in drawn) < 16
+
+
+def test_sources_that_come_one_after_another_make_no_difference(tmp_path: Path) -> None:
+    """Ties between samples of sources that lie in blocks of their own."""
+    rows = made_up(120, seed=8, ties=True)
+    for number, row in enumerate(rows):
+        row["source"] = f"s{number // 40}"
+        if row["vig"] is not None:
+            row.update(vig=0.0, clean_loss=1.0, reference_loss=1.0)
+    one = report(write(tmp_path / "one", rows, files=3), tmp_path)
+    other = report(write(tmp_path / "other", rows[::-1], files=3), tmp_path)
+    assert one["gallery"] == other["gallery"]
+
+
+@pytest.mark.parametrize("vig", [0.0, 0.3, -2e9])
+def test_one_sample_without_a_source(vig: float, tmp_path: Path) -> None:
+    rows = [row | {"source": None} for row in made_up(30, seed=2) if row["vig"] is not None][:1]
+    rows[0].update(vig=vig, clean_loss=1.0, reference_loss=1.0 + vig)
+    found = report(write(tmp_path / "one", rows, files=1), tmp_path, near_zero=0, figures=True)
+    assert found["gain"]["mean"] == found["gain"]["median"] == vig
+    assert found["gain"]["low"] is None
+    assert [row["source"] for row in found["sources"]] == [None]
+    (bar,) = found["sample_gains"]["bins"]
+    assert bar["samples"] == 1
+    assert [place["sample_key"] for place in found["gallery"]["groups"]["lowest"]] == [rows[0]["sample_key"]]
+    assert (tmp_path / "r-figures" / "sample-gain.png").exists()
+
+
+def test_a_source_of_another_type_and_names_that_could_be_taken_for_others(rows: Any, tmp_path: Path) -> None:
+    names = {"coco": "(no source)", "vg": "all other sources", None: None}
+    scores = write(tmp_path / "made", [row | {"source": names[row["source"]]} for row in rows])
+    for path in Path(scores, "scores").glob("*.parquet"):
+        table = pq.read_table(path)
+        table = table.set_column(table.schema.get_field_index("source"), "source", table["source"].dictionary_encode())
+        pq.write_table(table, path)
+    found = report(scores, tmp_path, sources=2)
+    bars = next(figure for figure in figures(found) if figure.name == "sample-gain").spec(700)["data"]["values"]
+    assert {bar["source"] for bar in bars} < {
+        "'(no source)'",
+        "'all other sources'",
+        "(no source)",
+        "all other sources",
+    }
+    for name in {bar["source"] for bar in bars}:
+        assert sum(bar["top"] - bar["bottom"] for bar in bars if bar["source"] == name) == pytest.approx(1)
+
+
+def test_colours_are_changed_and_texts_are_not() -> None:
+    values = [{"name": "#151645", "n": 1}]
+    spec = {"data": {"values": values}, "mark": {"type": "bar", "color": colours.LIGHT["p3"]},
+            "encoding": {"y": {"field": "name", "type": "nominal"}, "x": {"field": "n"}}}  # fmt: skip
+    shown = draw.themed(draw.svg(spec), "a figure")
+    assert "#151645</text>" in shown
+    assert 'fill="var(--p3)"' in shown
+    assert "http" not in shown
+
+
+def test_figures_of_an_earlier_report_go(scores: str, tmp_path: Path) -> None:
+    folder = tmp_path / "r-figures"
+    folder.mkdir()
+    for name in ("speech.svg", "speech-narrow.png", "mine.svg"):
+        (folder / name).write_text("old")
+    report(scores, tmp_path, gallery=0)
+    assert [path.name for path in folder.iterdir()] == ["mine.svg"]
+
+
 def test_a_selection_without_a_threshold_of_its_own(scores: str, stored: Any, tmp_path: Path) -> None:
     selecting.run(SelectConfig(scores=scores, out=str(tmp_path), strategy="prior"))
     found = report(scores, tmp_path, selection=str(tmp_path), near_p=55, p="70")
@@ -444,11 +536,20 @@ def test_bad_input_is_one_line_before_any_work(scores: str, rows: Any, tmp_path:
     assert (tmp_path / "notes.html").read_text() == "<p>mine</p>"
     (tmp_path / "folder.html").mkdir()
     assert "is a folder" in refused(scores, tmp_path, out=str(tmp_path / "folder.html"))
+    (tmp_path / "taken.json").write_text('{"a": "dataset"}')
+    assert "taken.json exists" in refused(scores, tmp_path, out=str(tmp_path / "taken.html"))
+    assert (tmp_path / "taken.json").read_text() == '{"a": "dataset"}'
+    (tmp_path / "plain-figures").write_text("")
+    assert "plain-figures is a file" in refused(scores, tmp_path, out=str(tmp_path / "plain.html"))
     assert "no/such-model: no such folder" in refused(scores, tmp_path, model="no/such-model")
     assert "no such spaCy pipeline" in refused(scores, tmp_path, tagger="no_such_pipeline")
     other = write(tmp_path / "other", made_up(50, seed=9), identity={"other": 1})
     selecting.run(SelectConfig(scores=other, out=str(tmp_path / "other")))
     assert "a selection of other scores" in refused(scores, tmp_path, selection=str(tmp_path / "other"))
+    narrow = write(tmp_path / "narrow", made_up(9, seed=9), files=1)
+    path = next(Path(narrow, "scores").glob("*.parquet"))
+    pq.write_table(pq.read_table(path).drop_columns("turn"), path)
+    assert "has no column 'turn'" in refused(narrow, tmp_path)
     nothing = write(tmp_path / "nothing", [row | {"vig": None} for row in rows[:20]])
     assert "no sample has a score" in refused(nothing, tmp_path)
 

@@ -24,7 +24,8 @@ from vig_ray.dataset.images import load_image
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.demo import CHECKPOINT
 from vig_ray.report import job
-from vig_ray.report.gallery import picture
+from vig_ray.report.cards import card
+from vig_ray.report.gallery import Picture, Place, Shown, picture
 from vig_ray.report.job import ReportConfig, Written
 from vig_ray.scoring.reference import blur_pixels
 
@@ -134,17 +135,19 @@ def test_the_gallery_is_filtered_by_group_source_and_words(opened: Opened, told:
     page = opened.page
     cards = page.locator("#gallery .card:visible")
     expect(cards).to_have_count(32)
-    expect(page.locator("#found")).to_have_text("32 samples")
+    groups = told["gallery"]["groups"].values()
+    samples = {place["sample_key"] for places in groups for place in places if place["of_all"]}
+    expect(page.locator("#found")).to_have_text(f"{len(samples)} samples")
     page.select_option("#group", "lowest")
     expect(cards).to_have_count(8)
     page.select_option("#source", "color")
     expect(cards).to_have_count(8)
     assert {card.get_attribute("data-source") for card in cards.all()} == {"color"}
     page.select_option("#group", "")
-    page.fill("#search", "CIRCLE red")
+    page.fill("#search", "CIRCLE what")
     found = cards.all_text_contents()
-    assert found
-    assert all("circle" in text and "red" in text for text in found)
+    assert 0 < len(found) < 40
+    assert all("circle" in text and "What" in text for text in found)
     page.fill("#search", "no such words anywhere")
     expect(cards).to_have_count(0)
     expect(page.locator("#found")).to_have_text("0 samples")
@@ -248,6 +251,67 @@ def test_what_a_dataset_says_is_text_and_nothing_else(folder: Path, browser: Any
     expect(opened.page.locator("#lowest .card:visible")).to_have_count(1)
     expect(opened.page.locator("#failures td.words")).to_have_text(f"{NASTY}: {NASTY}")
     opened.close()
+
+
+def test_on_paper(browser: Any, written: Path) -> None:
+    opened = Opened(browser, written, viewport={"width": 700, "height": 900})
+    assert opened.page.locator("figure .narrow svg:visible").count() > 0
+    opened.page.emulate_media(media="print")
+    assert opened.page.locator("figure .narrow svg:visible").count() == 0
+    assert opened.page.locator("figure .wide svg:visible").count() > 0
+    expect(opened.page.locator("nav")).to_be_hidden()
+    expect(opened.page.locator(".controls")).to_be_hidden()
+    opened.close()
+
+
+def test_without_its_script_everything_is_there(browser: Any, written: Path, told: Any) -> None:
+    opened = Opened(browser, written, java_script_enabled=False)
+    assert opened.page.locator(".card:visible").count() == sum(map(len, told["gallery"]["groups"].values()))
+    expect(opened.page.locator(".controls")).to_be_hidden()
+    opened.close()
+
+
+def test_blind_scores_without_samples(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "scores", tmp_path / "scores")
+    record = json.loads((tmp_path / "scores" / "stage.json").read_text())
+    record["config"]["reference"] = "blind"
+    (tmp_path / "scores" / "stage.json").write_text(json.dumps(record))
+    found = write_report(tmp_path, tmp_path / "r.html", figures=False)
+    assert "No samples/ beside the scores" in found.text()
+    assert "data:image/jpeg" not in (tmp_path / "r.html").read_text()
+    shutil.copytree(folder / "samples", tmp_path / "samples")
+    found = write_report(tmp_path, tmp_path / "r.html", figures=False)
+    html = (tmp_path / "r.html").read_text()
+    assert "data:image/jpeg" in html
+    assert "blurred" not in html.partition("<body>")[2].partition('<section id="method">')[0]
+
+
+def test_another_models_tokenizer_is_told(folder: Path, tmp_path: Path, qwen_checkpoint: str) -> None:
+    found = write_report(folder, tmp_path / "r.html", figures=False, model=qwen_checkpoint)
+    assert "The tokens don't spell the answers" in found.text()
+    assert not any(
+        "spell" in warning for warning in write_report(folder, tmp_path / "r.html").numbers["about"]["warnings"]
+    )
+
+
+def test_a_card_of_many_images_and_a_turn_that_was_not_scored() -> None:
+    row = {"source": None, "vig": 0.5, "clean_loss": 1.0, "reference_loss": 1.5, "num_truncated_tokens": 0,
+           "clean_logprobs": [-1.0], "reference_logprobs": [-1.5], "turn": [1]}  # fmt: skip
+    turns = [
+        ("system", "Be brief."),
+        ("user", "<image>What?"),
+        ("assistant", "First."),
+        ("user", "And?"),
+        ("assistant", "Red"),
+    ]
+    shown = Shown("k", row, ["Red"], np.array([0.5]), [{"role": a, "text": b} for a, b in turns],
+                  [Picture("data:image/jpeg;base64,AA", None)], more_pictures=2)  # fmt: skip
+    html = card(shown, Place("k", True))
+    assert "and 2 more images" in html
+    assert '<p class="turn asked" data-role="assistant, not scored">First.</p>' in html
+    assert '<p class="turn asked" data-role="system">Be brief.</p>' in html
+    assert html.count('class="turn answer"') == 1
+    assert html.index("First.") < html.index("And?") < html.index(">Red</span>")
 
 
 def test_it_stays_below_the_size_that_is_asked_for(folder: Path, tmp_path: Path, written: Path) -> None:

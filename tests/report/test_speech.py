@@ -99,6 +99,10 @@ def test_a_pipeline_that_tags_nothing_is_told(folder: Path, tmp_path: Path) -> N
         told(folder, tmp_path, tagger=str(tmp_path / "blank"))
 
 
+def test_where_none_was_drawn_the_report_goes_without(folder: Path, pipeline: str, tmp_path: Path) -> None:
+    assert speech.by_speech(speech.load_tagger(pipeline), AutoTokenizer.from_pretrained(CHECKPOINT), []) is None
+
+
 def test_a_token_counts_for_the_word_it_begins_in() -> None:
     words = [(0, 1, "DET"), (2, 10, "NOUN"), (10, 11, "PUNCT")]
     assert tags_of(["A", " tri", "angle", "", ".", "</s>"], words) == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 
 from vig_ray.report.colours import NAMES, WORDS, step_of
@@ -11,16 +12,17 @@ from vig_ray.report.words import source_name
 
 TITLES = {
     "highest": ("Highest VIG", "answers that need their images most"),
-    "lowest": ("Lowest VIG", "answers that contradict their images: likely mislabelled"),
-    "nearest": ("Nearest to τ = {tau:+.4f}", "what a slightly other threshold would take or leave"),
+    "lowest": ("Lowest VIG", "answers that need their images least; where it is negative, they contradict them"),
+    "nearest": ("Nearest to τ = {tau}", "what a slightly other threshold would take or leave"),
     "random": ("Random", "drawn by the hash of their keys"),
 }
 
 
-def gallery_html(gallery: Gallery, *, tau: float, budget: int) -> tuple[str, int]:
+def gallery_html(gallery: Gallery, *, tau: str, budget: int) -> tuple[str, int]:
     """Filters and the groups' sections, the cards in at most `budget` bytes, and how many cards that left out.
 
-    Those of all sources come first, group by group in turn, then those of single sources.
+    `tau`: the threshold, and whose. Cards of all sources come first, group by group in turn, then those of single
+    sources.
     """
     made: dict[str, dict[str, str]] = {name: {} for name in gallery.groups}
     left_out = 0
@@ -43,7 +45,9 @@ def gallery_html(gallery: Gallery, *, tau: float, budget: int) -> tuple[str, int
         cards = "\n".join(made[name][place.key] for place in places if place.key in made[name])
         heading = f"{title.format(tau=tau)}: {words}"
         sections.append(f'<section id="{name}"><h3>{escape(heading)}</h3>\n<div class="cards">{cards}</div></section>')
-    return "\n".join([_controls(gallery), _legend(gallery), *sections]), left_out
+    keys = {key for cards in made.values() for key in cards}
+    sources = {source_name(gallery.samples[key].row["source"]) for key in keys}
+    return "\n".join([_controls(sorted(sources)), _legend(gallery), *sections]), left_out
 
 
 def card(shown: Shown, place: Place) -> str:
@@ -58,13 +62,19 @@ def card(shown: Shown, place: Place) -> str:
         f"image − {row['clean_loss']:.3f} with it · {escape(source)}{_badge(shown)}</p>",
         *(_pair(picture) for picture in shown.pictures),
     ]
+    if shown.more_pictures:
+        parts.append(f'<p class="soft">and {shown.more_pictures:,} more images</p>')
     number = 0
     for turn in shown.conversation:
-        if turn["role"] == "assistant":
+        if turn["role"] != "assistant":
+            text = escape(question_text(turn["text"]))
+            parts.append(f'<p class="turn asked" data-role="{escape(turn["role"])}">{text}</p>')
+            continue
+        if number in row["turn"]:
             parts.append(_answer(shown, number))
-            number += 1
         else:
-            parts.append(f'<p class="turn asked">{escape(question_text(turn["text"]))}</p>')
+            parts.append(f'<p class="turn asked" data-role="assistant, not scored">{escape(turn["text"])}</p>')
+        number += 1
     if not number:
         parts += [_answer(shown, turn) for turn in sorted(set(row["turn"]))]
     if row["num_truncated_tokens"]:
@@ -108,7 +118,7 @@ def _answer(shown: Shown, turn: int) -> str:
             said += f", weight {shown.weights[at]:.3g}"
         text = escape(shown.pieces[at])
         spans.append(f'<span class="{" ".join(classes)}" title="{escape(said)}">{text}</span>')
-    return f'<p class="turn answer">{"".join(spans)}</p>'
+    return f'<p class="turn answer" data-role="assistant">{"".join(spans)}</p>'
 
 
 def _table(shown: Shown) -> str:
@@ -121,8 +131,8 @@ def _table(shown: Shown) -> str:
         )
     head = "<tr><th>token<th>gain<th>log-prob with<th>without<th>probability with<th>without"
     return (
-        f"<details><summary>{len(rows)} tokens</summary>"
-        f'<div class="scroll" tabindex="0"><table>{head}{"".join(rows)}</table></div></details>'
+        f'<details><summary>{len(rows)} tokens</summary><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="tokens"><table>{head}{"".join(rows)}</table></div></details>'
     )
 
 
@@ -133,11 +143,10 @@ def _legend(gallery: Gallery) -> str:
     )
     masked = any(shown.weights is not None for shown in gallery.samples.values())
     note = ' <span class="token masked">grey: not trained on</span>' if masked else ""
-    return f'<div class="legend" aria-label="Legend">token gain, nats: {steps}{note}</div>'
+    return f'<div class="legend" role="group" aria-label="Legend">token gain, nats: {steps}{note}</div>'
 
 
-def _controls(gallery: Gallery) -> str:
-    sources = sorted({source_name(shown.row["source"]) for shown in gallery.samples.values()})
+def _controls(sources: Sequence[str]) -> str:
     options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in sources)
     groups = "".join(
         f'<option value="{name}">{escape(title.split(" to ")[0])}</option>' for name, (title, _) in TITLES.items()

@@ -7,11 +7,10 @@ from typing import Any
 from vig_ray.report.chart_style import ZERO_LINE, by_gain, legend_of, spec
 from vig_ray.report.colours import LIGHT, WORDS, step_of
 from vig_ray.report.tally import GROUPS
-from vig_ray.report.words import gain, interval, range_name, share, source_name
+from vig_ray.report.words import EVERYTHING, OTHERS, gain, interval, range_name, share, source_name
 
 Json = dict[str, Any]
 _SQUARE = 400
-_OTHERS = "all other sources"
 _GROUP_COLOURS = (LIGHT["m3"], LIGHT["zero"], LIGHT["p3"])
 
 
@@ -23,12 +22,14 @@ def sample_gain(numbers: Json, width: int) -> Json:
     totals = {source_name(row["source"]): row["scored"] for row in shown}
     rest = sum(row["scored"] for row in numbers["sources"] if not row["shown"])  # with those that aren't listed
     if rest:
-        names, totals = [*names, _OTHERS], totals | {_OTHERS: rest}
+        names, totals = [*names, OTHERS], totals | {OTHERS: rest}
+    lows = [each["low"] for each in bins if each["low"] is not None]
+    far = bool(lows) and max(lows) - min(lows) < 0.05 * abs(min(lows))  # bars that 0 in sight would make too narrow
     values: list[Json] = []
     tops: dict[tuple[str, float], float] = {}
     # In the order of GROUPS, so that the bars of groups that share a bin stand on each other.
     for each in bins:
-        name = source_name(each["source"]) if "source" in each else _OTHERS
+        name = source_name(each["source"]) if "source" in each else OTHERS
         low = each["high"] - step if each["low"] is None else each["low"]
         high = each["low"] + step if each["high"] is None else each["high"]
         bound = f"below {high:g}" if each["low"] is None else f"{low:g} to {high:g}"
@@ -49,7 +50,7 @@ def sample_gain(numbers: Json, width: int) -> Json:
             "mark": {"type": "bar", "binSpacing": 0.5},
             "encoding": {
                 "x": {"field": "low", "type": "quantitative", "title": "sample VIG, nats",
-                      "axis": {"gridColor": ZERO_LINE, "tickCount": 7}, "scale": {"nice": False}},
+                      "axis": {"gridColor": ZERO_LINE, "tickCount": 7}, "scale": {"nice": False, "zero": not far}},
                 "x2": {"field": "high"},
                 "y": {"field": "top", "type": "quantitative", "axis": None},
                 "y2": {"field": "bottom"},
@@ -64,7 +65,7 @@ def groups(numbers: Json, width: int) -> Json:
     """Shares of each group by source."""
     values, names = [], []
     rows = [row for row in numbers["sources"] if row["shown"]]
-    everything = {"source": "all samples", "groups": numbers["gain"]["groups"]}
+    everything = {"source": EVERYTHING, "groups": numbers["gain"]["groups"]}
     for row in [everything, *sorted(rows, key=lambda row: -row["groups"]["vision-critical"]["share"])]:
         name = row["source"] if row is everything else source_name(row["source"])
         names.append(name)

@@ -24,10 +24,8 @@ def selection_of(given: str | None, scores: str, record: Json) -> tuple[str | No
     """
     if given is None:
         beside = join(scores.rstrip("/").rpartition("/")[0] or ".", "selection")
-        if read_stage(beside) is None:
-            return None, None, None
         try:
-            return selection_of(beside, scores, record)
+            return selection_of(beside, scores, record) if read_stage(beside) else (None, None, None)
         except StageError as error:
             log.info("%s; the report goes without it", error)
             return None, None, None

@@ -12,7 +12,7 @@ import numpy.typing as npt
 STEPS = (0.1, 0.3, 1.0)
 """Token gains, nats, from which a stronger colour is taken; below their negatives, too."""
 NAMES = ("m3", "m2", "m1", "zero", "p1", "p2", "p3")
-"""Of the seven colours, from what the image takes to what it adds; `page/palette.css` has their values."""
+"""Of the seven colours, from what the image takes to what it adds; `page/gains.css` has their values."""
 WORDS = ("≤ −1", "≤ −0.3", "≤ −0.1", "about 0", "≥ +0.1", "≥ +0.3", "≥ +1")
 
 LIGHT = {

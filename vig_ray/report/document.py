@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+import vig_ray
 from vig_ray.report import PAGE, draw
 from vig_ray.report.figures import Drawn
 from vig_ray.report.tables import TABLES, failures, selection
@@ -36,7 +37,7 @@ _OF_PART = {
 
 def page(title: str, numbers: Json, drawn: Sequence[Drawn], gallery: str) -> str:
     """The whole file; `gallery`: its HTML."""
-    figures = {each.figure.name: _figure(each, number, numbers) for number, each in enumerate(drawn)}
+    figures = {each.figure.name: _figure(each, numbers) for each in drawn}
     parts = {
         "summary": _summary(numbers),
         "thresholds": selection(numbers["selection"]),
@@ -57,7 +58,7 @@ def page(title: str, numbers: Json, drawn: Sequence[Drawn], gallery: str) -> str
         "css": "\n".join((PAGE / name).read_text() for name in ("gains.css", "report.css")),
         "nav": "".join(nav),
         "main": "\n".join(main),
-        "footer": f"<p>Written by vig-ray {escape(numbers['about']['versions'].get('vig_ray', ''))}. VIG: Hwang and "
+        "footer": f"<p>Written by vig-ray {vig_ray.__version__}. VIG: Hwang and "
         "Lee, arXiv 2602.17186; the names of groups: VisNec, arXiv 2603.01195.</p>",
         # Nothing in it may end the element that holds it.
         "numbers": json.dumps(numbers, ensure_ascii=False).replace("<", "\\u003c"),
@@ -84,7 +85,7 @@ def _fact(name: str, value: str, small: str) -> str:
 def _summary(numbers: Json) -> str:
     counts, of_all = numbers["counts"], numbers["gain"]
     groups = of_all["groups"]
-    truncated = f", {counts['truncated']:,} truncated" if counts["truncated"] else ""
+    truncated = f" ({counts['truncated']:,} of all truncated)" if counts["truncated"] else ""
     read = f"{counts['scored']:,} scored, {counts['text_only']:,} text-only, {counts['failed']:,} failed{truncated}"
     quartiles = f"quartiles {gain(of_all['q1'])}, {gain(of_all['q3'])}"
     facts = [
@@ -105,16 +106,16 @@ def _summary(numbers: Json) -> str:
         f'<dl class="facts">{"".join(facts)}</dl><dl class="facts three">{"".join(of_groups)}</dl>'
         "<p>VIG is how much the image lowers a sample's mean loss, in nats: vision-critical samples gain more than "
         f"{near}, redundant ones between −{near} and {near}, misaligned ones lose more than {near} by it.</p>"
-        f'<div class="legend" aria-label="Tokens by gain">tokens by gain, nats: {steps}</div>'
+        f'<div class="legend" role="group" aria-label="Tokens by gain">tokens by gain, nats: {steps}</div>'
     )
 
 
-def _figure(drawn: Drawn, number: int, numbers: Json) -> str:
+def _figure(drawn: Drawn, numbers: Json) -> str:
     figure = drawn.figure
     label = escape(f"{figure.title}; its numbers follow as a table")
-    shown = draw.themed(drawn.wide, label, 2 * number)
+    shown = draw.themed(drawn.wide, label)
     if drawn.narrow is not None:
-        narrow = draw.themed(drawn.narrow, label, 2 * number + 1)
+        narrow = draw.themed(drawn.narrow, label)
         shown = f'<div class="wide">{shown}</div><div class="narrow">{narrow}</div>'
     found = TABLES[figure.name](numbers)
     if figure.name != "thresholds":

@@ -38,11 +38,13 @@ def png(drawn: str) -> bytes:
     return found
 
 
-def themed(drawn: str, label: str, number: int) -> str:
-    """For a page: colours by its CSS variables, names of its own, and a label for those who hear it."""
-    drawn = re.sub(r"#[0-9a-f]{6}\b", lambda found: f"var(--{_BY_VALUE.get(found[0], 'text')})", drawn)
-    drawn = re.sub(r'(id="|url\(#)(\w)', rf"\g<1>f{number}-\2", drawn)
-    drawn = drawn.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "").replace(
-        ' xmlns="http://www.w3.org/2000/svg"', ""
+def themed(drawn: str, label: str) -> str:
+    """For a page: colours by its CSS variables, and a label for those who hear it."""
+    drawn = re.sub(
+        r'(fill|stroke)="(#[0-9a-f]{6})"',
+        lambda found: f'{found[1]}="var(--{_BY_VALUE.get(found[2], "text")})"',
+        drawn,
     )
+    for name in ("xmlns:xlink", "xmlns"):
+        drawn = re.sub(rf' {name}="[^"]*"', "", drawn, count=1)
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

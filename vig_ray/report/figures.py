@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from vig_ray.report import charts, draw
 from vig_ray.report.charts import Json
 
+NAMES = (
+    "sample-gain", "groups", "token-losses", "tokens", "speech", "places", "lengths", "sample-losses", "thresholds",
+)  # fmt: skip
+"""Of every figure that a report may have."""
 WIDE, NARROW = 700, 340
 """Widths that a figure is drawn for, pixels: a page's and a phone's."""
 

@@ -21,7 +21,8 @@ from vig_ray.scoring.reference import blur_pixels
 from vig_ray.scoring.scored import rows_of
 
 _QUALITY = 82
-_THREADS = 8
+_THREADS = 4  # each may hold a large image and its blur
+_PICTURES = 4  # of a sample
 _SCORES = [
     "source", "vig", "clean_loss", "reference_loss", "num_truncated_tokens", "token_ids", "clean_logprobs",
     "reference_logprobs", "turn",
@@ -30,7 +31,7 @@ _SCORES = [
 
 @dataclass(frozen=True)
 class Place:
-    """A sample's place in a group. `of_all`: among the first of all sources; `source`: the number of its own."""
+    """A sample's place in a group. `of_all`: among the first of all sources, not only among its own source's."""
 
     key: str
     of_all: bool
@@ -47,10 +48,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample. `pieces`, `gain`, `clean`, `reference`, `turn`: one entry an answer token.
+    """One sample. `row`: of the scores; `pieces`, `gain`: one entry an answer token.
 
-    `weights`: of the tokens in the selection, None where they all weigh 1; `kept`: whether it is in the selection, None
-    without one.
+    `more_pictures`: how many of its images aren't shown. `weights`: of the tokens in the selection, None where they
+    all weigh 1; `kept`: whether it is in the selection, None without one.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Shown:
     gain: np.ndarray[Any, np.dtype[np.float64]]
     conversation: list[dict[str, str]]
     pictures: list[Picture]
+    more_pictures: int = 0
     kept: bool | None = None
     weights: list[float] | None = None
 
@@ -77,9 +79,12 @@ def arranged(candidates: Mapping[tuple[str, int | None], Candidates]) -> dict[st
     for name in SHOWN:
         first = candidates[name, None].key.tolist()
         of_sources = [found for (group, source), found in candidates.items() if group == name and source is not None]
-        value = np.concatenate([found.value for found in of_sources]) if of_sources else np.zeros(0)
-        keys = [key for found in of_sources for key in found.key.tolist()]
-        others = [keys[at] for at in np.argsort(value, kind="stable") if keys[at] not in set(first)]
+        others = []
+        if of_sources:
+            value, own, keys = (
+                np.concatenate([getattr(f, part) for f in of_sources]) for part in ("value", "hash", "key")
+            )
+            others = [key for key in keys[np.lexsort((own, value))].tolist() if key not in set(first)]
         groups[name] = [*(Place(key, True) for key in first), *(Place(key, False) for key in others)]
     return groups
 
@@ -106,6 +111,7 @@ def fetch(
 
     def shown(key: str) -> Shown:
         row, original = rows[key], originals.get(key, {})
+        images = original.get("images") or []
         return Shown(
             key=key,
             row=row,
@@ -114,13 +120,26 @@ def fetch(
             else pieces_of(tokenizer, row["token_ids"], row["turn"]),
             gain=token_gain(row["clean_logprobs"], row["reference_logprobs"]),
             conversation=original.get("conversation") or [],
-            pictures=[picture(image, blurred, side, max_pixels) for image in original.get("images") or []],
+            pictures=[picture(image, blurred, side, max_pixels) for image in images[:_PICTURES]],
+            more_pictures=max(0, len(images) - _PICTURES),
             kept=None if chosen is None else key in chosen,
             weights=None if chosen is None or key not in chosen else chosen[key]["token_weights"],
         )
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return Gallery(groups, dict(zip(keys, pool.map(shown, keys), strict=True)))
+
+
+def misspelled(gallery: Gallery) -> bool:
+    """Whether most answers aren't what their tokens spell: the tokenizer is another one."""
+    wrong = known = 0
+    for shown in gallery.samples.values():
+        answers = [turn["text"] for turn in shown.conversation if turn["role"] == "assistant"]
+        if answers and not shown.row["num_truncated_tokens"]:
+            spelled = "".join("".join(shown.pieces).split())
+            known += 1
+            wrong += not any("".join(answer.split()) in spelled for answer in answers)
+    return wrong > known / 2
 
 
 def picture(image: Mapping[str, Any], blurred: bool, side: int, max_pixels: int) -> Picture:

@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import pyarrow.parquet as pq
 from pydantic import BeforeValidator, Field
 
 from vig_ray.cluster import passes_on_ray
@@ -22,12 +23,13 @@ from vig_ray.report import draw
 from vig_ray.report.cards import gallery_html
 from vig_ray.report.chosen import selection_of
 from vig_ray.report.document import MARK, page
-from vig_ray.report.figures import WIDE, drawn
-from vig_ray.report.gallery import Gallery, arranged, fetch
-from vig_ray.report.numbers import numbers
-from vig_ray.report.passes import Found, pass_over
+from vig_ray.report.figures import NAMES, WIDE, drawn
+from vig_ray.report.gallery import Gallery, arranged, fetch, misspelled
+from vig_ray.report.numbers import WRITER, numbers
+from vig_ray.report.passes import SURVEYED, Found, pass_over
 from vig_ray.report.speech import Spoken, by_speech, load_tagger
 from vig_ray.report.spelling import load_tokenizer, spelled
+from vig_ray.report.tally import COLUMNS
 from vig_ray.scoring.scored import samples_beside, scores_directory
 from vig_ray.selection.config import PerCent, several
 from vig_ray.selection.scan import Files
@@ -55,15 +57,20 @@ class ReportConfig(StageConfig):
         description="percentages whose thresholds are told",
         json_schema_extra={"metavar": "PERCENT[,...]"},
     )
-    near_p: PerCent = Field(70.0, description="percentage whose threshold the gallery goes by, without a selection")
+    near_p: PerCent = Field(
+        70.0, description="without a selection, the percentage whose tau_p the gallery's nearest samples lie at"
+    )
     near_zero: float = Field(
         0.05,
         ge=0,
+        le=10,
         description="nats up to which a sample's gain is near zero: 0.05 changes its perplexity by 5 per cent",
     )
-    sources: int = Field(12, ge=1, description="sources with figures of their own, the largest; the others as one")
+    sources: int = Field(
+        12, ge=1, le=50, description="sources with figures of their own, the largest; the others as one"
+    )
     tokens: int = Field(20, ge=1, description="tokens listed with the highest and with the lowest mean gain")
-    least: int = Field(20, ge=1, description="times that such a token must occur")
+    least: int = Field(20, ge=1, description="times that a token must occur to be listed")
     tagger: str = Field(
         "auto", description="spaCy pipeline (name or folder) for parts of speech; auto: one that is installed, or none"
     )
@@ -71,7 +78,9 @@ class ReportConfig(StageConfig):
     gallery: int = Field(8, ge=0, description="samples a group of the gallery shows of all, and of each source")
     image_size: int = Field(256, ge=16, le=2048, description="longer side of its images, pixels")
     max_image_pixels: int = Field(MAX_PIXELS, ge=1, description="largest image that is read, pixels")
-    max_mb: float = Field(30.0, gt=0, description="size of the HTML file that the gallery must not exceed, 10^6 bytes")
+    max_mb: float = Field(
+        30.0, gt=0, description="most megabytes of the HTML file: samples that don't fit are left out, and told"
+    )
     figures: bool = Field(True, description="write the figures as SVG, PNG and Vega-Lite beside the file, too")
     seed: int = Field(42, description="of the random samples and of those that are tagged")
     address: str | None = Field(
@@ -108,6 +117,10 @@ def json_name(out: str) -> str:
     return f"{out.removesuffix('.html')}.json"
 
 
+def _folder(out: str) -> str:
+    return f"{out.removesuffix('.html')}-figures"
+
+
 @dataclass(frozen=True)
 class _Inputs:
     """What was found before the first pass. `tau`: the selection's one threshold of VIG, where it has one."""
@@ -127,10 +140,12 @@ def run(config: ReportConfig) -> Written:
     inputs = _inputs(config)
     tagger = load_tagger(config.tagger) if inputs.tokenizer is not None else None
     fs, _ = filesystem(inputs.scores)
+    paths = parquet_files(inputs.scores)
+    _check_columns(paths, fs)
     shares = tuple(sorted({*config.p, config.near_p}))
     with passes_on_ray(config.address) as on_ray:
         found = pass_over(
-            Files(parquet_files(inputs.scores), fs, on_ray),
+            Files(paths, fs, on_ray),
             inputs.scores,
             shares=shares,
             near_zero=config.near_zero,
@@ -141,14 +156,19 @@ def run(config: ReportConfig) -> Written:
             tagged=config.tagged if tagger else 0,
         )
     spoken = by_speech(tagger, inputs.tokenizer, found.tally.tagged) if tagger else None
+    gallery = _gallery(config, inputs, found)
+    if inputs.tokenizer is not None and misspelled(gallery):
+        inputs.warnings.append("The tokens don't spell the answers: is --model the one that the scores were made with?")
+    if tagger is not None and spoken is None:
+        inputs.warnings.append("No parts of speech: by chance no sample was drawn for them (--tagged).")
     told = {
-        "about": _about(config, inputs),
         **_numbers(config, inputs, found, spoken),
+        "about": _about(config, inputs),
         "selection": inputs.selected,
     }
-    gallery = _gallery(config, inputs, found)
     told["gallery"] = {
         "tau": found.plan.tau,
+        "of_selection": inputs.tau is not None,
         "groups": {
             name: [{"sample_key": place.key, "of_all": place.of_all} for place in places]
             for name, places in gallery.groups.items()
@@ -170,23 +190,36 @@ def _inputs(config: ReportConfig) -> _Inputs:
     selection, selected, tau = selection_of(config.selection, scores, record)
     tokenizer = None
     try:
-        tokenizer = load_tokenizer(config.model or record["config"]["model"])
+        tokenizer = load_tokenizer(str(config.model or record["config"].get("model")))
     except StageError as error:
         if config.model is not None:
             raise
         warnings.append(f"Tokens are shown by their numbers: {error}.")
+        if config.tagger not in ("auto", "none"):
+            warnings.append("No parts of speech, which need the tokenizer (--tagger).")
     return _Inputs(scores, record, samples, selection, selected, tau, tokenizer, warnings)
 
 
 def _check_out(config: ReportConfig) -> None:
     if not config.out.endswith(".html"):
         raise StageError(f"--out {config.out}: name a file that ends in .html")
-    found = exists(config.out).name
-    if found == "Directory":
-        raise StageError(f"--out {config.out}: is a folder; name a file")
-    if found == "File" and MARK not in read_bytes(config.out)[:2000]:
-        raise StageError(f"--out {config.out}: exists and is no report; choose another file")
+    for name, mark in ((config.out, MARK), (json_name(config.out), WRITER.encode())):
+        found = exists(name).name
+        if found == "Directory":
+            raise StageError(f"--out {config.out}: {name} is a folder; choose another name")
+        if found == "File" and mark not in read_bytes(name)[:2000]:
+            raise StageError(f"--out {config.out}: {name} exists and is no report's; choose another name")
+    if exists(_folder(config.out)).name == "File":
+        raise StageError(f"--out {config.out}: {_folder(config.out)} is a file; choose another name")
     check_writable(config.out.rpartition("/")[0] or ".")
+
+
+def _check_columns(paths: list[str], fs: Any) -> None:
+    if not paths:
+        raise StageError("no Parquet files in these scores; score again")
+    missing = sorted({*COLUMNS, *SURVEYED} - set(pq.read_schema(paths[0], filesystem=fs).names))
+    if missing:
+        raise StageError(f"{paths[0]}: has no column {missing[0]!r}, which a report needs")
 
 
 def _about(config: ReportConfig, inputs: _Inputs) -> Json:
@@ -237,11 +270,13 @@ def _write(config: ReportConfig, told: Json, gallery: Gallery) -> Written:
     shown, left_out = sum(len(places) for places in gallery.groups.values()), 0
     if shown:
         budget = int(config.max_mb * _MEGABYTE) - len(html.encode()) - _MARGIN
-        cards, left_out = gallery_html(gallery, tau=told["gallery"]["tau"], budget=budget)
+        whose = "the selection's" if told["gallery"]["of_selection"] else f"of p = {config.near_p:g} %"
+        cards, left_out = gallery_html(gallery, tau=f"{told['gallery']['tau']:+.4f}, {whose}", budget=budget)
         html = page(config.title, told, figures, _left_out(left_out, shown, config.max_mb) + cards)
     write_bytes(config.out, html.encode())
     write_bytes(json_name(config.out), (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
-    folder = f"{config.out.removesuffix('.html')}-figures" if config.figures else None
+    folder = _folder(config.out) if config.figures else None
+    _clear_figures(_folder(config.out))
     for each in figures if folder else []:
         name = join(str(folder), each.figure.name)
         for image, suffix in ((each.wide, ""), (each.narrow, "-narrow")):
@@ -250,6 +285,15 @@ def _write(config: ReportConfig, told: Json, gallery: Gallery) -> Written:
                 write_bytes(f"{name}{suffix}.png", draw.png(image))
         write_bytes(f"{name}.json", json.dumps(each.figure.spec(WIDE), indent=1, ensure_ascii=False).encode())
     return Written(config.out, len(html.encode()), folder, told, shown, left_out)
+
+
+def _clear_figures(folder: str) -> None:
+    """Delete the figures of an earlier report."""
+    for name in NAMES:
+        for suffix in (".json", ".svg", ".png", "-narrow.svg", "-narrow.png"):
+            fs, path = filesystem(join(folder, name + suffix))
+            if fs.get_file_info(path).is_file:
+                fs.delete_file(path)
 
 
 def _left_out(count: int, shown: int, megabytes: float) -> str:

@@ -18,6 +18,7 @@ from vig_ray.report.speech import Spoken
 from vig_ray.report.tally import GROUPS, LOSS_BINS, RANGES, SAMPLE_STEP, TOKEN_STEP, Density, Moments
 
 Json = dict[str, Any]
+WRITER = "vig-ray report"
 LISTED = 1000
 """Sources that are told one by one."""
 
@@ -26,6 +27,7 @@ def numbers(found: Found, *, spell: Callable[[int], str], least: int, rows: int,
     """The numbers of a report. `least`: times that a token must occur, and `rows` how many are told, for Table 2."""
     total = found.survey.of()
     return {
+        "written_by": WRITER,
         "counts": _counts(total),
         "near_zero": found.plan.near_zero,
         "gain": _gain(found, (False, None), total),

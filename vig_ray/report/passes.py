@@ -7,6 +7,7 @@ tally      everything that needs bins or thresholds, the tokens among it
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,15 +20,18 @@ import pyarrow.compute as pc
 from vig_ray.errors import StageError
 from vig_ray.report.tally import COLUMNS, GROUPS, Floats, Ints, Moments, Plan, Tally, add_up, groups_of, tally
 from vig_ray.selection.rank import Sparse, quota_of
-from vig_ray.selection.scan import BATCH_ROWS, Files
+from vig_ray.selection.scan import Files
 from vig_ray.selection.threshold import PASSES, Search, sortable, value_of
 
 QUARTILES = (0.25, 0.5, 0.75)
 _TAILS = (0.005, 0.995)  # what lies beyond goes to the open bins at the ends of the histogram
 _BINS = 60
 _TOKENS_A_BATCH = 1 << 21
+_MOST_ROWS = 1 << 14
+_TAGGED_TOKENS = 2_000_000
+_SUMS = ("count", "total", "square")
 _MEASURES = ("vig", "clean_loss", "reference_loss")
-_SURVEYED = ["source", *_MEASURES, "num_answer_tokens", "num_truncated_tokens", "error"]
+SURVEYED = ["source", *_MEASURES, "num_answer_tokens", "num_truncated_tokens", "error"]
 
 
 @dataclass
@@ -69,14 +73,15 @@ class Survey:
                 self._place[name] = len(self.sources)
                 self.sources.append(name)
         new = len(self.sources) - len(self.counts)
-        self.counts = np.pad(self.counts, ((0, new), (0, 0)))
+        if new:
+            self.counts = np.pad(self.counts, ((0, new), (0, 0)))
+            for name in _SUMS:
+                setattr(self.moments, name, np.pad(getattr(self.moments, name), (0, new * len(_MEASURES))))
         at = np.array([self._place[name] for name in other.sources], dtype=np.int64)
         self.counts[at] += other.counts
         at = (at[:, None] * len(_MEASURES) + np.arange(len(_MEASURES))).reshape(-1)
-        for name in ("count", "total", "square"):
-            grown = np.pad(getattr(self.moments, name), (0, new * len(_MEASURES)))
-            grown[at] += getattr(other.moments, name)
-            setattr(self.moments, name, grown)
+        for name in _SUMS:
+            getattr(self.moments, name)[at] += getattr(other.moments, name)
         for name, (count, example) in other.failures.items():
             mine, example_here = self.failures.get(name, (0, example))
             self.failures[name] = mine + count, min(example, example_here)
@@ -85,7 +90,7 @@ class Survey:
         """Of these sources together; by default of all."""
         chosen = slice(None) if numbers is None else list(numbers)
         scored, text_only, failed, truncated, tokens, *groups = self.counts[chosen].sum(axis=0).tolist()
-        parts = (getattr(self.moments, name).reshape(-1, len(_MEASURES)) for name in ("count", "total", "square"))
+        parts = (getattr(self.moments, name).reshape(-1, len(_MEASURES)) for name in _SUMS)
         moments = Moments(*(part[chosen].sum(axis=0) for part in parts))
         return OfSource(scored, text_only, failed, truncated, tokens, np.array(groups), moments)
 
@@ -108,7 +113,7 @@ class _SurveyBlock:
         scored = table["vig"].is_valid().to_numpy(zero_copy_only=False)
         truncated = pc.fill_null(table["num_truncated_tokens"], 0).to_numpy(zero_copy_only=False) > 0
         tokens = pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False)
-        encoded = table["source"].combine_chunks().dictionary_encode(null_encoding="encode")
+        encoded = pc.dictionary_encode(table["source"].cast(pa.string()).combine_chunks(), null_encoding="encode")
         sources = encoded.dictionary.to_pylist()
         source = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         measures = [table[name].to_numpy(zero_copy_only=False)[scored] for name in _MEASURES]
@@ -137,21 +142,19 @@ class _Digits:
     def __call__(self, table: pa.Table) -> dict[Any, Sparse]:
         table = table.filter(table["vig"].is_valid())
         bits = sortable(table["vig"].to_numpy())
+        rows: dict[Any, Any] = {(False, None): slice(None)}
+        for source in {source for one, source, _ in self.searches if one}:
+            own = table["source"].is_null() if source is None else pc.equal(table["source"].cast(pa.string()), source)
+            rows[True, source] = pc.fill_null(own, False).to_numpy(zero_copy_only=False)
+        # Most searches share what they have found so far.
+        known: dict[Any, Sparse] = {}
         found: dict[Any, Sparse] = {}
-        of_source: dict[str | None, Any] = {}
-        for name, search in self.searches.items():
-            one, source, _ = name
-            if one and source not in of_source:
-                rows = table["source"].is_null() if source is None else pc.equal(table["source"], source)
-                of_source[source] = bits[pc.fill_null(rows, False).to_numpy(zero_copy_only=False)]
-            found[name] = _sparse(search, of_source[source] if one else bits)
+        for (one, source, rank), search in self.searches.items():
+            same = (one, source, search.prefix, search.depth)
+            if same not in known:
+                known[same] = np.unique(search.digits(bits[rows[one, source]]), return_counts=True)
+            found[one, source, rank] = known[same]
         return found
-
-
-def _sparse(search: Search, bits: Any) -> Sparse:
-    counts = search.count(bits)
-    (places,) = np.nonzero(counts)
-    return places, counts[places]
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,16 @@ class _Tally:
     plan: Plan
 
     def __call__(self, table: pa.Table) -> Tally | None:
-        return tally(table, self.plan)
+        """A batch in parts of so many tokens: answers may be far longer than the mean."""
+        lengths = pc.fill_null(pc.list_value_length(table["clean_logprobs"]), 0).to_numpy(zero_copy_only=False)
+        part = np.cumsum(lengths, dtype=np.int64) // _TOKENS_A_BATCH
+        cuts = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), table.num_rows]
+        slices = (table.slice(first, end - first) for first, end in itertools.pairwise(cuts))
+        return add_up((tally(each, self.plan) for each in slices), self.plan.each)
+
+    def fold(self, one: Tally | None, other: Tally | None) -> Tally | None:
+        """Two batches' tallies together."""
+        return add_up((one, other), self.plan.each)
 
 
 @dataclass(frozen=True)
@@ -190,10 +202,11 @@ def pass_over(
 ) -> Found:
     """Make the passes. `tau`: from tau_p by p, the threshold that the gallery's nearest are nearest to.
 
-    `tagged`: how many samples go to the tagger, about. Raises StageError where no sample has a score.
+    `tagged`: how many samples go to the tagger, about; fewer where they are very long. Raises StageError where no
+    sample has a score.
     """
     survey: Survey | None = None
-    for part in files.scan(_SURVEYED, _SurveyBlock(near_zero)):
+    for part in files.scan(SURVEYED, _SurveyBlock(near_zero)):
         if survey is None:
             survey = part
         else:
@@ -227,10 +240,11 @@ def pass_over(
         each=each,
         tau=tau(taus),
         seed=seed,
-        tagged=min((1 << 64) - 1, int(tagged / scored * 2**64)),
+        tagged=min((1 << 64) - 1, int(min(tagged / scored, _TAGGED_TOKENS / total.tokens) * 2**64)),
     )
-    rows = int(np.clip(_TOKENS_A_BATCH * scored / max(1, total.tokens), 256, BATCH_ROWS))
-    found = add_up(files.scan(COLUMNS, _Tally(plan), batch_rows=rows), each)
+    rows = int(np.clip(_TOKENS_A_BATCH * scored / max(1, total.tokens), 256, _MOST_ROWS))
+    counting = _Tally(plan)
+    found = add_up(files.scan(COLUMNS, counting, batch_rows=rows, fold=counting.fold), each)
     assert found is not None
     return Found(survey, quantiles, taus, plan, found)
 
@@ -254,7 +268,7 @@ def _searches(
 
 def nice_edges(low: float, high: float) -> Floats:
     """About 60 edges from `low` to `high` or a bit beyond, whole multiples of 1, 2 or 5 times a power of ten."""
-    width = max((high - low) / _BINS, 1e-6)
+    width = max((high - low) / _BINS, 1e-3 * max(1.0, abs(low), abs(high)))
     power = 10.0 ** math.floor(math.log10(width))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= width * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

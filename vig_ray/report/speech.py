@@ -12,9 +12,11 @@ import pyarrow as pa
 from vig_ray.errors import StageError
 from vig_ray.report.spelling import pieces_of
 from vig_ray.report.tally import Moments
+from vig_ray.scoring.gain import token_gain
 
 USUAL = ("en_core_web_sm", "en_core_web_md", "en_core_web_lg", "en_core_web_trf")
 """Pipelines that `--tagger auto` looks for."""
+_ROWS = 1000
 _NO_WORD = "no word"  # spaces, and tokens such as the end of a turn
 
 Tags = list[tuple[int, int, str]]
@@ -58,10 +60,17 @@ def load_tagger(asked: str) -> Tagger | None:
         return None
     try:
         pipeline = spacy.load(found, exclude=["ner", "parser", "lemmatizer", "senter"])
-    except (OSError, ValueError) as error:
+        tagged = any(word.pos_ or word.tag_ for word in pipeline("A red cat sits here."))
+    except (OSError, ValueError, ImportError) as error:
+        if asked == "auto":
+            return None
         raise StageError(
             f"--tagger {asked}: no such spaCy pipeline here; python -m spacy download {asked}, or name its folder"
         ) from error
+    if not tagged:
+        if asked == "auto":
+            return None
+        raise StageError(f"--tagger {asked}: assigns no parts of speech; take a pipeline with a tagger")
 
     def tags(texts: Sequence[str]) -> Iterable[Tags]:
         for document in pipeline.pipe(texts):
@@ -73,40 +82,35 @@ def load_tagger(asked: str) -> Tagger | None:
     return Tagger(found, tags, lambda tag: spacy.explain(tag) or tag)
 
 
-def by_speech(tagger: Tagger, tokenizer: Any, tables: Sequence[pa.Table]) -> Spoken:
-    """Token gains by the part of speech of the word that a token begins in.
-
-    Raises StageError where the pipeline assigns none.
-    """
+def by_speech(tagger: Tagger, tokenizer: Any, tables: Sequence[pa.Table]) -> Spoken | None:
+    """Token gains by the part of speech of the word that a token begins in; None where there is no sample."""
     special = set(tokenizer.all_special_ids)
-    texts, owners, gains = [], [], []
-    for table in tables:
-        for row in table.to_pylist():
+    found: dict[str, Moments] = {}
+    rows = (batch.to_pylist() for table in tables for batch in table.to_batches(max_chunksize=_ROWS))
+    for part in rows:
+        texts, owners, gains = [], [], []
+        for row in part:
             spelled = pieces_of(tokenizer, row["token_ids"], row["turn"])
             # The end of a turn would stick to the word before it.
             pieces = ["" if token in special else piece for token, piece in zip(row["token_ids"], spelled, strict=True)]
-            gain = np.asarray(row["clean_logprobs"], np.float64) - np.asarray(row["reference_logprobs"], np.float64)
+            gain = token_gain(row["clean_logprobs"], row["reference_logprobs"])
             for turn in sorted(set(row["turn"])):
                 own = [place for place, of_turn in enumerate(row["turn"]) if of_turn == turn]
                 texts.append("".join(pieces[place] for place in own))
                 owners.append([pieces[place] for place in own])
                 gains.append(gain[own])
-    names: list[str] = []
-    for pieces, words in zip(owners, tagger.tags(texts), strict=True):
-        names += tags_of(pieces, words)
-    if not any(name not in ("", _NO_WORD) for name in names):
-        raise StageError(f"--tagger {tagger.name}: assigns no parts of speech; take a pipeline with a tagger")
-    known, category = np.unique(names, return_inverse=True)
-    moments = Moments.of(np.concatenate(gains), category.astype(np.int64), len(known))
-    return Spoken(
-        tagger.name,
-        sum(table.num_rows for table in tables),
-        {str(name): name if name == _NO_WORD else tagger.explain(name) for name in known},
-        {
-            str(name): Moments(*(getattr(moments, part)[[at]] for part in ("count", "total", "square")))
-            for at, name in enumerate(known)
-        },
-    )
+        names = [
+            name for pieces, words in zip(owners, tagger.tags(texts), strict=True) for name in tags_of(pieces, words)
+        ]
+        known, category = np.unique(names, return_inverse=True)
+        moments = Moments.of(np.concatenate(gains), category.astype(np.int64), len(known))
+        for at, name in enumerate(map(str, known)):
+            own_part = Moments(moments.count[[at]], moments.total[[at]], moments.square[[at]])
+            found[name] = found[name] + own_part if name in found else own_part
+    if not found:
+        return None
+    words = {name: name if name == _NO_WORD else tagger.explain(name) for name in found}
+    return Spoken(tagger.name, sum(table.num_rows for table in tables), words, found)
 
 
 def tags_of(pieces: Sequence[str], words: Tags) -> list[str]:

@@ -16,7 +16,7 @@ def load_tokenizer(model: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(local_folder(model, weights=False))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise StageError(
             f"--model {model}: its tokenizer can't be loaded; name the checkpoint's folder with --model"
         ) from error
@@ -52,7 +52,8 @@ def spelled(tokenizer: Any, token_id: int) -> str:
         return str(tokenizer.convert_ids_to_tokens(token_id))
     if not text.strip(" "):
         return "␣" * len(text)
-    begins = text[:1].isspace() or not text[:1].isalnum()
+    # Scripts beyond U+2E80 write words without spaces between them.
+    begins = text[:1].isspace() or not text[:1].isalnum() or text[:1] >= "\u2e80"
     return visible(text.strip() or text) if begins else visible(f"-{text.strip()}")
 
 

@@ -25,7 +25,8 @@ def table(
         cells = "".join(f"{tag(at, 'td')}{escape(str(cell))}" for at, cell in enumerate(row))
         body.append(f'<tr class="marked">{cells}' if number == marked else f"<tr>{cells}")
     heads = "".join(f"{tag(at, 'th')}{escape(name)}" for at, name in enumerate(head))
-    return f'<div class="scroll" tabindex="0"><table><tr>{heads}{"".join(body)}</table></div>'
+    inside = f"<table><tr>{heads}{''.join(body)}</table>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="table">{inside}</div>'
 
 
 def _sources(numbers: Json) -> str:
@@ -97,10 +98,16 @@ def _thresholds(numbers: Json) -> str:
         )
         for row in numbers["thresholds"]
     ]  # fmt: skip
-    chosen = numbers["selection"]
-    ranked = [row["p"] for row in numbers["thresholds"]]
-    marked = ranked.index(chosen["share"]) if chosen and chosen["by_vig"] and chosen["share"] in ranked else None
-    return table(("p", "τ_p", "samples", "", "sample tokens", "", "active tokens", ""), rows, marked=marked)
+    chosen = numbers["selection"] or {}
+    # The row of the selection, where it is one of VIG's own kind: others keep other samples or tokens.
+    taus = list(chosen.get("thresholds", {}).values()) if chosen.get("strategy") == "vig" else []
+    same = [
+        at for at, row in enumerate(numbers["thresholds"]) if row["p"] == chosen.get("share") and [row["tau"]] == taus
+    ]
+    marked = same[0] if same else None
+    return table(
+        ("p", "τ_p", "samples", "share", "sample tokens", "share", "active tokens", "share"), rows, marked=marked
+    )
 
 
 def selection(found: Json | None) -> str:
@@ -122,7 +129,7 @@ def selection(found: Json | None) -> str:
         f"<section id='selection'><h3>The selection: {escape(found['strategy'])}, {found['share']:g} %{tau}</h3>"
         '<p class="reading">What is kept of each source\'s scored samples; active tokens are those that training gives '
         f"a weight above 0, and their share is of all the source's answer tokens.{text}</p>"
-        + table(("source", "samples", "", "sample tokens", "", "active tokens", ""), rows, marked=0)
+        + table(("source", "samples", "share", "sample tokens", "share", "active tokens", "share"), rows, marked=0)
         + "</section>"
     )
 
@@ -141,7 +148,7 @@ def failures(numbers: Json) -> str:
 TABLES: dict[str, Callable[[Json], str]] = {
     "sample-gain": _sources,
     "groups": lambda numbers: table(
-        ("source", "samples", *(word for group in GROUPS[::-1] for word in (group, ""))),
+        ("source", "samples", *(word for group in GROUPS[::-1] for word in (group, "share"))),
         [
             (row_name(row), f"{row['scored']:,}", *(cell for group in GROUPS[::-1] for cell in (
                 f"{row['groups'][group]['samples']:,}", share(row["groups"][group]["share"]))))

@@ -1,7 +1,7 @@
 """What a block of scores adds to a report: counts and sums, which add up in any order, and the samples to be shown.
 
-Nothing here grows with the dataset but by the vocabulary. Gains and losses are in nats; means are taken of float64
-sums. A token's place is counted from 1 within its turn.
+Nothing here grows with the dataset, but for what is asked for: tokens of a vocabulary, samples to show and to tag.
+Gains and losses are in nats; means are taken of float64 sums. A token's place is counted from 1 within its turn.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vig_ray.errors import StageError
 from vig_ray.report.colours import NAMES, step_of
 from vig_ray.selection.order import hashes
 
@@ -25,8 +26,8 @@ GROUPS = ("misaligned", "redundant", "vision-critical")
 """VisNec's names for samples whose gain is negative, near zero, and positive (section 3.1 of arXiv 2603.01195)."""
 LOSS_BINS = 60
 """Bins of a loss on each side of a density; one more holds what is beyond."""
-TOKEN_STEP, SAMPLE_STEP = 0.25, 0.1
-"""Widths of those bins, nats, of tokens and of samples."""
+TOKEN_STEP, SAMPLE_STEP = 0.25, 0.125
+"""Widths of those bins, nats, of tokens and of samples: powers of 2, so that bounds are exact."""
 RANGES = np.array(
     [*range(1, 9), 9, 13, 17, 25, 33, 49, 65, 97, 129, 193, 257, 385, 513, 769, 1025, 2049, 4097], dtype=np.int64
 )
@@ -61,7 +62,9 @@ class Plan:
     def source_of(self, table: pa.Table) -> Ints:
         """The number of each row's source; the last number is all others."""
         names = [name for name in self.sources if name is not None]
-        found = pc.index_in(table["source"], value_set=pa.array(names, pa.string())).to_numpy(zero_copy_only=False)
+        found = pc.index_in(table["source"].cast(pa.string()), value_set=pa.array(names, pa.string())).to_numpy(
+            zero_copy_only=False
+        )
         places = np.array([self.sources.index(name) for name in names] + [len(self.sources)], dtype=np.int64)
         number = places[np.where(np.isnan(found), len(names), found).astype(np.int64)]
         if None in self.sources:
@@ -207,8 +210,11 @@ def tally(table: pa.Table, plan: Plan) -> Tally | None:
     )
     gain = clean - reference
     source = plan.source_of(table)
-    place = np.minimum(places(pc.list_flatten(table["turn"]).to_numpy(), lengths), RANGES[-1])
-    own = hashes(table["sample_key"], plan.seed)
+    place = places(pc.list_flatten(table["turn"]).to_numpy(), lengths)
+    if not (lengths > 0).all() or not len(clean) == len(reference) == len(place) == lengths.sum():
+        raise StageError("the scores' lists of tokens and log-probs differ in length, or one is empty; score again")
+    # Not the selections' hashes: what is shown by chance must not depend on what was selected by chance.
+    own = hashes(table["sample_key"], f"report {plan.seed}")
     levels = len(plan.thresholds)
     # A sample is kept at every threshold up to its gain; a token is active where both its gain and its sample's reach.
     reached = np.searchsorted(plan.thresholds, vig, side="right")

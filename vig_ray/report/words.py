@@ -7,9 +7,14 @@ from typing import Any
 Json = dict[str, Any]
 
 
+NO_SOURCE, OTHERS, EVERYTHING = "(no source)", "all other sources", "all samples"
+
+
 def source_name(source: str | None) -> str:
-    """As it is shown."""
-    return "(no source)" if source is None else source
+    """As it is shown; in quotes where it could be taken for none or for several."""
+    if source is None:
+        return NO_SOURCE
+    return f"'{source}'" if source in ("", NO_SOURCE, OTHERS, EVERYTHING) else source
 
 
 def row_name(row: Json) -> str:

@@ -16,7 +16,7 @@ from pandas.util import hash_array
 Hashes = npt.NDArray[np.uint64]
 
 
-def hashes(keys: pa.ChunkedArray | pa.Array, seed: int) -> Hashes:
+def hashes(keys: pa.ChunkedArray | pa.Array, seed: int | str) -> Hashes:
     """SipHash of each key under a seed, uint64 [rows]."""
     secret = hashlib.blake2b(str(seed).encode(), digest_size=8).hexdigest()  # pandas takes 16 characters
     found: Hashes = hash_array(keys.to_numpy(zero_copy_only=False), hash_key=secret, categorize=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import pickle
 from collections import deque
@@ -25,18 +27,34 @@ class Files:
     on_ray: bool = False
 
     def scan(
-        self, columns: Sequence[str], function: Callable[[pa.Table], Any], *, batch_rows: int = BATCH_ROWS
+        self,
+        columns: Sequence[str],
+        function: Callable[[pa.Table], Any],
+        *,
+        batch_rows: int = BATCH_ROWS,
+        fold: Callable[[Any, Any], Any] | None = None,
     ) -> Iterator[Any]:
-        """`function` of every batch of these columns, in no particular order; it must be picklable for Ray."""
-        return (self._on_ray if self.on_ray else self._here)(list(columns), function, batch_rows)
+        """`function` of every batch of these columns, in no particular order; it must be picklable for Ray.
 
-    def _here(self, columns: list[str], function: Callable[[pa.Table], Any], rows: int) -> Iterator[Any]:
+        `fold`: puts two results together, where those of one file would be too many to keep.
+        """
+        if self.on_ray:
+            return self._on_ray(list(columns), function, batch_rows)
+        return self._here(list(columns), function, batch_rows, fold)
+
+    def _here(
+        self, columns: list[str], function: Callable[[pa.Table], Any], rows: int, fold: Callable[[Any, Any], Any] | None
+    ) -> Iterator[Any]:
         def one(path: str) -> list[Any]:
-            with pq.ParquetFile(path, filesystem=self.filesystem) as file:
+            # Without pre_buffer: it would keep all that was read of the file.
+            with pq.ParquetFile(path, filesystem=self.filesystem, pre_buffer=False) as file:
                 batches = file.iter_batches(batch_size=rows, columns=columns)
-                return [function(pa.Table.from_batches([batch])) for batch in batches if batch.num_rows]
+                results = (function(pa.Table.from_batches([batch])) for batch in batches if batch.num_rows)
+                if fold is None:
+                    return list(results)
+                return [functools.reduce(fold, results, first) for first in itertools.islice(results, 1)]
 
-        workers = os.cpu_count() or 1
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with ThreadPoolExecutor(workers) as pool:
             running: deque[Future[list[Any]]] = deque()
             for path in self.paths:

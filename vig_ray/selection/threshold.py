@@ -43,12 +43,16 @@ class Search:
     prefix: int = 0
     depth: int = 0
 
-    def count(self, bits: npt.NDArray[np.uint64]) -> Counts:
-        """How many of these values lie in each range of the next digit, int64 [65536]."""
+    def digits(self, bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """The next digit of those of these values that begin with the prefix."""
         if self.depth:
             bits = bits[bits >> np.uint64(64 - _BITS * self.depth) == np.uint64(self.prefix)]
         digits = (bits >> np.uint64(64 - _BITS * (self.depth + 1))) & np.uint64((1 << _BITS) - 1)
-        return np.bincount(digits.astype(np.int64), minlength=1 << _BITS)
+        return digits.astype(np.int64)
+
+    def count(self, bits: npt.NDArray[np.uint64]) -> Counts:
+        """How many of these values lie in each range of the next digit, int64 [65536]."""
+        return np.bincount(self.digits(bits), minlength=1 << _BITS)
 
     def narrowed(self, counts: Counts) -> Search:
         """The search after a whole pass of `count`; raises ValueError where there are fewer than `rank` values."""

@@ -3,8 +3,10 @@
 const at = (id) => document.getElementById(id);
 
 const tip = at("tip");
+const parts = ["axis", "legend", "title"].map((name) => `:not([aria-roledescription="${name}"])`).join("");
+const marks = `[aria-roledescription][aria-label]${parts}, .token[title], .token[data-say]`;
 function point(event) {
-  const mark = event.target.closest("[aria-roledescription][aria-label], .token[title], .token[data-say]");
+  const mark = event.target.closest(marks);
   tip.hidden = !mark;
   if (!mark) return;
   if (mark.title) { mark.dataset.say = mark.title; mark.removeAttribute("title"); }
@@ -22,8 +24,9 @@ function filter() {
   const source = at("source").value, group = at("group").value;
   const words = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   document.documentElement.classList.toggle("filtered", source !== "" || words.length > 0);
-  let found = 0;
+  const found = new Set();
   for (const section of document.querySelectorAll("#gallery section")) {
+    const wanted = group === "" || section.id === group;
     let shown = 0;
     for (const card of section.querySelectorAll(".card")) {
       const fits = (source === "" || card.dataset.source === source) &&
@@ -32,13 +35,13 @@ function filter() {
       card.hidden = !fits;
       const more = card.classList.contains("more") && source === "" && words.length === 0;
       shown += fits && !more;
+      if (fits && !more && wanted) found.add(card.dataset.key);
     }
-    const wanted = group === "" || section.id === group;
     section.hidden = !wanted || shown === 0;
-    if (wanted) found += shown;
   }
-  at("found").textContent = found === 1 ? "1 sample" : `${found} samples`;
+  at("found").textContent = found.size === 1 ? "1 sample" : `${found.size} samples`;
 }
+document.documentElement.classList.add("live");
 if (at("source")) {
   for (const id of ["source", "group", "search"]) at(id).addEventListener("input", filter);
   filter();
