@@ -95,7 +95,7 @@ def test_help_names_every_option_with_its_default(verb: str) -> None:
         if has_default and field.annotation is not bool:
             several = field.default if isinstance(field.default, tuple) else (field.default,)
             told = ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in several)
-            assert f"(default:{told})" in printed
+            assert "".join(f"(default: {told})".split()) in printed
 
 
 def test_yaml_environment_and_command_line_in_that_order(small: Path, tmp_path: Path) -> None:
