@@ -8,7 +8,9 @@ tally      everything that needs bins or thresholds, the tokens among it
 from __future__ import annotations
 
 import itertools
+import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,12 +25,15 @@ from vig_ray.selection.rank import Sparse, quota_of
 from vig_ray.selection.scan import Files
 from vig_ray.selection.threshold import PASSES, Search, sortable, value_of
 
+log = logging.getLogger(__name__)
+
 QUARTILES = (0.25, 0.5, 0.75)
 _TAILS = (0.005, 0.995)  # what lies beyond goes to the open bins at the ends of the histogram
 _BINS = 60
 _TOKENS_A_BATCH = 1 << 21
 _MOST_ROWS = 1 << 14
 _TAGGED_TOKENS = 2_000_000
+_QUIET_SECONDS = 3
 _SUMS = ("count", "total", "square")
 _MEASURES = ("vig", "clean_loss", "reference_loss")
 SURVEYED = ["source", *_MEASURES, "num_answer_tokens", "num_truncated_tokens", "error"]
@@ -205,6 +210,7 @@ def pass_over(
     `tagged`: how many samples go to the tagger, about; fewer where they are very long. Raises StageError where no
     sample has a score.
     """
+    began = time.monotonic()
     survey: Survey | None = None
     for part in files.scan(SURVEYED, _SurveyBlock(near_zero)):
         if survey is None:
@@ -218,7 +224,8 @@ def pass_over(
     largest = survey.largest()[:shown_sources]
     shown = {survey.sources[at]: int(survey.counts[at, 0]) for at in largest if survey.counts[at, 0]}
     searches, ranks = _searches(scored, shown, shares)
-    for _ in range(PASSES):
+    for number in range(PASSES):
+        _say(began, f"pass {number + 2} of {PASSES + 2}, thresholds of {scored:,} samples")
         whole: dict[Any, Any] = {}
         for part in files.scan(["source", "vig"], _Digits(searches)):
             for name, (places, counts) in part.items():
@@ -243,10 +250,17 @@ def pass_over(
         tagged=min((1 << 64) - 1, int(min(tagged / scored, _TAGGED_TOKENS / total.tokens) * 2**64)),
     )
     rows = int(np.clip(_TOKENS_A_BATCH * scored / max(1, total.tokens), 256, _MOST_ROWS))
+    _say(began, f"pass {PASSES + 2} of {PASSES + 2}, {total.tokens:,} tokens")
     counting = _Tally(plan)
     found = add_up(files.scan(COLUMNS, counting, batch_rows=rows, fold=counting.fold), each)
     assert found is not None
     return Found(survey, quantiles, taus, plan, found)
+
+
+def _say(began: float, what: str) -> None:
+    """Tell where a long report is."""
+    if time.monotonic() - began > _QUIET_SECONDS:
+        log.info("report: %s", what)
 
 
 def _rank(q: float, count: int) -> int:
