@@ -91,7 +91,9 @@ def _summary(numbers: Json) -> str:
     facts = [
         _fact("samples read", f"{counts['read']:,}", read),
         _fact("answer tokens scored", f"{counts['answer_tokens']:,}", ""),
-        _fact("mean VIG", f"{gain(of_all['mean'])} nats", f"95 %: {interval(of_all)}"),
+        _fact(
+            "mean VIG", f"{gain(of_all['mean'])} nats", f"95 %: {interval(of_all)}" if of_all["low"] is not None else ""
+        ),
         _fact("median VIG", f"{gain(of_all['median'])} nats", quartiles),
     ]
     of_groups = [
