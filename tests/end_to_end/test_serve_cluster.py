@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,8 +57,9 @@ def test_serve_yaml_is_deployed_with_its_keys_and_ranges(tmp_path: Path) -> None
             found_beside = httpx.post(f"{url}/beside/v1/score", json=EXAMPLE_QA, timeout=60)
             assert found_beside.json()["vig"] == pytest.approx(answer.json()["vig"], abs=1e-5)
         finally:
-            beside.send_signal(signal.SIGINT)
-            beside.wait(180)
+            # Not by Ctrl-C: `serve run` then shuts down all of Serve, the application under test too, in its own time.
+            beside.kill()
+            beside.wait()
         # A wrong option ends in words.
         config["applications"][0]["args"]["tau"] = "high"
         (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(config))
