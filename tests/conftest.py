@@ -89,6 +89,19 @@ def vllm_engine() -> Callable[[str], Any]:
     return get
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, without a window. Not longer than a module: its event loop is in the way of others."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser import CHROMIUM, QUIET
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield found
+        found.close()
+
+
 @pytest.fixture
 def local_ray() -> None:
     """A Ray of 8 CPUs in this process: one for all tests, made again where one of them left another or none."""

@@ -16,10 +16,10 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
+from tests.browser import needs_chromium
 from tests.selection.made import selected, write_selected
-from tests.serving.test_page import CHROMIUM, QUIET
 from vig_ray.dataset.images import load_image
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.demo import CHECKPOINT
@@ -29,7 +29,7 @@ from vig_ray.report.gallery import Picture, Place, Shown, picture
 from vig_ray.report.job import ReportConfig, Written
 from vig_ray.scoring.reference import blur_pixels
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+pytestmark = needs_chromium
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quotes\" 'and' {{title}}"
 
 
@@ -57,14 +57,6 @@ def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told(written: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(written.with_suffix(".json").read_text())
     return found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield found
-        found.close()
 
 
 class Opened:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-import shutil
 import socket
 import threading
 import time
@@ -15,19 +14,16 @@ from typing import Any
 
 import pytest
 import uvicorn
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from serve_app.api import Api, make_app
 from serve_app.guard import key_hashes
 from serve_app.options import AppConfig
+from tests.browser import needs_chromium
 from tests.serving.conftest import Here, png
 from vig_ray.demo import CHECKPOINT
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
+pytestmark = needs_chromium
 
 
 class Served:
@@ -64,14 +60,6 @@ def served(demo_model: Any, demo_formatter: Any) -> Iterator[Served]:
     found = Served(TorchEngine(demo_model, demo_formatter.collate), demo_formatter, max_image_pixels=100_000)
     yield found
     found.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield found
-        found.close()
 
 
 @pytest.fixture
