@@ -20,7 +20,7 @@ def sample_gain(numbers: Json, width: int) -> Json:
     shown = [row for row in numbers["sources"] if row["shown"]]
     names = [source_name(row["source"]) for row in sorted(shown, key=lambda row: -row["median"])]
     totals = {source_name(row["source"]): row["scored"] for row in shown}
-    rest = sum(row["scored"] for row in numbers["sources"] if not row["shown"])  # with those that aren't listed
+    rest = sum(row["scored"] for row in numbers["sources"] if not row["shown"])
     if rest:
         names, totals = [*names, OTHERS], totals | {OTHERS: rest}
     lows = [each["low"] for each in bins if each["low"] is not None]
@@ -173,7 +173,7 @@ def _means(values: list[Json], title: str, width: int, labels: int) -> Json:
 def tokens(numbers: Json, width: int) -> Json:
     """Mean gains of the tokens at both ends (VIG, Table 2)."""
     parts = []
-    for title, name in (("highest", "highest"), ("lowest", "lowest")):
+    for name in ("highest", "lowest"):
         rows = numbers["tokens"][name]
         texts = [row["text"] for row in rows]
         values = [
@@ -185,7 +185,7 @@ def tokens(numbers: Json, width: int) -> Json:
             }
             for row in rows
         ]
-        parts.append(_means(values, title, width, 110))
+        parts.append(_means(values, name, width, 110))
     return spec(vconcat=[part for part in parts if part["data"]["values"]], resolve={"scale": {"x": "shared"}})
 
 
