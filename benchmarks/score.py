@@ -32,7 +32,7 @@ from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.schema import PREPARED
 from vig_ray.scoring.score import score_rows
-from vig_ray.storage import parquet_files
+from vig_ray.stage import parquet_files
 
 
 def preparer() -> Preparer:

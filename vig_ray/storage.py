@@ -7,8 +7,11 @@ handed to fsspec. Credentials and endpoints come from the environment (`AWS_ACCE
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import secrets
+from collections.abc import Iterable, Iterator
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
@@ -71,6 +74,12 @@ def join(base: str, *parts: str) -> str:
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def absolute(uri: str) -> str:
+    """A local path in full, for those who have another working directory; a URI as it is, without a slash at its end."""
+    fs, path = filesystem(uri)
+    return path if isinstance(fs, pafs.LocalFileSystem) else uri.rstrip("/")
+
+
 def exists(uri: str) -> pafs.FileType:
     """What lies at `uri`: File, Directory or NotFound."""
     fs, path = filesystem(uri)
@@ -89,19 +98,67 @@ def read_bytes(uri: str) -> bytes:
     return data
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Write a small file whole, creating its folder; a local one appears under its name only when complete."""
+def write_bytes(uri: str, data: bytes, *, by_way_of: str | None = None) -> None:
+    """Write a small file whole, creating its folder; a local one appears under its name only when complete.
+
+    `by_way_of`: a path on the same disk where a local one lies until then; by default a hidden one beside it.
+    """
     fs, path = filesystem(uri)
-    # An object store shows an object only when it is complete; a local file needs the rename.
-    target = f"{path}.{os.getpid()}.tmp" if isinstance(fs, pafs.LocalFileSystem) else path
     try:
         fs.create_dir(os.path.dirname(path), recursive=True)
-        with fs.open_output_stream(target) as stream:
-            stream.write(data)
-        if target != path:
-            os.replace(target, path)
+        if not isinstance(fs, pafs.LocalFileSystem):  # a store shows an object only when it is complete
+            with fs.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        folder, name = os.path.split(path)
+        target = by_way_of or os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "wb") as file:
+            file.write(data)
+        os.replace(target, path)
     except OSError as error:
         raise StageError(f"{uri}: can't be written: {one_line(error)}") from error
+
+
+def list_files(uri: str) -> list[str]:
+    """All files under a folder, hidden ones too, by their names relative to it; the folder's own name, "", where it is
+    a file. Raises StageError where it can't be listed."""
+    fs, path = filesystem(uri)
+    path = path.rstrip("/")
+    try:
+        if fs.get_file_info(path).is_file:
+            return [""]
+        infos = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise StageError(f"{uri}: can't be listed: {one_line(error)}") from error
+    return sorted(info.path[len(path) + 1 :] for info in infos if info.type != pafs.FileType.Directory)
+
+
+def delete_tree(uri: str) -> None:
+    """Delete a folder that a run made for itself, and all in it; nothing happens where there is none."""
+    fs, path = filesystem(uri)
+    if exists(uri).name == "Directory":
+        try:
+            fs.delete_dir(path)
+        except OSError as error:
+            if exists(uri).name == "Directory":  # else its last writer was faster
+                raise StageError(f"{uri}: can't be deleted: {one_line(error)}") from error
+
+
+def delete_empty_folders(parent: str, names: Iterable[str]) -> None:
+    """Delete the local folders under `parent` that these files lay in and that are empty now; a store has none."""
+    fs, path = filesystem(parent)
+    if not isinstance(fs, pafs.LocalFileSystem):
+        return
+    folders = {folder for name in names for folder in _folders_of(name)}
+    for folder in sorted(folders, key=len, reverse=True):
+        with contextlib.suppress(OSError):  # it isn't empty, or isn't there
+            os.rmdir(os.path.join(path, folder))
+
+
+def _folders_of(name: str) -> Iterator[str]:
+    while name := name.rpartition("/")[0]:
+        yield name
 
 
 def check_writable(uri: str) -> None:
@@ -119,10 +176,3 @@ def check_writable(uri: str) -> None:
         bucket = path.split("/", 1)[0]
         if exists(f"s3://{bucket}").name != "Directory":
             raise StageError(f"{uri}: there is no bucket {bucket!r}, or it can't be reached with these credentials")
-
-
-def parquet_files(directory: str) -> list[str]:
-    """The Parquet files in a stage's directory, sorted, as paths for its filesystem."""
-    fs, path = filesystem(directory)
-    infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
-    return sorted(info.path for info in infos if info.is_file and info.path.endswith(".parquet"))

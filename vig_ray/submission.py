@@ -11,10 +11,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ from pydantic import Field, create_model, field_validator
 
 import vig_ray
 from vig_ray.errors import StageError
+from vig_ray.model.checkpoint import is_local
 from vig_ray.stage import StageConfig
-from vig_ray.storage import one_line
+from vig_ray.storage import absolute, one_line
 
 log = logging.getLogger("vig_ray.submission")
 
@@ -84,8 +87,8 @@ def stage_options(config: StageConfig) -> dict[str, Any]:
 def _in_full(name: str, value: Any) -> Any:
     """A local path by its whole name: the job runs in another folder. A model may be a hub id, so it must be here."""
     local = isinstance(value, str) and "://" not in value
-    if local and (name in _PATHS or (name in _MODELS and os.path.isdir(value))):
-        return os.path.abspath(value)
+    if local and (name in _PATHS or (name in _MODELS and is_local(value))):
+        return absolute(value)
     return value
 
 
@@ -115,13 +118,12 @@ def run(stage: str, config: Any) -> int:
         raise StageError(f"--address {config.address}: no Ray dashboard answers: {one_line(error)[:200]}") from error
     options = stage_options(config)
     base = config.submission_id or name_of(stage, options)
-    attempts = [name for name in (base, *(f"{base}-{number}" for number in range(2, len(jobs) + 2))) if name in jobs]
-    last = attempts[-1] if attempts else None
+    last, following = attempts(base, jobs)
     if last is not None and jobs[last] not in _TERMINAL:
         name = last
         log.info("%s does this already, and is %s", name, jobs[last].lower())
     else:
-        name = base if last is None else f"{base}-{len(attempts) + 1}"
+        name = following
         if last is not None:
             log.info("%s was %s; this attempt goes on from there", last, jobs[last].lower())
         _submit(client, stage, name, options, config)
@@ -141,6 +143,18 @@ def run(stage: str, config: Any) -> int:
         raise StageError(f"{name} {status}: {_reason(message)}")
     log.info("%s SUCCEEDED", name)
     return 0
+
+
+def attempts(base: str, jobs: Iterable[str]) -> tuple[str | None, str]:
+    """The last attempt at a job among the cluster's jobs, and the name of the next one.
+
+    Attempts are called BASE, BASE-2, BASE-3, ...; any of them may have been deleted (`ray job delete`).
+    """
+    pattern = re.compile(rf"{re.escape(base)}(?:-([1-9]\d*))?")
+    numbers = {int(match[1] or 1): name for name in jobs if (match := pattern.fullmatch(name))}
+    if not numbers:
+        return None, base
+    return numbers[max(numbers)], f"{base}-{max(numbers) + 1}"
 
 
 def _submit(client: Any, stage: str, name: str, options: dict[str, Any], config: Any) -> None:

@@ -21,8 +21,8 @@ from vig_ray.dataset.rows import Row, to_sample
 from vig_ray.dataset.schema import RowError
 from vig_ray.dataset.writer import SampleWriter
 from vig_ray.errors import StageError
-from vig_ray.stage import STAGE_FILE, StageConfig, clear_directory, read_stage, write_stage
-from vig_ray.storage import exists, filesystem, join, one_line, parquet_files, scheme_of
+from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
+from vig_ray.storage import exists, filesystem, join, scheme_of
 
 STAGE = "import"
 SAMPLES_FOLDER = "samples"
@@ -51,7 +51,9 @@ class ImportConfig(StageConfig):
     max_bytes_per_file: int = Field(
         128 << 20, ge=1, description="size at which a Parquet file is closed, in bytes of text and images"
     )
-    overwrite: bool = Field(False, description="replace the samples that are there, whatever they were made from")
+    overwrite: bool = Field(
+        False, description="replace what an earlier import of other data or with other options left in --out"
+    )
     strict: bool = Field(False, description="exit with status 1 if any row could not be imported")
 
 
@@ -113,9 +115,7 @@ class _Plan:
 
 def validate(config: ImportConfig) -> None:
     """Raise StageError for what shows without reading the data: missing files, unknown formats, a taken `out`."""
-    plan = _plan(config)
-    if config.overwrite or _existing(plan, config) is None:
-        _check_replaceable(plan.directory)
+    _claim(_plan(config), config)
 
 
 def run(
@@ -126,20 +126,16 @@ def run(
     With `spread`, no row comes through this process: groups of files are imported where it calls them, and `progress`
     is called after each.
     An import that is already complete, of the same files with the same options, is not done again. Raises
-    StageError where the data can't be read on; the parts written so far stay, without a stage.json, and the next run
-    begins anew.
+    StageError where the data can't be read on; the parts written so far stay until the next run, which begins anew.
     """
     plan = _plan(config)
-    record = None if config.overwrite else _existing(plan, config)
-    if record is not None:
-        return ImportReport(**{**record["counts"], "directory": plan.directory})
-    _clear(plan.directory)
-    report = _import(plan, config, progress, spread)
+    output = _claim(plan, config)
+    if output.complete:
+        return ImportReport(**{**output.record["counts"], "directory": plan.directory})
+    output.begin(config, **output.identity)
+    report = _import(plan, output, config, progress, spread)
     counts = {name: value for name, value in asdict(report).items() if name != "directory"}
-    try:
-        write_stage(plan.directory, STAGE, config, **_identity(plan, config), counts=counts)
-    except OSError as error:
-        raise StageError(f"{plan.directory}: can't be written to: {one_line(error)}") from error
+    output.commit(config, counts=counts)
     return report
 
 
@@ -148,9 +144,10 @@ def samples_directory(uri: str) -> str | None:
     for directory in (uri, join(uri, SAMPLES_FOLDER)):
         try:
             record = read_stage(directory)
-        except StageError:  # not a stage.json of vig-ray's
+        except StageError:  # not a record of vig-ray's
             continue
-        if record is not None and record["stage"] == STAGE:
+        # Records of earlier versions, which were written at an import's end, say nothing of being complete.
+        if record is not None and record["stage"] == STAGE and record.get("complete", True):
             return directory
     return None
 
@@ -187,54 +184,22 @@ def _identity(plan: _Plan, config: ImportConfig) -> dict[str, Any]:
     }
 
 
-def _existing(plan: _Plan, config: ImportConfig) -> dict[str, Any] | None:
-    """The record of the finished import that this plan would repeat; None where there is none.
-
-    Raises StageError where the directory holds something else.
-    """
-    record = read_stage(plan.directory)
-    if record is None:
-        return None
-    advice = "choose another --out, or replace it with --overwrite"
-    if record["stage"] != STAGE:
-        raise StageError(f"{plan.directory}: holds the output of '{record['stage']}'; {advice}")
-    differing = [name for name, value in _identity(plan, config).items() if record.get(name) != value]
-    if differing:
-        raise StageError(f"{plan.directory}: holds samples of other {', '.join(differing)}; {advice}")
-    return record
-
-
-def _check_replaceable(directory: str) -> None:
-    """Raise StageError if there is anything in `directory` that no import writes."""
-    fs, path = filesystem(directory)
-    try:
-        found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    except OSError as error:
-        raise StageError(f"{directory}: can't be listed: {one_line(error)}") from error
-    for info in found:
-        part = info.base_name.startswith("part-") and info.base_name.endswith(".parquet")
-        if info.type != pafs.FileType.File or not (part or info.base_name.startswith(STAGE_FILE)):
-            raise StageError(f"{directory}: {info.base_name} is in it, which no import wrote; choose another --out")
-
-
-def _clear(directory: str) -> None:
-    _check_replaceable(directory)
-    try:
-        clear_directory(directory)
-    except OSError as error:
-        raise StageError(f"{directory}: can't be cleared: {one_line(error)}") from error
+def _claim(plan: _Plan, config: ImportConfig) -> Claim:
+    identity = _identity(plan, config)
+    return claim(plan.directory, STAGE, identity, overwrite=config.overwrite, resumes=False)
 
 
 def _import(
-    plan: _Plan, config: ImportConfig, progress: Callable[[int], None] | None, spread: Spread | None
+    plan: _Plan, output: Claim, config: ImportConfig, progress: Callable[[int], None] | None, spread: Spread | None
 ) -> ImportReport:
     total = Counts(0, 0, 0, Counter())
     if spread is None:
-        parts: Iterable[Counts] = [import_files(plan, plan.files, None, config, progress)]
+        parts: Iterable[Counts] = [import_files(plan, output, plan.files, None, config, progress)]
     else:
         # A machine that does it may have another working directory.
         there = plan.directory if scheme_of(plan.directory) else filesystem(plan.directory)[1]
-        work = [partial(import_files, replace(plan, directory=there), files) for files in _groups(plan.files)]
+        output, plan_there = replace(output, directory=there), replace(plan, directory=there)
+        work = [partial(import_files, plan_there, output, files) for files in _groups(plan.files)]
         parts = spread([partial(each, number, config, None) for number, each in enumerate(work)])
     for part in parts:
         total.read += part.read
@@ -278,6 +243,7 @@ def _groups(files: list[DataFile]) -> list[list[DataFile]]:
 
 def import_files(
     plan: _Plan,
+    output: Claim,
     files: Sequence[DataFile],
     group: int | None,
     config: ImportConfig,
@@ -285,8 +251,14 @@ def import_files(
 ) -> Counts:
     """Import some of the files, one `group` of several or all (None); done again, it writes the same parts."""
     counts = Counts(0, 0, 0, Counter())
-    limits = {"rows_per_file": config.rows_per_file, "max_bytes_per_file": config.max_bytes_per_file}
-    with SampleWriter(plan.directory, group=group, **limits) as writer:
+    with SampleWriter(
+        plan.directory,
+        run=output.run,
+        unfinished=output.work,
+        group=group,
+        rows_per_file=config.rows_per_file,
+        max_bytes_per_file=config.max_bytes_per_file,
+    ) as writer:
         for file in files:
             folder = plan.folder(file)
             for row in read_rows(file):

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from vig_ray.dataset.schema import SAMPLES, Sample
 from vig_ray.errors import StageError
-from vig_ray.storage import filesystem, one_line
+from vig_ray.storage import one_line
+from vig_ray.whole_files import whole_files
 
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 2 << 20  # a row group, which is what training reads to get at one sample
@@ -19,18 +20,26 @@ _REPEATING_COLUMNS = ["source", "conversation.list.element.role", "conversation.
 
 
 class SampleWriter:
-    """Writes `part-00000.parquet`, `part-00001.parquet`, ... into a directory, for use in a `with` statement.
+    """Writes `RUN-00000.parquet`, `RUN-00001.parquet`, ... into a directory, for use in a `with` statement.
 
-    With a `group`, one of several writers of a directory, it is `part-GROUP-00000.parquet` and so on. A part is closed
-    at `rows_per_file` rows or `max_bytes_per_file` bytes of text and images, whichever comes first.
+    `run`: the run id that the names begin with. With a `group`, one of several writers of a directory, they are
+    `RUN-GROUP-00000.parquet` and so on. A part is closed at `rows_per_file` rows or `max_bytes_per_file` bytes of text
+    and images, whichever comes first; until then it lies in the local folder `unfinished`.
     The directory is made with the first part. Raises StageError where it can't be written to.
     """
 
     def __init__(
-        self, directory: str, *, rows_per_file: int, max_bytes_per_file: int, group: int | None = None
+        self,
+        directory: str,
+        *,
+        run: str,
+        unfinished: str,
+        rows_per_file: int,
+        max_bytes_per_file: int,
+        group: int | None = None,
     ) -> None:
-        self._directory = directory
-        self._prefix = "part-" if group is None else f"part-{group:05d}-"
+        self._directory, self._unfinished = directory, unfinished
+        self._prefix = f"{run}-" if group is None else f"{run}-{group:05d}-"
         self._rows_per_file = rows_per_file
         self._max_bytes = max_bytes_per_file
         self._batch: list[dict[str, Any]] = []
@@ -100,7 +109,7 @@ class SampleWriter:
 
     def _open_part(self) -> pq.ParquetWriter:
         if self._part is None:
-            fs, path = filesystem(self._directory)
+            fs, path = whole_files(self._directory, self._unfinished)
             fs.create_dir(path, recursive=True)
             where = f"{path}/{self._prefix}{self._parts:05d}.parquet"
             self._part = pq.ParquetWriter(

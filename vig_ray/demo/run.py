@@ -8,11 +8,12 @@ from typing import Literal
 
 from pydantic import Field
 
+import vig_ray
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.summary import ScoreSummary, TokenMean, token_means
-from vig_ray.stage import StageConfig
+from vig_ray.stage import StageConfig, claim
 from vig_ray.storage import check_writable, join, scheme_of
 
 _LEAST_OCCURRENCES = 20
@@ -64,6 +65,19 @@ class DemoReport:
         return "\n".join([*lines, "", self.summary.text(), f"report: {self.report}"])
 
 
+def _dataset(config: DemoConfig) -> str:
+    """The folder of the demo's dataset, which is made where it isn't there yet. Raises StageError."""
+    folder = join(config.out, "data")
+    identity = {"options": config.model_dump(include={"samples", "seed"}), "vig_ray": vig_ray.__version__}
+    output = claim(folder, "demo", identity, overwrite=True, resumes=False)
+    if not output.complete:
+        output.begin(config)
+        world.write(output.work, config.samples, config.seed)
+        output.publish(output.work, "data")
+        output.commit(config)
+    return folder
+
+
 def run(config: DemoConfig) -> DemoReport:
     """Make, import, score and report the demo dataset in `config.out`."""
     from transformers import AutoTokenizer
@@ -75,7 +89,7 @@ def run(config: DemoConfig) -> DemoReport:
     if scheme_of(config.out):
         raise StageError(f"--out {config.out}: the demo's images are written to a local folder; name one")
     check_writable(config.out)
-    data = world.write(os.path.join(config.out, "data"), config.samples, config.seed)
+    data = os.path.join(_dataset(config), "data.json")
     summary = job.run(
         ScoreConfig(data=data, model=CHECKPOINT, out=config.out, reference=config.reference, overwrite=True)
     )

@@ -17,11 +17,11 @@ from torch import nn
 
 from vig_ray.errors import StageError
 from vig_ray.model.chat_template import LLAVA_V1
-from vig_ray.model.checkpoint import local_folder
+from vig_ray.model.checkpoint import is_local, local_folder
 from vig_ray.model.export import save_checkpoint
 from vig_ray.model.llava import MAX_LENGTH
-from vig_ray.stage import StageConfig
-from vig_ray.storage import one_line
+from vig_ray.stage import StageConfig, claim
+from vig_ray.storage import absolute, check_writable, one_line, scheme_of
 
 _VOCABULARY_MULTIPLE = 64
 
@@ -34,7 +34,7 @@ class AssembleConfig(StageConfig):
     )
     vision_tower: str = Field(description="CLIP vision tower: a checkpoint's folder or a hub id")
     projector: str = Field(description="LLaVA's mm_projector.bin (two layers, mlp2x_gelu), or the same as .safetensors")
-    out: str = Field(description="folder that gets the checkpoint; must not exist yet")
+    out: str = Field(description="folder that gets the checkpoint; new or empty")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float16", description="precision of the written weights")
 
 
@@ -109,13 +109,24 @@ def _grown(weight: torch.Tensor, rows: int) -> nn.Parameter:
     return nn.Parameter(torch.cat([weight.detach(), extra]), requires_grad=False)
 
 
+def _named(config: AssembleConfig) -> dict[str, str]:
+    """What is put together, local parts by their full names."""
+    parts = {"language_model": config.language_model, "vision_tower": config.vision_tower}
+    named = {option: absolute(part) if is_local(part) else part for option, part in parts.items()}
+    return named | {"projector": absolute(config.projector), "dtype": config.dtype}
+
+
 def run(config: AssembleConfig) -> AssembleReport:
     """Write the assembled checkpoint to `config.out`; raises StageError where a part is missing or doesn't fit."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-    if os.path.exists(config.out):
-        raise StageError(f"--out {config.out}: exists already; choose another folder")
+    if scheme_of(config.out):
+        raise StageError(f"--out {config.out}: takes a folder on this machine; copy it from there")
+    check_writable(config.out)
+    output = claim(config.out, "assemble", {"options": _named(config)}, resumes=False)
+    if output.complete:
+        return AssembleReport(config.out, **output.record["counts"])
     projector = read_projector(config.projector)
     dtype = getattr(torch, config.dtype)
     language_model, tokenizer, tower, images = _load_parts(config, dtype)
@@ -174,7 +185,9 @@ def run(config: AssembleConfig) -> AssembleReport:
         num_additional_image_tokens=1,
         chat_template=LLAVA_V1,
     )
-    unfinished = f"{config.out.rstrip('/')}.unfinished"
-    save_checkpoint(model, processor, unfinished)
-    os.replace(unfinished, config.out)
-    return AssembleReport(config.out, sum(p.numel() for p in model.parameters()), len(model.state_dict()))
+    counts = {"parameters": sum(p.numel() for p in model.parameters()), "tensors": len(model.state_dict())}
+    output.begin(config)
+    save_checkpoint(model, processor, output.work)
+    output.publish(output.work, os.path.basename(absolute(config.out)))
+    output.commit(config, counts=counts)
+    return AssembleReport(config.out, **counts)

@@ -10,7 +10,7 @@ from vig_ray.report.numbers import LISTED
 from vig_ray.selection.export import selection_directory
 from vig_ray.selection.strategies import strategies
 from vig_ray.stage import read_stage
-from vig_ray.storage import join
+from vig_ray.storage import absolute, join
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def selection_of(given: str | None, scores: str, record: Json) -> tuple[str | No
     `given` None: the one beside the scores, if it is theirs. Raises StageError where the one that was given isn't.
     """
     if given is None:
-        beside = join(scores.rstrip("/").rpartition("/")[0] or ".", "selection")
+        beside = join(absolute(scores).rpartition("/")[0], "selection")
         try:
             return selection_of(beside, scores, record) if read_stage(beside) else (None, None, None)
         except StageError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -33,11 +34,12 @@ from vig_ray.report.tally import COLUMNS
 from vig_ray.scoring.scored import samples_beside, scores_directory
 from vig_ray.selection.config import PerCent, several
 from vig_ray.selection.scan import Files
-from vig_ray.stage import StageConfig, read_stage
-from vig_ray.storage import check_writable, exists, filesystem, join, parquet_files, read_bytes, write_bytes
+from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
+from vig_ray.storage import check_writable, exists, filesystem, join, read_bytes, write_bytes
 
 Json = dict[str, Any]
 _MEGABYTE = 10**6
+_SUFFIXES = (".json", ".svg", ".png", "-narrow.svg", "-narrow.png")  # of a figure's files
 _MARGIN = 20_000  # for the gallery's own headings and filters
 
 
@@ -138,6 +140,7 @@ class _Inputs:
 def run(config: ReportConfig) -> Written:
     """Write a report. Raises StageError before the first pass where an input or `out` is wrong."""
     inputs = _inputs(config)
+    output = _claim(config)
     tagger = load_tagger(config.tagger) if inputs.tokenizer is not None else None
     fs, _ = filesystem(inputs.scores)
     paths = parquet_files(inputs.scores)
@@ -174,7 +177,7 @@ def run(config: ReportConfig) -> Written:
             for name, places in gallery.groups.items()
         },
     }
-    return _write(config, told, gallery)
+    return _write(config, output, told, gallery)
 
 
 def _inputs(config: ReportConfig) -> _Inputs:
@@ -212,6 +215,21 @@ def _check_out(config: ReportConfig) -> None:
     if exists(_folder(config.out)).name == "File":
         raise StageError(f"--out {config.out}: {_folder(config.out)} is a file; choose another name")
     check_writable(config.out.rpartition("/")[0] or ".")
+
+
+def _claim(config: ReportConfig) -> Claim:
+    """The files of a report, which is made anew each time in place of an earlier one."""
+    folder, beside = os.path.basename(_folder(config.out)), os.path.basename(config.out)
+    figures = [f"{folder}/{name}{suffix}" for name in NAMES for suffix in _SUFFIXES] if config.figures else []
+    return claim(
+        config.out,
+        "report",
+        {},
+        overwrite=True,
+        folders=(),
+        files=[beside, json_name(beside), *figures],
+        again=True,
+    )
 
 
 def _check_columns(paths: list[str], fs: Any) -> None:
@@ -264,7 +282,7 @@ def _gallery(config: ReportConfig, inputs: _Inputs, found: Found) -> Gallery:
     )
 
 
-def _write(config: ReportConfig, told: Json, gallery: Gallery) -> Written:
+def _write(config: ReportConfig, output: Claim, told: Json, gallery: Gallery) -> Written:
     figures = drawn(told)
     html = page(config.title, told, figures, "")
     shown, left_out = sum(len(places) for places in gallery.groups.values()), 0
@@ -273,10 +291,10 @@ def _write(config: ReportConfig, told: Json, gallery: Gallery) -> Written:
         whose = "the selection's" if told["gallery"]["of_selection"] else f"of p = {config.near_p:g} %"
         cards, left_out = gallery_html(gallery, tau=f"{told['gallery']['tau']:+.4f}, {whose}", budget=budget)
         html = page(config.title, told, figures, _left_out(left_out, shown, config.max_mb) + cards)
+    output.begin(config)
     write_bytes(config.out, html.encode())
     write_bytes(json_name(config.out), (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
     folder = _folder(config.out) if config.figures else None
-    _clear_figures(_folder(config.out))
     for each in figures if folder else []:
         name = join(str(folder), each.figure.name)
         for image, suffix in ((each.wide, ""), (each.narrow, "-narrow")):
@@ -284,16 +302,8 @@ def _write(config: ReportConfig, told: Json, gallery: Gallery) -> Written:
                 write_bytes(f"{name}{suffix}.svg", image.encode())
                 write_bytes(f"{name}{suffix}.png", draw.png(image))
         write_bytes(f"{name}.json", json.dumps(each.figure.spec(WIDE), indent=1, ensure_ascii=False).encode())
+    output.commit(config)
     return Written(config.out, len(html.encode()), folder, told, shown, left_out)
-
-
-def _clear_figures(folder: str) -> None:
-    """Delete the figures of an earlier report."""
-    for name in NAMES:
-        for suffix in (".json", ".svg", ".png", "-narrow.svg", "-narrow.png"):
-            fs, path = filesystem(join(folder, name + suffix))
-            if fs.get_file_info(path).is_file:
-                fs.delete_file(path)
 
 
 def _left_out(count: int, shown: int, megabytes: float) -> str:

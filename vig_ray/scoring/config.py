@@ -117,5 +117,5 @@ class ScoreConfig(StageConfig):
         None,
         description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or a Ray of its own on this machine",
     )
-    overwrite: bool = Field(False, description="delete what an earlier run with other options left in --out")
+    overwrite: bool = Field(False, description="replace what an earlier run with other options left in --out")
     strict: bool = Field(False, description="exit with status 1 if any row could not be scored")

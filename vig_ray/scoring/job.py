@@ -16,11 +16,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
+from ray.data.datasource import FilenameProvider
 from ray.data.exceptions import ExecutionTimeoutError
 
 from vig_ray.cluster import (
@@ -47,8 +47,9 @@ from vig_ray.scoring.reference import REFERENCES
 from vig_ray.scoring.schema import SCORES
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.summary import ScoreSummary, summarise
-from vig_ray.stage import clear_directory, read_stage, write_stage
-from vig_ray.storage import check_writable, exists, filesystem, join, parquet_files
+from vig_ray.stage import Claim, claim, parquet_files, read_stage
+from vig_ray.storage import check_writable, filesystem, join
+from vig_ray.whole_files import whole_files
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +117,15 @@ def run(config: ScoreConfig) -> ScoreSummary:
     samples = plan.samples
     if samples is None:
         samples = _imported(config)
-    identity = _identity(plan, samples)
-    found = _earlier_run(plan, identity)
-    earlier = found["identity"] if found else {}
-    if found is not None and found["complete"]:
+    # An engine or a dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
+    output = claim(
+        plan.scores, "score", _identity(plan, samples), overwrite=config.overwrite, left_open=("engine", "dtype")
+    )
+    if output.complete:
         log.info("%s: already complete, nothing to score", plan.scores)
         return summarise(plan.scores)
+    went_on = output.state == "go on" and bool(parquet_files(plan.scores))
+    earlier = output.record["identity"] if went_on else {}
     cores = os.cpu_count() or 1
     actors = sum(parse_range(spelled)[1] if spelled else cores for spelled in (config.workers, config.prepare_workers))
     began = time.time()
@@ -132,29 +136,24 @@ def run(config: ScoreConfig) -> ScoreSummary:
         if config.vllm and engine != "vllm":
             log.warning("--vllm has no effect: the %s engine runs", engine)
         dtype = config.dtype or earlier.get("dtype") or default_dtype(config.model, device)
-        identity |= {"engine": engine, "dtype": dtype}
-        write_stage(plan.scores, "score", config, identity=identity, complete=False)
+        output.begin(config, identity=output.identity | {"engine": engine, "dtype": dtype})
         pools = _pools(config, ray_has, device, engine)
         log.info("%s engine (%s) on %s in %s, %s at a time", engine, why, device, dtype, _words(pools.engines))
-        timing = _score(plan, samples, pools, device, dtype, engine)
+        timing = _score(plan, output, samples, pools, device, dtype, engine)
+    _delete_uncommitted(output)
     summary = summarise(plan.scores)
     if summary.read != _count_rows(samples):
         raise StageError(
             f"{plan.scores}: {summary.read:,} rows written for {_count_rows(samples):,} samples. On several machines "
-            "every path must be on storage that all of them share; otherwise run again with --overwrite, and please "
-            "report it"
+            "every path must be on storage that all of them share; otherwise please report it, and run again with "
+            "another --out"
         )
-    write_stage(
-        plan.scores,
-        "score",
+    output.commit(
         config,
-        identity=identity,
-        complete=True,
         counts=summary.counts(),
         reference=REFERENCES[config.reference].parameters,
         timing={"total_s": time.time() - began, "began": began, **timing},
     )
-    clear_directory(_checkpoint(plan))
     return summary
 
 
@@ -208,37 +207,24 @@ def _identity(plan: Plan, samples: str) -> dict[str, Any]:
     }
 
 
-def _earlier_run(plan: Plan, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of this very run, begun or finished earlier; None where there is none, or --overwrite deletes it.
-
-    Raises StageError where `OUT/scores` holds anything else.
-    """
-    found = read_stage(plan.scores)
-    if found is None or found["stage"] != "score":
-        fs, path = filesystem(plan.scores)
-        if exists(plan.scores).name == "Directory" and fs.get_file_info(pafs.FileSelector(path)):
-            raise StageError(f"{plan.scores}: holds files that no scoring run wrote; choose another --out")
-        return None
-    if plan.config.overwrite:
-        clear_directory(plan.scores)
-        clear_directory(_checkpoint(plan))
-        return None
-    if not found["complete"] and not parquet_files(plan.scores) and not _checkpointed_rows(plan):
-        return None  # it wrote nothing: an engine that couldn't start, say, and now another is asked for
-    theirs = found.get("identity", {})
-    # An engine or a dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
-    left_open = {key for key in ("engine", "dtype") if identity[key] is None}
-    changed = [key for key, value in identity.items() if theirs.get(key) != value and key not in left_open]
-    if changed:
-        raise StageError(
-            f"{plan.scores}: holds the scores of another run ({', '.join(changed)} differ); "
-            "choose another --out, or --overwrite to delete them"
-        )
-    return found
+def _checkpoint(output: Claim) -> str:
+    """Where Ray Data keeps the keys of every block that was written, one file a block."""
+    return join(output.work, "checkpoint")
 
 
-def _checkpoint(plan: Plan) -> str:
-    return join(plan.config.out, ".score-checkpoint")
+def _committed(output: Claim) -> list[str]:
+    return [path for path in parquet_files(_checkpoint(output)) if not path.endswith(".pending.parquet")]
+
+
+def _delete_uncommitted(output: Claim) -> None:
+    """Delete the files of blocks that no checkpoint knows: a worker of a killed run wrote them after this run looked,
+    and this run has scored their rows as well."""
+    committed = {path.rpartition("/")[2].removesuffix(".parquet") for path in _committed(output)}
+    fs, _ = filesystem(output.directory)
+    for path in parquet_files(output.directory):
+        block = path.rpartition("/")[2].rpartition("-")[0]  # Ray adds -0, -1, ... to a block's name
+        if block not in committed:
+            fs.delete_file(path)
 
 
 def _count_rows(samples: str) -> int:
@@ -247,27 +233,28 @@ def _count_rows(samples: str) -> int:
     return rows
 
 
-def _checkpointed_rows(plan: Plan) -> int:
-    fs, _ = filesystem(_checkpoint(plan))
-    committed = [path for path in parquet_files(_checkpoint(plan)) if not path.endswith(".pending.parquet")]
+def _checkpointed_rows(output: Claim) -> int:
+    fs, _ = filesystem(_checkpoint(output))
 
     def rows(path: str) -> int:
         counted: int = pq.read_metadata(path, filesystem=fs).num_rows
         return counted
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # one a block, and a store takes its time over each
-        return sum(pool.map(rows, committed))
+        return sum(pool.map(rows, _committed(output)))
 
 
-def _score(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, engine: str) -> dict[str, Any]:
+def _score(
+    plan: Plan, output: Claim, samples: str, pools: Pools, device: str, dtype: str, engine: str
+) -> dict[str, Any]:
     """Run the job with its progress shown; returns when the first engine was ready and how many rows were when."""
-    total, done = _count_rows(samples), _checkpointed_rows(plan)
+    total, done = _count_rows(samples), _checkpointed_rows(output)
     if done:
         log.info("going on: %s of %s rows were scored by an earlier run", f"{done:,}", f"{total:,}")
     counter: Any = RowCounter.options(scheduling_strategy=with_the_driver()).remote()  # type: ignore[attr-defined]
     with shown(counter, total, done):
         try:
-            _execute(plan, samples, pools, device, dtype, engine, counter)
+            _execute(plan, output, samples, pools, device, dtype, engine, counter)
         except ExecutionTimeoutError as error:
             raise StageError(
                 f"no row was scored for {_WAIT_FOR_MACHINES_S // 3600} hours: no machine came, or none that has what "
@@ -282,15 +269,17 @@ def _score(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, engi
     return timing
 
 
-def _execute(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, engine: str, counter: Any) -> None:
+def _execute(
+    plan: Plan, output: Claim, samples: str, pools: Pools, device: str, dtype: str, engine: str, counter: Any
+) -> None:
     """Build the Ray Data plan and run it to its end."""
     config = plan.config
     fs, _ = filesystem(samples)
-    out_fs, out_path = filesystem(plan.scores)
+    out_fs, out_path = whole_files(plan.scores, join(output.work, "unfinished"))
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = _WAIT_FOR_MACHINES_S
-    checkpoint_fs, checkpoint_path = filesystem(_checkpoint(plan))
+    checkpoint_fs, checkpoint_path = filesystem(_checkpoint(output))
     checkpoint_fs.create_dir(checkpoint_path, recursive=True)
     context.checkpoint_config = CheckpointConfig(
         id_column="sample_key",
@@ -344,7 +333,8 @@ def _execute(plan: Plan, samples: str, pools: Pools, device: str, dtype: str, en
             num_cpus=0.5 if pools.gpus_each else 1,
             num_gpus=pools.gpus_each,
         )
-        data.write_parquet(out_path, filesystem=out_fs, schema=SCORES, compression="zstd")
+        names = FilenameProvider(dataset_uuid=output.run, file_format="parquet")
+        data.write_parquet(out_path, filesystem=out_fs, filename_provider=names, schema=SCORES, compression="zstd")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import pyarrow.dataset as pads
 
 from vig_ray.dataset.importing import samples_directory
 from vig_ray.errors import StageError
-from vig_ray.stage import read_stage
-from vig_ray.storage import filesystem, join, parquet_files
+from vig_ray.stage import parquet_files, read_stage
+from vig_ray.storage import absolute, filesystem, join
 
 
 def scores_directory(given: str) -> str:
@@ -27,7 +27,7 @@ def samples_beside(scores: str, given: str | None, record: dict[str, Any]) -> st
 
     Raises StageError where the one that was given isn't theirs.
     """
-    found = samples_directory(given or join(scores.rstrip("/").rpartition("/")[0] or ".", "samples"))
+    found = samples_directory(given or join(absolute(scores).rpartition("/")[0], "samples"))
     if found is None:
         if given is not None:
             raise StageError(f"{given}: no samples here; --samples takes what `vig import --out` wrote")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.dataset as pads
 
+from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
 
 
@@ -55,7 +55,7 @@ class ScoreSummary:
         return "\n".join([*lines, f"scores: {self.directory}"])
 
     def counts(self) -> dict[str, Any]:
-        """The counts as JSON values, for stage.json."""
+        """The counts as JSON values, for the record."""
         return {
             "read": self.read,
             "scored": self.scored,
@@ -68,10 +68,8 @@ class ScoreSummary:
 
 
 def _parquet(directory: str) -> Any:
-    fs, path = filesystem(directory)
-    infos = fs.get_file_info(pa.fs.FileSelector(path))
-    files = sorted(info.path for info in infos if info.path.endswith(".parquet"))
-    return pads.dataset(files, filesystem=fs, format="parquet")
+    fs, _ = filesystem(directory)
+    return pads.dataset(parquet_files(directory), filesystem=fs, format="parquet")
 
 
 def summarise(directory: str) -> ScoreSummary:

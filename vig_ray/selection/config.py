@@ -87,4 +87,4 @@ class SelectConfig(StageConfig):
     address: str | None = Field(
         None, description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or this machine"
     )
-    overwrite: bool = Field(False, description="delete an earlier selection in --out")
+    overwrite: bool = Field(False, description="replace an earlier selection with other options in --out")

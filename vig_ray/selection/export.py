@@ -26,8 +26,8 @@ from vig_ray.errors import StageError
 from vig_ray.model.load import load_formatter, template_fingerprint
 from vig_ray.model.prompt import Formatter, PromptError, PromptImage
 from vig_ray.scoring.scored import dataset, samples_beside
-from vig_ray.stage import StageConfig, read_stage
-from vig_ray.storage import filesystem, join, parquet_files
+from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
+from vig_ray.storage import absolute, check_writable, filesystem, join, scheme_of, write_bytes
 
 _SPOKEN = {"user": "human", "assistant": "gpt", "system": "system"}
 _BATCH = 1024
@@ -45,7 +45,7 @@ class ExportDataConfig(StageConfig):
     model: str | None = Field(
         None, description="checkpoint whose tokens have the weights, for messages; by default the one that scored"
     )
-    overwrite: bool = Field(False, description="replace --out where it exists")
+    overwrite: bool = Field(False, description="replace an earlier export of other data or with other options")
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,9 @@ def run(config: ExportDataConfig) -> Exported:
     """Write the file. Memory grows with the selection, not with the dataset. Raises StageError."""
     directory, record = selection_directory(config.selection)
     samples = samples_beside(directory, config.samples, record["identity"]["scores"])
-    if os.path.exists(config.out) and not config.overwrite:
-        raise StageError(f"{config.out}: exists; choose another --out, or --overwrite to replace it")
+    output = _claim(config, record)
+    if output.complete:
+        return Exported(**output.record["counts"], out=config.out)
     columns = ["sample_key", "position"]
     weighted = config.format == "messages"
     table = dataset(directory).to_table(columns=[*columns, "token_ids", "token_weights"] if weighted else columns)
@@ -92,9 +93,10 @@ def run(config: ExportDataConfig) -> Exported:
     if weighted and table["token_weights"].null_count < table.num_rows:
         formatter = _formatter(config, record)
     written = active = 0
-    pictures = _Pictures(config)
-    partial = f"{config.out}.partial"
-    os.makedirs(os.path.dirname(os.path.abspath(config.out)), exist_ok=True)
+    pictures = _Pictures(config, output)
+    output.begin(config)
+    os.makedirs(output.work, exist_ok=True)
+    partial = os.path.join(output.work, os.path.basename(config.out))
     with open(partial, "w", encoding="utf-8") as file:
         file.write("[\n" if config.format == "llava" else "")
         for row in _rows(samples or config.samples):
@@ -113,10 +115,32 @@ def run(config: ExportDataConfig) -> Exported:
             written += 1
         file.write("\n]\n" if config.format == "llava" else "")
     if written != len(place):
-        os.unlink(partial)
         raise StageError(f"{config.samples}: holds {written:,} of the {len(place):,} selected samples")
-    os.replace(partial, config.out)
-    return Exported(written, active, config.out, pictures.written)
+    os.replace(partial, absolute(config.out))
+    counts = {"samples": written, "active": active, "images": pictures.written}
+    output.commit(config, counts=counts)
+    return Exported(**counts, out=config.out)
+
+
+def _claim(config: ExportDataConfig, record: dict[str, Any]) -> Claim:
+    """The file, and beside it the folder of images. Raises StageError where anything else is there."""
+    if scheme_of(config.out):
+        raise StageError(f"--out {config.out}: takes a file on this machine; copy it from there")
+    if os.path.isdir(config.out):
+        raise StageError(f"--out {config.out}: is a folder; name a file")
+    check_writable(os.path.dirname(absolute(config.out)))
+    name = os.path.basename(config.out)
+    options = {"format": config.format, "images": config.images and absolute(config.images)}
+    identity = {"options": options, "selection": record["identity"], "samples": absolute(config.samples)}
+    return claim(
+        config.out,
+        "export-data",
+        identity,
+        overwrite=config.overwrite,
+        folders=(f"{name}.images",),
+        files=(name,),
+        resumes=False,
+    )
 
 
 def _formatter(config: ExportDataConfig, record: dict[str, Any]) -> Formatter:
@@ -142,9 +166,9 @@ def _rows(samples: str) -> Iterator[dict[str, Any]]:
 class _Pictures:
     """Images as paths: as they are, relative to a folder, or written out where a row held the bytes."""
 
-    def __init__(self, config: ExportDataConfig) -> None:
+    def __init__(self, config: ExportDataConfig, output: Claim) -> None:
         self._relative_to = config.images
-        self._folder = f"{config.out}.images"
+        self._folder, self._output = f"{absolute(config.out)}.images", output
         self.written = 0
 
     def paths(self, row: dict[str, Any]) -> list[str]:
@@ -156,13 +180,12 @@ class _Pictures:
             return os.path.relpath(uri, self._relative_to) if self._relative_to else uri
         data = image["bytes"]
         kind = next((kind for magic, kind in _MAGIC if data.startswith(magic)), "img")
-        path = os.path.join(self._folder, f"{hashlib.blake2b(data, digest_size=16).hexdigest()}.{kind}")
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        path = os.path.join(self._folder, f"{self._output.run}-{digest}.{kind}")
         if not os.path.exists(path):
-            os.makedirs(self._folder, exist_ok=True)
-            with open(path, "wb") as file:
-                file.write(data)
+            write_bytes(path, data)
             self.written += 1
-        return os.path.abspath(path)
+        return path
 
 
 def _llava(row: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:

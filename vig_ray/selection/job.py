@@ -31,8 +31,9 @@ from vig_ray.selection.scan import Files
 from vig_ray.selection.schema import SELECTION
 from vig_ray.selection.strategies import Strategy, Tokens, strategies
 from vig_ray.selection.threshold import PASSES, Search, value_of
-from vig_ray.stage import clear_directory, read_stage, write_stage
-from vig_ray.storage import check_writable, exists, filesystem, join, parquet_files
+from vig_ray.stage import Claim, claim, parquet_files, read_stage
+from vig_ray.storage import check_writable, filesystem, join
+from vig_ray.whole_files import whole_files
 
 log = logging.getLogger(__name__)
 
@@ -89,58 +90,34 @@ def check(config: SelectConfig) -> Plan:
 
 
 def run(config: SelectConfig) -> Selection:
-    """Select; returns the counts and thresholds, which `stage.json` holds too.
+    """Select; returns the counts and thresholds, which the record holds too.
 
     Raises StageError, before any pass, where the config, the scores or what is in `OUT` is wrong, and after the
     survey where nothing would be left.
     """
     plan = check(config)
-    identity = {
-        "scores": {"identity": plan.record.get("identity"), "counts": plan.record.get("counts")},
-        "select": config.model_dump(mode="json", exclude={"scores", "out", "samples", "address", "overwrite"}),
-    }
-    earlier = _earlier_run(plan, identity)
-    if earlier is not None:
+    options = config.model_dump(mode="json", exclude={"scores", "out", "samples", "address", "overwrite"})
+    scored = {"identity": plan.record.get("identity"), "counts": plan.record.get("counts")}
+    output = claim(
+        plan.out, "select", {"scores": scored, "options": options}, overwrite=config.overwrite, resumes=False
+    )
+    if output.complete:
         log.info("%s: already complete, nothing to select", plan.out)
-        return Selection.from_json(earlier["selection"], plan.out)
+        return Selection.from_json(output.record["selection"], plan.out)
     with passes_on_ray(config.address) as on_ray:
         files = Files(plan.files.paths, plan.files.filesystem, on_ray)
-        clear_directory(plan.out)
-        write_stage(plan.out, "select", config, identity=identity, complete=False)
+        output.begin(config)
         groups = _groups(plan)
         surveyed, thresholds = _thresholds(plan, files, groups)
-        selection = _select(plan, files, groups, surveyed, thresholds)
-    write_stage(
-        plan.out,
-        "select",
+        selection = _select(plan, output, files, groups, surveyed, thresholds)
+    output.commit(
         config,
-        identity=identity,
-        complete=True,
         selection=selection.to_json(),
         model=plan.record.get("identity", {}).get("model"),
         template=plan.record.get("identity", {}).get("template"),
         prompts={name: plan.record["config"].get(name) for name in ("model", "template", "max_length")},
     )
     return selection
-
-
-def _earlier_run(plan: Plan, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of this very selection, finished; None where there is none or it may go.
-
-    Raises StageError where `OUT/selection` holds anything else.
-    """
-    found = read_stage(plan.out)
-    if plan.config.overwrite and (found is None or found["stage"] == "select"):
-        return None
-    if found is None:
-        if exists(plan.out).name == "Directory" and parquet_files(plan.out):
-            raise StageError(f"{plan.out}: holds files that no selection wrote; choose another --out")
-        return None
-    if found["stage"] == "select" and not found["complete"]:
-        return None  # what a killed run left is of no use to anyone
-    if found["stage"] != "select" or found.get("identity") != identity:
-        raise StageError(f"{plan.out}: holds another selection; choose another --out, or --overwrite to delete it")
-    return found
 
 
 def _groups(plan: Plan) -> Groups:
@@ -257,7 +234,7 @@ class _Write:
     has_tokens: bool
     order: Callable[[], Hashes] | None
     filesystem: Any = None
-    directory: str = ""
+    prefix: str = ""  # of the files' paths
 
     def __call__(self, table: pa.Table) -> Counted:
         found = ranks(table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative)
@@ -301,12 +278,12 @@ class _Write:
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
             nothing = pa.ListArray.from_arrays(pa.array(offsets), pa.array(weights))
         rows = pa.table([table["sample_key"], pa.array(place), ids, nothing], schema=SELECTION)
-        name = f"{self.directory}/{int(own.min()):016x}.parquet"
+        name = f"{self.prefix}{int(own.min()):016x}.parquet"
         pq.write_table(rows, name, filesystem=self.filesystem, compression="zstd")
 
 
 def _select(
-    plan: Plan, files: Files, groups: Groups, surveyed: Counted, thresholds: list[np.ndarray[Any, Any]]
+    plan: Plan, output: Claim, files: Files, groups: Groups, surveyed: Counted, thresholds: list[np.ndarray[Any, Any]]
 ) -> Selection:
     """The last passes: the order and the rows, or for several p their counts only."""
     config, strategy = plan.config, plan.strategy
@@ -320,8 +297,10 @@ def _select(
         if len(thresholds) == 1:
             order = _order(plan, files, groups, bits)
             needed |= {"token_ids"} if plan.has_tokens else set()
-        out_fs, out_path = filesystem(plan.out)
-        write = _Write(strategy, groups, config, bits, plan.has_tokens, order, out_fs, out_path)
+        out_fs, out_path = whole_files(plan.out, output.work)
+        if order is not None:
+            out_fs.create_dir(out_path, recursive=True)
+        write = _Write(strategy, groups, config, bits, plan.has_tokens, order, out_fs, f"{out_path}/{output.run}-")
         kept.append(merge(files.scan(sorted(needed), write, batch_rows=config.rows_per_file)))
     directory = plan.out if len(kept) == 1 else None
     chance = strategy.ranking == "chance"

@@ -3,7 +3,8 @@
 `torch.distributed.checkpoint` writes each worker's shards and cuts them anew when another number of workers reads
 them. What is trained is in it, the optimizer's state, and the log up to that step; frozen weights are not.
 
-    OUT/checkpoints/step-00000200-5f2a91/     a name of its own for every attempt: no two ever write the same folder
+    OUT/checkpoints/step-00000200-3f9a12bc-5f2a91/     the run's id, and one of the attempt's own: no two ever write the
+                                                       same folder
         __0_0.distcp, ..., .metadata, progress.json
         whole.json                            comes last, when every worker's files are there; without it, it is none
 """
@@ -119,9 +120,12 @@ class Keeper:
     written to a temporary folder and copied by a thread.
     """
 
-    def __init__(self, directory: str, *, keep: int, team: Team) -> None:
+    def __init__(self, directory: str, *, keep: int, team: Team, run: str = "") -> None:
+        """`run`: the run id that the names of its checkpoints hold."""
         self._directory, self._keep, self._team = directory, keep, team
-        self._attempt = team.gather_objects(secrets.token_hex(3))[0]
+        self._run = run
+        attempt: str = team.gather_objects(secrets.token_hex(3))[0]
+        self._attempt = f"{run}-{attempt}" if run else attempt
         self._pool = ThreadPoolExecutor(1)
         self._pending: tuple[Checkpoint, Future[None]] | None = None
         fs, self._path = filesystem(directory)
@@ -216,5 +220,6 @@ class Keeper:
         fs, path = filesystem(self._directory)
         infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
         for info in infos:
-            if info.type == pafs.FileType.Directory and info.base_name not in names:
+            ours = info.base_name.startswith("step-") and self._run in info.base_name
+            if info.type == pafs.FileType.Directory and ours and info.base_name not in names:
                 fs.delete_dir(info.path)

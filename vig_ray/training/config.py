@@ -91,7 +91,7 @@ class TrainConfig(StageConfig):
     address: str | None = Field(
         None, description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or a Ray of its own here"
     )
-    overwrite: bool = Field(False, description="delete what an earlier run with other options left in --out")
+    overwrite: bool = Field(False, description="replace what an earlier run with other options left in --out")
 
     @model_validator(mode="after")
     def _whole(self) -> TrainConfig:

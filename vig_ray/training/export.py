@@ -10,6 +10,7 @@ weights, and the vision tower by name.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -27,12 +28,16 @@ from vig_ray.model.checkpoint import local_folder, read_config
 from vig_ray.model.export import save_checkpoint
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.load import Template, load_formatter, load_model
-from vig_ray.stage import StageConfig, read_stage
-from vig_ray.storage import filesystem, join, scheme_of
-from vig_ray.training.checkpoints import alone_on_purpose, on_this_machine, whole_checkpoints
+from vig_ray.stage import Claim, StageConfig, claim, read_stage
+from vig_ray.storage import absolute, check_writable, join, scheme_of
+from vig_ray.training.checkpoints import Checkpoint, alone_on_purpose, on_this_machine, whole_checkpoints
 from vig_ray.training.trainee import Lora, is_adapter, is_projector, projector_module
 
+log = logging.getLogger(__name__)
+
 State = Mapping[str, torch.Tensor]
+
+MODEL, ADAPTER = "model", "adapter"  # the folders that a run writes at its end
 
 _BASE, _A, _B = ".base_layer", ".lora_A.default.weight", ".lora_B.default.weight"
 
@@ -41,7 +46,7 @@ class ExportConfig(StageConfig):
     """Write the model of a training run, finished or not, as a checkpoint."""
 
     run: str = Field(description="what `vig train --out` wrote, or the training/ inside it")
-    out: str = Field(description="folder that gets the checkpoint; must not exist yet")
+    out: str = Field(description="folder that gets the checkpoint; new or empty")
     step: Literal["last", "best"] = Field("last", description="which of the run's checkpoints; best: held-out loss")
     format: Literal["hub", "llava", "adapter"] = Field(
         "hub", description="hub: transformers' and vLLM's; llava: LLaVA's original layout; adapter: LoRA apart (peft)"
@@ -215,31 +220,40 @@ def run(config: ExportConfig) -> Exported:
     directory, record = training_directory(config.run)
     if scheme_of(config.out):
         raise StageError(f"--out {config.out}: takes a folder on this machine; copy it from there")
-    if os.path.exists(config.out):
-        raise StageError(f"--out {config.out}: exists already; choose another folder")
+    check_writable(config.out)
     trained = record["config"]
     lora = Lora(trained["lora_rank"], trained["lora_alpha"]) if trained["lora"] else None
     if config.format == "adapter" and lora is None:
         raise StageError(f"{directory}: trained without --lora, so there is no adapter")
-    checkpoints = whole_checkpoints(join(directory, "checkpoints"))
-    if config.step == "best":
-        checkpoints = sorted((each for each in checkpoints if each.score is not None), key=lambda each: -each.score)  # type: ignore[operator]
-    if not checkpoints:
-        raise StageError(f"{directory}: no checkpoint{' with a held-out loss' if config.step == 'best' else ''} yet")
-    chosen = checkpoints[-1]
+    chosen = _checkpoint(directory, config.step)
     base, template = record["prompts"]["model"], record["prompts"]["template"]
     dtype = config.dtype or record["dtype"]
+    identity = {"run": record.get("identity"), "checkpoint": chosen.name, "format": config.format, "dtype": dtype}
+    output = claim(config.out, "export", identity, resumes=False)
+    if output.complete:
+        log.info("%s: already complete, nothing to export", config.out)
+        return Exported(config.out, chosen.step)
     state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora)
-    unfinished = f"{config.out.rstrip('/')}.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    output.begin(config)
     if config.format == "adapter" and lora is not None:
-        write_adapter(state, base, lora, unfinished)
+        write_adapter(state, base, lora, output.work)
     elif config.format == "llava":
-        write_llava(merged(state, lora), base, unfinished, dtype)
+        write_llava(merged(state, lora), base, output.work, dtype)
     else:
-        write_model(merged(state, lora), base, template, unfinished, dtype)
-    os.replace(unfinished, config.out)
+        write_model(merged(state, lora), base, template, output.work, dtype)
+    output.publish(output.work, os.path.basename(absolute(config.out)))
+    output.commit(config)
     return Exported(config.out, chosen.step)
+
+
+def _checkpoint(directory: str, step: Literal["last", "best"]) -> Checkpoint:
+    """The checkpoint that is meant, of those of a training/ directory. Raises StageError where there is none."""
+    checkpoints = whole_checkpoints(join(directory, "checkpoints"))
+    if step == "best":
+        checkpoints = sorted((each for each in checkpoints if each.score is not None), key=lambda each: -each.score)  # type: ignore[operator]
+    if not checkpoints:
+        raise StageError(f"{directory}: no checkpoint{' with a held-out loss' if step == 'best' else ''} yet")
+    return checkpoints[-1]
 
 
 def _whole_state(directory: str, name: str, base: str, lora: Lora | None) -> dict[str, torch.Tensor]:
@@ -255,26 +269,14 @@ def _whole_state(directory: str, name: str, base: str, lora: Lora | None) -> dic
     return state
 
 
-def publish(folder: str, out: str) -> None:
-    """Copy a finished local folder to `out`, a folder or URI, replacing what is there."""
-    import pyarrow.fs as pafs
-
-    fs, path = filesystem(out)
-    if fs.get_file_info(path).type == pafs.FileType.Directory:
-        fs.delete_dir(path)
-    if isinstance(fs, pafs.LocalFileSystem):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        shutil.move(folder, path)
-        return
-    pafs.copy_files(folder, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
-
-
-def write_results(state: State, base: str, template: Template, lora: Lora | None, out: str, dtype: str) -> None:
-    """Write `OUT/model`, and with LoRA `OUT/adapter`, at the end of a run; `out` may be remote."""
-    near = None if scheme_of(out) else out  # on the same disk, so that nothing is copied
-    with tempfile.TemporaryDirectory(prefix=".model-", dir=near) as folder:
-        write_model(merged(state, lora), base, template, os.path.join(folder, "model"), dtype)
-        publish(os.path.join(folder, "model"), join(out, "model"))
+def write_results(state: State, base: str, template: Template, lora: Lora | None, output: Claim, dtype: str) -> None:
+    """Write OUT/model, and with LoRA OUT/adapter, at the end of a run; OUT may be remote."""
+    near = None if scheme_of(output.work) else output.work  # on the same disk, so that nothing is copied
+    if near is not None:
+        os.makedirs(near, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=near) as folder:
+        write_model(merged(state, lora), base, template, os.path.join(folder, MODEL), dtype)
+        output.publish(os.path.join(folder, MODEL), MODEL)
         if lora is not None:
-            write_adapter(state, base, lora, os.path.join(folder, "adapter"))
-            publish(os.path.join(folder, "adapter"), join(out, "adapter"))
+            write_adapter(state, base, lora, os.path.join(folder, ADAPTER))
+            output.publish(os.path.join(folder, ADAPTER), ADAPTER)

@@ -1,6 +1,6 @@
 """The training job on Ray Train: check, find every position's rows, and let an elastic group of workers train.
 
-    OUT/training/   stage.json, checkpoints/, log.jsonl (one line a step), tensorboard/
+    OUT/training/   checkpoints/, log.jsonl (one line a step), tensorboard/; its record beside it, training.stage.json
     OUT/model/      the trained model, a transformers checkpoint; with LoRA the adapter alone in OUT/adapter/
 
 `run(config)` is what `vig train`, `jobs/train.py` and Python call. A run that was killed goes on from its last
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -32,11 +31,11 @@ from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import load_formatter, template_fingerprint
 from vig_ray.scoring.scored import samples_beside
 from vig_ray.selection.export import selection_directory
-from vig_ray.stage import clear_directory, read_stage, write_stage
-from vig_ray.storage import check_writable, exists, filesystem, join, scheme_of, write_bytes
+from vig_ray.stage import Claim, claim, read_stage
+from vig_ray.storage import absolute, check_writable, filesystem, join, read_bytes, write_bytes
 from vig_ray.training.checkpoints import Keeper
 from vig_ray.training.config import TrainConfig
-from vig_ray.training.export import write_results
+from vig_ray.training.export import ADAPTER, MODEL, write_results
 from vig_ray.training.index import Index, of_samples, of_selection
 from vig_ray.training.loader import Prompts
 from vig_ray.training.monitor import Monitor, shown
@@ -102,7 +101,8 @@ def check(config: TrainConfig) -> Plan:
     assert samples is not None  # one was given
     of_then = record.get("prompts", {})
     # Workers may have another working directory.
-    model = os.path.abspath(os.path.expanduser(config.model)) if is_local(config.model) else config.model
+    samples, selection = absolute(samples), selection and absolute(selection)
+    model = absolute(config.model) if is_local(config.model) else config.model
     prompts = Prompts(
         model, config.template or of_then.get("template") or "auto", config.max_length or of_then.get("max_length")
     )
@@ -123,7 +123,7 @@ def check(config: TrainConfig) -> Plan:
         "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")},
         "selection": {name: record.get(name) for name in ("identity", "selection")} if record else None,
     }
-    return Plan(config, prompts, samples, selection, record, identity, join(config.out, "training"))
+    return Plan(config, prompts, samples, selection, record, identity, join(absolute(config.out), "training"))
 
 
 def run(config: TrainConfig) -> Trained:
@@ -133,10 +133,11 @@ def run(config: TrainConfig) -> Trained:
     `OUT` is wrong; and where training can't go on, with what to do.
     """
     plan = check(config)
-    earlier = _earlier_run(plan)
-    if earlier and earlier["complete"]:
+    output = claimed(plan)
+    if output.complete:
         log.info("%s: already complete, nothing to train", plan.out)
-        return Trained(**{**earlier["result"], "held_out": _pair(earlier["result"]["held_out"])})
+        result = output.record["result"]
+        return Trained(**{**result, "held_out": _pair(result["held_out"])})
     index = of_selection(plan.samples, plan.selection) if plan.selection else of_samples(plan.samples, config.seed)
     if config.held_out >= len(index):
         raise StageError(f"--held-out {config.held_out}: there are only {len(index):,} samples")
@@ -145,15 +146,14 @@ def run(config: TrainConfig) -> Trained:
     most = parse_range(config.workers)[1] if config.workers else 1
     with machines(config.address, actors=most) as ray_has:
         device = _device(config, ray_has)
-        dtype = config.dtype or ("bfloat16" if device == "cuda" else "float32")
-        identity = plan.identity | {"dtype": dtype}
-        if earlier is not None and earlier["identity"] != identity:
-            raise StageError(f"{plan.out}: holds a run in {earlier['identity']['dtype']}; give --dtype, or --overwrite")
-        facts = {"identity": identity, "prompts": plan.prompts._asdict(), "dtype": dtype}
-        write_stage(plan.out, "train", config, complete=False, **facts)
-        done = _train(plan, index, ray_has, device, dtype)
+        # A dtype that isn't named is the earlier run's.
+        earlier = output.record["identity"]["dtype"] if output.state == "go on" else None
+        dtype = config.dtype or earlier or ("bfloat16" if device == "cuda" else "float32")
+        identity = output.identity | {"dtype": dtype}
+        output.begin(config, identity=identity, prompts=plan.prompts._asdict(), dtype=dtype)
+        done = _train(plan, output, index, ray_has, device, dtype)
     trained = _trained(plan, done)
-    write_stage(plan.out, "train", config, complete=True, result=trained.__dict__, **facts)
+    output.commit(config, result=trained.__dict__)
     return trained
 
 
@@ -165,7 +165,7 @@ def _trained(plan: Plan, lines: list[dict[str, Any]]) -> Trained:
     last = lines[-1]
     held = last["held_out_active_loss"], last["held_out_answer_loss"]
     return Trained(
-        model=join(plan.config.out, "model"),
+        model=join(plan.config.out, MODEL),
         steps=len(lines),
         loss=last["loss"],
         held_out=held if None not in held else None,
@@ -174,30 +174,17 @@ def _trained(plan: Plan, lines: list[dict[str, Any]]) -> Trained:
     )
 
 
-def _earlier_run(plan: Plan) -> dict[str, Any] | None:
-    """The record of this very run, finished or not; None where there is none or it may go.
-
-    Raises StageError where `OUT` holds another.
-    """
-    found = read_stage(plan.out)
-    model = join(plan.config.out, "model")
-    if plan.config.overwrite and (found is None or found["stage"] == "train"):
-        clear_directory(plan.out)
-        if found is not None:
-            clear_directory(model)
-            clear_directory(join(plan.config.out, "adapter"))
-        found = None
-    if found is None:
-        if exists(model).name != "NotFound":
-            raise StageError(f"{model}: exists, and no training wrote it; choose another --out")
-        return None
-    identity = {name: value for name, value in found.get("identity", {}).items() if name != "dtype"}
-    if found["stage"] != "train" or identity != plan.identity:
-        raise StageError(
-            f"{plan.out}: holds a run with other options, another model or other data; choose another --out, or "
-            "--overwrite to delete it"
-        )
-    return found
+def claimed(plan: Plan) -> Claim:
+    """What becomes of OUT: OUT/training and OUT/model are training's alone, and with LoRA OUT/adapter."""
+    return claim(
+        plan.out,
+        "train",
+        plan.identity | {"dtype": plan.config.dtype},
+        overwrite=plan.config.overwrite,
+        folders=("training", MODEL, *((ADAPTER,) if plan.config.lora else ())),
+        files=("training/log.jsonl",),
+        left_open=("dtype",),
+    )
 
 
 def _device(config: TrainConfig, ray_has: Machines) -> str:
@@ -210,7 +197,7 @@ def _device(config: TrainConfig, ray_has: Machines) -> str:
     return config.device
 
 
-def _train(plan: Plan, index: Index, ray_has: Machines, device: str, dtype: str) -> list[dict[str, Any]]:
+def _train(plan: Plan, output: Claim, index: Index, ray_has: Machines, device: str, dtype: str) -> list[dict[str, Any]]:
     """Run the group of workers to its end; returns the log of all steps."""
     config = plan.config
     on_gpu = device == "cuda"
@@ -231,14 +218,14 @@ def _train(plan: Plan, index: Index, ray_has: Machines, device: str, dtype: str)
     loop = {
         "setup": ray.put(setup),
         "monitor": monitor,
-        "out": config.out if scheme_of(config.out) else os.path.abspath(os.path.expanduser(config.out)),
+        "output": output,
         "threads": None if on_gpu or ray_has.cores is None else max(1, ray_has.cores // most),
     }
     # Ray Train wants a place for records of its own. Nothing is resumed from them: checkpoints are ours.
     records = tempfile.mkdtemp(prefix="vig-train-") if ray_has.cores is not None else None
     storage: dict[str, Any] = {"storage_path": records}
     if records is None:
-        fs, path = filesystem(join(plan.out, ".ray"))
+        fs, path = filesystem(join(output.work, "ray"))
         storage = {"storage_path": path, "storage_filesystem": fs}
     trainer = TorchTrainer(
         _work,
@@ -258,8 +245,6 @@ def _train(plan: Plan, index: Index, ray_has: Machines, device: str, dtype: str)
     finally:
         if records is not None:
             shutil.rmtree(records, ignore_errors=True)
-        else:
-            clear_directory(join(plan.out, ".ray"))
     return _log_lines(plan)
 
 
@@ -297,8 +282,6 @@ def _cause(error: BaseException) -> str:
 
 
 def _log_lines(plan: Plan) -> list[dict[str, Any]]:
-    from vig_ray.storage import read_bytes
-
     return [json.loads(line) for line in read_bytes(join(plan.out, "log.jsonl")).decode().splitlines()]
 
 
@@ -308,22 +291,21 @@ def _work(loop: Mapping[str, Any]) -> None:
     if ray.get(monitor.given_up.remote()) is not None:
         return
     setup: Setup = ray.get(loop["setup"])
-    config, out = setup.config, loop["out"]
+    config, output = setup.config, loop["output"]
     if loop["threads"]:
         torch.set_num_threads(loop["threads"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     team = Team(context.get_world_rank(), context.get_world_size(), device)
-    directory = join(out, "training")
-    name = config.name or os.path.basename(out.rstrip("/"))
-    identity = fingerprint_of_run(setup)
+    directory = output.directory
+    name = config.name or directory.split("/")[-2]
     try:
-        keeper = Keeper(join(directory, "checkpoints"), keep=config.keep, team=team)
-        watch = TeamWatch(monitor, out=directory, name=name, identity=identity)
+        keeper = Keeper(join(directory, "checkpoints"), keep=config.keep, team=team, run=output.run)
+        watch = TeamWatch(monitor, out=directory, name=name, identity=output.run)
         run = train(setup, team, keeper, watch, leaving=lambda: ray.train.get_preemption_info() is not None)
-        finish(run, out)
+        finish(run, output)
     except BadBatchError as error:
-        where = join(directory, f"bad-step-{error.step}.json")
+        where = join(directory, f"bad-step-{error.step}-{output.run}.json")
         if team.rank == 0:
             write_bytes(where, json.dumps({"why": str(error), "sample_keys": error.keys}, indent=2).encode())
         ray.get(monitor.give_up.remote(f"{error} Their keys are in {where}", error.keys))
@@ -332,23 +314,15 @@ def _work(loop: Mapping[str, Any]) -> None:
         raise
 
 
-def fingerprint_of_run(setup: Setup) -> str:
-    """A name of 8 hex digits that a run keeps through all its attempts."""
-    import hashlib
-
-    told = setup.config.model_dump_json() + str(len(setup.index))
-    return hashlib.sha256(told.encode()).hexdigest()[:8]
-
-
-def finish(run: Run, out: str) -> None:
-    """Write the log and the trained model; every worker calls it."""
+def finish(run: Run, output: Claim) -> None:
+    """Write the log and the trained model to where training claimed to; every worker calls it."""
     config, setup = run.setup.config, run.setup
     state: Any = get_model_state_dict(
         run.trainee.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
     if run.team.rank == 0:
         lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
-        write_results(state, setup.prompts.model, setup.prompts.template, lora, out, setup.dtype)
+        write_results(state, setup.prompts.model, setup.prompts.template, lora, output, setup.dtype)
         lines = "".join(json.dumps(line) + "\n" for line in run.log)
-        write_bytes(join(out, "training", "log.jsonl"), lines.encode())
+        write_bytes(join(output.directory, "log.jsonl"), lines.encode(), by_way_of=join(output.work, "log.jsonl"))
     run.team.gather_objects(None)

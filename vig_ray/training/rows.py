@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vig_ray.storage import filesystem, parquet_files
+from vig_ray.stage import parquet_files
+from vig_ray.storage import filesystem
 
 Places = npt.NDArray[np.uint64]
 

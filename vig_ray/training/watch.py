@@ -66,13 +66,13 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in a folder, or at a URI that fsspec knows."""
+    """Event files in a folder, or at a URI that fsspec knows; their names end in the run's id."""
 
-    def __init__(self, directory: str, first: int) -> None:
+    def __init__(self, directory: str, first: int, identity: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # What an attempt wrote beyond its last checkpoint is hidden: those steps are done again.
-        self._writer = SummaryWriter(directory, purge_step=first or None)
+        self._writer = SummaryWriter(directory, purge_step=first or None, filename_suffix=f".{identity}")
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """See `Tracker`."""
@@ -133,9 +133,8 @@ def trackers(
         try:
             if which == "tensorboard":
                 folder = join(out, "tensorboard")
-                found.append(
-                    TensorBoard(folder.removeprefix("file://") if scheme_of(folder) == "file" else folder, first)
-                )
+                local = folder.removeprefix("file://") if scheme_of(folder) == "file" else folder
+                found.append(TensorBoard(local, first, identity))
             elif which == "wandb":
                 found.append(Wandb(name, config, identity))
             elif which == "mlflow":
