@@ -12,7 +12,7 @@ import time
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,37 @@ def test_loading_over_http(tmp_path: Path) -> None:
             with pytest.raises(ImageError, match=message):
                 load_image({"uri": f"{address}/{name}"})
         server.shutdown()
+
+
+class Pouring(BaseHTTPRequestHandler):
+    """Sends 64 MB, with the length told before (/told) or not, and counts what was taken."""
+
+    taken = 0
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        if self.path == "/told":
+            self.send_header("Content-Length", str(64 << 20))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(64):
+                self.wfile.write(b"\x89PNG" * (1 << 18))
+                Pouring.taken += 1 << 20
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+@pytest.mark.parametrize("path", ["told", "untold"])
+def test_a_remote_image_is_not_read_beyond_the_limit(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(Pouring, "taken", 0)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pouring) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ImageError, match=rf"^TooLarge: http://.*/{path}: more than 1000 bytes"):
+            load_image({"uri": f"http://127.0.0.1:{server.server_port}/{path}"})
+        server.shutdown()
+    assert Pouring.taken < 32 << 20  # the sockets hold some
 
 
 def test_what_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vig_ray import storage
+from vig_ray.dataset import images
 from vig_ray.dataset.images import ImageError, load_image
 from vig_ray.dataset.importing import ImportConfig, run, samples_directory, validate
 from vig_ray.errors import StageError
@@ -44,6 +45,16 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield found
     found.objects.all().delete()
     storage._s3.cache_clear()
+
+
+def test_an_image_in_a_bucket_is_not_read_beyond_the_limit(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.put_object(Key="long.png", Body=b"x" * 2000)
+    bucket.put_object(Key="text.png", Body=b"x" * 1000)
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 1000)
+    with pytest.raises(ImageError, match=r"^TooLarge: s3://bucket/long.png: 2000 bytes, and 1000 are allowed$"):
+        load_image({"uri": "s3://bucket/long.png"})
+    with pytest.raises(ImageError, match=r"^UnidentifiedImageError: "):
+        load_image({"uri": "s3://bucket/text.png"})
 
 
 def test_data_images_and_samples_in_a_bucket(bucket: Any, make_row: Any, make_png: Any) -> None:

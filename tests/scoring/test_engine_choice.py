@@ -184,5 +184,29 @@ def test_an_engine_that_lives_again_loses_nothing(lives: Any) -> None:
 
 
 def test_engines_that_do_nothing_but_die_end_the_job(lives: Any) -> None:
+    with pytest.raises(StageError, match=r"died over 8 rows in a row, each .*: out of memory; lower --batch-tokens"):
+        lives(Fragile(1), block(100), Local())
+
+
+def test_engines_that_die_over_one_block_after_the_other_end_the_job(lives: Any) -> None:
+    counter = Local()
+    for number in range(4):
+        assert counter.inside.died("out of memory", f"block {number}", None) == (number + 1, 0)
     with pytest.raises(StageError, match=r"died 5 times in a row; the last time: out of memory; lower --batch-tokens"):
-        lives(Fragile(1), block(10), Local())
+        lives(Fragile(1), block(10), counter)
+
+
+@pytest.mark.parametrize("killers", [(0, 1, 2), (0, 1, 2, 3, 4, 5), (0, 2, 4, 6), (5, 6, 7)])
+def test_rows_that_each_kill_the_only_engine_cost_the_others_nothing(lives: Any, killers: tuple[int, ...]) -> None:
+    """One engine, and several killing rows in succession, from the first row of the job on or later."""
+    rows, _ = lives(Fragile(*(100 + number for number in killers)), block(8), Local())
+    assert [number for number, row in enumerate(rows) if row["error"] is not None] == list(killers)
+    assert all(row["vig"] == 0 for number, row in enumerate(rows) if number not in killers)
+
+
+def test_small_blocks_of_killing_rows_in_succession_end_as_errors(lives: Any) -> None:
+    """A block of one row says as much about it as the row run alone."""
+    engine, counter = Fragile(100, 101, 102), Local()
+    for number in range(4):
+        (row,), _ = lives(engine, block(4).slice(number, 1), counter)
+        assert (row["error"] is None) == (number == 3)

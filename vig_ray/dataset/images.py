@@ -17,7 +17,7 @@ import PIL.ImageOps
 from numpy.typing import NDArray
 
 from vig_ray.errors import StageError
-from vig_ray.storage import filesystem, one_line, read_bytes, scheme_of
+from vig_ray.storage import filesystem, one_line, scheme_of
 
 MAX_PIXELS = 89_478_485
 """The most pixels an image may have: Pillow's own default. Above twice this number Pillow refuses by itself."""
@@ -31,6 +31,7 @@ _USED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _FORMATS = tuple(name for name in _USED if name in PIL.Image.OPEN)
 _MIN_SIDE = 2
 _MAX_MESSAGE = 300
+_PIECE_BYTES = 1 << 20
 
 
 class ImageError(Exception):
@@ -102,9 +103,10 @@ def _rgb(image: PIL.Image.Image, container: str | None) -> NDArray[np.uint8]:
 def _read(uri: str) -> bytes:
     """The bytes at a path or URI. Raises ImageError."""
     try:
-        if scheme_of(uri) in ("", "file"):
+        scheme = scheme_of(uri)
+        if scheme in ("", "file"):
             return _read_local(filesystem(uri)[1])
-        return read_bytes(uri)
+        return _read_web(uri) if scheme in ("http", "https") else _read_store(uri)
     except ImageError:
         raise
     except StageError as error:
@@ -126,3 +128,31 @@ def _read_local(path: str) -> bytes:
         raise ImageError("TooLarge", f"{path}: {found.st_size} bytes, and {MAX_FILE_BYTES} are allowed")
     with open(path, "rb") as file:
         return file.read()
+
+
+def _read_store(uri: str) -> bytes:
+    """The bytes of an object in a store. Its size is asked for first; raises ImageError where it is over the limit."""
+    fs, path = filesystem(uri)
+    with fs.open_input_file(path) as file:
+        size = file.size()
+        if size > MAX_FILE_BYTES:
+            raise ImageError("TooLarge", f"{uri}: {size} bytes, and {MAX_FILE_BYTES} are allowed")
+        content: bytes = file.read()
+    return content
+
+
+def _read_web(uri: str) -> bytes:
+    """The body of a web page, as one stream: a server need neither tell its length nor send ranges of it.
+
+    Raises ImageError as soon as there is more than the limit; the connection is closed then.
+    """
+    import fsspec
+
+    fs, path = fsspec.core.url_to_fs(uri)
+    content = bytearray()
+    with fs.open(path, "rb", block_size=0) as stream:  # 0: a stream; otherwise fsspec asks for ranges
+        while piece := stream.read(_PIECE_BYTES):
+            content += piece
+            if len(content) > MAX_FILE_BYTES:
+                raise ImageError("TooLarge", f"{uri}: more than {MAX_FILE_BYTES} bytes, which is the most allowed")
+    return bytes(content)

@@ -36,7 +36,8 @@ class RowCounter:
         }
         self._rows, self._ready = 0, 0.0
         self._engine = ""
-        self._deaths, self._deaths_in_a_row, self._cause = 0, 0, ""
+        self._deaths, self._cause = 0, ""
+        self._blocks_in_a_row, self._rows_in_a_row = 0, 0  # what engines died over since a row was scored last
         self._deaths_of: dict[str, int] = {}
         self._fatal: dict[str, str] = {}
         self._events: list[tuple[float, int]] = []
@@ -47,19 +48,23 @@ class RowCounter:
         self._ready = self._ready or time.time()
         self._engine = engine
 
-    def died(self, cause: str, block: str, row: str | None) -> int:
+    def died(self, cause: str, block: str, row: str | None) -> tuple[int, int]:
         """An engine has died over a block, named by its first key; over one row of it, where they were run singly.
 
-        Returns how many have died since a row was scored last.
+        Returns how many have died since a row was scored last: over blocks, and over single rows. A row that is found
+        to kill engines explains the deaths over its block, so those are counted anew.
         """
         self._metrics["deaths"].inc()
         self._deaths += 1
-        self._deaths_in_a_row += 1
         self._cause = cause
         self._deaths_of[block] = self._deaths_of.get(block, 0) + 1
-        if row is not None:
+        if row is None:
+            self._blocks_in_a_row += 1
+        else:
             self._fatal[row] = cause
-        return self._deaths_in_a_row
+            self._blocks_in_a_row = 0
+            self._rows_in_a_row += 1
+        return self._blocks_in_a_row, self._rows_in_a_row
 
     def history(self, block: str) -> tuple[int, dict[str, str]]:
         """How many engines died over a block, and the rows, of any block, that killed one by themselves: key, cause."""
@@ -72,7 +77,7 @@ class RowCounter:
                 self._metrics[name].inc(value)
         self._rows += rows
         if by_engine:
-            self._deaths_in_a_row = 0
+            self._blocks_in_a_row = self._rows_in_a_row = 0
         self._events.append((time.time(), self._rows))
         if len(self._events) > _EVENTS_KEPT:
             self._events = self._events[::2]

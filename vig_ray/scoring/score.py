@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -62,7 +63,9 @@ def score_rows(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[s
 
 
 MOST_DEATHS = 5
-"""Engines that may die one after the other, with no row scored between them, before the job gives up."""
+"""Engines that may die over whole blocks, one after the other with no row scored between, before the job gives up."""
+MOST_FATAL_ROWS = 8
+"""Rows in succession that may each kill an engine by themselves, with no row scored between, before it gives up."""
 SINGLY_AFTER = 2
 """Engines that may die over a block before its rows are run one by one, to find the one that kills them."""
 
@@ -89,19 +92,26 @@ class Scorer:
 
         block = rows[0]["sample_key"]
         deaths, fatal = ray.get(self._progress.history.remote(block))
-        if deaths < SINGLY_AFTER:
-            scored = self._run(rows, block, None)
-        else:
-            scored = []
-            for row in rows:
-                key = row["sample_key"]
-                if key not in fatal:
-                    scored += self._run([row], block, key)
-                    continue
-                failed = row | {"prompts": None, "error": f"EngineDied: {fatal[key]}"[:500]}
-                scored += score_rows(self._engine, [failed])
-                self._progress.add.remote(1, tokens=0, failed=1, by_engine=False)
+        scored = self._run(rows, block, None) if deaths < SINGLY_AFTER else self._run_singly(rows, block, fatal)
         return pa.Table.from_pylist(scored, schema=SCORES)
+
+    def _run_singly(self, rows: list[dict[str, Any]], block: str, fatal: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Score rows one by one, those in `fatal` (key to cause) not at all; the scores are in the order of the rows.
+
+        The rows are taken in shuffled order. Rows that kill an engine often lie together, and in the order of the
+        table they would look like an engine that does nothing but die.
+        """
+        scored: list[dict[str, Any]] = [{}] * len(rows)
+        for number in random.Random(0).sample(range(len(rows)), len(rows)):
+            row = rows[number]
+            key = row["sample_key"]
+            if key not in fatal:
+                (scored[number],) = self._run([row], block, key)
+                continue
+            failed = row | {"prompts": None, "error": f"EngineDied: {fatal[key]}"[:500]}
+            (scored[number],) = score_rows(self._engine, [failed])
+            self._progress.add.remote(1, tokens=0, failed=1, by_engine=False)
+        return scored
 
     def _run(self, rows: list[dict[str, Any]], block: str, row: str | None) -> list[dict[str, Any]]:
         try:
@@ -120,7 +130,11 @@ class Scorer:
         """End this process, or raise StageError where engines do nothing but die."""
         import ray
 
-        deaths = ray.get(self._progress.died.remote(str(error), block, row))
-        if deaths >= MOST_DEATHS:
-            raise StageError(f"the engine died {deaths} times in a row; the last time: {error}") from error
+        over_blocks, over_rows = ray.get(self._progress.died.remote(str(error), block, row))
+        if over_blocks >= MOST_DEATHS:
+            raise StageError(f"the engine died {over_blocks} times in a row; the last time: {error}") from error
+        if over_rows >= MOST_FATAL_ROWS:
+            raise StageError(
+                f"the engine died over {over_rows} rows in a row, each run by itself; the last time: {error}"
+            ) from error
         os._exit(1)  # not an exception: Ray Data retries what a lost process was doing, and ends at what one raises
