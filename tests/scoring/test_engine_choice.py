@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from vig_ray.cluster import Machines
 from vig_ray.errors import StageError
 from vig_ray.model.prompt import Prompt
+from vig_ray.row_counter import RowCounter
 from vig_ray.scoring import job, score
 from vig_ray.scoring.config import ScoreConfig
-from vig_ray.scoring.counter import RowCounter
 from vig_ray.scoring.engines import EngineDiedError, load
 from vig_ray.scoring.schema import PREPARED
 
@@ -94,7 +94,7 @@ class Local:
     """A RowCounter in this process, called as a remote one is."""
 
     def __init__(self) -> None:
-        self.inside = RowCounter.__ray_metadata__.modified_class()
+        self.inside = RowCounter.__ray_metadata__.modified_class("score")
 
     def __getattr__(self, name: str) -> Any:
         return type("Method", (), {"remote": staticmethod(getattr(self.inside, name))})

@@ -11,51 +11,39 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
 import ray
-import ray.data
-from ray.data.checkpoint import CheckpointConfig
-from ray.data.datasource import FilenameProvider
-from ray.data.exceptions import ExecutionTimeoutError
 
 from vig_ray.cluster import (
     Machines,
     failure,
-    footer_readers,
     joins,
     machines,
     on_machines,
     parse_range,
-    with_the_driver,
 )
 from vig_ray.dataset import importing
-from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import default_dtype, load_formatter, template_fingerprint
+from vig_ray.pipeline import Step, count_samples, run_steps
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
-from vig_ray.scoring.counter import RowCounter, shown
 from vig_ray.scoring.engines.load import check_engine, choose_engine
 from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.reference import REFERENCES
 from vig_ray.scoring.schema import SCORES
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.summary import ScoreSummary, summarise
-from vig_ray.stage import Claim, claim, parquet_files, read_stage
-from vig_ray.storage import check_writable, filesystem, join
-from vig_ray.whole_files import whole_files
+from vig_ray.stage import claim, parquet_files, read_stage
+from vig_ray.storage import check_writable, join
 
 log = logging.getLogger(__name__)
 
 _ROWS_PREPARED_AT_ONCE = 64
-_FOOTERS_AT_ONCE = 16
-_WAIT_FOR_MACHINES_S = 24 * 3600
 # Options of vLLM's that change no log-prob by more than rounding does: a run may go on with others.
 _SPEED_AND_MEMORY = frozenset(
     {
@@ -139,12 +127,17 @@ def run(config: ScoreConfig) -> ScoreSummary:
         output.begin(config, identity=output.identity | {"engine": engine, "dtype": dtype})
         pools = _pools(config, ray_has, device, engine)
         log.info("%s engine (%s) on %s in %s, %s at a time", engine, why, device, dtype, _words(pools.engines))
-        timing = _score(plan, output, samples, pools, device, dtype, engine)
-    _delete_uncommitted(output)
+        timing = run_steps(
+            samples,
+            output,
+            SCORES,
+            lambda counter: _steps(plan, pools, device, dtype, engine, counter),
+            rows_per_block=config.rows_per_file,
+        )
     summary = summarise(plan.scores)
-    if summary.read != _count_rows(samples):
+    if summary.read != count_samples(samples):
         raise StageError(
-            f"{plan.scores}: {summary.read:,} rows written for {_count_rows(samples):,} samples. On several machines "
+            f"{plan.scores}: {summary.read:,} rows written for {count_samples(samples):,} samples. On several machines "
             "every path must be on storage that all of them share; otherwise please report it, and run again with "
             "another --out"
         )
@@ -207,134 +200,39 @@ def _identity(plan: Plan, samples: str) -> dict[str, Any]:
     }
 
 
-def _checkpoint(output: Claim) -> str:
-    """Where Ray Data keeps the keys of every block that was written, one file a block."""
-    return join(output.work, "checkpoint")
-
-
-def _committed(output: Claim) -> list[str]:
-    return [path for path in parquet_files(_checkpoint(output)) if not path.endswith(".pending.parquet")]
-
-
-def _delete_uncommitted(output: Claim) -> None:
-    """Delete the files of blocks that no checkpoint knows: a worker of a killed run wrote them after this run looked,
-    and this run has scored their rows as well."""
-    committed = {path.rpartition("/")[2].removesuffix(".parquet") for path in _committed(output)}
-    fs, _ = filesystem(output.directory)
-    for path in parquet_files(output.directory):
-        block = path.rpartition("/")[2].rpartition("-")[0]  # Ray adds -0, -1, ... to a block's name
-        if block not in committed:
-            fs.delete_file(path)
-
-
-def _count_rows(samples: str) -> int:
-    record = read_stage(samples) or {}
-    rows: int = record["counts"]["read"]
-    return rows
-
-
-def _checkpointed_rows(output: Claim) -> int:
-    fs, _ = filesystem(_checkpoint(output))
-
-    def rows(path: str) -> int:
-        counted: int = pq.read_metadata(path, filesystem=fs).num_rows
-        return counted
-
-    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # one a block, and a store takes its time over each
-        return sum(pool.map(rows, _committed(output)))
-
-
-def _score(
-    plan: Plan, output: Claim, samples: str, pools: Pools, device: str, dtype: str, engine: str
-) -> dict[str, Any]:
-    """Run the job with its progress shown; returns when the first engine was ready and how many rows were when."""
-    total, done = _count_rows(samples), _checkpointed_rows(output)
-    if done:
-        log.info("going on: %s of %s rows were scored by an earlier run", f"{done:,}", f"{total:,}")
-    counter: Any = RowCounter.options(scheduling_strategy=with_the_driver()).remote()  # type: ignore[attr-defined]
-    with shown(counter, total, done):
-        try:
-            _execute(plan, output, samples, pools, device, dtype, engine, counter)
-        except ExecutionTimeoutError as error:
-            raise StageError(
-                f"no row was scored for {_WAIT_FOR_MACHINES_S // 3600} hours: no machine came, or none that has what "
-                "--workers ask for; submitted again, the job goes on"
-            ) from error
-        except ray.exceptions.RayError as error:
-            raise failure(error, "scoring") from error
-    try:
-        timing: dict[str, Any] = ray.get(counter.timing.remote(), timeout=60)
-    except ray.exceptions.RayError:  # its machine is gone; the scores don't need it
-        timing = {}
-    return timing
-
-
-def _execute(
-    plan: Plan, output: Claim, samples: str, pools: Pools, device: str, dtype: str, engine: str, counter: Any
-) -> None:
-    """Build the Ray Data plan and run it to its end."""
+def _steps(plan: Plan, pools: Pools, device: str, dtype: str, engine: str, counter: Any) -> list[Step]:
+    """Prepare prompts on CPUs, then score them on engines."""
     config = plan.config
-    fs, _ = filesystem(samples)
-    out_fs, out_path = whole_files(plan.scores, join(output.work, "unfinished"))
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = _WAIT_FOR_MACHINES_S
-    checkpoint_fs, checkpoint_path = filesystem(_checkpoint(output))
-    checkpoint_fs.create_dir(checkpoint_path, recursive=True)
-    context.checkpoint_config = CheckpointConfig(
-        id_column="sample_key",
-        checkpoint_path=checkpoint_path,
-        override_filesystem=checkpoint_fs,
-        delete_checkpoint_on_success=False,
-    )
     # Workers may have another working directory.
     model = os.path.abspath(os.path.expanduser(config.model)) if is_local(config.model) else config.model
     prompts = {"model": model, "template": config.template, "max_length": config.max_length}
-    files = parquet_files(samples)
-    with ray.data.DataContext.current(context), footer_readers(len(files)):
-        data = ray.data.read_parquet(files, filesystem=fs, schema=SAMPLES)
-        # A checkpoint commits whole blocks: without this a small dataset would be one block, and a batch of more rows
-        # than a block has would join blocks.
-        data = data.repartition(target_num_rows_per_block=config.rows_per_file)
-        data = data.map_batches(
-            Preparer,
-            fn_constructor_kwargs={
-                **prompts,
-                "reference": config.reference,
-                "too_long": config.too_long,
-                "max_image_pixels": config.max_image_pixels,
-            },
-            batch_size=min(_ROWS_PREPARED_AT_ONCE, config.rows_per_file),
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(min_size=pools.preparers[0], max_size=pools.preparers[1]),
-            num_cpus=1,
-        )
-        data = data.map_batches(
+    prepare = {
+        **prompts,
+        "reference": config.reference,
+        "too_long": config.too_long,
+        "max_image_pixels": config.max_image_pixels,
+    }
+    load = {
+        "name": engine,
+        **prompts,
+        "dtype": dtype,
+        "device": device,
+        "batch_tokens": config.batch_tokens,
+        "threads": pools.threads,
+        "vllm": config.vllm,
+    }
+    return [
+        Step(Preparer, prepare, batch_rows=min(_ROWS_PREPARED_AT_ONCE, config.rows_per_file), actors=pools.preparers),
+        Step(
             Scorer,
-            fn_constructor_kwargs={
-                "engine": {
-                    "name": engine,
-                    **prompts,
-                    "dtype": dtype,
-                    "device": device,
-                    "batch_tokens": config.batch_tokens,
-                    "threads": pools.threads,
-                    "vllm": config.vllm,
-                },
-                "progress": counter,
-            },
-            batch_size=min(config.window, config.rows_per_file),
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=pools.engines[0], max_size=pools.engines[1], max_tasks_in_flight_per_actor=4
-            ),
-            num_cpus=0.5 if pools.gpus_each else 1,
-            num_gpus=pools.gpus_each,
-        )
-        names = FilenameProvider(dataset_uuid=output.run, file_format="parquet")
-        data.write_parquet(out_path, filesystem=out_fs, filename_provider=names, schema=SCORES, compression="zstd")
+            {"engine": load, "progress": counter},
+            batch_rows=min(config.window, config.rows_per_file),
+            actors=pools.engines,
+            cpus=0.5 if pools.gpus_each else 1,
+            gpus=pools.gpus_each,
+            calls_ahead=4,
+        ),
+    ]
 
 
 @dataclass(frozen=True)

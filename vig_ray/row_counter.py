@@ -1,4 +1,4 @@
-"""How many rows the engines have scored: progress, rates and metrics. Nothing that is written depends on it."""
+"""How many rows a stage's engines have done: progress, rates and metrics. Nothing that is written depends on it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ _EVENTS_KEPT = 1024
 _LOOK_FOR_MACHINES_S = 5.0
 
 
-# A call that finds it being restarted elsewhere waits for that: what is scored doesn't depend on it.
+# A call that finds it being restarted elsewhere waits for that: what is written doesn't depend on it.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class RowCounter:
-    """An actor that the scorers report to; a batch that is retried counts twice.
+    """An actor that a stage's engines report to; a batch that is retried counts twice.
+
+    `stage`: the stage's name, "score" say; it stands in the metrics' names.
 
     It tells Ray's metrics as well, on the metrics port of the driver's machine, with `ray_` before the names.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stage: str) -> None:
         self._metrics = {
-            "rows": Counter("vig_score_rows", "Rows done by the scoring job, failed ones included."),
-            "tokens": Counter("vig_score_tokens", "Answer tokens scored, with and without the image."),
-            "failed": Counter("vig_score_failed_rows", "Rows that have an error instead of a score."),
-            "starts": Counter("vig_score_engine_starts", "Engines loaded; beyond the pool's size: restarts."),
-            "deaths": Counter("vig_score_engine_deaths", "Engines that died under a row or a batch."),
+            "rows": Counter(f"vig_{stage}_rows", "Rows done by the job, failed ones included."),
+            "tokens": Counter(f"vig_{stage}_tokens", "Answer tokens of the rows that are done."),
+            "failed": Counter(f"vig_{stage}_failed_rows", "Rows that have an error instead of a result."),
+            "starts": Counter(f"vig_{stage}_engine_starts", "Engines loaded; beyond the pool's size: restarts."),
+            "deaths": Counter(f"vig_{stage}_engine_deaths", "Engines that died under a row or a batch."),
         }
         self._rows, self._ready = 0, 0.0
         self._engine = ""
@@ -97,8 +99,8 @@ class RowCounter:
 
 
 @contextmanager
-def shown(counter: Any, total: int, done: int) -> Iterator[None]:
-    """Show a counter's progress while a job runs: `done` rows of `total` were scored before."""
+def shown(counter: Any, stage: str, total: int, done: int) -> Iterator[None]:
+    """Show a counter's progress while a stage runs: `done` rows of `total` were done before."""
     stop = threading.Event()
 
     def follow(bar: RowProgress) -> None:
@@ -129,7 +131,7 @@ def shown(counter: Any, total: int, done: int) -> Iterator[None]:
                     bar.say(f"machines: {now}, before {machines}")
                     machines = now
 
-    with RowProgress("score", total, done=done) as bar:
+    with RowProgress(stage, total, done=done) as bar:
         follower = threading.Thread(target=follow, args=(bar,), daemon=True)
         follower.start()
         try:

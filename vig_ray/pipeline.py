@@ -1,0 +1,172 @@
+"""The Ray Data skeleton of stages that run a model over samples: pools of actors, resume, progress, lost machines.
+
+    samples/  ->  step  ->  step  ->  OUT/<stage>/
+                 (CPUs)   (engines)
+
+A stage says what its steps are and what its table holds; `run_steps` does the rest. A run that was killed goes on
+where it was: Ray Data's checkpoint records the keys of every block that was written, and they are not read again.
+Steps get and give blocks row for row, so that every sample comes out once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data.checkpoint import CheckpointConfig
+from ray.data.datasource import FilenameProvider
+from ray.data.exceptions import ExecutionTimeoutError
+
+from vig_ray.cluster import failure, footer_readers, with_the_driver
+from vig_ray.dataset.schema import SAMPLES
+from vig_ray.errors import StageError
+from vig_ray.row_counter import RowCounter, shown
+from vig_ray.stage import Claim, parquet_files, read_stage
+from vig_ray.storage import filesystem, join
+from vig_ray.whole_files import whole_files
+
+log = logging.getLogger(__name__)
+
+_FOOTERS_AT_ONCE = 16
+_WAIT_FOR_MACHINES_S = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Step:
+    """A pool of actors that turn blocks into blocks.
+
+    `actor`: a class that is called with `arguments` once an actor, and then with one table a call. `batch_rows`: rows
+    a call, at most. `actors`: least and most of them, most None: as many as the machines have room for. `cpus`,
+    `gpus`: what Ray reserves for one actor. `calls_ahead`: calls that wait at an actor, None for Ray's own choice.
+    """
+
+    actor: type
+    arguments: Mapping[str, Any]
+    batch_rows: int
+    actors: tuple[int, int | None]
+    cpus: float = 1
+    gpus: int = 0
+    calls_ahead: int | None = None
+
+    def over(self, blocks: ray.data.Dataset) -> ray.data.Dataset:
+        """The dataset that this step makes of another."""
+        least, most = self.actors
+        return blocks.map_batches(
+            self.actor,
+            fn_constructor_kwargs=dict(self.arguments),
+            batch_size=self.batch_rows,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=least, max_size=most, max_tasks_in_flight_per_actor=self.calls_ahead
+            ),
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+        )
+
+
+def run_steps(
+    samples: str,
+    output: Claim,
+    table: pa.Schema,
+    steps: Callable[[Any], Sequence[Step]],
+    *,
+    rows_per_block: int,
+) -> dict[str, Any]:
+    """Run every row of `samples` that isn't done yet through the steps, and write `output`'s Parquet files.
+
+    `steps`: makes the steps, given the `RowCounter` that they report to. `rows_per_block`: rows of a Parquet file, and
+    what a killed run has to do again. Returns when the first engine was ready and how many rows were done when. Raises
+    StageError where a step raises, where no machine comes, and where rows are missing at the end.
+    """
+    total, done = count_samples(samples), _committed_rows(output)
+    if done:
+        log.info("going on: %s of %s rows were done by an earlier run", f"{done:,}", f"{total:,}")
+    counter: Any = RowCounter.options(scheduling_strategy=with_the_driver()).remote(output.stage)  # type: ignore[attr-defined]
+    with shown(counter, output.stage, total, done):
+        try:
+            _execute(samples, output, table, steps(counter), rows_per_block)
+        except ExecutionTimeoutError as error:
+            raise StageError(
+                f"no row was done for {_WAIT_FOR_MACHINES_S // 3600} hours: no machine came, or none that has what "
+                "--workers ask for; the same command goes on from here"
+            ) from error
+        except ray.exceptions.RayError as error:
+            raise failure(error, f"vig {output.stage}") from error
+    _delete_uncommitted(output)
+    try:
+        timing: dict[str, Any] = ray.get(counter.timing.remote(), timeout=60)
+    except ray.exceptions.RayError:  # its machine is gone; what was written doesn't need it
+        timing = {}
+    return timing
+
+
+def _execute(samples: str, output: Claim, table: pa.Schema, steps: Sequence[Step], rows_per_block: int) -> None:
+    """Build the Ray Data plan and run it to its end."""
+    checkpoint_fs, checkpoint_path = filesystem(_checkpoint(output))
+    checkpoint_fs.create_dir(checkpoint_path, recursive=True)
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = _WAIT_FOR_MACHINES_S
+    context.checkpoint_config = CheckpointConfig(
+        id_column="sample_key",
+        checkpoint_path=checkpoint_path,
+        override_filesystem=checkpoint_fs,
+        delete_checkpoint_on_success=False,
+    )
+    files = parquet_files(samples)
+    with ray.data.DataContext.current(context), footer_readers(len(files)):
+        blocks = ray.data.read_parquet(files, filesystem=filesystem(samples)[0], schema=SAMPLES)
+        # A checkpoint commits whole blocks: without this a small dataset would be one block, and a batch of more rows
+        # than a block has would join blocks.
+        blocks = blocks.repartition(target_num_rows_per_block=rows_per_block)
+        for step in steps:
+            blocks = step.over(blocks)
+        to_fs, to_path = whole_files(output.directory, join(output.work, "unfinished"))
+        names = FilenameProvider(dataset_uuid=output.run, file_format="parquet")
+        blocks.write_parquet(to_path, filesystem=to_fs, filename_provider=names, schema=table, compression="zstd")
+
+
+def count_samples(samples: str) -> int:
+    """How many rows the import of `samples` wrote, failed ones included."""
+    record = read_stage(samples) or {}
+    rows: int = record["counts"]["read"]
+    return rows
+
+
+def _checkpoint(output: Claim) -> str:
+    """Where Ray Data keeps the keys of every block that was written, one file a block."""
+    return join(output.work, "checkpoint")
+
+
+def _committed_blocks(output: Claim) -> list[str]:
+    return [path for path in parquet_files(_checkpoint(output)) if not path.endswith(".pending.parquet")]
+
+
+def _committed_rows(output: Claim) -> int:
+    fs, _ = filesystem(_checkpoint(output))
+
+    def rows(path: str) -> int:
+        count: int = pq.read_metadata(path, filesystem=fs).num_rows
+        return count
+
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # one a block, and a store takes its time over each
+        return sum(pool.map(rows, _committed_blocks(output)))
+
+
+def _delete_uncommitted(output: Claim) -> None:
+    """Delete the files of blocks that no checkpoint knows: a worker of a killed run wrote them after this run looked,
+    and this run has done their rows as well."""
+    committed = {path.rpartition("/")[2].removesuffix(".parquet") for path in _committed_blocks(output)}
+    fs, _ = filesystem(output.directory)
+    for path in parquet_files(output.directory):
+        block = path.rpartition("/")[2].rpartition("-")[0]  # Ray adds -0, -1, ... to a block's name
+        if block not in committed:
+            fs.delete_file(path)
