@@ -100,7 +100,7 @@ def actors_part(folder: Path, counts: list[int], seconds: float) -> None:
 
 def steady(out: Path) -> float:
     """Samples/s between a quarter and nine tenths of the rows: all engines are up, none has run dry."""
-    timing = json.loads((out / "scores" / "stage.json").read_text())["timing"]
+    timing = json.loads((out / "scores.stage.json").read_text())["timing"]
     times, rows = np.array(timing["rows_over_time"]).T
     inside = (rows > 0.25 * rows[-1]) & (rows < 0.9 * rows[-1])
     return float(np.polyfit(times[inside], rows[inside], 1)[0])

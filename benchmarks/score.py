@@ -127,7 +127,7 @@ def job_part(folder: str, samples: int, rounds: int) -> None:
         plain.append(plain_process(table, 256))
         out = os.path.join(folder, f"out-{number}")
         job.run(ScoreConfig(data=folder, model=CHECKPOINT, out=out))
-        with open(os.path.join(out, "scores", "stage.json")) as file:
+        with open(os.path.join(out, "scores.stage.json")) as file:
             timing = json.load(file)["timing"]
         (first, rows_before), (last, rows_after) = timing["rows_over_time"][0], timing["rows_over_time"][-1]
         ray_rates.append((rows_after - rows_before) / (last - first))

@@ -82,7 +82,7 @@ def main() -> None:
             make(directory, rows)
             for way, options in (("threads", ()), ("Ray Data", ("--address", "local"))):
                 seconds, memory = measured(directory, "--strategy", arguments.strategy, "--p", "70", *options)
-                stage = json.loads((directory / "selection" / "stage.json").read_text())
+                stage = json.loads((directory / "selection.stage.json").read_text())
                 kept = stage["selection"]["kept"][0]["total"]["scored"]
                 line = f"{rows:>13,} rows, {way:8}: {seconds:7.1f} s, driver {memory:5.2f} GB, kept {kept:,}"
                 if way in before:

@@ -58,7 +58,7 @@ def test_stage_record_explains_itself(tmp_path) -> None:
     assert record is not None
     assert (record["stage"], record["config"], record["counts"]) == ("test", {"number": 4}, {"read": 1})
     assert record["versions"]["vig_ray"]
-    assert json.loads((tmp_path / "stage.json").read_text()) == record
+    assert json.loads((tmp_path.parent / f"{tmp_path.name}.stage.json").read_text()) == record
     assert read_stage(str(tmp_path / "none")) is None
 
 

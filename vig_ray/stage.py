@@ -77,9 +77,8 @@ def record_file(directory: str) -> str:
 
 def write_stage(directory: str, stage: str, config: StageConfig, **facts: Any) -> None:
     """Write a directory's record: the stage's name, its config, versions, and `facts` (JSON values)."""
-    _write_record(
-        directory, {"stage": stage, "config": config.model_dump(mode="json"), "versions": versions(), **facts}
-    )
+    record = {"stage": stage, "config": config.model_dump(mode="json"), "versions": versions()}
+    _write_record(directory, record | facts)
 
 
 def _write_record(directory: str, record: Record) -> None:

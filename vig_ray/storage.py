@@ -75,7 +75,7 @@ def join(base: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A local path in full, for those who have another working directory; a URI as it is, without a slash at its end."""
+    """A local path in full, for those who have another working directory; a URI as it is, without its last slash."""
     fs, path = filesystem(uri)
     return path if isinstance(fs, pafs.LocalFileSystem) else uri.rstrip("/")
 

@@ -1,4 +1,4 @@
-"""Writing files that nobody sees before they are whole: what reads a directory while a run writes into it needs that."""
+"""Writing files that nobody sees before they are whole, so that a directory can be read while a run writes into it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def whole_files(uri: str, unfinished: str) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(WholeFiles(filesystem(unfinished)[1]))), path
 
 
-class WholeFiles(LocalFileSystem):
+class WholeFiles(LocalFileSystem):  # type: ignore[misc]
     """A local filesystem whose files lie in the folder `unfinished` until they are closed."""
 
     cachable = False

@@ -42,7 +42,7 @@ def png(*rows: list[tuple[int, int, int]]) -> bytes:
 
 def read_samples(directory: str | Path) -> Rows:
     found: Rows = []
-    for part in sorted(Path(directory).glob("part-*.parquet")):
+    for part in sorted(Path(directory).glob("*.parquet")):
         found += pq.read_table(part).to_pylist()
     return found
 

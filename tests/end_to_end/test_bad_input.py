@@ -187,7 +187,7 @@ def test_unusual_images_are_seen_as_they_look(bad, demo_formatter, demo_model) -
 
 def test_failures_are_counted_by_class(bad) -> None:
     folder, rows, _ = bad
-    stage = json.loads((folder / "scores" / "stage.json").read_text())
+    stage = json.loads((folder / "scores.stage.json").read_text())
     failed = sum(one["error"] is not None for one in rows.values())
     assert failed == 16
     assert stage["counts"]["failed"] == failed == sum(stage["counts"]["failures"].values())

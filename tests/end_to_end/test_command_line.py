@@ -104,7 +104,7 @@ def test_yaml_environment_and_command_line_in_that_order(small: Path, tmp_path: 
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(options))
     out = str(tmp_path / "line")
     vig("score", "--config", str(tmp_path / "c.yaml"), "--out", out, VIG_SCORE_WINDOW="5", VIG_SCORE_OUT="env")
-    used = json.loads((tmp_path / "line" / "scores" / "stage.json").read_text())["config"]
+    used = json.loads((tmp_path / "line" / "scores.stage.json").read_text())["config"]
     assert used["out"] == out
     assert used["window"] == 5
     assert used["rows_per_file"] == 8

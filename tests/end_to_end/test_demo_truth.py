@@ -98,7 +98,7 @@ def test_counts_are_printed_and_add_up(held_out: Path) -> None:
     assert read == scored + text_only + failed == 2000
     assert str(held_out / "scores") in printed
     assert "rows/s" in (held_out / "progress.txt").read_text()
-    stage = json.loads((held_out / "scores" / "stage.json").read_text())
+    stage = json.loads((held_out / "scores.stage.json").read_text())
     assert stage["complete"]
     assert stage["counts"]["read"] == 2000
     assert stage["identity"]["reference"] == "blur"

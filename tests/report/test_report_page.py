@@ -265,9 +265,9 @@ def test_without_its_script_everything_is_there(browser: Any, written: Path, tol
 
 def test_blind_scores_without_samples(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "scores", tmp_path / "scores")
-    record = json.loads((tmp_path / "scores" / "stage.json").read_text())
+    record = json.loads((tmp_path / "scores.stage.json").read_text())
     record["config"]["reference"] = "blind"
-    (tmp_path / "scores" / "stage.json").write_text(json.dumps(record))
+    (tmp_path / "scores.stage.json").write_text(json.dumps(record))
     found = write_report(tmp_path, tmp_path / "r.html", figures=False)
     assert "No samples/ beside the scores" in found.text()
     assert "data:image/jpeg" not in (tmp_path / "r.html").read_text()

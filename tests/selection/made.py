@@ -1,4 +1,4 @@
-"""Scores made up for tests: any number of samples, cut into any files, with the stage.json of a finished run."""
+"""Scores made up for tests: any number of samples, cut into any files, with the record of a finished run."""
 
 from __future__ import annotations
 

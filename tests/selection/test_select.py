@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from vig_ray.errors import StageError
 from vig_ray.selection import job
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.strategies import strategies
+from vig_ray.stage import read_stage
 
 
 def select(scores: str, out: Path, **options: Any) -> job.Selection:
@@ -198,7 +198,7 @@ def test_a_sweep_compares_and_selects_nothing(scores: str, tmp_path: Path) -> No
     assert "nothing selected" in printed
 
 
-def test_what_is_printed_adds_up_and_stands_in_stage_json(scores: str, rows: Any, tmp_path: Path) -> None:
+def test_what_is_printed_adds_up_and_stands_in_the_record(scores: str, rows: Any, tmp_path: Path) -> None:
     found = select(scores, tmp_path, p=70)
     failed = [row for row in rows if row["error"]]
     first = found.text().splitlines()[0]
@@ -206,7 +206,8 @@ def test_what_is_printed_adds_up_and_stands_in_stage_json(scores: str, rows: Any
         f"read 1,000 = scored {len(scored(rows)):,} + text-only {len(text_only(rows)):,} + "
         f"failed {len(failed):,} (left out)"
     )
-    stage = json.loads((tmp_path / "selection" / "stage.json").read_text())
+    stage = read_stage(str(tmp_path / "selection"))
+    assert stage is not None
     assert stage["complete"]
     assert stage["selection"]["kept"][0]["total"]["scored"] == found.kept[0].counted.total("scored")
     sums = [sum(one["tokens"] for one in part["by_source"].values()) for part in stage["selection"]["kept"]]
@@ -220,11 +221,11 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(scores: str,
     again = select(scores, tmp_path, p=70)
     assert again.text() == first.text()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "selection").iterdir()} == before
-    with pytest.raises(StageError, match="another selection"):
+    with pytest.raises(StageError, match=r"another run of `vig select` \(p differ"):
         select(scores, tmp_path, p=60)
     select(scores, tmp_path, p=60, overwrite=True)
     # A run that was killed is done again from its beginning, and leaves no rows of the first.
-    stage = tmp_path / "selection" / "stage.json"
+    stage = tmp_path / "selection.stage.json"
     stage.write_text(stage.read_text().replace('"complete": true', '"complete": false'))
     select(scores, tmp_path, p=60)
     rows = selected(tmp_path)
@@ -267,7 +268,7 @@ def test_wrong_inputs_are_one_line_before_any_work(scores: str, rows: Any, tmp_p
     refused("has no effect", scores, strategy="prior", quota={"coco": 5})
     refused("no samples. beside them.*--clusters 1", scores, strategy="visnec")
     unfinished = Path(write(tmp_path / "unfinished", rows))
-    stage = unfinished / "scores" / "stage.json"
+    stage = unfinished / "scores.stage.json"
     stage.write_text(stage.read_text().replace('"complete": true', '"complete": false'))
     refused("not finished; run the same", str(unfinished))
     bare = Path(write(tmp_path / "bare", rows, files=1))

@@ -29,7 +29,7 @@ def changed(chosen: Path, tmp_path: Path, change: Any) -> Path:
     """The same samples, with a selection whose rows `change` has altered, cut into files of another size."""
     (tmp_path / "samples").symlink_to(chosen / "samples")
     (tmp_path / "selection").mkdir()
-    shutil.copy(chosen / "selection" / "stage.json", tmp_path / "selection")
+    shutil.copy(chosen / "selection.stage.json", tmp_path)
     rows = [row for path in sorted((chosen / "selection").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     rows = change(rows)
     for start in range(0, len(rows), 50):

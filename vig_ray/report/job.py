@@ -228,6 +228,7 @@ def _claim(config: ReportConfig) -> Claim:
         overwrite=True,
         folders=(),
         files=[beside, json_name(beside), *figures],
+        resumes=False,
         again=True,
     )
 
