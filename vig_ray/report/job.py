@@ -11,14 +11,15 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow.parquet as pq
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from vig_ray.cluster import passes_on_ray
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.errors import StageError
+from vig_ray.options import Percentage, Percentages
 from vig_ray.report import draw
 from vig_ray.report.cards import gallery_html
 from vig_ray.report.chosen import selection_of
@@ -31,7 +32,6 @@ from vig_ray.report.speech import Spoken, by_speech, load_tagger
 from vig_ray.report.spelling import load_tokenizer, spelled
 from vig_ray.report.tally import COLUMNS
 from vig_ray.scoring.scored import samples_beside, scores_directory
-from vig_ray.selection.config import PerCent, several
 from vig_ray.selection.scan import Files
 from vig_ray.stage import StageConfig, read_stage
 from vig_ray.storage import check_writable, exists, filesystem, join, parquet_files, read_bytes, write_bytes
@@ -52,12 +52,11 @@ class ReportConfig(StageConfig):
     samples: str | None = Field(None, description="samples/ for images and questions; by default beside the scores")
     model: str | None = Field(None, description="checkpoint whose tokenizer spells the tokens; by default the scores'")
     title: str = Field("What the images contribute", description="the page's heading")
-    p: Annotated[tuple[PerCent, ...], BeforeValidator(several)] = Field(
+    p: Percentages = Field(
         (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0),
         description="percentages whose thresholds are told",
-        json_schema_extra={"metavar": "PERCENT[,...]"},
     )
-    near_p: PerCent = Field(
+    near_p: Percentage = Field(
         70.0, description="without a selection, the percentage whose tau_p the gallery's nearest samples lie at"
     )
     near_zero: float = Field(
