@@ -21,6 +21,7 @@ from vig_ray.dataset.rows import Row, to_sample
 from vig_ray.dataset.schema import RowError
 from vig_ray.dataset.writer import SampleWriter
 from vig_ray.errors import StageError
+from vig_ray.progress import RowProgress
 from vig_ray.stage import STAGE_FILE, StageConfig, clear_directory, read_stage, write_stage
 from vig_ray.storage import exists, filesystem, join, one_line, parquet_files, scheme_of
 
@@ -141,6 +142,12 @@ def run(
     except OSError as error:
         raise StageError(f"{plan.directory}: can't be written to: {one_line(error)}") from error
     return report
+
+
+def run_with_progress(config: ImportConfig) -> ImportReport:
+    """As `run`, with a progress bar on standard error: what `vig import` does."""
+    with RowProgress("import", None) as bar:
+        return run(config, progress=bar.update)
 
 
 def samples_directory(uri: str) -> str | None:
