@@ -20,8 +20,8 @@ from vig_ray.report import colours, passes, tally
 from vig_ray.report.figures import figures
 from vig_ray.report.spelling import load_tokenizer, spelled
 from vig_ray.selection import job as selecting
-from vig_ray.selection import scan
 from vig_ray.selection.config import SelectConfig
+from vig_ray.tables import scan
 
 
 def group_of(vig: float) -> str:

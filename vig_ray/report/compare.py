@@ -18,10 +18,10 @@ from rich.table import Table
 
 from vig_ray.errors import StageError
 from vig_ray.options import Percentages
-from vig_ray.scoring.scored import dataset, scores_directory
-from vig_ray.selection.order import Hashes, hashes
-from vig_ray.selection.rank import quota_of
 from vig_ray.stage import StageConfig, read_stage
+from vig_ray.tables.directories import dataset, scores_directory
+from vig_ray.tables.order import Hashes, hashes
+from vig_ray.tables.threshold import quota_of
 
 _BATCH = 1 << 17
 _SEED = 0  # of the hashes that keys are matched by

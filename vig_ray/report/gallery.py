@@ -18,7 +18,7 @@ from vig_ray.report.spelling import pieces_of
 from vig_ray.report.tally import SHOWN, Candidates
 from vig_ray.scoring.gain import token_gain
 from vig_ray.scoring.reference import blur_pixels
-from vig_ray.scoring.scored import rows_of
+from vig_ray.tables.directories import rows_of
 
 _QUALITY = 82
 _THREADS = 4  # each may hold a large image and its blur

@@ -31,10 +31,10 @@ from vig_ray.report.passes import SURVEYED, Found, pass_over
 from vig_ray.report.speech import Spoken, by_speech, load_tagger
 from vig_ray.report.spelling import load_tokenizer, spelled
 from vig_ray.report.tally import COLUMNS
-from vig_ray.scoring.scored import samples_beside, scores_directory
-from vig_ray.selection.scan import Files
 from vig_ray.stage import StageConfig, read_stage
 from vig_ray.storage import check_writable, exists, filesystem, join, parquet_files, read_bytes, write_bytes
+from vig_ray.tables.directories import samples_beside, scores_directory
+from vig_ray.tables.scan import Files
 
 Json = dict[str, Any]
 _MEGABYTE = 10**6
