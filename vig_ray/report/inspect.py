@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vig_ray.errors import StageError
 from vig_ray.report.colours import TERMINAL, WORDS, step_of
-from vig_ray.report.spelling import load_tokenizer, pieces_of
+from vig_ray.report.detokenize import load_tokenizer, pieces_of
 from vig_ray.scoring.gain import token_gain
 from vig_ray.stage import StageConfig, read_stage
 from vig_ray.tables.directories import rows_of, samples_beside, scores_directory
