@@ -6,23 +6,15 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from vig_ray.cli import Verb
 from vig_ray.errors import StageError
-from vig_ray.stage import StageConfig
 
 log = logging.getLogger("vig_ray.serve")
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _CLOSED = "Closed"
-
-
-def _load() -> tuple[type[StageConfig], Callable[[Any], int]]:
-    from serve_app.options import ServeConfig
-
-    return ServeConfig, run
 
 
 def run(config: Any) -> int:
@@ -99,4 +91,4 @@ def _replicas_left() -> bool:
     return any(name.startswith("SERVE_REPLICA::vig#") and f"#{_CLOSED}#" not in name for name in names)
 
 
-VERB = Verb("score samples over HTTP, with a page to look at", _load)
+VERB = Verb("score samples over HTTP, with a page to look at", "serve_app.options:ServeConfig", "serve_app.command:run")

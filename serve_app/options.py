@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import Field
 
 from vig_ray.dataset.images import MAX_PIXELS
-from vig_ray.model.load import Template
-from vig_ray.scoring.config import EngineOptions, WorkerRange
-from vig_ray.scoring.engines.load import AskedEngine
+from vig_ray.options import (
+    CommaSeparated,
+    Device,
+    EngineName,
+    EngineOptions,
+    Precision,
+    ReferenceName,
+    Template,
+    WorkerRange,
+)
 from vig_ray.stage import StageConfig
-
-_RANGE: dict[str, JsonValue] = {"metavar": "N|MIN..MAX"}
-
-
-def _several(value: Any) -> Any:
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 class AppConfig(StageConfig):
@@ -26,27 +27,23 @@ class AppConfig(StageConfig):
     tau: float | None = Field(
         None, description="threshold of gain, nats: answers say which tokens reach it and whether the sample does"
     )
-    reference: Literal["blur", "blind"] = Field("blur", description="what stands for 'no image', as for vig score")
-    engine: AskedEngine = Field("auto", description="what computes the log-probs")
+    reference: ReferenceName = Field("blur", description="what stands for 'no image', as for vig score")
+    engine: EngineName = Field("auto", description="what computes the log-probs")
     vllm: EngineOptions = Field(
         default_factory=dict,
         description="options of vLLM's engine, as vllm serve names them",
-        json_schema_extra={"metavar": "NAME=VALUE", "repeated": True},
     )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+    dtype: Precision | None = Field(
         None, description="precision of the model; by default float32 on a CPU, the checkpoint's own on a GPU"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs")
+    device: Device = Field("auto", description="where the model runs")
     template: Template = Field("auto", description="prompt: llava_v1, chat or auto, as for vig score")
     max_length: int | None = Field(None, ge=1, description="longest prompt, tokens with images")
     batch_tokens: int | None = Field(None, ge=1, description="tokens a step of the engine, as for vig score")
-    workers: WorkerRange = Field(
-        "1", description="engines, a number or a range that follows the load", json_schema_extra=_RANGE
-    )
+    workers: WorkerRange = Field("1", description="engines, a number or a range that follows the load")
     prepare_workers: WorkerRange = Field(
         "1",
         description="processes that check, decode and tokenise, a number or a range that follows the load",
-        json_schema_extra=_RANGE,
     )
     keys: str | None = Field(
         None,
@@ -54,7 +51,7 @@ class AppConfig(StageConfig):
         "is answered",
     )
     open: bool = Field(False, description="answer every machine without a key")
-    image_hosts: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+    image_hosts: Annotated[tuple[str, ...], CommaSeparated] = Field(
         (),
         description="hosts whose images may be named by URL; by default none",
         json_schema_extra={"metavar": "HOST,..."},

@@ -16,8 +16,8 @@ from tests.selection.made import made_up, write
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.report import inspect
+from vig_ray.report.detokenize import pieces_of
 from vig_ray.report.inspect import InspectConfig
-from vig_ray.report.spelling import pieces_of
 
 
 @pytest.fixture(scope="module")

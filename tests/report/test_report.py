@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from tests.report.reporting import NEAR, assert_mean, gains_of, report
 from tests.selection.made import selected, write
 from vig_ray.demo import CHECKPOINT
-from vig_ray.report import colours, passes, tally
+from vig_ray.report import colours, scans, tally
+from vig_ray.report.detokenize import load_tokenizer, spelled
 from vig_ray.report.figures import figures
-from vig_ray.report.spelling import load_tokenizer, spelled
 from vig_ray.selection import job as selecting
-from vig_ray.selection import scan
 from vig_ray.selection.config import SelectConfig
+from vig_ray.tables import scan
 
 
 def group_of(vig: float) -> str:
@@ -196,8 +196,8 @@ def test_the_gallery_shows_the_extremes(told: Any, scored: Any) -> None:
 def test_cuts_and_batches_make_no_difference(
     rows: Any, told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "_TOKENS_A_BATCH", 50)
-    monkeypatch.setattr(passes, "_MOST_ROWS", 256)
+    monkeypatch.setattr(scans, "_TOKENS_A_BATCH", 50)
+    monkeypatch.setattr(scans, "_MOST_ROWS", 256)
     order = np.random.default_rng(0).permutation(len(rows))
     other = write(tmp_path / "b", [rows[i] for i in order], files=1)
     monkeypatch.setattr(scan.Files.scan, "__kwdefaults__", {"batch_rows": 61, "fold": None})
@@ -283,7 +283,7 @@ def test_steps_of_gain(gain: float) -> None:
 
 @given(st.floats(-50, 50), st.floats(0, 30))
 def test_edges_cover_the_range_in_round_steps(low: float, width: float) -> None:
-    edges = passes.nice_edges(low, low + width)
+    edges = scans.nice_edges(low, low + width)
     step = edges[1] - edges[0]
     assert edges[0] <= low + 1e-6
     assert edges[-1] >= low + width - 1e-6

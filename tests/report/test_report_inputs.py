@@ -12,7 +12,7 @@ from tests.report.reporting import assert_mean, report
 from tests.selection.made import made_up, selected, write
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
-from vig_ray.report import PAGE, chosen, colours, draw, job, numbers, tables
+from vig_ray.report import PAGE, colours, job, numbers, render, selection_summary, tables
 from vig_ray.report.figures import figures
 from vig_ray.report.job import ReportConfig
 from vig_ray.selection import job as selecting
@@ -112,7 +112,7 @@ def test_colours_are_changed_and_texts_are_not() -> None:
     values = [{"name": "#151645", "n": 1}]
     spec = {"data": {"values": values}, "mark": {"type": "bar", "color": colours.LIGHT["p3"]},
             "encoding": {"y": {"field": "name", "type": "nominal"}, "x": {"field": "n"}}}  # fmt: skip
-    shown = draw.themed(draw.svg(spec), "a figure")
+    shown = render.themed(render.svg(spec), "a figure")
     assert "#151645</text>" in shown
     assert 'fill="var(--p3)"' in shown
     assert "http" not in shown
@@ -143,10 +143,10 @@ def test_a_selection_without_a_threshold_of_its_own(scores: str, stored: Any, tm
 def test_characters_that_xml_has_no_place_for_are_drawn_as_escapes() -> None:
     values = [{"name": "bell\x07 \x0f \ufffe", "n": 1}, {"name": "élan 猫 🐱", "n": 2}]
     y = {"field": "name", "type": "nominal"}
-    drawn = draw.svg({"data": {"values": values}, "mark": "bar", "encoding": {"y": y, "x": {"field": "n"}}})
+    drawn = render.svg({"data": {"values": values}, "mark": "bar", "encoding": {"y": y, "x": {"field": "n"}}})
     assert "bell\\x07" in drawn
     assert "élan 猫 🐱" in drawn
-    assert draw.png(drawn).startswith(b"\x89PNG")
+    assert render.png(drawn).startswith(b"\x89PNG")
 
 
 def refused(scores: str, folder: Path, **options: Any) -> str:
@@ -200,7 +200,7 @@ def test_beyond_a_thousand_sources_the_others_are_one_row(
     rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(numbers, "LISTED", 40)
-    monkeypatch.setattr(chosen, "LISTED", 40)
+    monkeypatch.setattr(selection_summary, "LISTED", 40)
     many = [row | {"source": f"s{number % 500}"} for number, row in enumerate(rows)]
     scores = write(tmp_path / "many", many)
     selecting.run(SelectConfig(scores=scores, out=str(tmp_path / "many"), p=50))

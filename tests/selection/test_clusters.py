@@ -15,8 +15,8 @@ from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
 from vig_ray.selection import clusters, job
 from vig_ray.selection.config import SelectConfig
-from vig_ray.selection.order import hashes
 from vig_ray.stage import StageConfig, write_stage
+from vig_ray.tables.order import hashes
 
 QUESTIONS = ("What color is the {}?", "Where does the {} stand?", "Read the text on the {}.", "How many {} are there?")
 IDENTITY = {"samples": {"inputs": ["made"], "format": "llava"}}

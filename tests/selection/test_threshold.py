@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vig_ray.selection.rank import quota_of
-from vig_ray.selection.threshold import PASSES, Search, sortable, value_of
+from vig_ray.tables.threshold import PASSES, Search, quota_of, sortable, value_of
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
 

@@ -21,6 +21,7 @@ from vig_ray.dataset.rows import Row, to_sample
 from vig_ray.dataset.schema import RowError
 from vig_ray.dataset.writer import SampleWriter
 from vig_ray.errors import StageError
+from vig_ray.progress import RowProgress
 from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
 from vig_ray.storage import exists, filesystem, join, scheme_of
 
@@ -137,6 +138,12 @@ def run(
     counts = {name: value for name, value in asdict(report).items() if name != "directory"}
     output.commit(config, counts=counts)
     return report
+
+
+def run_with_progress(config: ImportConfig) -> ImportReport:
+    """As `run`, with a progress bar on standard error: what `vig import` does."""
+    with RowProgress("import", None) as bar:
+        return run(config, progress=bar.update)
 
 
 def samples_directory(uri: str) -> str | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 from pydantic import Field
 
 import vig_ray
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
+from vig_ray.options import ReferenceName
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.summary import ScoreSummary, TokenMean, token_means
 from vig_ray.stage import StageConfig, claim
@@ -27,7 +27,7 @@ class DemoConfig(StageConfig):
     )
     samples: int = Field(1000, ge=1, description="samples to make")
     seed: int = Field(1, description="seed of the dataset")
-    reference: Literal["blur", "blind"] = Field("blur", description="what stands for 'no image'")
+    reference: ReferenceName = Field("blur", description="what stands for 'no image'")
 
 
 @dataclass(frozen=True)

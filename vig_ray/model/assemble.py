@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ from vig_ray.model.chat_template import LLAVA_V1
 from vig_ray.model.checkpoint import is_local, local_folder
 from vig_ray.model.export import save_checkpoint
 from vig_ray.model.llava import MAX_LENGTH
+from vig_ray.options import Precision
 from vig_ray.stage import StageConfig, claim
 from vig_ray.storage import absolute, check_writable, one_line, scheme_of
 
@@ -35,7 +36,7 @@ class AssembleConfig(StageConfig):
     vision_tower: str = Field(description="CLIP vision tower: a checkpoint's folder or a hub id")
     projector: str = Field(description="LLaVA's mm_projector.bin (two layers, mlp2x_gelu), or the same as .safetensors")
     out: str = Field(description="folder that gets the checkpoint; new or empty")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float16", description="precision of the written weights")
+    dtype: Precision = Field("float16", description="precision of the written weights")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,8 @@ from vig_ray.model.chat import ChatFormatter
 from vig_ray.model.checkpoint import local_folder, read_config
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.prompt import Formatter, PromptError, PromptImage
+from vig_ray.options import Template
 from vig_ray.storage import one_line
-
-Template = Literal["auto", "llava_v1", "chat"]
 
 
 def _template_for(config: Any, tokenizer: Any, template: Template) -> Template:

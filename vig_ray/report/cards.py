@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from html import escape
 
 from vig_ray.report.colours import NAMES, WORDS, step_of
+from vig_ray.report.format import source_name
 from vig_ray.report.gallery import Gallery, Picture, Place, Shown, question_text
-from vig_ray.report.words import source_name
 
 TITLES = {
     "highest": ("Highest VIG", "answers that need their images most"),

@@ -6,8 +6,8 @@ from typing import Any
 
 from vig_ray.report.chart_style import ZERO_LINE, by_gain, legend_of, spec
 from vig_ray.report.colours import LIGHT, WORDS, step_of
+from vig_ray.report.format import EVERYTHING, OTHERS, gain, interval, range_name, share, source_name
 from vig_ray.report.tally import GROUPS
-from vig_ray.report.words import EVERYTHING, OTHERS, gain, interval, range_name, share, source_name
 
 Json = dict[str, Any]
 _SQUARE = 400

@@ -7,32 +7,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from vig_ray.errors import StageError
-from vig_ray.scoring.scored import dataset, scores_directory
-from vig_ray.selection.order import Hashes, hashes
-from vig_ray.selection.rank import quota_of
+from vig_ray.options import Percentages
 from vig_ray.stage import StageConfig, read_stage
+from vig_ray.tables.directories import dataset, scores_directory
+from vig_ray.tables.order import Hashes, hashes
+from vig_ray.tables.threshold import quota_of
 
 _BATCH = 1 << 17
-_POSITIONAL: dict[str, JsonValue] = {"positional": True}
 _SEED = 0  # of the hashes that keys are matched by
 Floats = npt.NDArray[np.float64]
-
-
-def _percentages(value: Any) -> Any:
-    return tuple(value.split(",")) if isinstance(value, str) else value
-
-
-Percentage = Annotated[float, Field(gt=0, le=100)]
 
 
 class CompareConfig(StageConfig):
@@ -42,10 +35,9 @@ class CompareConfig(StageConfig):
         description="scores/ of one run, or the directory that holds it", json_schema_extra={"positional": True}
     )
     b: str = Field(description="scores/ of the other run", json_schema_extra={"positional": True})
-    p: Annotated[tuple[Percentage, ...], BeforeValidator(_percentages)] = Field(
+    p: Percentages = Field(
         (10.0, 30.0, 50.0, 70.0),
         description="percentages, as vig select --p takes them, at which the selected sets are compared",
-        json_schema_extra={"metavar": "X[,X...]"},
     )
     differing: int = Field(10, ge=0, description="how many of the samples that differ most are listed")
     as_json: bool = Field(False, description="print one JSON object instead of tables")

@@ -9,11 +9,11 @@ from html import escape
 from typing import Any
 
 import vig_ray
-from vig_ray.report import PAGE, draw
+from vig_ray.report import PAGE, render
 from vig_ray.report.figures import Drawn
+from vig_ray.report.format import gain, interval, share
 from vig_ray.report.tables import TABLES, failures, selection
 from vig_ray.report.tally import GROUPS
-from vig_ray.report.words import gain, interval, share
 
 Json = dict[str, Any]
 MARK = b'<meta name="generator" content="vig-ray report">'
@@ -115,9 +115,9 @@ def _summary(numbers: Json) -> str:
 def _figure(drawn: Drawn, numbers: Json) -> str:
     figure = drawn.figure
     label = escape(f"{figure.title}; its numbers follow as a table")
-    shown = draw.themed(drawn.wide, label)
+    shown = render.themed(drawn.wide, label)
     if drawn.narrow is not None:
-        narrow = draw.themed(drawn.narrow, label)
+        narrow = render.themed(drawn.narrow, label)
         shown = f'<div class="wide">{shown}</div><div class="narrow">{narrow}</div>'
     found = TABLES[figure.name](numbers)
     if figure.name != "thresholds":

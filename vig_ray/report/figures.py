@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vig_ray.report import charts, draw
+from vig_ray.report import charts, render
 from vig_ray.report.charts import Json
 
 NAMES = (
@@ -113,6 +113,6 @@ class Drawn:
 def drawn(numbers: Json) -> list[Drawn]:
     """Every figure, drawn once."""
     return [
-        Drawn(figure, draw.svg(figure.spec(WIDE)), None if figure.one_size else draw.svg(figure.spec(NARROW)))
+        Drawn(figure, render.svg(figure.spec(WIDE)), None if figure.one_size else render.svg(figure.spec(NARROW)))
         for figure in figures(numbers)
     ]

@@ -14,11 +14,11 @@ import PIL.Image
 
 from vig_ray.dataset.images import ImageError, load_image
 from vig_ray.dataset.schema import IMAGE_MARK
-from vig_ray.report.spelling import pieces_of
+from vig_ray.report.detokenize import pieces_of
 from vig_ray.report.tally import SHOWN, Candidates
 from vig_ray.scoring.gain import token_gain
 from vig_ray.scoring.reference import blur_pixels
-from vig_ray.scoring.scored import rows_of
+from vig_ray.tables.directories import rows_of
 
 _QUALITY = 82
 _THREADS = 4  # each may hold a large image and its blur

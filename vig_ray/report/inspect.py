@@ -12,10 +12,10 @@ from rich.text import Text
 
 from vig_ray.errors import StageError
 from vig_ray.report.colours import TERMINAL, WORDS, step_of
-from vig_ray.report.spelling import load_tokenizer, pieces_of
+from vig_ray.report.detokenize import load_tokenizer, pieces_of
 from vig_ray.scoring.gain import token_gain
-from vig_ray.scoring.scored import rows_of, samples_beside, scores_directory
 from vig_ray.stage import StageConfig, read_stage
+from vig_ray.tables.directories import rows_of, samples_beside, scores_directory
 
 _COLUMNS = [
     "source", "vig", "clean_loss", "reference_loss", "token_ids", "clean_logprobs", "reference_logprobs", "turn",

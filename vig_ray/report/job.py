@@ -1,9 +1,9 @@
 """`vig report`: what scores (and a selection of them) look like, as one HTML file, figures and JSON.
 
-numbers    passes over scores/ (passes.py, tally.py), told as JSON (numbers.py)
-figures    Vega-Lite (figures.py, charts.py), drawn without a browser (draw.py)
+numbers    passes over scores/ (scans.py, tally.py), told as JSON (numbers.py)
+figures    Vega-Lite (figures.py, charts.py), drawn without a browser (render.py)
 gallery    the samples at the ends, at the threshold, and by chance (gallery.py, cards.py)
-page       all of it in one file that asks for nothing (page.py)
+page       all of it in one file that asks for nothing (document.py)
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ import functools
 import json
 import os
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow.parquet as pq
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from vig_ray.cluster import passes_on_ray
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.errors import StageError
-from vig_ray.report import draw
+from vig_ray.options import Percentage, Percentages
+from vig_ray.report import render
 from vig_ray.report.cards import gallery_html
-from vig_ray.report.chosen import selection_of
+from vig_ray.report.detokenize import load_tokenizer, spelled
 from vig_ray.report.document import MARK, page
 from vig_ray.report.figures import NAMES, WIDE, drawn
 from vig_ray.report.gallery import Gallery, arranged, fetch, misspelled
 from vig_ray.report.numbers import WRITER, numbers
-from vig_ray.report.passes import SURVEYED, Found, pass_over
-from vig_ray.report.speech import Spoken, by_speech, load_tagger
-from vig_ray.report.spelling import load_tokenizer, spelled
+from vig_ray.report.part_of_speech import Spoken, by_speech, load_tagger
+from vig_ray.report.scans import SURVEYED, Found, pass_over
+from vig_ray.report.selection_summary import selection_of
 from vig_ray.report.tally import COLUMNS
-from vig_ray.scoring.scored import samples_beside, scores_directory
-from vig_ray.selection.config import PerCent, several
-from vig_ray.selection.scan import Files
 from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
 from vig_ray.storage import check_writable, exists, filesystem, join, read_bytes, write_bytes
+from vig_ray.tables.directories import samples_beside, scores_directory
+from vig_ray.tables.scan import Files
 
 Json = dict[str, Any]
 _MEGABYTE = 10**6
@@ -54,12 +54,11 @@ class ReportConfig(StageConfig):
     samples: str | None = Field(None, description="samples/ for images and questions; by default beside the scores")
     model: str | None = Field(None, description="checkpoint whose tokenizer spells the tokens; by default the scores'")
     title: str = Field("What the images contribute", description="the page's heading")
-    p: Annotated[tuple[PerCent, ...], BeforeValidator(several)] = Field(
+    p: Percentages = Field(
         (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0),
         description="percentages whose thresholds are told",
-        json_schema_extra={"metavar": "PERCENT[,...]"},
     )
-    near_p: PerCent = Field(
+    near_p: Percentage = Field(
         70.0, description="without a selection, the percentage whose tau_p the gallery's nearest samples lie at"
     )
     near_zero: float = Field(
@@ -301,7 +300,7 @@ def _write(config: ReportConfig, output: Claim, told: Json, gallery: Gallery) ->
         for image, suffix in ((each.wide, ""), (each.narrow, "-narrow")):
             if image is not None:
                 write_bytes(f"{name}{suffix}.svg", image.encode())
-                write_bytes(f"{name}{suffix}.png", draw.png(image))
+                write_bytes(f"{name}{suffix}.png", render.png(image))
         write_bytes(f"{name}.json", json.dumps(each.figure.spec(WIDE), indent=1, ensure_ascii=False).encode())
     output.commit(config)
     return Written(config.out, len(html.encode()), folder, told, shown, left_out)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from vig_ray.report.colours import NAMES, WORDS
-from vig_ray.report.passes import QUARTILES, Found, OfSource
-from vig_ray.report.speech import Spoken
+from vig_ray.report.part_of_speech import Spoken
+from vig_ray.report.scans import QUARTILES, Found, OfSource
 from vig_ray.report.tally import GROUPS, LOSS_BINS, RANGES, SAMPLE_STEP, TOKEN_STEP, Density, Moments
 
 Json = dict[str, Any]

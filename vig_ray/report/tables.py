@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
+from vig_ray.report.format import gain, interval, range_name, row_name, share
 from vig_ray.report.tally import GROUPS
-from vig_ray.report.words import gain, interval, range_name, row_name, share
 
 Json = dict[str, Any]
 

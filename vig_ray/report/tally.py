@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from vig_ray.errors import StageError
 from vig_ray.report.colours import NAMES, step_of
-from vig_ray.selection.order import hashes
+from vig_ray.tables.order import hashes
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

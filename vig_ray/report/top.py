@@ -17,8 +17,8 @@ from rich.table import Table
 
 from vig_ray.dataset.schema import IMAGE_MARK
 from vig_ray.errors import StageError
-from vig_ray.scoring.scored import dataset, rows_of, samples_beside, scores_directory
 from vig_ray.stage import StageConfig, read_stage
+from vig_ray.tables.directories import dataset, rows_of, samples_beside, scores_directory
 
 _COLUMNS = ["sample_key", "id", "source", "num_answer_tokens", "clean_loss", "reference_loss", "vig"]
 _BATCH = 1 << 17

@@ -2,49 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
+from pydantic import Field
 
 from vig_ray.dataset.images import MAX_PIXELS
-from vig_ray.model.load import Template
-from vig_ray.scoring.engines.load import AskedEngine
+from vig_ray.options import Device, EngineName, EngineOptions, Precision, ReferenceName, Template, WorkerRange
 from vig_ray.stage import StageConfig
-
-
-def _workers(value: str) -> str:
-    match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", value)
-    if not match or int(match[1]) < 1 or (match[2] and int(match[2]) < int(match[1])):
-        raise ValueError("takes a number such as 4, or a range such as 1..8")
-    return value
-
-
-_RANGE: dict[str, JsonValue] = {"metavar": "N|MIN..MAX"}
-WorkerRange = Annotated[
-    str, BeforeValidator(lambda value: str(value) if type(value) is int else value), AfterValidator(_workers)
-]
-
-
-def _options(value: Any) -> Any:
-    """{"a": 1} from itself, from "a=1 b=x" or ["a=1", "b=x"], whose values are YAML, or from JSON."""
-    if isinstance(value, str):
-        value = yaml.safe_load(value) if value.lstrip().startswith("{") else shlex.split(value)
-    if not isinstance(value, list):
-        return value
-    options = {}
-    for pair in value:
-        name, equals, text = str(pair).partition("=")
-        if not equals or not name:
-            raise ValueError(f"{pair!r} isn't NAME=VALUE, such as gpu_memory_utilization=0.8")
-        options[name.strip().lstrip("-").replace("-", "_")] = yaml.safe_load(text)
-    return options
-
-
-_PAIRS: dict[str, JsonValue] = {"metavar": "NAME=VALUE", "repeated": True}
-EngineOptions = Annotated[dict[str, JsonValue], BeforeValidator(_options)]
 
 
 class ScoreConfig(StageConfig):
@@ -58,10 +22,10 @@ class ScoreConfig(StageConfig):
     images: str | None = Field(
         None, description="folder that relative image paths start from; by default the data file's folder"
     )
-    reference: Literal["blur", "blind"] = Field(
+    reference: ReferenceName = Field(
         "blur", description="what stands for 'no image': blur (VIG) or blind, the image's positions masked (VisNec)"
     )
-    engine: AskedEngine = Field(
+    engine: EngineName = Field(
         "auto",
         description="what computes the log-probs: auto takes vllm where it is installed and there is a GPU, else "
         "torch; MODULE:NAME is one of your own",
@@ -69,12 +33,11 @@ class ScoreConfig(StageConfig):
     vllm: EngineOptions = Field(
         default_factory=dict,
         description="options of vLLM's engine, as vllm serve names them: tensor_parallel_size=2 quantization=fp8 ...",
-        json_schema_extra=_PAIRS,
     )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+    dtype: Precision | None = Field(
         None, description="precision of the model; by default float32 on a CPU, the checkpoint's own on a GPU"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Device = Field(
         "auto", description="where the model runs; auto takes GPUs if Ray has any when the job starts"
     )
     template: Template = Field(
@@ -92,12 +55,10 @@ class ScoreConfig(StageConfig):
     workers: WorkerRange | None = Field(
         None,
         description="engines at a time, a number or a range such as 1..8; by default up to one a GPU, or a CPU core",
-        json_schema_extra=_RANGE,
     )
     prepare_workers: WorkerRange | None = Field(
         None,
         description="CPU processes that decode and tokenise, a number or a range; by default up to one a core",
-        json_schema_extra=_RANGE,
     )
     batch_tokens: int | None = Field(
         None,

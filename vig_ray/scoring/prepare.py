@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from vig_ray.dataset.images import ImageError, load_image
 from vig_ray.dataset.schema import Turn
-from vig_ray.model.load import Template, load_formatter
+from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, truncate
+from vig_ray.options import Template
 from vig_ray.scoring.reference import REFERENCES
 from vig_ray.scoring.schema import PREPARED
 

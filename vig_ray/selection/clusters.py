@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from vig_ray.dataset.schema import IMAGE_MARK
 from vig_ray.errors import StageError
-from vig_ray.selection.order import hashes
 from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem, one_line
+from vig_ray.tables.order import hashes
 
 WORDS = "words"
 FIT_ON_AT_MOST = 1_000_000

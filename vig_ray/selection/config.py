@@ -5,29 +5,12 @@ from __future__ import annotations
 import shlex
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue
 
+from vig_ray.options import Percentage, Percentages
 from vig_ray.stage import StageConfig
 
 StrategyName = Literal["vig", "vig-samples", "full", "random", "visnec", "top", "reference-loss", "clean-loss", "prior"]
-
-
-def _per_cent(value: float) -> float:
-    if not 0 < value <= 100:
-        raise ValueError("takes a percentage above 0 and up to 100")
-    return value
-
-
-PerCent = Annotated[float, AfterValidator(_per_cent)]
-
-
-def several(value: Any) -> Any:
-    """70, "70" or "30,50,70" as a tuple."""
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",") if part.strip()]
-        if not value:
-            raise ValueError("takes a percentage, or several as 30,50,70")
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _quotas(value: Any) -> Any:
@@ -54,13 +37,12 @@ class SelectConfig(StageConfig):
     scores: str = Field(description="scores/ of a finished `vig score`, or the directory that holds it")
     out: str = Field(description="directory that gets selection/")
     strategy: StrategyName = Field("vig", description="how to choose; the README says what each does")
-    p: Annotated[tuple[PerCent, ...], BeforeValidator(several)] = Field(
+    p: Percentages = Field(
         (70.0,),
         description="per cent of the samples with an image that vig, vig-samples and random keep; several, as "
         "30,50,70, are compared and nothing is selected",
-        json_schema_extra={"metavar": "PERCENT[,...]"},
     )
-    r: PerCent = Field(
+    r: Percentage = Field(
         15.0, description="per cent of each cluster that visnec, reference-loss and clean-loss keep, or top of all"
     )
     alpha: float = Field(1.0, ge=0, description="prior's exponent: 0 weighs all tokens alike")
@@ -77,7 +59,7 @@ class SelectConfig(StageConfig):
         description="what embeds questions: a sentence-transformers model (hub id or folder), or words, which counts "
         "hashed words and needs no model",
     )
-    quota: Annotated[dict[str, PerCent], BeforeValidator(_quotas)] = Field(
+    quota: Annotated[dict[str, Percentage], BeforeValidator(_quotas)] = Field(
         default_factory=dict,
         description="another percentage for a source, ranked by itself with its own threshold",
         json_schema_extra=_PAIRS,

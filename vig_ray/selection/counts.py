@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vig_ray.selection.rank import EVERYTHING, Groups
-from vig_ray.selection.threshold import value_of
 from vig_ray.selection.weights import Lengths, Weights, sums_of
+from vig_ray.tables.threshold import value_of
 
 _KINDS = ("scored", "text_only", "failed")
 _SHOWN_SOURCES = 20

@@ -25,9 +25,9 @@ from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_formatter, template_fingerprint
 from vig_ray.model.prompt import Formatter, PromptError, PromptImage
-from vig_ray.scoring.scored import dataset, samples_beside
-from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
-from vig_ray.storage import absolute, check_writable, filesystem, join, scheme_of, write_bytes
+from vig_ray.stage import Claim, StageConfig, claim, parquet_files
+from vig_ray.storage import absolute, check_writable, filesystem, scheme_of, write_bytes
+from vig_ray.tables.directories import dataset, samples_beside, selection_directory
 
 _SPOKEN = {"user": "human", "assistant": "gpt", "system": "system"}
 _BATCH = 1024
@@ -65,17 +65,6 @@ class Exported:
         if self.images:
             told += f", {self.images:,} images in {self.out}.images"
         return f"{told}: {self.out}"
-
-
-def selection_directory(given: str) -> tuple[str, dict[str, Any]]:
-    """The selection/ directory that a user means, and its record. Raises StageError."""
-    for directory in (given, join(given, "selection")):
-        record = read_stage(directory)
-        if record is not None and record["stage"] == "select":
-            if not record["complete"] or len(record["selection"]["kept"]) > 1:
-                raise StageError(f"{directory}: nothing is selected here; run vig select with one --p")
-            return directory, record
-    raise StageError(f"{given}: no selection here; --selection takes what `vig select --out` wrote")
 
 
 def run(config: ExportDataConfig) -> Exported:

@@ -22,17 +22,18 @@ import pyarrow.parquet as pq
 
 from vig_ray.cluster import passes_on_ray
 from vig_ray.errors import StageError
-from vig_ray.scoring.scored import samples_beside, scores_directory
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.counts import Counted, Selection, count_rows, merge
-from vig_ray.selection.order import Hashes, hashes, positions
-from vig_ray.selection.rank import EVERYTHING, Groups, add_up, columns, count, quota_of, ranks
-from vig_ray.selection.scan import Files
+from vig_ray.selection.rank import EVERYTHING, Groups, columns, count, ranks
 from vig_ray.selection.schema import SELECTION
-from vig_ray.selection.strategies import Strategy, Tokens, strategies
-from vig_ray.selection.threshold import PASSES, Search, value_of
+from vig_ray.selection.strategies import strategies
+from vig_ray.selection.strategy import Strategy, Tokens
 from vig_ray.stage import Claim, claim, parquet_files, read_stage
 from vig_ray.storage import check_writable, filesystem, join
+from vig_ray.tables.directories import samples_beside, scores_directory
+from vig_ray.tables.order import Hashes, hashes, positions
+from vig_ray.tables.scan import Files
+from vig_ray.tables.threshold import PASSES, Search, add_up, quota_of, value_of
 from vig_ray.whole_files import whole_files
 
 log = logging.getLogger(__name__)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vig_ray.selection.order import hashes
-from vig_ray.selection.strategies import Strategy
-from vig_ray.selection.threshold import Counts, Search, sortable
+from vig_ray.selection.strategy import Strategy
+from vig_ray.tables.order import hashes
+from vig_ray.tables.threshold import Search, Sparse, sortable
 
 Bits = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
@@ -96,10 +95,6 @@ def ranks(table: pa.Table, strategy: Strategy, groups: Groups, *, seed: int, kee
     return Ranks(bits, scored, eligible, groups.of(table, seed))
 
 
-Sparse = tuple[npt.NDArray[np.int64], Counts]
-"""A histogram without its zeros: which digits, and how many of each."""
-
-
 def count(found: Ranks, searches: Mapping[Any, tuple[int, Search]]) -> dict[Any, Sparse]:
     """For each search, a block's histogram of the next digit; `searches`: by any name, (group, search)."""
     histograms: dict[Any, Sparse] = {}
@@ -108,19 +103,3 @@ def count(found: Ranks, searches: Mapping[Any, tuple[int, Search]]) -> dict[Any,
         (digits,) = np.nonzero(counts)
         histograms[name] = digits, counts[digits]
     return histograms
-
-
-def add_up(parts: Iterable[Mapping[Any, Sparse]], whole: dict[Any, Counts] | None = None) -> dict[Any, Counts]:
-    """Histograms of blocks added to the `whole` ones, int64 [65536] each."""
-    whole = {} if whole is None else whole
-    for part in parts:
-        for name, (digits, counts) in part.items():
-            if name not in whole:
-                whole[name] = np.zeros(1 << 16, dtype=np.int64)
-            whole[name][digits] += counts
-    return whole
-
-
-def quota_of(eligible: int, share: float) -> int:
-    """How many of so many samples a percentage keeps: rounded down, but one at least. 70 means 70, not 69.99."""
-    return max(1, int(Fraction(str(share)) * eligible / 100)) if eligible else 0

@@ -15,8 +15,9 @@ import numpy as np
 
 from vig_ray.dataset.images import load_image
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
-from vig_ray.model.load import Template, load_formatter
+from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import PromptImage
+from vig_ray.options import Template
 
 _IGNORED = -100
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
-from vig_ray.model.load import Template
-from vig_ray.scoring.config import WorkerRange
+from vig_ray.options import CommaSeparated, Device, NotEmpty, Template, WorkerRange
 from vig_ray.stage import StageConfig
-
-_RANGE: dict[str, JsonValue] = {"metavar": "N|MIN..MAX"}
-
-
-def _several(value: Any) -> Any:
-    return tuple(value.split(",")) if isinstance(value, str) else value
 
 
 class TrainConfig(StageConfig):
@@ -29,7 +22,6 @@ class TrainConfig(StageConfig):
     workers: WorkerRange | None = Field(
         None,
         description="processes that train, a number or an elastic range such as 2..8; by default one a GPU, or one",
-        json_schema_extra=_RANGE,
     )
     epochs: int = Field(1, ge=1, description="times each sample is trained on")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps of the run, instead of whole epochs")
@@ -52,7 +44,7 @@ class TrainConfig(StageConfig):
         description="precision of the passes; weights and optimizer are float32 in any case; by default bfloat16 on "
         "GPUs, float32 on CPUs",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes GPUs if Ray has any at the start")
+    device: Device = Field("auto", description="auto takes GPUs if Ray has any at the start")
     lora: bool = Field(False, description="train adapters (LoRA) on the language model's linear layers, and projector")
     lora_rank: int = Field(128, ge=1, description="LoRA's r")
     lora_alpha: float = Field(256.0, gt=0, description="LoRA's alpha")
@@ -81,7 +73,7 @@ class TrainConfig(StageConfig):
     resize_every: float = Field(
         60.0, ge=0, description="seconds between looks whether machines came or went, where --workers is a range"
     )
-    watch: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow", "none"], ...], BeforeValidator(_several)] = Field(
+    watch: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow", "none"], ...], CommaSeparated, NotEmpty] = Field(
         ("tensorboard",),
         description="where figures go besides log.jsonl: tensorboard (files in OUT/tensorboard), wandb, mlflow",
         json_schema_extra={"metavar": "tensorboard|wandb|mlflow|none[,...]"},

@@ -27,7 +27,8 @@ from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import local_folder, read_config
 from vig_ray.model.export import save_checkpoint
 from vig_ray.model.llava import LlavaFormatter
-from vig_ray.model.load import Template, load_formatter, load_model
+from vig_ray.model.load import load_formatter, load_model
+from vig_ray.options import Precision, Template
 from vig_ray.stage import Claim, StageConfig, claim, read_stage
 from vig_ray.storage import absolute, check_writable, join, scheme_of
 from vig_ray.training.checkpoints import Checkpoint, alone_on_purpose, on_this_machine, whole_checkpoints
@@ -51,7 +52,7 @@ class ExportConfig(StageConfig):
     format: Literal["hub", "llava", "adapter"] = Field(
         "hub", description="hub: transformers' and vLLM's; llava: LLaVA's original layout; adapter: LoRA apart (peft)"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+    dtype: Precision | None = Field(
         None, description="precision of the written weights; by default that of the run's passes"
     )
 
@@ -244,6 +245,19 @@ def run(config: ExportConfig) -> Exported:
     output.publish(output.work, os.path.basename(absolute(config.out)))
     output.commit(config)
     return Exported(config.out, chosen.step)
+
+
+def run_without_bars(config: ExportConfig) -> Exported:
+    """As `run`, without transformers' progress bars of files and weights: what `vig export` does."""
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        return run(config)
+    finally:
+        if shown:
+            enable_progress_bar()
 
 
 def _checkpoint(directory: str, step: Literal["last", "best"]) -> Checkpoint:

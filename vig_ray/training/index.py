@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vig_ray.errors import StageError
-from vig_ray.selection.order import Hashes, hashes
 from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
+from vig_ray.tables.order import Hashes, hashes
 from vig_ray.training.rows import Places, places
 
 _NOWHERE = np.uint64(np.iinfo(np.uint64).max)

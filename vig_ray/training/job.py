@@ -29,10 +29,9 @@ from vig_ray.cluster import Machines, machines, parse_range, with_the_driver
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import load_formatter, template_fingerprint
-from vig_ray.scoring.scored import samples_beside
-from vig_ray.selection.export import selection_directory
 from vig_ray.stage import Claim, claim, read_stage
 from vig_ray.storage import absolute, check_writable, filesystem, join, read_bytes, write_bytes
+from vig_ray.tables.directories import samples_beside, selection_directory
 from vig_ray.training.checkpoints import Keeper
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.export import ADAPTER, MODEL, write_results

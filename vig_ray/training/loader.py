@@ -15,8 +15,9 @@ import torch
 
 from vig_ray.dataset.images import MAX_PIXELS, load_image
 from vig_ray.dataset.schema import Turn
-from vig_ray.model.load import Template, load_formatter
+from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import Formatter, ImageInputs, Pixels, Prompt, PromptError, PromptImage, truncate
+from vig_ray.options import Template
 from vig_ray.storage import scheme_of
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.index import Index

@@ -5,30 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
-
-from pydantic import AfterValidator, Field
+from typing import Any
 
 from vig_ray.errors import StageError
-from vig_ray.model.load import Template, load_formatter, load_model
+from vig_ray.model.load import load_formatter, load_model
+from vig_ray.options import Template
 from vig_ray.scoring.engines import Engine
 from vig_ray.storage import one_line
-
-_OURS = ("auto", "torch", "vllm")
-
-
-def _named(value: str) -> str:
-    if value not in _OURS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
-        raise ValueError("takes auto, torch, vllm, or an engine of your own as MODULE:NAME")
-    return value
-
-
-AskedEngine = Annotated[
-    str, AfterValidator(_named), Field(json_schema_extra={"metavar": "auto|torch|vllm|MODULE:NAME"})
-]
-"""torch, vllm, auto for the better of them, or MODULE:NAME: what `own_engine` finds."""
 
 NO_BLIND = (
     "vLLM gives every token the position of its place, so it can't hide an image and leave the text where it was, "

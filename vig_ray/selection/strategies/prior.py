@@ -6,7 +6,7 @@ PRIOR's reference is a language model trained on the captions; here it is the re
 from __future__ import annotations
 
 from vig_ray.selection import weights
-from vig_ray.selection.strategies import Strategy, Tokens
+from vig_ray.selection.strategy import Strategy, Tokens
 
 
 def weigh(tokens: Tokens, alpha: float) -> weights.Weights:

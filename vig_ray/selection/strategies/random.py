@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from vig_ray.selection.strategies import Strategy
+from vig_ray.selection.strategy import Strategy
 
 STRATEGY = Strategy("random", "a random p %, all their tokens", "chance", "p")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vig_ray.selection.strategies import Strategy, Tokens
+from vig_ray.selection.strategy import Strategy, Tokens
 from vig_ray.selection.weights import Weights, mask
 
 

@@ -5,7 +5,7 @@ Section 3.2 and equation 6 of arXiv 2603.01195. Its score is the sample gain wit
 
 from __future__ import annotations
 
-from vig_ray.selection.strategies import Strategy
+from vig_ray.selection.strategy import Strategy
 
 STRATEGY = Strategy(
     "visnec", "top r % by VIG of each cluster of questions, those above 0", "vig", "r", positive=True, clustered=True

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from vig_ray.errors import StageError
-from vig_ray.report.spelling import pieces_of
+from vig_ray.report.detokenize import pieces_of
 from vig_ray.report.tally import Moments
 from vig_ray.scoring.gain import token_gain
 

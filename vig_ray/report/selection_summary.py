@@ -7,10 +7,10 @@ from typing import Any
 
 from vig_ray.errors import StageError
 from vig_ray.report.numbers import LISTED
-from vig_ray.selection.export import selection_directory
 from vig_ray.selection.strategies import strategies
 from vig_ray.stage import read_stage
 from vig_ray.storage import absolute, join
+from vig_ray.tables.directories import selection_directory
 
 log = logging.getLogger(__name__)
 

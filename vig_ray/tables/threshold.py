@@ -8,12 +8,18 @@ for every threshold that is looked for.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Counts = npt.NDArray[np.int64]
+
+Sparse = tuple[npt.NDArray[np.int64], Counts]
+"""A histogram without its zeros: which digits, and how many of each."""
 
 _BITS = 16
 PASSES = 64 // _BITS
@@ -70,3 +76,19 @@ class Search:
         if self.depth < PASSES:
             raise ValueError(f"{PASSES - self.depth} passes are missing")
         return self.prefix
+
+
+def add_up(parts: Iterable[Mapping[Any, Sparse]], whole: dict[Any, Counts] | None = None) -> dict[Any, Counts]:
+    """Histograms of blocks added to the `whole` ones, int64 [65536] each."""
+    whole = {} if whole is None else whole
+    for part in parts:
+        for name, (digits, counts) in part.items():
+            if name not in whole:
+                whole[name] = np.zeros(1 << 16, dtype=np.int64)
+            whole[name][digits] += counts
+    return whole
+
+
+def quota_of(eligible: int, share: float) -> int:
+    """How many of so many samples a percentage keeps: rounded down, but one at least. 70 means 70, not 69.99."""
+    return max(1, int(Fraction(str(share)) * eligible / 100)) if eligible else 0

@@ -8,7 +8,7 @@ from typing import Any
 import vl_convert
 
 from vig_ray.report.colours import LIGHT
-from vig_ray.report.spelling import visible
+from vig_ray.report.detokenize import visible
 
 _VERSION = "6.4"
 _BY_VALUE = {value: name for name, value in LIGHT.items()}

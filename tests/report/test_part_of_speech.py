@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 from tests.selection.made import write_selected
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
-from vig_ray.report import job, speech
+from vig_ray.report import job, part_of_speech
 from vig_ray.report.job import ReportConfig
-from vig_ray.report.speech import tags_of
+from vig_ray.report.part_of_speech import tags_of
 
 WORDS = {"ADJ": [*world.COLORS, "left", "right"], "NOUN": world.SHAPES, "DET": ["a", "the"], "ADP": ["on", "by", "in"],
          "PUNCT": ["."]}  # fmt: skip
@@ -88,7 +88,7 @@ def test_a_sample_of_the_answers_is_tagged_and_said_so(folder: Path, pipeline: s
 
 
 def test_without_a_tagger_there_is_no_such_part(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech, "USUAL", ("no_such_pipeline",))
+    monkeypatch.setattr(part_of_speech, "USUAL", ("no_such_pipeline",))
     assert told(folder, tmp_path, tagger="auto")["speech"] is None
     assert "part of speech" not in (tmp_path / "r.html").read_text()
 
@@ -100,7 +100,10 @@ def test_a_pipeline_that_tags_nothing_is_told(folder: Path, tmp_path: Path) -> N
 
 
 def test_where_none_was_drawn_the_report_goes_without(folder: Path, pipeline: str, tmp_path: Path) -> None:
-    assert speech.by_speech(speech.load_tagger(pipeline), AutoTokenizer.from_pretrained(CHECKPOINT), []) is None
+    assert (
+        part_of_speech.by_speech(part_of_speech.load_tagger(pipeline), AutoTokenizer.from_pretrained(CHECKPOINT), [])
+        is None
+    )
 
 
 def test_a_token_counts_for_the_word_it_begins_in() -> None:

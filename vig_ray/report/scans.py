@@ -21,9 +21,8 @@ import pyarrow.compute as pc
 
 from vig_ray.errors import StageError
 from vig_ray.report.tally import COLUMNS, GROUPS, Floats, Ints, Moments, Plan, Tally, add_up, groups_of, tally
-from vig_ray.selection.rank import Sparse, quota_of
-from vig_ray.selection.scan import Files
-from vig_ray.selection.threshold import PASSES, Search, sortable, value_of
+from vig_ray.tables.scan import Files
+from vig_ray.tables.threshold import PASSES, Search, Sparse, quota_of, sortable, value_of
 
 log = logging.getLogger(__name__)
 

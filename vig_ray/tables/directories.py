@@ -1,4 +1,4 @@
-"""Reading scores/ and the samples/ beside it, for those who look at a few of many."""
+"""Which scores/, selection/ or samples/ a user means, and a few of their rows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ def scores_directory(given: str) -> str:
         if record is not None and record["stage"] == "score":
             return directory
     raise StageError(f"{given}: no scores here; --scores takes what `vig score --out` wrote")
+
+
+def selection_directory(given: str) -> tuple[str, dict[str, Any]]:
+    """The selection/ directory that a user means, and its record. Raises StageError."""
+    for directory in (given, join(given, "selection")):
+        record = read_stage(directory)
+        if record is not None and record["stage"] == "select":
+            if not record["complete"] or len(record["selection"]["kept"]) > 1:
+                raise StageError(f"{directory}: nothing is selected here; run vig select with one --p")
+            return directory, record
+    raise StageError(f"{given}: no selection here; --selection takes what `vig select --out` wrote")
 
 
 def samples_beside(scores: str, given: str | None, record: dict[str, Any]) -> str | None:
