@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,12 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (out / "printed.txt").write_text(done.stdout)
     (out / "progress.txt").write_text(done.stderr)
     return out
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[Any]:
+    """One cluster's head for all tests that submit jobs or deploy to a cluster."""
+    from tests.end_to_end.head import head
+
+    with head() as started:
+        yield started
