@@ -58,3 +58,13 @@ def ray_head() -> Iterator[Any]:
 
     with head() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    """One `vig serve` with two torch engines for all tests that leave it alive."""
+    from tests.end_to_end.server import Server
+
+    started = Server("--workers", 2, "--max-answer-tokens", 64, "--queue", 4000, "--timeout", 300)
+    yield started
+    assert "Traceback" not in started.stop()

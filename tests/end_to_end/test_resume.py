@@ -187,15 +187,14 @@ def test_killed_actors_cost_nothing(
 
         run = threading.Thread(target=score, daemon=True)
         run.start()
-        engine = here.wait_for(3)
+        here.wait_for(3)
         store.wait_for("late")
         (preparer,) = (
             process for process in psutil.Process().children(recursive=True)
             if "ray::" in (name := " ".join(process.cmdline())) and "Preparer" in name
         )  # fmt: skip
-        os.kill(engine.pid, signal.SIGKILL)
         preparer.kill()
-        here.open()
+        here.kill_at(3)
         store.wait_for("late", times=2)  # by the process that took the killed one's place
         store.let_go("late")
         run.join()

@@ -2,7 +2,8 @@
 
 `--engine gated:engine`, with this folder on PYTHONPATH. GATES names a folder that all engines of a run share; without
 it nothing waits. Each batch that any of them begins takes the next number: a file NUMBER, with the engine's process and
-node. While NUMBER.closed lies beside it, the engine waits. `tests.gates.Gates` is the test's side of that folder.
+node. While NUMBER.closed lies beside it, the engine waits; where NUMBER.fails does, it raises what torch raises
+where a GPU fails. `tests.gates.Gates` is the test's side of that folder.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Gated:
                 continue
         while (gates / f"{number}.closed").exists():
             time.sleep(0.02)
+        if (gates / f"{number}.fails").exists():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 def _node() -> str:
