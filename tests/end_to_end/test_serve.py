@@ -6,8 +6,6 @@ import asyncio
 import base64
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +21,7 @@ from tests import gates as gating
 from tests.end_to_end.conftest import ROOT
 from tests.end_to_end.server import Measured, Server, assert_as_scored, wait_until
 from tests.gates import Gates
+from vig_ray import cli
 from vig_ray.demo import CHECKPOINT
 from vig_ray.scoring.engines.torch import TorchEngine
 
@@ -94,7 +93,7 @@ class Gated:
         return futures
 
     def engines_are_there(self) -> bool:
-        """Whether both engines answer: two different ones take a batch each."""
+        """Whether both engines have a process."""
         return len(self.server.replicas("Scorer")) == 2
 
 
@@ -105,28 +104,6 @@ def gated(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gat
     started.gates.open()
     if started.server.process.poll() is None:
         started.server.stop()
-
-
-@pytest.mark.parametrize("how", ["killed", "fails"])
-def test_a_lost_engine_costs_no_answer_and_gives_no_wrong_one(gated: Gated, how: str) -> None:
-    wait_until(gated.engines_are_there)
-    if how == "killed":
-        number = gated.close_the_next(1)
-        answers = gated.ask(24)
-        lost = gated.gates.kill_at(number)
-    else:
-        gated.gates.fail(number := len(gated.gates.begun()))
-        answers = gated.ask(24)
-        lost = gated.gates.wait_for(number)
-        wait_until(lambda: gating.gone(lost.pid))
-    for row, answer in (future.result() for future in answers):
-        if answer.status_code == 200:
-            assert_as_scored(answer, row)
-        else:
-            assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
-    wait_until(gated.engines_are_there)
-    wait_until(lambda: gated.server.post("/v1/score", gated.samples[0][0]).status_code == 200)
-    assert lost.pid not in {process.pid for process in gated.server.replicas("Scorer")}
 
 
 def test_work_of_clients_that_left_is_dropped(gated: Gated) -> None:
@@ -176,6 +153,28 @@ def test_metrics_count_what_was_answered(gated: Gated) -> None:
     assert server.metric("vig_waiting_samples") == 0
 
 
+@pytest.mark.parametrize("how", ["killed", "fails"])
+def test_a_lost_engine_costs_no_answer_and_gives_no_wrong_one(gated: Gated, how: str) -> None:
+    wait_until(gated.engines_are_there)
+    if how == "killed":
+        number = gated.close_the_next(1)
+        answers = gated.ask(24)
+        lost = gated.gates.kill_at(number)
+    else:
+        gated.gates.fail(number := len(gated.gates.begun()))
+        answers = gated.ask(24)
+        lost = gated.gates.wait_for(number)
+        wait_until(lambda: gating.gone(lost.pid))
+    for row, answer in (future.result() for future in answers):
+        if answer.status_code == 200:
+            assert_as_scored(answer, row)
+        else:
+            assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
+    wait_until(gated.engines_are_there)
+    wait_until(lambda: gated.server.post("/v1/score", gated.samples[0][0]).status_code == 200)
+    assert lost.pid not in {process.pid for process in gated.server.replicas("Scorer")}
+
+
 def test_what_was_accepted_is_answered_before_the_end(gated: Gated) -> None:
     """The last one with this server, which it ends."""
     server = gated.server
@@ -207,15 +206,11 @@ def test_what_was_accepted_is_answered_before_the_end(gated: Gated) -> None:
     assert "Traceback" not in server.process.stderr.read()
 
 
-def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
-    def refused(told: str, *words: object) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "vig_ray.cli", "serve", *map(str, words)],
-            cwd=ROOT, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 2
-        assert told in done.stderr
-        assert "Traceback" not in done.stderr
+def test_what_cannot_be_served_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(why: str, *words: object) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["serve", *map(str, words)])
+        assert why in capsys.readouterr().err.splitlines()[-1]
 
     refused("--keys FILE, or --open", "--model", CHECKPOINT, "--host", "0.0.0.0")
     (tmp_path / "keys").write_text("# none yet\n")
