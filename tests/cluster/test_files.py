@@ -23,22 +23,10 @@ def test_ray_accepts_the_cluster(config: Any) -> None:
 
     prepared = prepare_config(config)
     validate_config(prepared)
-    assert set(prepared["available_node_types"]) == {"head", "spot", "on_demand"}
     # AWS's defaults would install another Ray.
     assert not [each for each in prepared["setup_commands"] if "ray" in each]
     with pytest.raises(Exception, match="idle_timeout"):
         validate_config(prepared | {"idle_timeout_minutes": "soon"})
-
-
-def test_the_head_does_no_work_and_workers_scale_from_none(config: Any) -> None:
-    types = config["available_node_types"]
-    assert types["head"]["resources"] == {"CPU": 0, "GPU": 0}
-    assert types["spot"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    assert "InstanceMarketOptions" not in types["on_demand"]["node_config"]
-    for name in ("spot", "on_demand"):
-        assert types[name]["min_workers"] == 0
-        assert types[name]["resources"]["GPU"] == 1
-        assert types[name]["max_workers"] <= config["max_workers"]
 
 
 def test_versions_are_those_of_the_tests(config: Any) -> None:
@@ -78,7 +66,6 @@ def test_kuberay_knows_every_field(name: str) -> None:
     assert cluster["rayVersion"] == ray.__version__
     assert set(cluster["autoscalerOptions"]) <= AUTOSCALER
     assert set(cluster["headGroupSpec"]) <= HEAD
-    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     images = set()
     for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
         (container,) = group["template"]["spec"]["containers"]
@@ -102,7 +89,7 @@ def test_a_rayjob_runs_options_that_exist(stage: str) -> None:
     assert (python, script) == ("python", f"/opt/vig-ray/jobs/{stage}.py")
     assert (ROOT / "jobs" / f"{stage}.py").exists()
     options = {flag[2:].replace("-", "_"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
-    assert VERBS[stage].load()[0](**options).workers == "1..8"
+    VERBS[stage].load()[0](**options)  # refuses what it doesn't know
 
 
 def test_a_rayservice_serves_what_serve_yaml_does() -> None:

@@ -1,4 +1,4 @@
-"""A cluster of several raylets on this machine, whose nodes are lost and replaced for as long as a job runs."""
+"""A cluster of several raylets on this machine, whose nodes are lost and replaced while a scoring job runs."""
 
 from __future__ import annotations
 
@@ -6,76 +6,119 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import gates as gating
 from tests.cluster.spot import SOON, announce
-from tests.end_to_end.conftest import ROOT, read_scores, vig
-from vig_ray.demo import CHECKPOINT, world
+from tests.end_to_end.conftest import ROOT, read_scores
+from tests.end_to_end.server import wait_until
+from tests.gates import Gates
+from vig_ray.demo import CHECKPOINT
 
-ROWS = int(os.environ.get("VIG_TEST_CHAOS_ROWS", "3000"))
+BATCH = 25
 # Many small machines: what a lost one costs here is the start of its processes again, on the same two cores.
 _NODE = {"num_cpus": 2, "object_store_memory": 150 * 2**20}
-_NODES = 5
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
-    """A head that does no work, and `_NODES` machines."""
+def gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gates:
+    """In the environment of this process, which the machines' processes inherit."""
+    made = Gates(tmp_path / "gates")
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    return made
+
+
+@pytest.fixture
+def cluster(gates: Gates) -> Iterator[Any]:
+    """A head that does no work."""
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args=_NODE | {"num_cpus": 0, "_system_config": SOON})
-    yield found
-    found.shutdown()
+    started = Cluster(initialize_head=True, head_node_args=_NODE | {"num_cpus": 0, "_system_config": SOON})
+    yield started
+    started.shutdown()
 
 
-def test_a_scoring_job_outlives_its_machines(cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = world.write(str(tmp_path / "data"), ROWS, 81)
-    words = ["--data", data, "--model", CHECKPOINT, "--rows-per-file", "100"]
-    on_cluster = ["--address", cluster.address, "--workers", "1..2", "--prepare-workers", "1..2"]
-    rng = random.Random(0)
-    nodes = [cluster.add_node(**_NODE) for _ in range(_NODES)]
+@contextmanager
+def scoring(cluster: Any, out: Path, **options: object) -> Iterator[subprocess.Popen[bytes]]:
+    """`vig score` of the world in `out` on the cluster; at the context's end it must end well."""
+    given: Mapping[str, object] = {
+        "data": out, "out": out, "model": CHECKPOINT, "address": cluster.address, "rows_per_file": BATCH,
+        "engine": "gated:engine",
+    } | options  # fmt: skip
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     # Into files: a pipe that nobody reads is full one day.
-    with (tmp_path / "stdout").open("w") as stdout, (tmp_path / "stderr").open("w") as stderr:
+    with (out / "stdout").open("w") as stdout, (out / "stderr").open("w") as stderr:
         job = subprocess.Popen(
-            [sys.executable, "-m", "vig_ray.cli", "score", *words, "--out", str(tmp_path), *on_cluster],
-            cwd=ROOT, stdout=stdout, stderr=stderr,
-        )  # fmt: skip
-    lost = 0
-    while not list(tmp_path.glob("scores/*.parquet")) and job.poll() is None:
-        time.sleep(0.5)
-    began = time.monotonic()
-    while job.poll() is None:
-        time.sleep(rng.uniform(2, 8))
-        node = nodes.pop(rng.randrange(len(nodes)))
-        if rng.random() < 0.3:  # announced; the others go without a word
-            announce(cluster, node, 3)
-            time.sleep(3)
-        cluster.remove_node(node, allow_graceful=False)
-        lost += 1
-        time.sleep(rng.uniform(0, 4))
-        nodes.append(cluster.add_node(**_NODE))
-    told = (tmp_path / "stderr").read_text()
-    assert job.returncode == 0, told[-3000:]
-    rows = read_scores(tmp_path)
-    with capsys.disabled():
-        print(f"\n{ROWS} samples scored while {lost} nodes were lost in {time.monotonic() - began:.0f} s")
-    assert lost >= 2
-    keys = Counter(row["sample_key"] for row in rows)
-    assert (len(keys), set(keys.values())) == (ROWS, {1})
+            [sys.executable, "-m", "vig_ray.cli", "score", *words], cwd=ROOT, stdout=stdout, stderr=stderr
+        )
+        try:
+            yield job
+            assert job.wait(300) == 0, (out / "stderr").read_text()[-3000:]
+        finally:
+            job.kill()
+            job.wait()
+
+
+def assert_scored(out: Path) -> None:
+    gating.assert_as_expected(read_scores(out), gating.expected_scores(out))
     # What Ray says of lost machines is not among the results.
-    assert all(line.split(":")[0].split(" ")[0] in ("read", "mean", "scores") for line in lines_of(tmp_path / "stdout"))
-    vig("score", *words, "--out", str(tmp_path / "undisturbed"))
-    for ours, alone in zip(rows, read_scores(tmp_path / "undisturbed"), strict=True):
-        assert (ours["sample_key"], ours["token_ids"]) == (alone["sample_key"], alone["token_ids"])
-        assert ours["clean_logprobs"] == pytest.approx(alone["clean_logprobs"], abs=1e-5)
-        assert ours["reference_logprobs"] == pytest.approx(alone["reference_logprobs"], abs=1e-5)
+    lines = [line for line in (out / "stdout").read_text().splitlines() if line.strip()]
+    assert all(line.split(":")[0].split(" ")[0] in ("read", "mean", "scores") for line in lines)
 
 
-def lines_of(file: Path) -> list[str]:
-    return [line for line in file.read_text().splitlines() if line.strip()]
+@pytest.mark.cluster
+def test_machines_lost_under_an_engine_and_added(cluster: Any, gates: Gates, tmp_path: Path) -> None:
+    """Twice it is the engine's own machine, in the middle of a batch: without a word, and announced."""
+    gating.write_world(tmp_path)
+    nodes = [cluster.add_node(**_NODE) for _ in range(3)]
+
+    def lose_the_engines_machine(number: int, announced_s: float | None = None) -> None:
+        begun = gates.wait_for(number)
+        lost = next(node for node in nodes if node.node_id == begun.node)
+        if announced_s is not None:
+            announce(cluster, lost, announced_s)
+        cluster.remove_node(lost, allow_graceful=False)
+        nodes.remove(lost)
+        wait_until(lambda: gating.gone(begun.pid))
+        gates.open(number)
+
+    gates.close(2, 6)
+    with scoring(cluster, tmp_path, workers=1, prepare_workers="1..2"):
+        lose_the_engines_machine(2)
+        nodes.append(cluster.add_node(**_NODE))
+        lose_the_engines_machine(6, announced_s=5)
+    assert_scored(tmp_path)
+    assert len({begun.node for begun in gates.begun()}) == 3
+
+
+@pytest.mark.long
+def test_machines_that_come_and_go_for_its_whole_length(cluster: Any, gates: Gates, tmp_path: Path) -> None:
+    """One of five is lost at any moment around every twentieth batch, and another one comes some time later."""
+    rows = int(os.environ.get("VIG_TEST_CHAOS_ROWS", "3000"))
+    gating.write_world(tmp_path, rows)
+    rng = random.Random(0)
+    nodes = [cluster.add_node(**_NODE) for _ in range(5)]
+    stops = range(5, rows // BATCH, 20)
+    gates.close(*stops)
+    with scoring(cluster, tmp_path, workers="1..2", prepare_workers="1..2"):
+        for number in stops:
+            gates.wait_for(number)
+            delay = threading.Timer(rng.uniform(0, 8), gates.open, [number])
+            delay.start()
+            time.sleep(rng.uniform(0, 8))
+            node = nodes.pop(rng.randrange(len(nodes)))
+            if rng.random() < 0.3:  # announced; the others go without a word
+                announce(cluster, node, 3)
+                time.sleep(3)
+            cluster.remove_node(node, allow_graceful=False)
+            time.sleep(rng.uniform(0, 4))
+            nodes.append(cluster.add_node(**_NODE))
+    assert_scored(tmp_path)

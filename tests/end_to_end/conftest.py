@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,22 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (out / "printed.txt").write_text(done.stdout)
     (out / "progress.txt").write_text(done.stderr)
     return out
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[Any]:
+    """One cluster's head for all tests that submit jobs or deploy to a cluster."""
+    from tests.end_to_end.head import head
+
+    with head() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Any]:
+    """One `vig serve` with two torch engines for all tests that leave it alive."""
+    from tests.end_to_end.server import Server
+
+    started = Server("--workers", 2, "--max-answer-tokens", 64, "--queue", 4000, "--timeout", 300)
+    yield started
+    assert "Traceback" not in started.stop()

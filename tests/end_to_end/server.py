@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -32,10 +34,11 @@ def wait_until(what: Callable[[], Any], seconds: float = 240) -> None:
 
 
 class Server:
-    """`vig serve` with these options, once it is ready."""
+    """`vig serve` with these options, once it is ready. `answered`: what `post` was answered, by route and status."""
 
     def __init__(self, *options: object, **environment: str) -> None:
         self.url = f"http://127.0.0.1:{(port := free_port())}"
+        self.answered: Counter[tuple[str, int]] = Counter()
         words = ["serve", "--model", CHECKPOINT, "--port", port, *options]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vig_ray.cli", *map(str, words)],
@@ -53,7 +56,9 @@ class Server:
         return self.process.stderr.read()
 
     def post(self, path: str, body: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=60)
+        answer = httpx.post(self.url + path, json=body, timeout=300)
+        self.answered[path, answer.status_code] += 1
+        return answer
 
     def replicas(self, name: str) -> list[psutil.Process]:
         found = []
@@ -64,6 +69,23 @@ class Server:
             except psutil.Error:
                 continue
         return found
+
+
+class Measured(Server):
+    """A server whose metrics are read, every second anew."""
+
+    def __init__(self, *options: object, **environment: str) -> None:
+        self._metrics = f"http://127.0.0.1:{(port := free_port())}/metrics"
+        super().__init__("--metrics-port", port, *options, RAY_metrics_report_interval_ms="1000", **environment)
+
+    def metric(self, name: str, **tags: str) -> float:
+        """The sum of a metric over processes, where these tags are as given."""
+        total = 0.0
+        for line in httpx.get(self._metrics, timeout=60).text.splitlines():
+            match = re.match(rf"ray_{name}(\{{.*\}})? (\S+)$", line)
+            if match and all(f'{tag}="{value}"' in (match[1] or "") for tag, value in tags.items()):
+                total += float(match[2])
+        return total
 
 
 def assert_as_scored(answer: httpx.Response, row: dict[str, Any]) -> None:

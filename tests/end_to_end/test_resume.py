@@ -8,185 +8,204 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.end_to_end.conftest import ROOT, read_scores, vig
+from tests import gates as gating
+from tests.end_to_end.conftest import HELD_OUT_SEED, ROOT, read_scores, vig
+from tests.end_to_end.server import wait_until
+from tests.end_to_end.test_demo_truth import GOLDEN
+from tests.gates import Gates
+from tests.image_store import hold_images, image_store
 from vig_ray.demo import CHECKPOINT
+from vig_ray.errors import StageError
+from vig_ray.scoring import job
 from vig_ray.scoring.config import ScoreConfig
+from vig_ray.scoring.engines.torch import TorchEngine
+from vig_ray.stage import read_stage
+
+pytestmark = pytest.mark.cluster
+
+ROWS, BATCH = 300, 32
 
 
-def assert_same_scores(out: Path, undisturbed: Path, keys: set[str] | None = None) -> None:
-    rows, expected = read_scores(out), read_scores(undisturbed)
-    expected = [row for row in expected if keys is None or row["sample_key"] in keys]
-    assert [row["sample_key"] for row in rows] == [row["sample_key"] for row in expected]
-    for row, other in zip(rows, expected, strict=True):
-        assert row["error"] == other["error"]
-        assert row["token_ids"] == other["token_ids"]
-        if other["vig"] is None:
-            assert row["vig"] is None
-        else:
-            np.testing.assert_allclose(row["clean_logprobs"], other["clean_logprobs"], atol=1e-5)
-            np.testing.assert_allclose(row["reference_logprobs"], other["reference_logprobs"], atol=1e-5)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 samples: the first of the held-out demo, so that the golden scores hold for them."""
+    return gating.write_world(tmp_path_factory.mktemp("world"), ROWS, HELD_OUT_SEED)
 
 
-def committed_rows(out: Path) -> int:
-    rows = 0
-    for file in (out / ".score-checkpoint").glob("*.parquet"):
-        if not file.name.endswith(".pending.parquet"):
-            try:
-                rows += pq.read_metadata(file).num_rows
-            except OSError:  # renamed between the listing and the reading
-                continue
-    return rows
+def command(world: Path, out: object) -> list[str]:
+    """One engine that scores blocks of 32 rows, one a batch."""
+    return ["score", "--data", str(world), "--model", CHECKPOINT, "--out", str(out), "--rows-per-file", str(BATCH),
+            "--workers", "1", "--prepare-workers", "1", *gating.ENGINE]  # fmt: skip
 
 
-def start(command: list[str]) -> subprocess.Popen[bytes]:
-    """The command in a process of its own, to be killed."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "vig_ray.cli", *command],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def test_a_killed_driver_goes_on_where_it_was(held_out: Path, tmp_path: Path) -> None:
-    command = ["score", "--data", str(held_out), "--model", CHECKPOINT, "--out", str(tmp_path), "--rows-per-file", "64"]
-    driver = start(command)
-    deadline = time.monotonic() + 240
-    # A random moment of the run: after at least so many rows were written, and then a little more.
-    wanted = int(np.random.default_rng().integers(100, 1200))
-    while committed_rows(tmp_path) < wanted:
-        assert driver.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def killed_at(gates: Gates, number: int, words: list[str], committed: Callable[[], bool]) -> int:
+    """Run `vig WORDS` up to batch `number` and until `committed`, kill it there; its process."""
+    gates.close(number)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "vig_ray.cli", *words], cwd=ROOT, env=os.environ | gates.environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    gates.wait_for(number)
+    wait_until(committed)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    _wait_for_the_last_writes(driver.pid)
-    kept = committed_rows(tmp_path)
-    assert wanted <= kept < 2000
-    scores = tmp_path / "scores"
-    assert not json.loads((scores / "stage.json").read_text())["complete"]
-    committed = {
-        file.stem for file in (tmp_path / ".score-checkpoint").glob("*.parquet") if ".pending" not in file.name
-    }
-    # Data files of committed blocks carry the checkpoint's name as their beginning; they must survive the second run.
-    before = {file: file.stat().st_mtime_ns for file in scores.glob("*.parquet") if _of(file, committed)}
-    assert before
+    return driver.pid
 
-    again = vig(*command)
-    assert "going on" in again.stderr
-    for file, written in before.items():
-        assert file.stat().st_mtime_ns == written, "a block that was finished was written again"
-    assert_same_scores(tmp_path, held_out)
-    stage = json.loads((scores / "stage.json").read_text())
-    assert stage["complete"]
-    # The checkpoint was in force: the second run scored only what the first had not.
-    assert stage["timing"]["rows_over_time"][-1][1] == 2000 - kept
-    assert not (tmp_path / ".score-checkpoint").exists()
 
-    third = vig(*command)
+def wait_for_the_last_workers(session: int) -> None:
+    """Ray's workers follow their driver within seconds."""
+
+    def none_left() -> bool:
+        listed = subprocess.run(["ps", "-o", "stat=,args=", "-s", str(session)], capture_output=True, text=True).stdout
+        left = [line for line in listed.splitlines() if not line.startswith("Z")]
+        return not any("raylet" in line or ("ray::" in line and "Agent" not in line) for line in left)
+
+    wait_until(none_left)
+
+
+class Resumed(NamedTuple):
+    """A run that was killed after five of its ten batches and given again; `files`: what was there in between."""
+
+    out: Path
+    told: str
+    files: dict[Path, int]
+    batches: int
+
+
+@pytest.fixture(scope="module")
+def resumed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+    out = tmp_path_factory.mktemp("resumed")
+    gates = Gates(out / "gates")
+    words = command(world, out)
+    session = killed_at(gates, 5, words, lambda: gating.committed_rows(out) == 5 * BATCH)
+    wait_for_the_last_workers(session)
+    assert not read_stage(str(out / "scores"))["complete"]  # type: ignore[index]
+    assert gating.committed_rows(out) == 5 * BATCH
+    files = {file: file.stat().st_mtime_ns for file in out.glob("scores/*.parquet")}
+    gates.open()
+    again = vig(*words, **gates.environment)
+    return Resumed(out, again.stderr, files, len(gates.begun()))
+
+
+def test_a_killed_driver_goes_on_where_it_was(world: Path, resumed: Resumed) -> None:
+    assert f"going on: {5 * BATCH} of {ROWS} rows" in resumed.told
+    assert sum(pq.read_metadata(file).num_rows for file in resumed.files) == 5 * BATCH
+    assert {file: file.stat().st_mtime_ns for file in resumed.files} == resumed.files
+    assert resumed.batches == 5 + 1 + 5  # the first run's, the one that it was killed in, and the second run's
+    gating.assert_as_expected(read_scores(resumed.out), gating.expected_scores(world))
+    assert read_stage(str(resumed.out / "scores"))["complete"]  # type: ignore[index]
+    assert not (resumed.out / ".score-checkpoint").exists()
+    third = vig(*command(world, resumed.out), PYTHONPATH=gating.PYTHONPATH)
     assert "already complete" in third.stderr
-    assert_same_scores(tmp_path, held_out)
-
-
-def _of(file: Path, committed: set[str]) -> bool:
-    return any(file.name.startswith(name) for name in committed)
-
-
-def _wait_for_the_last_writes(session: int) -> None:
-    """Ray's workers follow their driver within seconds; until then a block may still be committed."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        found = subprocess.run(["ps", "-o", "stat=,args=", "-s", str(session)], capture_output=True, text=True).stdout
-        left = [line for line in found.splitlines() if not line.startswith("Z")]
-        if not any("raylet" in line or ("ray::" in line and "Agent" not in line) for line in left):
-            return
-        time.sleep(0.2)
-    pytest.fail("workers of the killed run are still there after a minute")
-
-
-def test_a_killed_driver_goes_on_on_object_storage(held_out: Path, s3) -> None:
-    """There a commit is a copy and a deletion, not a rename."""
-    client = s3()
-    client.create_bucket(Bucket="resume")
-    command = ["score", "--data", str(held_out), "--model", CHECKPOINT, "--out", "s3://resume/run"]
-    command += ["--rows-per-file", "64"]
-
-    def objects(prefix: str) -> dict[str, str]:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket="resume", Prefix=prefix)
-        return {one["Key"]: one["ETag"] for page in pages for one in page.get("Contents", [])}
-
-    driver = start(command)
-    deadline = time.monotonic() + 240
-    while sum(".pending" not in key for key in objects("run/.score-checkpoint/")) < 6:
-        assert driver.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-
-    again = vig(*command)  # at once, while workers of the killed run may still be on their way out
-    assert "going on" in again.stderr
-    rows = []
-    for key in objects("run/scores/"):
-        if key.endswith(".parquet"):
-            body = client.get_object(Bucket="resume", Key=key)["Body"].read()
-            rows += pq.read_table(pa.BufferReader(body), columns=["sample_key", "vig"]).to_pylist()
-    expected = {row["sample_key"]: row["vig"] for row in read_scores(held_out)}
-    assert len(rows) == len(expected)
-    for row in rows:
-        assert row["vig"] == pytest.approx(expected.pop(row["sample_key"]), abs=1e-5)
-    assert not objects("run/.score-checkpoint/")
-
-
-def test_killed_actors_cost_nothing(held_out: Path, tmp_path: Path, local_ray: None) -> None:
-    from vig_ray.scoring import job
-
-    stop, killed = threading.Event(), []
-
-    def killer() -> None:
-        """Once rows are being written, kill one worker of each stage with -9."""
-        while not stop.is_set() and committed_rows(tmp_path) < 128:
-            time.sleep(0.05)
-        for stage in ("Preparer", "Scorer"):
-            found = subprocess.run(["pgrep", "-f", f"ray::.*{stage}"], capture_output=True, text=True).stdout.split()
-            if found and not stop.is_set():
-                os.kill(int(found[0]), signal.SIGKILL)
-                killed.append(stage)
-
-    thread = threading.Thread(target=killer, daemon=True)
-    thread.start()
-    config = ScoreConfig(
-        data=str(held_out),
-        model=CHECKPOINT,
-        out=str(tmp_path),
-        rows_per_file=128,
-        window=64,
-        workers="1..2",
-        prepare_workers=2,
-    )
-    summary = job.run(config)
-    stop.set()
-    thread.join()
-    assert killed == ["Preparer", "Scorer"]
-    assert (summary.read, summary.failed) == (2000, 0)
-    assert_same_scores(tmp_path, held_out)
+    gating.assert_as_expected(read_scores(resumed.out), gating.expected_scores(world))
 
 
 @pytest.mark.parametrize("changed", [{"reference": "blind"}, {"too_long": "truncate"}, {"dtype": "bfloat16"}])
-def test_scores_of_other_options_are_not_mixed(held_out: Path, changed: dict[str, str]) -> None:
-    arguments = [part for name, value in changed.items() for part in (f"--{name.replace('_', '-')}", value)]
-    before = {file: file.stat().st_mtime_ns for file in (held_out / "scores").iterdir()}
-    done = vig("score", "--data", str(held_out), "--model", CHECKPOINT, "--out", str(held_out), *arguments, check=False)
-    assert done.returncode == 2
-    assert next(iter(changed)) in done.stderr
-    assert "--overwrite" in done.stderr
-    assert {file: file.stat().st_mtime_ns for file in (held_out / "scores").iterdir()} == before
+def test_scores_of_other_options_are_not_mixed(
+    world: Path, resumed: Resumed, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in (resumed.out / "scores").iterdir()}
+    own_engine: dict[str, Any] = {"engine": gating.ENGINE[1], "rows_per_file": BATCH}
+    config = ScoreConfig(data=str(world), model=CHECKPOINT, out=str(resumed.out), **own_engine, **changed)
+    monkeypatch.syspath_prepend(str(gating.ENGINES))
+    with pytest.raises(StageError, match="--overwrite") as refused:
+        job.run(config)
+    assert next(iter(changed)) in str(refused.value)
+    assert {file: file.stat().st_mtime_ns for file in (resumed.out / "scores").iterdir()} == before
+
+
+def test_a_killed_driver_goes_on_on_object_storage(world: Path, tmp_path: Path, s3: Callable[[], Any]) -> None:
+    """There a commit is a copy and a deletion, not a rename."""
+    client = s3()
+    client.create_bucket(Bucket="resume")
+    gates = Gates(tmp_path / "gates")
+    words = command(world, "s3://resume/run")
+
+    def objects(prefix: str) -> list[str]:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket="resume", Prefix=prefix)
+        return [listed["Key"] for page in pages for listed in page.get("Contents", []) if listed["Size"]]
+
+    def committed() -> int:
+        return sum(".pending" not in key for key in objects("run/.score-checkpoint/"))
+
+    killed_at(gates, 4, words, lambda: committed() == 4)
+    gates.open()
+    again = vig(*words, **gates.environment)  # at once, while workers of the killed run may still be on their way out
+    assert f"going on: {4 * BATCH} of {ROWS} rows" in again.stderr
+    rows: list[dict[str, Any]] = []
+    for key in objects("run/scores/"):
+        if key.endswith(".parquet"):
+            body = client.get_object(Bucket="resume", Key=key)["Body"].read()
+            rows += pq.read_table(pa.BufferReader(body)).to_pylist()
+    rows.sort(key=lambda row: str(row["sample_key"]))
+    gating.assert_as_expected(rows, gating.expected_scores(world))
+    assert not objects("run/.score-checkpoint/")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gates]:
+    """Gates of engines that a Ray in this process starts."""
+    import ray
+
+    gates = Gates(tmp_path / "gates")
+    for name, value in gates.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.syspath_prepend(str(gating.ENGINES))
+    ray.shutdown()
+    ray.init("local", num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
+    yield gates
+    ray.shutdown()
+
+
+def test_killed_actors_cost_nothing(
+    world: Path, tmp_path: Path, here: Gates, demo_model: Any, demo_formatter: Any
+) -> None:
+    """The real engine: one is killed in its fourth batch, and the process that prepares in an image of the seventh."""
+    with image_store() as store:
+        keys = [str(row["sample_key"]) for row in gating.expected_scores(world)]
+        data = hold_images(world, tmp_path / "elsewhere", store, {"late": keys[6 * BATCH :]})
+        here.close(3)
+        failures: list[BaseException] = []
+
+        def score() -> None:
+            try:
+                words = {"data": data, "model": CHECKPOINT, "out": tmp_path, "engine": "gated:torch_engine"}
+                numbers: dict[str, Any] = {"rows_per_file": BATCH, "workers": "1", "prepare_workers": "1"}
+                job.run(ScoreConfig(**{name: str(value) for name, value in words.items()}, **numbers))
+            except BaseException as error:
+                failures.append(error)
+
+        run = threading.Thread(target=score, daemon=True)
+        run.start()
+        here.wait_for(3)
+        store.wait_for("late")
+        (preparer,) = (
+            process for process in psutil.Process().children(recursive=True)
+            if "ray::" in (name := " ".join(process.cmdline())) and "Preparer" in name
+        )  # fmt: skip
+        preparer.kill()
+        here.kill_at(3)
+        store.wait_for("late", times=2)  # by the process that took the killed one's place
+        store.let_go("late")
+        run.join()
+    assert not failures
+    rows = read_scores(tmp_path)
+    assert len({begun.pid for begun in here.begun()}) == 2
+    undisturbed = TorchEngine(demo_model, demo_formatter.collate)
+    gating.assert_as_expected(rows, gating.expected_scores(world, undisturbed.logprobs), atol=1e-5)
+    golden = json.loads(GOLDEN.read_text())
+    scored_then = [row for row in rows if row["sample_key"] in golden]
+    assert len(scored_then) >= 8
+    for row in scored_then:
+        for name in ("clean_logprobs", "reference_logprobs"):
+            np.testing.assert_allclose(row[name], golden[row["sample_key"]][name], atol=1e-5)

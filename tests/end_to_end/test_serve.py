@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.end_to_end.conftest import ROOT, vig
-from tests.end_to_end.server import Server, assert_as_scored, wait_until
-from vig_ray.demo import CHECKPOINT, world
+from tests import gates as gating
+from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.server import Measured, Server, assert_as_scored, wait_until
+from tests.gates import Gates
+from vig_ray import cli
+from vig_ray.demo import CHECKPOINT
+from vig_ray.scoring.engines.torch import TorchEngine
+
+Asked = tuple[dict[str, Any], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 demo samples, and their scores by the batch job."""
-    out = tmp_path_factory.mktemp("serve")
-    vig("score", "--data", world.write(str(out / "data"), 40, 77), "--model", CHECKPOINT, "--out", out)
-    return out
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return gating.write_world(tmp_path_factory.mktemp("serve"), 40, 77)
 
 
-@pytest.fixture(scope="module")
-def samples(data: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def requests_of(world: Path, rows: list[dict[str, Any]]) -> list[Asked]:
     """What to ask for each sample with an image, and its row of scores."""
-    rows = {
-        row["sample_key"]: row
-        for path in (data / "scores").glob("*.parquet")
-        for row in pq.read_table(path).to_pylist()
-    }
-    found = []
-    for path in (data / "samples").glob("*.parquet"):
+    row_of = {row["sample_key"]: row for row in rows}
+    asked = []
+    for path in (world / "samples").glob("*.parquet"):
         for sample in pq.read_table(path).to_pylist():
             images = [
                 base64.b64encode(Path(image["uri"].removeprefix("file://")).read_bytes()).decode()
@@ -50,18 +45,15 @@ def samples(data: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
             ]
             if images:
                 turns = [{"role": turn["role"], "content": turn["text"]} for turn in sample["conversation"]]
-                found.append(({"messages": turns, "images": images}, rows[sample["sample_key"]]))
-    return found
+                asked.append(({"messages": turns, "images": images}, row_of[sample["sample_key"]]))
+    return asked
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    found = Server("--workers", 2, "--timeout", 30)
-    yield found
-    found.stop()
-
-
-def test_the_batch_jobs_numbers_whatever_the_concurrency(server: Server, samples: list[Any]) -> None:
+def test_the_batch_jobs_numbers_whatever_the_concurrency(
+    server: Server, world: Path, demo_model: Any, demo_formatter: Any
+) -> None:
+    engine = TorchEngine(demo_model, demo_formatter.collate)
+    samples = requests_of(world, gating.expected_scores(world, engine.logprobs))
     for clients in (1, 16):
         with ThreadPoolExecutor(clients) as pool:
             answers = list(
@@ -71,76 +63,154 @@ def test_the_batch_jobs_numbers_whatever_the_concurrency(server: Server, samples
             assert answer.status_code == 200, answer.text
             assert_as_scored(answer, row)
     together = server.post("/v1/score/batch", {"items": [asked for asked, _ in samples]}).json()["results"]
-    assert [each["result"]["vig"] for each in together] == pytest.approx([row["vig"] for _, row in samples], abs=1e-5)
+    assert [item["result"]["vig"] for item in together] == pytest.approx([row["vig"] for _, row in samples], abs=1e-5)
 
 
-def test_an_engine_killed_under_load_costs_no_answer(server: Server, samples: list[Any]) -> None:
-    stop, lock = threading.Event(), threading.Lock()
-    answers: list[tuple[int, int, httpx.Response]] = []
+class Gated:
+    """A server with two engines that wait at gates, and what to ask it."""
 
-    def client(first: int) -> None:
-        turn = first
-        while not stop.is_set():
-            place = turn % len(samples)
-            answer = server.post("/v1/score", samples[place][0])
-            with lock:
-                answers.append((first, place, answer))
-            turn += 1
+    def __init__(self, world: Path, folder: Path) -> None:
+        self.gates = Gates(folder)
+        self.samples = requests_of(world, gating.expected_scores(world))
+        self.server = Measured(
+            "--workers", 2, *gating.ENGINE, "--queue", 500, "--timeout", 300, **self.gates.environment
+        )
 
-    wait_until(lambda: len(server.replicas("Scorer")) == 2)
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for _ in range(2):
-        before = len(answers)
-        wait_until(lambda before=before: len(answers) > before + 50)
-        killed = server.replicas("Scorer")[0]
-        os.kill(killed.pid, signal.SIGKILL)
-        wait_until(lambda killed=killed: len({p.pid for p in server.replicas("Scorer")} - {killed.pid}) == 2)
-    stop.set()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
-    refused = [answer for _, _, answer in answers if answer.status_code != 200]
-    print(f"{len(answers)} answers, {len(refused)} of them 503")
-    assert all(answer.status_code == 503 and "Retry-After" in answer.headers for answer in refused)
-    for _, place, answer in answers:
+    def close_the_next(self, count: int) -> int:
+        """Close the gates of the next batches; the first one's number."""
+        first = len(self.gates.begun())
+        self.gates.close(*range(first, first + count))
+        return first
+
+    def ask(self, requests: int) -> list[Future[tuple[dict[str, Any], httpx.Response]]]:
+        """Ask for so many samples, all at the same time; what each row's answer will be."""
+        pool = ThreadPoolExecutor(requests)
+        chosen = [self.samples[number % len(self.samples)] for number in range(requests)]
+        futures = [
+            pool.submit(lambda asked, row: (row, self.server.post("/v1/score", asked)), *pair) for pair in chosen
+        ]
+        pool.shutdown(wait=False)
+        return futures
+
+    def engines_are_there(self) -> bool:
+        """Whether both engines have a process."""
+        return len(self.server.replicas("Scorer")) == 2
+
+
+@pytest.fixture(scope="module")
+def gated(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
+    started = Gated(world, tmp_path_factory.mktemp("gated") / "gates")
+    yield started
+    started.gates.open()
+    if started.server.process.poll() is None:
+        started.server.stop()
+
+
+def test_work_of_clients_that_left_is_dropped(gated: Gated) -> None:
+    """Both engines are busy, and a hundred requests wait, when those who asked leave."""
+    wait_until(gated.engines_are_there)
+    first = gated.close_the_next(2)
+    at_the_gates = gated.ask(2)
+    gated.gates.wait_for(first)
+    at_the_gates += gated.ask(6)  # one of them comes to the other engine
+    gated.gates.wait_for(first + 1)
+
+    def under_way() -> float:
+        return gated.server.metric("serve_replica_processing_queries", deployment="Scorer")
+
+    wait_until(lambda: under_way() == 8)
+
+    async def ask_and_leave() -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
+            body = {"items": [gated.samples[0][0]] * 4}
+            asking = [
+                asyncio.create_task(client.post(f"{gated.server.url}/v1/score/batch", json=body)) for _ in range(25)
+            ]
+            await asyncio.to_thread(wait_until, lambda: under_way() == 8 + 100)
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    asyncio.run(ask_and_leave())
+    wait_until(lambda: under_way() == 8)
+    gated.gates.open()
+    for row, answer in (future.result() for future in at_the_gates):
+        assert_as_scored(answer, row)
+    assert sum(begun.prompts for begun in gated.gates.begun()[first:]) == 2 * 8
+
+
+def test_metrics_count_what_was_answered(gated: Gated) -> None:
+    server = gated.server
+    assert server.post("/v1/score", gated.samples[0][0]).status_code == 200
+    assert server.post("/v1/score", {"question": "?"}).status_code == 422
+    for (route, status), count in server.answered.items():
+        wait_until(lambda r=route, s=str(status), c=count: server.metric("vig_requests_total", route=r, status=s) == c)
+    answered = sum(count for (route, _), count in server.answered.items() if route == "/v1/score")
+    wait_until(lambda: server.metric("vig_request_seconds_count", route="/v1/score") == answered)
+    assert server.metric("vig_samples_total") > 0
+    assert server.metric("vig_tokens_total") > server.metric("vig_samples_total")
+    assert server.metric("vig_batch_fill_count") > 0
+    assert server.metric("vig_waiting_samples") == 0
+
+
+@pytest.mark.parametrize("how", ["killed", "fails"])
+def test_a_lost_engine_costs_no_answer_and_gives_no_wrong_one(gated: Gated, how: str) -> None:
+    wait_until(gated.engines_are_there)
+    if how == "killed":
+        number = gated.close_the_next(1)
+        answers = gated.ask(24)
+        lost = gated.gates.kill_at(number)
+    else:
+        gated.gates.fail(number := len(gated.gates.begun()))
+        answers = gated.ask(24)
+        lost = gated.gates.wait_for(number)
+        wait_until(lambda: gating.gone(lost.pid))
+    for row, answer in (future.result() for future in answers):
         if answer.status_code == 200:
-            assert_as_scored(answer, samples[place][1])
+            assert_as_scored(answer, row)
+        else:
+            assert (answer.status_code, "Retry-After" in answer.headers) == (503, True)
+    wait_until(gated.engines_are_there)
+    wait_until(lambda: gated.server.post("/v1/score", gated.samples[0][0]).status_code == 200)
+    assert lost.pid not in {process.pid for process in gated.server.replicas("Scorer")}
 
 
-def test_what_was_accepted_is_answered_before_the_end(samples: list[Any]) -> None:
-    server = Server()
-    answers: list[httpx.Response] = []
-    items = [asked for asked, _ in samples] * 2
-    thread = threading.Thread(target=lambda: answers.append(server.post("/v1/score/batch", {"items": items[:60]})))
-    thread.start()
-    time.sleep(0.1)
-    server.process.send_signal(signal.SIGTERM)
-    late: set[int] = set()
-    while server.process.poll() is None:
-        try:
-            late.add(server.post("/v1/score", samples[0][0]).status_code)
-        except httpx.TransportError:
-            time.sleep(0.1)
-    assert late <= {200, 503}  # not 404, which a client may take for an answer
-    thread.join(60)
-    assert [answer.status_code for answer in answers] == [200]
-    assert all(item["error"] is None for item in answers[0].json()["results"])
-    assert server.process.wait(60) == 0
+def test_what_was_accepted_is_answered_before_the_end(gated: Gated) -> None:
+    """The last one with this server, which it ends."""
+    server = gated.server
+    number = gated.close_the_next(2)
+    items = [asked for asked, _ in gated.samples]
+    with ThreadPoolExecutor(1) as pool:
+        accepted = pool.submit(server.post, "/v1/score/batch", {"items": items})
+        gated.gates.wait_for(number)
+        server.process.send_signal(signal.SIGTERM)
+        late: set[int] = set()
+
+        def refused() -> bool:
+            """Whether one more request is turned away; one that is still accepted gets no answer here."""
+            try:
+                late.add(httpx.post(f"{server.url}/v1/score", json=items[0], timeout=2).status_code)
+            except httpx.TransportError:
+                return False
+            return 503 in late
+
+        wait_until(refused)
+        gated.gates.open()
+        answer = accepted.result()
+    assert late == {503}  # not 404, which a client may take for an answer
+    assert answer.status_code == 200
+    for item, (_, row) in zip(answer.json()["results"], gated.samples, strict=True):
+        assert item["result"]["vig"] == pytest.approx(row["vig"], abs=1e-5)
+    assert server.process.wait(120) == 0
     assert server.process.stderr is not None
     assert "Traceback" not in server.process.stderr.read()
 
 
-def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
-    def refused(told: str, *words: object) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "vig_ray.cli", "serve", *map(str, words)],
-            cwd=ROOT, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 2
-        assert told in done.stderr
-        assert "Traceback" not in done.stderr
+def test_what_cannot_be_served_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(why: str, *words: object) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["serve", *map(str, words)])
+        assert why in capsys.readouterr().err.splitlines()[-1]
 
     refused("--keys FILE, or --open", "--model", CHECKPOINT, "--host", "0.0.0.0")
     (tmp_path / "keys").write_text("# none yet\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -12,9 +13,11 @@ import yaml
 
 from serve_app.schema import EXAMPLE_QA
 from tests.end_to_end.conftest import ROOT
-from tests.end_to_end.head import head
+from tests.end_to_end.head import Head
 from tests.end_to_end.server import free_port, wait_until
 from vig_ray.demo import CHECKPOINT
+
+pytestmark = pytest.mark.cluster
 
 SERVE = Path(sys.executable).with_name("serve")
 
@@ -26,42 +29,49 @@ def ready(url: str) -> bool:
         return False
 
 
-def test_serve_yaml_is_deployed_with_its_keys_and_ranges(tmp_path: Path) -> None:
+@pytest.fixture
+def cluster(ray_head: Head) -> Iterator[Head]:
+    """The cluster, without Serve at the end."""
+    yield ray_head
+    done = ray_head.serve("shutdown", "-y")
+    assert done.returncode == 0, done.stderr
+
+
+def test_serve_yaml_is_deployed_with_its_keys_and_ranges(tmp_path: Path, cluster: Head) -> None:
     config = yaml.safe_load((ROOT / "serve.yaml").read_text())
     (tmp_path / "keys").write_text("a-key\n")
     config["http_options"] = {"host": "127.0.0.1", "port": (port := free_port())}
     config["applications"][0]["args"] |= {"model": CHECKPOINT, "keys": str(tmp_path / "keys")}
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
     url = f"http://127.0.0.1:{port}"
-    with head() as found:
-        done = found.serve("deploy", tmp_path / "serve.yaml")
-        assert done.returncode == 0, done.stderr
-        wait_until(lambda: ready(url))
-        assert httpx.post(f"{url}/v1/score", json=EXAMPLE_QA, timeout=60).status_code == 401
-        key = {"Authorization": "Bearer a-key"}
-        answer = httpx.post(f"{url}/v1/score", json=EXAMPLE_QA, headers=key, timeout=60)
-        assert answer.status_code == 200
-        assert answer.json()["tau"] == 0.1
-        status = yaml.safe_load(found.serve("status").stdout)
-        deployed = status["applications"]["vig"]
-        assert deployed["status"] == "RUNNING"
-        assert set(deployed["deployments"]) == {"Scorer", "Ingress"}
-        # `serve run` beside it, under a prefix of its own.
-        beside = subprocess.Popen(
-            [SERVE, "run", "serve_app.app:build", f"model={CHECKPOINT}", "--address", found.address,
-             "--name", "beside", "--route-prefix", "/beside"],
-            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            wait_until(lambda: ready(f"{url}/beside"))
-            found_beside = httpx.post(f"{url}/beside/v1/score", json=EXAMPLE_QA, timeout=60)
-            assert found_beside.json()["vig"] == pytest.approx(answer.json()["vig"], abs=1e-5)
-        finally:
-            # Not by Ctrl-C: `serve run` then shuts down all of Serve, the application under test too, in its own time.
-            beside.kill()
-            beside.wait()
-        # A wrong option ends in words.
-        config["applications"][0]["args"]["tau"] = "high"
-        (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(config))
-        found.serve("deploy", tmp_path / "wrong.yaml")
-        wait_until(lambda: "tau: " in found.serve("status").stdout)
+    done = cluster.serve("deploy", tmp_path / "serve.yaml")
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: ready(url))
+    assert httpx.post(f"{url}/v1/score", json=EXAMPLE_QA, timeout=60).status_code == 401
+    key = {"Authorization": "Bearer a-key"}
+    answer = httpx.post(f"{url}/v1/score", json=EXAMPLE_QA, headers=key, timeout=60)
+    assert answer.status_code == 200
+    assert answer.json()["tau"] == 0.1
+    status = yaml.safe_load(cluster.serve("status").stdout)
+    deployed = status["applications"]["vig"]
+    assert deployed["status"] == "RUNNING"
+    assert set(deployed["deployments"]) == {"Scorer", "Ingress"}
+    # `serve run` beside it, under a prefix of its own.
+    beside = subprocess.Popen(
+        [SERVE, "run", "serve_app.app:build", f"model={CHECKPOINT}", "--address", cluster.address,
+         "--name", "beside", "--route-prefix", "/beside"],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: ready(f"{url}/beside"))
+        answer_beside = httpx.post(f"{url}/beside/v1/score", json=EXAMPLE_QA, timeout=60)
+        assert answer_beside.json()["vig"] == pytest.approx(answer.json()["vig"], abs=1e-5)
+    finally:
+        # Not by Ctrl-C: `serve run` then shuts down all of Serve, the application under test too, in its own time.
+        beside.kill()
+        beside.wait()
+    # A wrong option ends in words.
+    config["applications"][0]["args"]["tau"] = "high"
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(config))
+    cluster.serve("deploy", tmp_path / "wrong.yaml")
+    wait_until(lambda: "tau: " in cluster.serve("status").stdout)

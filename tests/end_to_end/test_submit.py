@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import gates as gating
 from tests.end_to_end.conftest import ROOT, read_scores, vig
-from tests.end_to_end.head import Head, head
+from tests.end_to_end.head import Head
 from tests.end_to_end.server import wait_until
+from tests.gates import Gates
+from tests.image_store import hold_images, image_store
+from tests.selection.made import selected
 from vig_ray.demo import CHECKPOINT, world
 
-ROWS = 2000
-BENCHMARKS = ROOT / "benchmarks"
-SLOW = ("--engine", "sleeping:engine")  # so that it can be stopped in the middle, however fast the machine is
+pytestmark = pytest.mark.cluster
+
+BATCH = 32
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Head]:
-    with head() as found:
-        yield found
+def cluster(ray_head: Head) -> Head:
+    return ray_head
 
 
 @pytest.fixture(scope="module")
 def scored(cluster: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Demo samples, scored by a job that was stopped on its way and submitted again."""
-    out = tmp_path_factory.mktemp("submitted")
-    data = world.write(str(out / "data"), ROWS, 78)
-    words = ["submit", "score", "--address", cluster.dashboard, "--data", data, "--model", CHECKPOINT,
-             "--out", str(out), "--rows-per-file", "100", "--workers", "1", "--prepare-workers", "1", *SLOW,
-             "--env", f"PYTHONPATH={BENCHMARKS}", "--env", "VIG_SLEEP_MS=20"]  # fmt: skip
+    """Demo samples, scored by a job that was stopped after five batches and submitted again."""
+    out = gating.write_world(tmp_path_factory.mktemp("submitted"))
+    gates = Gates(out / "gates")
+    gates.close(5)
+    words = ["submit", "score", "--address", cluster.dashboard, "--data", str(out), "--model", CHECKPOINT,
+             "--out", str(out), "--rows-per-file", str(BATCH), "--workers", "1", "--prepare-workers", "1",
+             *gating.ENGINE]  # fmt: skip
+    words += [word for name, value in gates.environment.items() for word in ("--env", f"{name}={value}")]
     named = vig(*words, "--no-follow").stdout.strip()
     assert named.startswith("vig-score-")
     # The same work again is the same job, which goes on when nobody follows it any more.
@@ -45,10 +48,13 @@ def scored(cluster: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "vig_ray.cli", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    wait_until(lambda: len(list(out.glob("scores/*.parquet"))) >= 2)
+    assert follower.stdout is not None
+    assert follower.stdout.readline()  # of the job's log: it follows
+    gates.wait_for(5)
+    wait_until(lambda: gating.committed_rows(out) == 5 * BATCH)
     # What Prometheus would see by then.
-    wait_until(lambda: (cluster.measured("ray_vig_score_rows_total") or 0) >= 200)
-    assert (cluster.measured("ray_vig_score_tokens_total") or 0) > 1000
+    wait_until(lambda: cluster.measured("ray_vig_score_rows_total") == 5 * BATCH)
+    wait_until(lambda: (cluster.measured("ray_vig_score_tokens_total") or 0) > 5 * BATCH)
     assert cluster.measured("ray_vig_score_engine_starts_total") == 1
     follower.send_signal(signal.SIGINT)
     _, told = follower.communicate(timeout=60)
@@ -59,28 +65,21 @@ def scored(cluster: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
     stopped = cluster.ray("job", "stop", named)
     assert stopped.returncode == 0, stopped.stderr
     assert cluster.ended(named) == "STOPPED"
-    before = {file: os.stat(file).st_mtime_ns for file in out.glob("scores/*.parquet")}
-    rows = len(read_scores(out))
-    assert 0 < rows < ROWS
+    before = {file: file.stat().st_mtime_ns for file in out.glob("scores/*.parquet")}
+    assert len(read_scores(out)) == 5 * BATCH
+    gates.open()
     done = vig(*words)
     assert f"submitted {named}-2" in done.stderr
     assert "SUCCEEDED" in done.stderr
-    assert {file: os.stat(file).st_mtime_ns for file in before} == before
+    assert {file: file.stat().st_mtime_ns for file in before} == before
     return out
 
 
-def test_a_stopped_job_submitted_again_does_the_rest(scored: Path, tmp_path: Path) -> None:
-    keys = Counter(row["sample_key"] for row in read_scores(scored))
-    assert len(keys) == ROWS
-    assert set(keys.values()) == {1}
-    data = str(scored / "data" / "data.json")
-    vig("score", "--data", data, "--model", CHECKPOINT, "--out", str(tmp_path), *SLOW, PYTHONPATH=str(BENCHMARKS))
-    for ours, alone in zip(read_scores(scored), read_scores(tmp_path), strict=True):
-        assert ours["sample_key"] == alone["sample_key"]
-        assert ours["vig"] == pytest.approx(alone["vig"], abs=1e-5, nan_ok=True)
+def test_a_stopped_job_submitted_again_does_the_rest(scored: Path) -> None:
+    gating.assert_as_expected(read_scores(scored), gating.expected_scores(scored))
 
 
-def test_ray_job_submit_runs_the_scripts(cluster: Head, scored: Path) -> None:
+def test_ray_job_submit_runs_the_scripts(cluster: Head, scored: Path, tmp_path: Path) -> None:
     def submit(script: str, *words: object) -> None:
         done = cluster.ray(
             "job", "submit", "--no-wait", "--submission-id", f"my-{script}", "--working-dir", ROOT, "--",
@@ -90,13 +89,18 @@ def test_ray_job_submit_runs_the_scripts(cluster: Head, scored: Path) -> None:
 
     submit("select", "--scores", scored, "--out", scored, "--p", 50)
     assert cluster.ended("my-select") == "SUCCEEDED", cluster.ray("job", "logs", "my-select").stdout
-    assert list(scored.glob("selection/*.parquet"))
-    submit("train", "--model", CHECKPOINT, "--samples", scored, "--selection", scored, "--out", scored / "trained",
-           "--max-steps", 150, "--global-batch", 8, "--workers", 1)  # fmt: skip
-    wait_until(lambda: cluster.measured("ray_vig_train_loss") is not None)  # while it trains
-    assert (cluster.measured("ray_vig_train_step") or 0) >= 1
-    assert cluster.measured("ray_vig_train_starts_total") == 1
-    assert cluster.ended("my-train") == "SUCCEEDED", cluster.ray("job", "logs", "my-train").stdout
+    order = [row["sample_key"] for row in selected(scored)]
+    with image_store() as images:
+        data = hold_images(scored, tmp_path / "held", images, {"step 3": order[3 * 8 : 4 * 8]})
+        submit("train", "--model", CHECKPOINT, "--samples", data, "--selection", scored, "--out", scored / "trained",
+               "--max-steps", 5, "--global-batch", 8, "--workers", 1)  # fmt: skip
+        images.wait_for("step 3")
+        # While it trains.
+        wait_until(lambda: cluster.measured("ray_vig_train_loss") is not None)
+        wait_until(lambda: (cluster.measured("ray_vig_train_step") or 0) >= 1)
+        assert cluster.measured("ray_vig_train_starts_total") == 1
+        images.let_go("step 3")
+        assert cluster.ended("my-train") == "SUCCEEDED", cluster.ray("job", "logs", "my-train").stdout
     assert (scored / "trained" / "model" / "config.json").exists()
 
 
@@ -105,7 +109,7 @@ def test_a_bucket_to_a_bucket(cluster: Head, s3: Callable[[], Any]) -> None:
     client = s3()
     client.create_bucket(Bucket="submitted")
     with tempfile.TemporaryDirectory() as folder:
-        world.write(folder, 200, 84)
+        world.write(folder, 60, 84)
         for path in Path(folder).rglob("*.*"):
             client.upload_file(str(path), "submitted", f"data/{path.relative_to(folder)}")
     reach = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")

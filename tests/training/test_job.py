@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from vig_ray.dataset import importing
 from vig_ray.dataset.importing import ImportConfig
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
-from vig_ray.stage import write_stage
+from vig_ray.selection.config import SelectConfig
+from vig_ray.stage import read_stage, write_stage
 from vig_ray.training import job
 from vig_ray.training.config import TrainConfig
 
@@ -38,9 +38,11 @@ def test_what_does_not_fit_is_one_line(chosen: Path, tmp_path: Path) -> None:
     importing.run(ImportConfig(data=world.write(str(other / "data"), 20, 5), out=str(other)))
     refused("not the samples", samples=str(other / "samples"))
     shutil.copytree(chosen / "selection", tmp_path / "swept" / "selection")
-    stage = tmp_path / "swept" / "selection" / "stage.json"
-    record = json.loads(stage.read_text())
-    stage.write_text(json.dumps(record | {"complete": False}))
+    record = read_stage(str(chosen / "selection")) or {}
+    facts = {name: value for name, value in record.items() if name not in ("stage", "config", "versions")}
+    write_stage(
+        str(tmp_path / "swept" / "selection"), "select", SelectConfig(**record["config"]), **facts | {"complete": False}
+    )
     refused("nothing is selected here", selection=str(tmp_path / "swept"))
 
 
@@ -56,13 +58,17 @@ def test_what_is_in_the_way_stays(chosen: Path, tmp_path: Path) -> None:
 
 def test_another_run_is_not_gone_on_with(chosen: Path, tmp_path: Path) -> None:
     plan = job.check(config(chosen, tmp_path))
-    write_stage(plan.out, "train", plan.config, complete=False, identity=plan.identity | {"dtype": "float32"})
-    assert job._earlier_run(plan) is not None
+    came_of_it = job.Trained(str(tmp_path / "model"), steps=2, loss=0.5, held_out=None, samples=16, unusable={})
+    write_stage(
+        plan.out, "train", plan.config, complete=True, identity=plan.identity | {"dtype": "float32"},
+        result=came_of_it.__dict__,
+    )  # fmt: skip
+    assert job.run(config(chosen, tmp_path)) == came_of_it
     # What only changes how the work is done doesn't matter; what changes what comes out does.
-    assert job._earlier_run(job.check(config(chosen, tmp_path, workers="2", micro_batch=3, save_every=7))) is not None
+    assert job.run(config(chosen, tmp_path, workers="2", micro_batch=3, save_every=7)) == came_of_it
     for options in ({"lr": 1e-3}, {"global_batch": 64}, {"selection": None}, {"lora": True}, {"seed": 5}):
         with pytest.raises(StageError, match="holds a run with other options"):
-            job._earlier_run(job.check(config(chosen, tmp_path, **options)))
+            job.run(config(chosen, tmp_path, **options))
 
 
 def test_options_that_contradict_each_other() -> None:
