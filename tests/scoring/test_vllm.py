@@ -1,7 +1,7 @@
 """vLLM as an engine: what it is sent, and how its answers are read. The real vLLM throughout.
 
 The numbers themselves are held against the oracle in test_engines.py. `make test-vllm` runs both files on the V1 model
-runner, and what differs (the mark `vllm_v2`) again on the V2 one with Triton interpreted, which is the way that GPUs go.
+runner, and what differs (the mark `vllm_v2`) again on the V2 one, the way that GPUs go, with Triton interpreted.
 """
 
 from __future__ import annotations
