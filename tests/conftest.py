@@ -8,10 +8,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import hypothesis
 import pytest
 import torch
@@ -21,7 +23,9 @@ from vig_ray.demo import CHECKPOINT
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.scoring.engines.load import vllm_installed
 
-torch.set_num_threads(2)
+# One of pytest-xdist's processes, which share the cores.
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+torch.set_num_threads(1 if WORKER else 2)
 
 # No test is about time: these machines may be slow.
 hypothesis.settings.register_profile("vig", deadline=None)
@@ -39,6 +43,37 @@ collect_ignore_glob = [] if vllm_installed() else ["*/test_vllm*.py"]
 
 def pytest_report_header() -> str:
     return "vLLM: here" if collect_ignore_glob == [] else "vLLM: not installed here, its tests are left to test-vllm"
+
+
+# Files whose tests share something that takes long to make, the slowest first.
+TOGETHER = ("local_ray", "held_out", "browser")
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With pytest-xdist, tests that share what takes long to make are one worker's, and those of a file are, too."""
+    if not WORKER:
+        return
+    groups: dict[pytest.Item, str] = {}
+    for item in items:
+        used = getattr(item, "fixturenames", ())
+        groups[item] = next((name for name in TOGETHER if name in used), str(item.path))
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    order = {name: number for number, name in enumerate(TOGETHER)}
+    items.sort(key=lambda item: order.get(groups[item], len(order)))
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` that `make` fills, once for all workers of pytest-xdist."""
+    base = factory.getbasetemp()
+    folder = (base.parent if WORKER else base) / name
+    with filelock.FileLock(f"{folder}.lock"):
+        if not Path(f"{folder}.made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            Path(f"{folder}.made").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -102,9 +137,12 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-@pytest.fixture
-def local_ray() -> None:
-    """A Ray of 8 CPUs in this process: one for all tests, made again where one of them left another or none."""
+@pytest.fixture(scope="module")
+def local_ray(s3: Any) -> None:
+    """A Ray of 8 CPUs in this process: one for all tests, made again where a module left another or none.
+
+    Its workers know the object store `s3`.
+    """
     import ray
 
     if not ray.is_initialized() or ray.cluster_resources().get("CPU") != 8:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import made_once
 from vig_ray.demo import CHECKPOINT, world
 
 HELD_OUT_SEED = 20_000
@@ -43,12 +44,14 @@ def read_scores(out: Path | str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2,000 demo samples that the demo model was not trained on, scored with `blur` by the command line."""
-    out = tmp_path_factory.mktemp("held-out")
-    data = world.write(str(out / "data"), 2000, HELD_OUT_SEED)
-    done = vig("score", "--data", data, "--model", CHECKPOINT, "--out", str(out), "--reference", "blur")
-    (out / "printed.txt").write_text(done.stdout)
-    (out / "progress.txt").write_text(done.stderr)
-    return out
+
+    def make(out: Path) -> None:
+        data = world.write(str(out / "data"), 2000, HELD_OUT_SEED)
+        done = vig("score", "--data", data, "--model", CHECKPOINT, "--out", str(out), "--reference", "blur")
+        (out / "printed.txt").write_text(done.stdout)
+        (out / "progress.txt").write_text(done.stderr)
+
+    return made_once(tmp_path_factory, "held-out", make)
 
 
 @pytest.fixture(scope="session")

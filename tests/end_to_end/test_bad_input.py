@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.end_to_end.conftest import read_scores, vig
+from tests.command import call
+from tests.end_to_end.conftest import read_scores
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
+from vig_ray.stage import read_stage
+
+ONE_OF_EACH = ("--workers", "1", "--prepare-workers", "1")
 
 
 def row(
@@ -76,7 +80,9 @@ def good_images(folder: Path) -> dict[str, Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def bad(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]], dict[str, Image.Image]]:
+def bad(
+    local_ray: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, dict[str, Any]], dict[str, Image.Image]]:
     """One JSONL with every kind of bad row between good ones; its scores by the name given here to each line."""
     folder = tmp_path_factory.mktemp("bad")
     images = folder / "images"
@@ -115,11 +121,8 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[
     add("good again", row("good.png"))
     data = folder / "bad.jsonl"
     data.write_bytes(b"\n".join(lines.values()) + b"\n")
-    done = vig(
-        "score", "--data", str(data), "--images", str(images), "--model", CHECKPOINT, "--out", str(folder), "--strict",
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
+    line = ("--data", str(data), "--images", str(images), "--model", CHECKPOINT, "--out", str(folder), "--strict")
+    done = call("score", *line, *ONE_OF_EACH, status=1)
     (folder / "printed.txt").write_text(done.stdout)
     rows = read_scores(folder)
     assert len(rows) == len(lines)
@@ -187,7 +190,8 @@ def test_unusual_images_are_seen_as_they_look(bad, demo_formatter, demo_model) -
 
 def test_failures_are_counted_by_class(bad) -> None:
     folder, rows, _ = bad
-    stage = json.loads((folder / "scores.stage.json").read_text())
+    stage = read_stage(str(folder / "scores"))
+    assert stage is not None
     failed = sum(one["error"] is not None for one in rows.values())
     assert failed == 16
     assert stage["counts"]["failed"] == failed == sum(stage["counts"]["failures"].values())
@@ -197,7 +201,8 @@ def test_failures_are_counted_by_class(bad) -> None:
 def test_too_long_can_be_cut_as_llava_does_and_is_told(bad) -> None:
     folder, _, _ = bad
     out = folder / "cut"
-    done = vig("score", "--data", str(folder), "--model", CHECKPOINT, "--out", str(out), "--too-long", "truncate")
+    line = ("--data", str(folder), "--model", CHECKPOINT, "--out", str(out), "--too-long", "truncate")
+    done = call("score", *line, *ONE_OF_EACH)
     cut = [one for one in read_scores(out) if one["num_truncated_tokens"]]
     assert len(cut) == 1
     assert cut[0]["error"] is None

@@ -11,11 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 
-from tests.end_to_end.conftest import ROOT, read_scores, vig
+from tests.command import call, refused
+from tests.end_to_end.conftest import ROOT, read_scores
 from vig_ray.cli import _verbs
 from vig_ray.demo import CHECKPOINT, world
+from vig_ray.stage import read_stage
 
 
 @pytest.fixture(scope="module")
@@ -56,37 +59,29 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_wrong_options_fail_in_one_line_before_anything_starts(
-    small: Path, tmp_path: Path, changes: dict[str, str], told: str
+    small: Path, tmp_path: Path, changes: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("a Ray was started"))
     options = {"--data": "{small}/data.json", "--model": CHECKPOINT, "--out": str(tmp_path / "out")} | changes
     arguments = [part.replace("{small}", str(small)) for option in options.items() for part in option]
-    done = vig("score", *arguments, check=False, RAY_TMPDIR=str(tmp_path / "ray"))
-    assert done.returncode == 2
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("vig: ")
-    assert told in lines[0]
-    assert not (tmp_path / "ray").exists()
+    assert told in refused("score", *arguments)
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_options_are_named(tmp_path: Path) -> None:
-    done = vig("score", "--data", "x.json", check=False)
-    assert done.returncode == 2
-    assert done.stderr.strip() == "vig: --model is required; --out is required"
+def test_missing_options_are_named() -> None:
+    assert refused("score", "--data", "x.json") == "vig: --model is required; --out is required"
 
 
 def test_unknown_options_in_yaml_are_named(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("data: x\nmodel: y\nout: z\nbatchsize: 3\n")
-    done = vig("score", "--config", str(tmp_path / "c.yaml"), check=False)
-    assert done.returncode == 2
-    assert "--batchsize: no such option" in done.stderr
+    assert "--batchsize: no such option" in refused("score", "--config", str(tmp_path / "c.yaml"))
 
 
 @pytest.mark.parametrize("verb", sorted(_verbs()))
 def test_help_names_every_option_with_its_default(verb: str) -> None:
     config, _ = _verbs()[verb].load()
-    printed = "".join(vig(verb, "--help").stdout.split())  # argparse breaks lines at hyphens, too
+    printed = "".join(call(verb, "--help").stdout.split())  # argparse breaks lines at hyphens, too
     for name, field in config.model_fields.items():
         positional = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("positional")
         assert (name.upper() if positional else f"--{name.replace('_', '-')}") in printed
@@ -98,30 +93,46 @@ def test_help_names_every_option_with_its_default(verb: str) -> None:
             assert "".join(f"(default: {told})".split()) in printed
 
 
-def test_yaml_environment_and_command_line_in_that_order(small: Path, tmp_path: Path) -> None:
-    options = {"data": str(small / "data.json"), "model": CHECKPOINT, "out": str(tmp_path / "yaml"), "window": 7}
-    options |= {"rows-per-file": 8, "reference": "blur"}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(options))
-    out = str(tmp_path / "line")
-    vig("score", "--config", str(tmp_path / "c.yaml"), "--out", out, VIG_SCORE_WINDOW="5", VIG_SCORE_OUT="env")
-    used = json.loads((tmp_path / "line" / "scores.stage.json").read_text())["config"]
-    assert used["out"] == out
-    assert used["window"] == 5
-    assert used["rows_per_file"] == 8
-    assert len(list((tmp_path / "line" / "scores").glob("*.parquet"))) >= 3
-    assert len(read_scores(out)) == 24
+@pytest.fixture(scope="module")
+def by_line(small: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small world, scored by the command line with options from YAML, the environment and the line."""
+    folder = tmp_path_factory.mktemp("line")
+    options = {"data": str(small / "data.json"), "model": CHECKPOINT, "out": str(folder / "yaml"), "window": 7}
+    options |= {"rows-per-file": 8, "reference": "blur", "workers": 1, "prepare-workers": 1}
+    (folder / "c.yaml").write_text(yaml.safe_dump(options))
+    line = ("--config", str(folder / "c.yaml"), "--out", str(folder))
+    call("score", *line, VIG_SCORE_WINDOW="5", VIG_SCORE_OUT="env")
+    return folder
 
 
-def test_python_gives_what_the_command_line_gives(small: Path, tmp_path: Path, local_ray: None) -> None:
+def test_yaml_environment_and_command_line_in_that_order(by_line: Path) -> None:
+    record = read_stage(str(by_line / "scores"))
+    assert record is not None
+    assert record["config"]["out"] == str(by_line)
+    assert record["config"]["window"] == 5
+    assert record["config"]["rows_per_file"] == 8
+    assert len(list((by_line / "scores").glob("*.parquet"))) >= 3
+    assert len(read_scores(by_line)) == 24
+
+
+def test_python_and_imported_samples_give_what_the_command_line_gives(
+    small: Path, by_line: Path, tmp_path: Path
+) -> None:
     from vig_ray.scoring import job
     from vig_ray.scoring.config import ScoreConfig
 
-    config = ScoreConfig(
-        data=str(small / "data.json"), model=CHECKPOINT, out=str(tmp_path), workers=1, prepare_workers=1
-    )
-    summary = job.run(config)
-    assert summary.read == 24 == len(read_scores(tmp_path))
+    done = call("import", "--data", str(small / "data.json"), "--out", str(tmp_path / "imported"))
+    assert "read 24 = " in done.stdout
+    imported, out = str(tmp_path / "imported"), str(tmp_path / "scored")
+    summary = job.run(ScoreConfig(data=imported, model=CHECKPOINT, out=out, workers=1, prepare_workers=1))
+    assert summary.read == 24
     assert json.loads(json.dumps(summary.counts()))["read"] == 24
+    rows = read_scores(out)
+    assert [row["sample_key"] for row in rows] == [row["sample_key"] for row in read_scores(by_line)]
+    for row, other in zip(rows, read_scores(by_line), strict=True):
+        assert row["token_ids"] == other["token_ids"]
+        assert row["vig"] == pytest.approx(other["vig"], abs=1e-5)
+    assert not (tmp_path / "scored" / "samples").exists()
 
 
 def test_a_model_with_its_own_chat_template(small: Path, tmp_path: Path, local_ray: None, qwen_checkpoint: str) -> None:
@@ -158,34 +169,11 @@ def test_a_model_with_its_own_chat_template(small: Path, tmp_path: Path, local_r
     assert checked > 15
 
 
-def test_import_then_score_a_directory_of_samples(small: Path, tmp_path: Path, local_ray: None) -> None:
-    from vig_ray.scoring import job
-    from vig_ray.scoring.config import ScoreConfig
-
-    done = vig("import", "--data", str(small / "data.json"), "--out", str(tmp_path / "imported"))
-    assert "read 24 = " in done.stdout
-    job.run(
-        ScoreConfig(
-            data=str(tmp_path / "imported"),
-            model=CHECKPOINT,
-            out=str(tmp_path / "scored"),
-            workers=1,
-            prepare_workers=1,
-        )
-    )
-    assert len(read_scores(tmp_path / "scored")) == 24
-    assert not (tmp_path / "scored" / "samples").exists()
-
-
 def test_overwrite_deletes_only_what_a_scoring_run_wrote(small: Path, tmp_path: Path) -> None:
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "precious.txt").write_text("mine")
-    done = vig(
-        "score", "--data", str(small / "data.json"), "--model", CHECKPOINT, "--out", str(tmp_path), "--overwrite",
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "no scoring run wrote" in done.stderr
+    line = ("--data", str(small / "data.json"), "--model", CHECKPOINT, "--out", str(tmp_path), "--overwrite")
+    assert "no scoring run wrote" in call("score", *line, status=2).stderr
     assert (tmp_path / "scores" / "precious.txt").read_text() == "mine"
 
 
@@ -198,19 +186,19 @@ def test_numbers_and_ranges_of_workers_alike() -> None:
 
 def test_strict_import_tells_by_its_status(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_text('{"conversations": []}\n')
-    assert vig("import", "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "a")).returncode == 0
-    done = vig("import", "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "a"), "--strict", check=False)
-    assert done.returncode == 1
-    assert "failed 1" in done.stdout
+    line = ("import", "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "a"))
+    call(*line)
+    assert "failed 1" in call(*line, "--strict", status=1).stdout
 
 
-def test_everything_on_object_storage(small: Path, s3) -> None:
+def test_everything_on_object_storage(small: Path, s3, local_ray: None) -> None:
     """Data, images and scores on an S3-compatible server; resumable there as anywhere."""
     client = s3()
     client.create_bucket(Bucket="world")
     for file in [small / "data.json", *(small / "images").iterdir()]:
         client.upload_file(str(file), "world", f"demo/{file.relative_to(small)}")
-    vig("score", "--data", "s3://world/demo/data.json", "--model", CHECKPOINT, "--out", "s3://world/out")
+    line = ("score", "--data", "s3://world/demo/data.json", "--model", CHECKPOINT, "--out", "s3://world/out")
+    call(*line, "--workers", "1", "--prepare-workers", "1")
     keys = [one["Key"] for one in client.list_objects_v2(Bucket="world", Prefix="out/")["Contents"]]
     parts = [key for key in keys if key.startswith("out/scores/") and key.endswith(".parquet")]
     rows = []
@@ -219,15 +207,12 @@ def test_everything_on_object_storage(small: Path, s3) -> None:
         rows += pq.read_table(pa.BufferReader(body)).to_pylist()
     assert len({row["sample_key"] for row in rows}) == len(rows) == 24
     assert all(row["error"] is None for row in rows)
-    again = vig("score", "--data", "s3://world/demo/data.json", "--model", CHECKPOINT, "--out", "s3://world/out")
-    assert "already complete" in again.stderr
+    assert "already complete" in call(*line).stderr
 
 
 def test_a_missing_bucket_is_one_line(small: Path, s3) -> None:
-    done = vig("score", "--data", "s3://no-such-bucket/d.json", "--model", CHECKPOINT, "--out", "s3://x/y", check=False)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "s3://no-such-bucket/d.json" in done.stderr
+    told = refused("score", "--data", "s3://no-such-bucket/d.json", "--model", CHECKPOINT, "--out", "s3://x/y")
+    assert "s3://no-such-bucket/d.json" in told
 
 
 def test_scoring_can_be_imported_without_ray() -> None:

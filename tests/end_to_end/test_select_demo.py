@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import read_scores, vig
+from tests.command import call
+from tests.end_to_end.conftest import read_scores
 from tests.selection.made import selected
 from vig_ray.demo import truth
 
@@ -22,7 +23,7 @@ def chosen(held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "vig30": ["--p", "30"], "vig50": ["--p", "50"], "vig70": ["--p", "70"], "random70": ["--strategy", "random"],
     }.items():  # fmt: skip
         found[name] = tmp_path_factory.mktemp(name)
-        done = vig("select", "--scores", str(held_out), "--out", str(found[name]), *options)
+        done = call("select", "--scores", str(held_out), "--out", str(found[name]), *options)
         (found[name] / "printed.txt").write_text(done.stdout)
     return found
 
@@ -81,5 +82,5 @@ def test_what_is_printed_is_the_papers_table(chosen: dict[str, Path], held_out: 
     assert printed.splitlines()[0].startswith("read 2,000 = scored ")
     for word in ("tau", "samples", "sample tokens", "active tokens", "by source", "mismatched"):
         assert word in printed
-    again = vig("select", "--scores", str(held_out), "--out", str(chosen["vig70"]), "--p", "70")
+    again = call("select", "--scores", str(held_out), "--out", str(chosen["vig70"]), "--p", "70")
     assert "nothing to select" in again.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -18,10 +17,7 @@ from tests.end_to_end.test_demo_truth import GOLDEN
 from tests.end_to_end.test_resume import assert_same_scores, committed_rows, start
 from vig_ray.demo import CHECKPOINT, truth, world
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1", reason="too slow for an interpreter"),
-]
+pytestmark = pytest.mark.vllm
 ENGINE = ["--device", "cpu", "--engine", "vllm", "--vllm", *(f"{name}={value}" for name, value in VLLM_OPTIONS.items())]
 
 

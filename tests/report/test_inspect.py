@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests import tiny_models
+from tests.command import call
 from tests.selection.made import made_up, write
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
@@ -87,8 +85,6 @@ def test_pieces_joined_are_the_text(kind: str) -> None:
 
 def test_on_the_command_line(scores: str, rows: Any) -> None:
     row = next(row for row in rows if row["vig"] is not None)
-    command = [sys.executable, "-m", "vig_ray.cli", "inspect", row["sample_key"], "--scores", scores]
-    done = subprocess.run([*command, "--model", CHECKPOINT], capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == 0, done.stderr
+    done = call("inspect", row["sample_key"], "--scores", scores, "--model", CHECKPOINT)
     assert "\x1b" not in done.stdout
     assert row["sample_key"] in done.stdout

@@ -143,7 +143,10 @@ def make(family: Family, pictures: list[Image.Image]) -> list[tuple[Prompt, list
     return made
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
+BATCHES = [pytest.param(1, marks=pytest.mark.vllm_v2), 300, pytest.param(100_000, marks=pytest.mark.vllm_v2)]
+
+
+@pytest.mark.parametrize("batch_tokens", BATCHES)
 def test_same_numbers_as_a_plain_forward(under_test: UnderTest, pictures: list[Image.Image], batch_tokens: int) -> None:
     family = under_test.family
     made = make(family, pictures)
@@ -167,6 +170,7 @@ def test_same_numbers_as_a_plain_forward(under_test: UnderTest, pictures: list[I
         np.testing.assert_allclose(logp, expected[index], atol=under_test.tolerance, rtol=0)
 
 
+@pytest.mark.vllm_v2
 def test_the_image_and_each_reference_matter(under_test: UnderTest, pictures: list[Image.Image]) -> None:
     """Otherwise the test above could pass with images ignored altogether."""
     prompt, _ = make(under_test.family, pictures)[0]
@@ -300,6 +304,7 @@ def test_a_prompt_that_fails_costs_only_itself(family: Family, pictures: list[Im
             np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.vllm_v2
 def test_a_prompt_without_answer_tokens_gives_an_empty_array(
     under_test: UnderTest, pictures: list[Image.Image]
 ) -> None:

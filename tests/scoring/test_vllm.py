@@ -1,7 +1,7 @@
 """vLLM as an engine: what it is sent, and how its answers are read. The real vLLM throughout.
 
-The numbers themselves are held against the oracle in test_engines.py. `make test-vllm` runs both files twice: on the
-V1 model runner, and on the V2 one with Triton interpreted, which is the way that GPUs go.
+The numbers themselves are held against the oracle in test_engines.py. `make test-vllm` runs both files on the V1 model
+runner, and what differs (the mark `vllm_v2`) again on the V2 one, the way that GPUs go, with Triton interpreted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ pytestmark = pytest.mark.vllm
 
 V2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
 only_v2 = pytest.mark.skipif(not V2, reason="the V1 model runner has no such way")
-only_v1 = pytest.mark.skipif(V2, reason="one runner is enough for this")
 
 
 @pytest.fixture
@@ -67,11 +66,13 @@ def sent(engine: Any, monkeypatch: pytest.MonkeyPatch) -> Sent:
     return Sent(engine, monkeypatch)
 
 
+@pytest.mark.vllm_v2
 def test_the_description_says_which_way_it_takes(engine: Any) -> None:
     assert ("answer rows only" in engine.description) == V2
     assert ("V2 model runner" if V2 else "V1 model runner") in engine.description
 
 
+@pytest.mark.vllm_v2
 def test_tokens_and_images_arrive_as_they_were_prepared(engine: Any, sent: Sent, demo_formatter: Any) -> None:
     image = picture(1, demo_formatter)
     prompt = ask(demo_formatter, "A red circle.", image)
@@ -88,6 +89,7 @@ def test_tokens_and_images_arrive_as_they_were_prepared(engine: Any, sent: Sent,
     assert torch.equal(pixels, expected)
 
 
+@pytest.mark.vllm_v2
 def test_what_is_asked_for(engine: Any, sent: Sent, demo_formatter: Any) -> None:
     prompt = ask(demo_formatter, "A red circle.", picture(1, demo_formatter))
     (found,) = engine.logprobs([prompt])
@@ -119,6 +121,7 @@ def test_samples_of_one_image_follow_each_other(engine: Any, sent: Sent, demo_fo
     assert changes == 5  # three images, clean and blurred: six runs
 
 
+@pytest.mark.vllm_v2
 @only_v2
 def test_an_images_prefix_is_computed_once(engine: Any, sent: Sent, demo_formatter: Any) -> None:
     image = picture(2, demo_formatter)
@@ -132,6 +135,7 @@ def test_an_images_prefix_is_computed_once(engine: Any, sent: Sent, demo_formatt
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.vllm_v2
 @only_v2
 def test_a_cached_prefix_that_reaches_into_the_answer_is_asked_for_again(
     engine: Any, sent: Sent, demo_formatter: Any
@@ -148,7 +152,6 @@ def test_a_cached_prefix_that_reaches_into_the_answer_is_asked_for_again(
         np.testing.assert_allclose(one, engine.logprobs([prompt])[0], atol=1e-5)
 
 
-@only_v1
 def test_the_whole_prompt_is_never_read_from_the_cache(engine: Any, sent: Sent, demo_formatter: Any) -> None:
     prompt = ask(demo_formatter, LONG, picture(2, demo_formatter))
     engine.logprobs([prompt])

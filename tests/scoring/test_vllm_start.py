@@ -33,9 +33,6 @@ from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.scoring.engines.vllm_faults import cause_of
 
 pytestmark = pytest.mark.vllm
-only_v1 = pytest.mark.skipif(
-    os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1", reason="the same with either model runner"
-)
 
 
 def load(folder: str, *, dtype: str = "float32", options: dict[str, Any] | None = None) -> Any:
@@ -73,7 +70,6 @@ def expected(demo_model: Any, demo_formatter: Any) -> Any:
 # Options
 
 
-@only_v1
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -93,7 +89,6 @@ def test_options_are_vllms_own_and_checked_by_it(options: dict[str, Any], told: 
     assert "\n" not in str(failed.value)
 
 
-@only_v1
 def test_half_precision_has_float32_logits(expected: Any) -> None:
     """bfloat16 logits near 16 lie 0.06 apart, as much as a small gain. A user's own setting wins."""
     half = started(CHECKPOINT, dtype="bfloat16")
@@ -119,7 +114,6 @@ def made_by_transformers(folder: Path, source: str) -> str:
     return str(folder)
 
 
-@only_v1
 def test_a_checkpoint_by_save_pretrained_gives_the_same(tmp_path: Path, expected: Any) -> None:
     folder = made_by_transformers(tmp_path / "saved", CHECKPOINT)
     names = set(load_file(Path(folder) / "model.safetensors"))
@@ -127,7 +121,6 @@ def test_a_checkpoint_by_save_pretrained_gives_the_same(tmp_path: Path, expected
     np.testing.assert_allclose(started(folder), expected, atol=1e-4)
 
 
-@only_v1
 def test_a_checkpoint_that_this_project_exports_gives_the_same(tmp_path: Path, expected: Any, demo_model: Any) -> None:
     from transformers import AutoProcessor
 
@@ -137,7 +130,6 @@ def test_a_checkpoint_that_this_project_exports_gives_the_same(tmp_path: Path, e
     np.testing.assert_allclose(started(str(tmp_path / "out")), expected, atol=1e-4)
 
 
-@only_v1
 def test_an_unknown_layout_says_how_to_convert(tmp_path: Path) -> None:
     shutil.copytree(CHECKPOINT, tmp_path / "odd")
     path = tmp_path / "odd" / "model.safetensors"
@@ -148,7 +140,6 @@ def test_an_unknown_layout_says_how_to_convert(tmp_path: Path) -> None:
         load(str(tmp_path / "odd"))
 
 
-@only_v1
 def test_images_that_see_both_ways_are_refused_on_a_cpu(tmp_path: Path) -> None:
     """vLLM computes Gemma 3 with a causal mask there, and says nothing."""
     tiny_models.write_gemma(str(tmp_path / "gemma"), softcap=None, heads=2)
@@ -156,7 +147,6 @@ def test_images_that_see_both_ways_are_refused_on_a_cpu(tmp_path: Path) -> None:
         load(str(tmp_path / "gemma"))
 
 
-@only_v1
 def test_another_image_form_than_vllms_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from vig_ray.model.llava import LlavaFormatter
 
@@ -220,7 +210,6 @@ def child(tmp_path: Path) -> Any:
     process.wait()
 
 
-@only_v1
 def test_a_killed_engine_process_is_noticed_by_who_waits_for_it(child: Any) -> None:
     process, engine = child
     engine.send_signal(signal.SIGKILL)
@@ -228,7 +217,6 @@ def test_a_killed_engine_process_is_noticed_by_who_waits_for_it(child: Any) -> N
     assert "ended without a word" in process.stdout.read()
 
 
-@only_v1
 def test_an_engine_process_ends_with_its_owner(child: Any) -> None:
     """Otherwise it would keep the GPU's memory from the engine that replaces it."""
     process, engine = child
@@ -238,7 +226,6 @@ def test_an_engine_process_ends_with_its_owner(child: Any) -> None:
     assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
 
 
-@only_v1
 def test_the_cause_is_found_in_what_the_engine_process_said(tmp_path: Path) -> None:
     """As under Ray, where standard error is a file."""
     script = (
