@@ -45,7 +45,7 @@ def scored(furnished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", _pages())
+@pytest.mark.parametrize("page", list(_pages()))
 def test_the_commands_of_a_page_run(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest, local_ray: None
 ) -> None:
