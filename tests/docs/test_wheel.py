@@ -16,6 +16,7 @@ import pytest
 
 from tests.docs.pages import ROOT, blocks
 
+pytestmark = pytest.mark.cluster  # the demo starts a Ray of its own
 _PARTS = ("pyproject.toml", "README.md", "LICENSE", "vig_ray", "serve_app")
 _NUMBER = re.compile(r"[+-]\d+\.\d+")
 
@@ -48,14 +49,17 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = next(archive.read(name) for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     tracked = subprocess.run(
-        ["git", "ls-files", "vig_ray", "serve_app"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "vig_ray", "serve_app"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert packed == set(tracked.stdout.split())
     assert "vig_ray/demo/checkpoint/model.safetensors" in packed
     assert (ROOT / "README.md").read_text(encoding="utf-8").strip() in metadata.decode()
 
 
-@pytest.mark.cluster
 def test_the_demo_runs_from_the_wheel_alone_and_prints_what_the_readme_shows(wheel: Path, tmp_path: Path) -> None:
     environment, empty = tmp_path / "environment", tmp_path / "empty"
     empty.mkdir()
