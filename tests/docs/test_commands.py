@@ -1,0 +1,59 @@
+"""Every command of the docs that is marked as run is run, page by page, as a reader would type it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, blocks
+from tests.docs.session import Session, copy_of, furnish, vig
+
+SAMPLES = 160
+SCORED = ("selecting.md", "looking.md", "training.md")
+"""Pages that begin where docs/scoring.md ends: with runs/665k scored."""
+
+
+def _pages() -> Iterator[object]:
+    for page in PAGES:
+        marks = {block.mark for block in blocks(page)}
+        if marks & {"run", "cluster"}:
+            starts = [pytest.mark.cluster] if "cluster" in marks else []
+            yield pytest.param(page, id=str(page.relative_to(ROOT)), marks=starts)
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reader")
+    furnish(folder, SAMPLES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scored(furnished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader's folder after the first command of docs/scoring.md."""
+    folder = copy_of(furnished, tmp_path_factory.mktemp("scored") / "reader")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("VIG_SCORE_WORKERS", "1")
+        patch.setenv("VIG_SCORE_PREPARE_WORKERS", "1")
+        vig(
+            ["score", "--data", "llava_v1_5_mix665k.json", "--images", "llava",
+             "--model", "llava-hf/llava-1.5-7b-hf", "--out", "runs/665k"]
+        )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("page", list(_pages()))
+def test_the_commands_of_a_page_run(
+    page: Path, tmp_path: Path, request: pytest.FixtureRequest, local_ray: None
+) -> None:
+    start: Path = request.getfixturevalue("scored" if page.name in SCORED else "furnished")
+    session = Session(copy_of(start, tmp_path / "reader"))
+    try:
+        for block in blocks(page):
+            if block.mark in ("run", "cluster"):
+                print(f"\n{block.place}\n{session.run(block)}")
+    finally:
+        session.close()
