@@ -24,12 +24,13 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.metrics import Counter, Gauge, Histogram
 
-from serve_app.api import Api, make_app
+from serve_app.api import Api
 from serve_app.batching import Batcher
 from serve_app.guard import key_hashes
 from serve_app.options import AppConfig
 from serve_app.prepare import Ready
 from serve_app.refusal import RefusalError, busy
+from serve_app.routes import make_app
 from serve_app.schema import ModelFacts
 from vig_ray.cluster import parse_range
 from vig_ray.errors import StageError

@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from serve_app.refusal import RefusalError
+from serve_app.refusal import RefusalError, WholeRequestError
 
 PORTS = (None, 80, 443)
 _REDIRECTS = 3
@@ -24,6 +24,20 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     mapped = getattr(ip, "ipv4_mapped", None)
     return (mapped or ip).is_global and not (mapped or ip).is_multicast
+
+
+class Allowance:
+    """The bytes that may still be fetched for one request, all its images together."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._left = most, most
+
+    def take(self, size: int) -> None:
+        """Count `size` bytes. Raises WholeRequestError where they are more than were left."""
+        self._left -= size
+        if self._left < 0:
+            message = f"the images that the request names by URL have more than {self._most:,} bytes (--max-body-mb)"
+            raise WholeRequestError(413, "TooLarge", message)
 
 
 class _PublicResolver(AbstractResolver):
@@ -64,7 +78,7 @@ def check_url(url: str, hosts: Sequence[str]) -> None:
         raise RefusalError(422, "ImageUrl", "the image's host is not a public address")
 
 
-async def fetch(url: str, hosts: Sequence[str], most_bytes: int) -> bytes:
+async def fetch(url: str, hosts: Sequence[str], allowance: Allowance) -> bytes:
     """The bytes at `url`; each redirect is checked as the first address was. Raises RefusalError."""
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     connector = aiohttp.TCPConnector(resolver=_PublicResolver(), force_close=True)
@@ -76,7 +90,7 @@ async def fetch(url: str, hosts: Sequence[str], most_bytes: int) -> bytes:
                     if answer.status in (301, 302, 303, 307, 308):
                         url = urljoin(url, answer.headers.get("Location", ""))
                         continue
-                    return await _body(answer, most_bytes)
+                    return await _body(answer, allowance)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 raise RefusalError(
                     422, "ImageUrl", "the image's host can't be reached or is not a public one"
@@ -84,12 +98,11 @@ async def fetch(url: str, hosts: Sequence[str], most_bytes: int) -> bytes:
     raise RefusalError(422, "ImageUrl", f"the image's URL redirects more than {_REDIRECTS} times")
 
 
-async def _body(answer: Any, most_bytes: int) -> bytes:
+async def _body(answer: Any, allowance: Allowance) -> bytes:
     if answer.status != 200:
         raise RefusalError(422, "ImageUrl", f"the image's host answers {answer.status}")
-    data = bytearray()
+    body = bytearray()
     async for chunk in answer.content.iter_chunked(1 << 16):
-        data += chunk
-        if len(data) > most_bytes:
-            raise RefusalError(413, "TooLarge", f"the image at the URL has more than {most_bytes:,} bytes")
-    return bytes(data)
+        allowance.take(len(chunk))
+        body += chunk
+    return bytes(body)

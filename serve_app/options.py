@@ -58,6 +58,18 @@ class AppConfig(StageConfig):
     )
     max_body_mb: float = Field(32, gt=0, description="largest request body, MiB")
     max_image_pixels: int = Field(MAX_PIXELS, ge=1, description="largest image, pixels")
+    max_images: int = Field(256, ge=1, description="most images of a request, a batch's items together")
+    max_request_pixels: int = Field(
+        1_000_000_000,
+        ge=1,
+        description="most pixels of a request's images together, each counted as the square it may be padded to",
+    )
+    max_decoded_pixels: int = Field(
+        100_000_000,
+        ge=1,
+        description="most pixels decoded at a time in one prepare worker, whatever the number of requests, so also the "
+        "most of one sample; counted as squares; a pixel takes about 12 bytes",
+    )
     max_answer_tokens: int = Field(2048, ge=1, description="longest answer, tokens")
     max_items: int = Field(64, ge=1, description="most samples of a batch request")
     queue: int = Field(64, ge=1, description="samples under way in one prepare worker; beyond them 503")

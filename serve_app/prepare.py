@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import PIL.Image
 
-from serve_app.fetch import check_url, fetch
+from serve_app.fetch import Allowance, check_url, fetch
 from serve_app.options import AppConfig
 from serve_app.refusal import RefusalError
 from serve_app.schema import ScoreRequest
@@ -109,19 +109,18 @@ def check_hosts(sample: Sample, hosts: Sequence[str]) -> None:
             check_url(image.uri, hosts)
 
 
-async def fetched(sample: Sample, config: AppConfig) -> Sample:
-    """The sample with the images that it names by URL. Raises RefusalError."""
-    most = int(config.max_body_mb * 2**20)
+async def fetched(sample: Sample, hosts: Sequence[str], allowance: Allowance) -> Sample:
+    """The sample with the images that it names by URL, as far as the request's allowance goes. Raises RefusalError."""
     images = []
     for image in sample.images:
-        images.append(image if image.uri is None else Image(bytes=await fetch(image.uri, config.image_hosts, most)))
+        images.append(image if image.uri is None else Image(bytes=await fetch(image.uri, hosts, allowance)))
     return sample._replace(images=tuple(images))
 
 
 def ready(sample: Sample, formatter: Formatter, config: AppConfig, *, reference_images: bool = False) -> Ready:
     """Decode, blur and tokenise. Raises RefusalError."""
+    images = [_image(image, formatter, config.max_image_pixels) for image in sample.images]
     try:
-        images = [_image(image, formatter, config.max_image_pixels) for image in sample.images]
         widths = [image.pixels.shape[1] for image in images]
         blurred = config.reference == "blur"
         shown = (
@@ -132,8 +131,7 @@ def ready(sample: Sample, formatter: Formatter, config: AppConfig, *, reference_
         without_image = REFERENCES[config.reference].without_image
         made = prepare(formatter, without_image, list(sample.conversation), images)
     except ImageError as error:
-        kind, _, cause = str(error).partition(": ")
-        raise RefusalError(413 if kind == "TooLarge" else 422, kind, cause) from error
+        raise image_refusal(error) from error
     except PromptError as error:
         cause = str(error.args[1]).partition(" (--")[0]
         raise RefusalError(422, error.kind, cause) from error
@@ -141,11 +139,20 @@ def ready(sample: Sample, formatter: Formatter, config: AppConfig, *, reference_
         raise RefusalError(
             422, "Unusable", f"the model's processor can't take this sample ({type(error).__name__})"
         ) from error
+    finally:
+        for image in images:  # where an error was raised, its traceback would keep the pixels
+            image.release()
     answer = len(made.prompt.answer_positions)
     if answer > config.max_answer_tokens:
         raise RefusalError(422, "TooLong", f"{answer} answer tokens, and the limit is {config.max_answer_tokens}")
     assert made.pair is not None
     return Ready(made.pair, sample, [blur_kernel(width) for width in widths] if blurred else [], shown)
+
+
+def image_refusal(error: ImageError) -> RefusalError:
+    """What a request with this image is answered."""
+    kind, _, cause = str(error).partition(": ")
+    return RefusalError(413 if kind == "TooLarge" else 422, kind, cause)
 
 
 def _image(image: Image, formatter: Formatter, max_pixels: int) -> PromptImage:

@@ -16,9 +16,13 @@ class RefusalError(Exception):
         self.headers = dict(headers or {})
 
 
-def busy(message: str) -> RefusalError:
+class WholeRequestError(RefusalError):
+    """An error that a batch request as a whole is answered with, and not only the item where it came up."""
+
+
+def busy(message: str) -> WholeRequestError:
     """503: try again in a moment."""
-    return RefusalError(503, "Busy", message, {"Retry-After": "1"})
+    return WholeRequestError(503, "Busy", message, {"Retry-After": "1"})
 
 
 def not_valid(error: ValidationError) -> RefusalError:

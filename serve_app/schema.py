@@ -179,6 +179,9 @@ class ModelInfo(ModelFacts):
     max_length: int
     max_body_mb: float
     max_image_pixels: int
+    max_images: int
+    max_request_pixels: int
+    max_decoded_pixels: int
     max_answer_tokens: int
     max_items: int
     image_hosts: list[str]

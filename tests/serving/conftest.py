@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from serve_app.api import Api, make_app
+from serve_app.api import Api
 from serve_app.batching import Batcher
 from serve_app.guard import key_hashes
 from serve_app.options import AppConfig
 from serve_app.prepare import Ready
+from serve_app.routes import make_app
 from serve_app.schema import ModelFacts
 from vig_ray.demo import CHECKPOINT
 from vig_ray.scoring.engines import LogProbs
@@ -30,12 +32,19 @@ class Here:
     """A backend without Ray: the engine and the batches of a replica."""
 
     def __init__(self, engine: TorchEngine) -> None:
-        self.loaded, self.delay = True, 0.0
+        self.loaded, self.scoring = True, 0
+        self.gate = threading.Event()  # samples wait before it; open unless a test closes it
+        self.gate.set()
         self.told_of: list[tuple[str, int]] = []
         self._batches: Any = Batcher(lambda pairs: score_pairs(engine, pairs), most_tokens=4096)
 
     async def score(self, ready: Ready) -> tuple[LogProbs, LogProbs]:
-        await asyncio.sleep(self.delay)
+        self.scoring += 1
+        try:
+            while not self.gate.is_set():
+                await asyncio.sleep(0.01)
+        finally:
+            self.scoring -= 1
         found: tuple[LogProbs, LogProbs] = await self._batches(ready.pair, ready.tokens)
         return found
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve_app.schema import EXAMPLE_MESSAGES, EXAMPLE_QA
+from tests.end_to_end.server import wait_until
 from tests.serving.conftest import Here, coded, png
 from vig_ray.dataset.images import decode_image
 from vig_ray.dataset.schema import Turn
@@ -198,29 +199,49 @@ def test_without_keys_only_this_machine_is_answered(serving: Serving) -> None:
     assert client.post("/v1/score", json=plain(), headers={"Origin": "http://testserver"}).status_code == 200
 
 
-def test_what_is_too_much_is_503_and_what_takes_too_long_504(serving: Serving) -> None:
-    client, backend = serving(queue=2, timeout=0.5)
+def test_a_server_that_is_not_ready_says_so(serving: Serving) -> None:
+    client, backend = serving()
     backend.loaded = False
-    answer = client.post("/v1/score", json=plain())
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    for route, body in (("/v1/score", plain()), ("/v1/score/batch", {"items": [plain()]})):
+        answer = client.post(route, json=body)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert client.get("/readyz").status_code == 503
     assert client.get("/healthz").status_code == 200
-    backend.loaded, backend.delay = True, 5.0
-    answer = client.post("/v1/score", json=plain())
+
+
+@pytest.mark.parametrize("route", ["/v1/score", "/v1/score/batch"])
+def test_what_takes_too_long_is_504(serving: Serving, route: str) -> None:
+    client, backend = serving(timeout=0.5)
+    backend.gate.clear()  # nothing is ever scored
+    answer = client.post(route, json={"items": [plain()]} if route.endswith("batch") else plain())
     assert (answer.status_code, answer.json()["error"]["kind"]) == (504, "Timeout")
-    backend.delay = 0.3
-    statuses: list[int] = []
-    with client:  # one event loop for all
-        threads = [
-            threading.Thread(target=lambda: statuses.append(client.post("/v1/score", json=plain()).status_code))
-            for _ in range(5)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert sorted(statuses) == [200, 200, 503, 503, 503]
-    assert client.post("/v1/score", json=plain()).status_code == 200
+
+
+def test_what_is_too_much_is_503(serving: Serving) -> None:
+    client, backend = serving(queue=2)
+    backend.gate.clear()
+    with client, ThreadPoolExecutor(2) as pool:  # one event loop for all
+        accepted = [pool.submit(client.post, "/v1/score", json=plain()) for _ in range(2)]
+        wait_until(lambda: backend.scoring == 2)
+        for route, body in (("/v1/score", plain()), ("/v1/score/batch", {"items": [plain()]})):
+            answer = client.post(route, json=body)
+            assert (answer.status_code, answer.json()["error"]["kind"]) == (503, "Busy")
+        backend.gate.set()
+        assert [future.result().status_code for future in accepted] == [200, 200]
+        assert client.post("/v1/score", json=plain()).status_code == 200
+
+
+def test_a_batch_takes_as_many_places_as_it_has_samples(serving: Serving) -> None:
+    client, backend = serving(queue=3)
+    backend.gate.clear()
+    with client, ThreadPoolExecutor(1) as pool:
+        # The last to come in may go beyond the number of places, or a batch could never be larger than it.
+        accepted = pool.submit(client.post, "/v1/score/batch", json={"items": [plain()] * 4})
+        wait_until(lambda: backend.scoring == 4)
+        assert client.post("/v1/score", json=plain()).status_code == 503
+        backend.gate.set()
+        assert accepted.result().status_code == 200
+        assert client.post("/v1/score", json=plain()).status_code == 200
 
 
 def test_the_images_without_what_they_show_come_on_request(serving: Serving) -> None:

@@ -51,7 +51,7 @@ def test_what_is_not_on_the_list(url: str) -> None:
 def test_a_listed_name_that_leads_inside_is_refused() -> None:
     for host in ("localhost", "127.0.0.1", "[::1]"):
         with pytest.raises(RefusalError, match="public"):
-            asyncio.run(fetch.fetch(f"http://{host}/a.png", [host.strip("[]")], 1000))
+            asyncio.run(fetch.fetch(f"http://{host}/a.png", [host.strip("[]")], fetch.Allowance(1000)))
 
 
 class Store(BaseHTTPRequestHandler):
@@ -93,7 +93,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_redirects_are_checked_and_sizes_kept(store: str) -> None:
     def get(path: str, most: int = 100_000) -> bytes:
-        return asyncio.run(fetch.fetch(store + path, ["localhost"], most))
+        return asyncio.run(fetch.fetch(store + path, ["localhost"], fetch.Allowance(most)))
 
     assert get("/image.png") == png()
     assert get("/moved") == png()

@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import re
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from playwright.sync_api import Page, expect
 
-from serve_app.api import Api, make_app
-from serve_app.guard import key_hashes
-from serve_app.options import AppConfig
 from tests.browser import needs_chromium
-from tests.serving.conftest import Here, png
-from vig_ray.demo import CHECKPOINT
+from tests.serving.conftest import png
+from tests.serving.http_server import Served
 
 pytestmark = needs_chromium
-
-
-class Served:
-    """The application on a port, with the engine in this process."""
-
-    def __init__(self, engine: Any, formatter: Any, keys: str = "", **options: Any) -> None:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        config = AppConfig(**{"model": CHECKPOINT, "tau": 0.3} | options)
-
-        def serve() -> None:
-            app = make_app(Api(config, formatter, Here(engine)), hashes=key_hashes(keys))
-            self.server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
-            asyncio.run(self.server.serve())
-
-        self.thread = threading.Thread(target=serve, daemon=True)
-        self.thread.start()
-        end = time.monotonic() + 30
-        while not (hasattr(self, "server") and self.server.started):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(10)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
@@ -64,13 +65,27 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uin
     blended. 16-bit greyscale keeps its upper 8 bits, where that conversion would clip. The size is checked before
     any pixel is decoded. Raises ImageError.
     """
+    with _opened(data) as file:
+        _check_size(*file.size, max_pixels)
+        file.load()
+        return _rgb(PIL.ImageOps.exif_transpose(file), file.format)
+
+
+def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height, pixels, that an image file's header names: no pixel is decoded. Raises ImageError."""
+    with _opened(data) as file:
+        _check_size(*file.size, max_pixels)
+        return file.size
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[PIL.Image.Image]:
+    """The image file in `data`, open. Raises ImageError for whatever goes wrong with it inside the `with` block."""
     if not data:
         raise ImageError("EmptyFile", "0 bytes")
     try:
         with PIL.Image.open(BytesIO(data), formats=_FORMATS) as file:
-            _check_size(*file.size, max_pixels)
-            file.load()
-            return _rgb(PIL.ImageOps.exif_transpose(file), file.format)
+            yield file
     except ImageError:
         raise
     except PIL.UnidentifiedImageError as error:

@@ -1,0 +1,198 @@
+"""The routes over HTTP, and the OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+import vig_ray
+from serve_app.api import Api
+from serve_app.body import batch_items, score_request
+from serve_app.connection import CloseUnread
+from serve_app.guard import Guard, failure
+from serve_app.limits import Place, time_limit
+from serve_app.refusal import RefusalError
+from serve_app.schema import (
+    EXAMPLE_MESSAGES,
+    EXAMPLE_QA,
+    BatchRequest,
+    BatchScores,
+    Failure,
+    ModelInfo,
+    Score,
+    ScoreRequest,
+)
+from vig_ray import report
+
+PAGE = Path(__file__).parent / "page"
+
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    status: {"model": Failure, "description": text}
+    for status, text in {
+        401: "no key, or a wrong one",
+        403: "from another machine, or another site's page",
+        408: "the body did not come within the time limit",
+        413: "a body, its images or their pixels beyond the limit",
+        415: "neither JSON nor a form",
+        422: "something is wrong with the sample",
+        503: "busy, or no engine ready: try again after Retry-After seconds",
+        504: "no answer within the time limit",
+    }.items()
+}
+_REFUSED[503]["headers"] = {"Retry-After": {"schema": {"type": "string"}}}
+_FORM = {
+    "type": "object",
+    "properties": {
+        "image": {"type": "string", "format": "binary"},
+        "question": {"type": "string"},
+        "answer": {"type": "string"},
+        "messages": {"type": "string", "description": "JSON"},
+        "tau": {"type": "number"},
+        "reference_images": {"type": "boolean"},
+    },
+    "required": ["image"],
+}
+_SCORE_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"$ref": "#/components/schemas/ScoreRequest"},
+            "examples": {"question and answer": {"value": EXAMPLE_QA}, "messages": {"value": EXAMPLE_MESSAGES}},
+        },
+        "multipart/form-data": {"schema": _FORM},
+    },
+}
+_BATCH_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/BatchRequest"}}},
+}
+
+
+class Routes:
+    """The routes' functions, over `api`. They read the bodies themselves, within the limits."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    @asynccontextmanager
+    async def _accepted(self, route: str) -> AsyncIterator[tuple[Place, float]]:
+        """A place for a request, and when its time is up, on the event loop's clock. Raises RefusalError."""
+        began, status = time.monotonic(), 200
+        until = asyncio.get_running_loop().time() + self._api.config.timeout
+        try:
+            with self._api.places.hold() as place:
+                yield place, until
+        except RefusalError as refusal:
+            status = refusal.status
+            raise
+        finally:
+            self._api.backend.told(route, status, time.monotonic() - began, self._api.places.taken)
+
+    def _in_time(self, until: float) -> AbstractAsyncContextManager[None]:
+        seconds = self._api.config.timeout
+        return time_limit(until, RefusalError(504, "Timeout", f"no score within {seconds:g} seconds, the limit"))
+
+    async def score(self, request: Request) -> Response:
+        """Score one sample."""
+        async with self._accepted("/v1/score") as (_, until):
+            sample, image = await score_request(request, self._api.config, until)
+            async with self._in_time(until):
+                score = await self._api.score(sample, image)
+        return Response(score.model_dump_json(), media_type="application/json")
+
+    async def score_batch(self, request: Request) -> Response:
+        """Score several samples; one result or error each, in order."""
+        async with self._accepted("/v1/score/batch") as (place, until):
+            items = await batch_items(request, self._api.config, until)
+            place.grow(len(items))
+            async with self._in_time(until):
+                scores = BatchScores(results=await self._api.score_batch(items))
+        return Response(scores.model_dump_json(), media_type="application/json")
+
+    async def model(self) -> Response:
+        """What scores, and within which limits."""
+        return Response((await self._api.model_info()).model_dump_json(), media_type="application/json")
+
+    async def healthz(self) -> dict[str, str]:
+        """Alive."""
+        return {"status": "alive"}
+
+    async def readyz(self) -> dict[str, str]:
+        """A model is loaded and answers."""
+        await self._api.facts()
+        return {"status": "ready"}
+
+
+def make_app(api: Api, *, hashes: Sequence[str] = ()) -> FastAPI:
+    """The FastAPI application over `api`; `hashes`: of the keys, none for no keys."""
+    app = FastAPI(
+        title="vig-ray",
+        version=vig_ray.__version__,
+        docs_url=None,
+        redoc_url=None,
+        description="Visual information gain of a sample.",
+    )
+
+    @app.exception_handler(RefusalError)
+    async def refused(_: Request, refusal: RefusalError) -> Response:
+        return failure(refusal)
+
+    @app.exception_handler(HTTPException)
+    async def not_found(_: Request, error: HTTPException) -> Response:
+        return failure(RefusalError(error.status_code, "Http", str(error.detail), error.headers))
+
+    routes = Routes(api)
+    app.post("/v1/score", response_model=Score, responses=_REFUSED, openapi_extra={"requestBody": _SCORE_BODY})(
+        routes.score
+    )
+    app.post(
+        "/v1/score/batch", response_model=BatchScores, responses=_REFUSED, openapi_extra={"requestBody": _BATCH_BODY}
+    )(routes.score_batch)
+    app.get("/v1/model", response_model=ModelInfo, responses={code: _REFUSED[code] for code in (401, 503)})(
+        routes.model
+    )
+    app.get("/healthz")(routes.healthz)
+    app.get("/readyz", responses={503: _REFUSED[503]})(routes.readyz)
+    _add_page(app)
+    app.add_middleware(Guard, hashes=hashes, anyone=api.config.open)
+    app.add_middleware(CloseUnread, seconds=api.config.timeout)
+    _add_schemas(app)
+    return app
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/page/gains.css", include_in_schema=False)
+    async def gains() -> Response:
+        return Response((report.PAGE / "gains.css").read_bytes(), media_type="text/css")
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response((PAGE / "index.html").read_bytes(), media_type="text/html")
+
+
+def _add_schemas(app: FastAPI) -> None:
+    """Put the request models, which the routes read themselves, into the OpenAPI document."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make()
+        schemas = document["components"]["schemas"]
+        for request in (ScoreRequest, BatchRequest):
+            schema = request.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[request.__name__] = schema
+        # Its items are checked one by one, so that a wrong one doesn't refuse the others.
+        schemas["BatchRequest"]["properties"]["items"]["items"] = {"$ref": "#/components/schemas/ScoreRequest"}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

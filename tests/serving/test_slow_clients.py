@@ -1,0 +1,87 @@
+"""Clients that send a byte now and then: they hold a place for as long as the time limit, and are gone after it."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.end_to_end.server import wait_until
+from tests.serving.http_server import Served
+from vig_ray.scoring.engines.torch import TorchEngine
+
+ROUTES = ["/v1/score", "/v1/score/batch"]
+LENGTHS = ["Content-Length: 100000", "Transfer-Encoding: chunked"]
+
+
+class SlowClient:
+    """A request whose body comes a byte at a time, at each call of `drip`."""
+
+    def __init__(self, port: int, route: str, length: str, *headers: str) -> None:
+        self._chunked = "chunked" in length
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        lines = [f"POST {route} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Type: application/json", length]
+        self._socket.sendall("\r\n".join([*lines, *headers, "", ""]).encode())
+        self.answer, self.closed = b"", False
+
+    def drip(self) -> bool:
+        """Send a byte, read what has come; whether the server has closed the connection."""
+        if not self.closed:
+            try:
+                self._socket.sendall(b"1\r\n \r\n" if self._chunked else b" ")
+                while select.select([self._socket], [], [], 0)[0] and not self.closed:
+                    received = self._socket.recv(65536)
+                    self.answer, self.closed = self.answer + received, not received
+            except OSError:  # a reset
+                self.closed = True
+        return self.closed
+
+
+@pytest.fixture
+def served(demo_model: Any, demo_formatter: Any) -> Iterator[Served]:
+    server = Served(TorchEngine(demo_model, demo_formatter.collate), demo_formatter, queue=2, timeout=2)
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_slow_clients_are_gone_after_the_time_limit_and_their_places_free(
+    served: Served, route: str, length: str
+) -> None:
+    clients = [SlowClient(served.port, route, length) for _ in range(2)]
+    wait_until(lambda: served.api.places.taken == 2, 30)
+    refused = httpx.post(f"{served.url}/v1/score", content=b"{}")
+    assert (refused.status_code, refused.json()["error"]["kind"]) == (503, "Busy")
+    wait_until(lambda: [client.drip() for client in clients] == [True, True], 30)
+    assert [client.answer.split(b" ")[1] for client in clients] == [b"408", b"408"]
+    wait_until(lambda: served.api.places.taken == 0, 30)
+    assert httpx.post(f"{served.url}{route}", content=b"{}").status_code == 422
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    ("headers", "length", "status"),
+    [
+        (["Origin: https://elsewhere.example"], "Content-Length: 100000", b"403"),
+        ([], "Content-Length: 100000000", b"413"),
+        (["X-Nothing: 1"], "Transfer-Encoding: chunked", b"503"),
+    ],
+)
+def test_slow_clients_that_were_refused_are_gone_too(
+    served: Served, route: str, headers: list[str], length: str, status: bytes
+) -> None:
+    served.api.places.taken = 2 if status == b"503" else 0
+    client = SlowClient(served.port, route, length, *headers)
+    wait_until(client.drip, 30)
+    assert client.answer.split(b" ")[1] == status
+    assert b"connection: close" in client.answer
+
+
+def test_a_client_that_sends_all_of_a_refused_body_reads_the_refusal(served: Served) -> None:
+    answer = httpx.post(f"{served.url}/v1/score", content=b" " * 40_000_000, timeout=60)
+    assert answer.status_code == 413
