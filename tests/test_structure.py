@@ -22,6 +22,7 @@ FLOORS: tuple[set[str], ...] = (
     {"vig_ray.dataset"},
     {"vig_ray.tables"},
     {"vig_ray.model"},
+    {"vig_ray.row_counter"},
     {"vig_ray.pipeline"},
     {"vig_ray.scoring"},
     {"vig_ray.selection"},
