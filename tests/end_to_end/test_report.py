@@ -83,6 +83,7 @@ def test_everything_in_a_bucket(s3: Callable[[], Any], tmp_path: Path, demo_mode
     for name, path in images.items():
         client.upload_file(str(path), "shown", f"images/{name}")
     for folder in ("samples", "scores", "selection"):
+        client.upload_file(str(tmp_path / f"{folder}.stage.json"), "shown", f"run/{folder}.stage.json")
         for path in (tmp_path / folder).iterdir():
             client.upload_file(str(path), "shown", f"run/{folder}/{path.name}")
     call("report", "--scores", "s3://shown/run", "--out", "s3://shown/reports/r.html", "--model", CHECKPOINT)

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser import needs_chromium
-from tests.selection.made import selected, write_selected
+from tests.selection.made import copy_outputs, selected, write_selected
 from vig_ray.dataset.images import load_image
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.demo import CHECKPOINT
@@ -215,8 +214,7 @@ def test_by_keyboard_and_pointer(opened: Opened) -> None:
 
 def test_what_a_dataset_says_is_text_and_nothing_else(folder: Path, browser: Any, tmp_path: Path) -> None:
     """Markup in questions, sources and errors stays text; an image that is gone is told."""
-    for name in ("scores", "samples", "selection"):
-        shutil.copytree(folder / name, tmp_path / name)
+    copy_outputs(folder, tmp_path, "scores", "samples", "selection")
     scores = pq.read_table(tmp_path / "scores" / "0.parquet")
     rows = scores.to_pylist()
     worst = min((row for row in rows if row["vig"] is not None), key=lambda row: row["vig"])
@@ -264,14 +262,14 @@ def test_without_its_script_everything_is_there(browser: Any, written: Path, tol
 
 
 def test_blind_scores_without_samples(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder / "scores", tmp_path / "scores")
+    copy_outputs(folder, tmp_path, "scores")
     record = json.loads((tmp_path / "scores.stage.json").read_text())
     record["config"]["reference"] = "blind"
     (tmp_path / "scores.stage.json").write_text(json.dumps(record))
     found = write_report(tmp_path, tmp_path / "r.html", figures=False)
     assert "No samples/ beside the scores" in found.text()
     assert "data:image/jpeg" not in (tmp_path / "r.html").read_text()
-    shutil.copytree(folder / "samples", tmp_path / "samples")
+    copy_outputs(folder, tmp_path, "samples")
     found = write_report(tmp_path, tmp_path / "r.html", figures=False)
     html = (tmp_path / "r.html").read_text()
     assert "data:image/jpeg" in html

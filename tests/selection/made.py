@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,11 @@ def write_selected(out: Path, model: Any, formatter: Any, *, samples: int, p: fl
     config = ScoreConfig(data=data, model=CHECKPOINT, out=str(out))
     write_stage(str(out / "scores"), "score", config, identity=identity, complete=True)
     job.run(SelectConfig(scores=str(out), out=str(out), p=p, **options))
+
+
+def copy_outputs(source: Path, target: Path, *names: str) -> None:
+    """Copy outputs of stages, such as scores/, with the records beside them."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copytree(source / name, target / name)
+        shutil.copy(source / f"{name}.stage.json", target)

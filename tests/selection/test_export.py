@@ -125,7 +125,9 @@ def test_wrong_pairs_are_one_line(scored: Path, tmp_path: Path, qwen_checkpoint:
     importing.run(ImportConfig(data=world.write(str(other / "data"), 20, 5), out=str(other)))
     refused("not the samples", samples=str(other / "samples"))
     (tmp_path / "taken.jsonl").write_text("")
-    refused("exists", out=str(tmp_path / "taken.jsonl"))
+    refused("not written by `vig export-data`", out=str(tmp_path / "taken.jsonl"))
+    refused("not written by `vig export-data`", out=str(tmp_path / "taken.jsonl"), overwrite=True)
+    assert (tmp_path / "taken.jsonl").read_text() == ""
 
 
 def test_a_real_trainer_counts_the_active_tokens_only(scored: Path, tmp_path: Path) -> None:

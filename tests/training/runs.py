@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from vig_ray.demo import CHECKPOINT
+from vig_ray.stage import claim
 from vig_ray.training.checkpoints import Keeper
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.index import of_samples, of_selection
+from vig_ray.training.job import finish
 from vig_ray.training.loader import Prompts
 from vig_ray.training.team import Team
 from vig_ray.training.watch import Silent
@@ -41,6 +43,16 @@ def setup_of(folder: Path, *, selection: bool = True, model: str = CHECKPOINT, *
 def alone(setup: Setup, out: Path) -> Run:
     team = Team(0, 1, torch.device("cpu"))
     return train(setup, team, Keeper(str(out), keep=2, team=team), Silent())
+
+
+def left_by(run: Run, out: Path) -> Path:
+    """Write what the job writes around a run of the core, without Ray."""
+    setup = run.setup
+    output = claim(str(out / "training"), "train", {}, folders=("model", "adapter"))
+    output.begin(setup.config, prompts=setup.prompts._asdict(), dtype=setup.dtype)
+    finish(run, output)
+    output.commit(setup.config)
+    return out
 
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:

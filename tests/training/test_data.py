@@ -29,7 +29,9 @@ def changed(chosen: Path, tmp_path: Path, change: Any) -> Path:
     """The same samples, with a selection whose rows `change` has altered, cut into files of another size."""
     (tmp_path / "samples").symlink_to(chosen / "samples")
     (tmp_path / "selection").mkdir()
-    shutil.copy(chosen / "selection.stage.json", tmp_path)
+    record = json.loads((chosen / "selection.stage.json").read_text())
+    del record["runs"]  # by which the files are named
+    (tmp_path / "selection.stage.json").write_text(json.dumps(record))
     rows = [row for path in sorted((chosen / "selection").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     rows = change(rows)
     for start in range(0, len(rows), 50):

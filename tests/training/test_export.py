@@ -12,26 +12,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.training.runs import alone, setup_of, weights_of
+from tests.training.runs import alone, left_by, setup_of, weights_of
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.scoring.engines.torch import TorchEngine
-from vig_ray.stage import write_stage
 from vig_ray.training import export
 from vig_ray.training.export import ExportConfig
-from vig_ray.training.job import finish
 from vig_ray.training.worker import Run
-
-
-def left_by(run: Run, out: Path) -> Path:
-    """What the job writes around a run of the core, without Ray."""
-    setup = run.setup
-    facts = {"prompts": setup.prompts._asdict(), "dtype": setup.dtype, "identity": {}}
-    write_stage(str(out / "training"), "train", setup.config, complete=True, **facts)
-    finish(run, str(out))
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +154,9 @@ def test_what_cannot_be_exported_is_one_line(trained: tuple[Run, Path], tmp_path
             export.run(ExportConfig(**{"run": str(trained[1]), "out": str(tmp_path / "o")} | options))
 
     refused("no training run", run=str(tmp_path))
-    refused("exists already", out=str(tmp_path))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "config.json").write_text("{}")
+    refused(r"taken/config\.json was not written by `vig export`", out=str(tmp_path / "taken"))
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["config.json"]
     refused("without --lora", format="adapter")
     refused("no checkpoint with a held-out loss", step="best")

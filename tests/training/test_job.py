@@ -12,8 +12,7 @@ from vig_ray.dataset import importing
 from vig_ray.dataset.importing import ImportConfig
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
-from vig_ray.selection.config import SelectConfig
-from vig_ray.stage import read_stage, write_stage
+from vig_ray.storage import write_bytes
 from vig_ray.training import job
 from vig_ray.training.config import TrainConfig
 
@@ -38,37 +37,35 @@ def test_what_does_not_fit_is_one_line(chosen: Path, tmp_path: Path) -> None:
     importing.run(ImportConfig(data=world.write(str(other / "data"), 20, 5), out=str(other)))
     refused("not the samples", samples=str(other / "samples"))
     shutil.copytree(chosen / "selection", tmp_path / "swept" / "selection")
-    record = read_stage(str(chosen / "selection")) or {}
-    facts = {name: value for name, value in record.items() if name not in ("stage", "config", "versions")}
-    write_stage(
-        str(tmp_path / "swept" / "selection"), "select", SelectConfig(**record["config"]), **facts | {"complete": False}
-    )
+    record = json.loads((chosen / "selection.stage.json").read_text())
+    (tmp_path / "swept" / "selection.stage.json").write_text(json.dumps(record | {"complete": False}))
     refused("nothing is selected here", selection=str(tmp_path / "swept"))
 
 
 def test_what_is_in_the_way_stays(chosen: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "precious").write_text("x")
-    with pytest.raises(StageError, match="no training wrote it"):
-        job.run(config(chosen, tmp_path))
-    with pytest.raises(StageError, match="no training wrote it"):
-        job.run(config(chosen, tmp_path, overwrite=True))
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(StageError, match="model/precious was not written by `vig train`"):
+            job.run(config(chosen, tmp_path, **options))
     assert (tmp_path / "model" / "precious").exists()
 
 
 def test_another_run_is_not_gone_on_with(chosen: Path, tmp_path: Path) -> None:
     plan = job.check(config(chosen, tmp_path))
-    came_of_it = job.Trained(str(tmp_path / "model"), steps=2, loss=0.5, held_out=None, samples=16, unusable={})
-    write_stage(
-        plan.out, "train", plan.config, complete=True, identity=plan.identity | {"dtype": "float32"},
-        result=came_of_it.__dict__,
-    )  # fmt: skip
-    assert job.run(config(chosen, tmp_path)) == came_of_it
-    # What only changes how the work is done doesn't matter; what changes what comes out does.
-    assert job.run(config(chosen, tmp_path, workers="2", micro_batch=3, save_every=7)) == came_of_it
-    for options in ({"lr": 1e-3}, {"global_batch": 64}, {"selection": None}, {"lora": True}, {"seed": 5}):
-        with pytest.raises(StageError, match="holds a run with other options"):
-            job.run(config(chosen, tmp_path, **options))
+    begun = job.claimed(plan)
+    begun.begin(plan.config, identity=begun.identity | {"dtype": "float32"})
+    write_bytes(f"{plan.out}/checkpoints/step-00000001-{begun.run}-5f2a91/whole.json", b"{}")
+    # What only changes how the work is done doesn't matter, nor for the name that Weights & Biases knows the run by;
+    # what changes what comes out does.
+    for how in ({}, {"workers": "2", "micro_batch": 3, "save_every": 7}, {"overwrite": True}, {"dtype": "float32"}):
+        again = job.claimed(job.check(config(chosen, tmp_path, **how)))
+        assert (again.state, again.run) == ("go on", begun.run)
+    changes = {"lr": 1e-3, "global_batch": 64, "selection": None, "lora": True, "seed": 5, "dtype": "bfloat16"}
+    for option, value in changes.items():
+        with pytest.raises(StageError, match=f"another run of `vig train` .*{option}"):
+            job.claimed(job.check(config(chosen, tmp_path, **{option: value})))
+        assert job.claimed(job.check(config(chosen, tmp_path, overwrite=True, **{option: value}))).state == "replace"
 
 
 def test_options_that_contradict_each_other() -> None:

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.runs import alone, setup_of
+from tests.training.runs import alone, left_by, setup_of
 from vig_ray.demo import CHECKPOINT
 from vig_ray.model.load import load_model
 from vig_ray.scoring.engines.torch import TorchEngine
-from vig_ray.training.job import finish
 
 pytestmark = pytest.mark.vllm
 
@@ -23,7 +22,7 @@ def test_vllm_computes_what_was_trained(
     chosen: Path, tmp_path: Path, vllm_engine: Callable[[str], Any], demo_formatter: Any, options: dict[str, Any]
 ) -> None:
     run = alone(setup_of(chosen, max_steps=3, **options), tmp_path / "training" / "checkpoints")
-    finish(run, str(tmp_path))
+    left_by(run, tmp_path)
     prompts = [sample.prompt for sample in run.setup.source().__getitems__(range(8))]  # type: ignore[union-attr]
     run.trainee.model.eval()
     expected = np.concatenate(TorchEngine(run.trainee.model, demo_formatter.collate).logprobs(prompts))

@@ -7,6 +7,7 @@ together as a `LlavaForConditionalGeneration` in the hub's layout.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from vig_ray.model.llava import MAX_LENGTH
 from vig_ray.options import Precision
 from vig_ray.stage import StageConfig, claim
 from vig_ray.storage import absolute, check_writable, one_line, scheme_of
+
+log = logging.getLogger(__name__)
 
 _VOCABULARY_MULTIPLE = 64
 
@@ -127,6 +130,7 @@ def run(config: AssembleConfig) -> AssembleReport:
     check_writable(config.out)
     output = claim(config.out, "assemble", {"options": _named(config)}, resumes=False)
     if output.complete:
+        log.info("%s: already complete, nothing to assemble", config.out)
         return AssembleReport(config.out, **output.record["counts"])
     projector = read_projector(config.projector)
     dtype = getattr(torch, config.dtype)

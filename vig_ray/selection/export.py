@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from vig_ray.model.prompt import Formatter, PromptError, PromptImage
 from vig_ray.stage import Claim, StageConfig, claim, parquet_files
 from vig_ray.storage import absolute, check_writable, filesystem, scheme_of, write_bytes
 from vig_ray.tables.directories import dataset, samples_beside, selection_directory
+
+log = logging.getLogger(__name__)
 
 _SPOKEN = {"user": "human", "assistant": "gpt", "system": "system"}
 _BATCH = 1024
@@ -73,6 +76,7 @@ def run(config: ExportDataConfig) -> Exported:
     samples = samples_beside(directory, config.samples, record["identity"]["scores"])
     output = _claim(config, record)
     if output.complete:
+        log.info("%s: already complete, nothing to export", config.out)
         return Exported(**output.record["counts"], out=config.out)
     columns = ["sample_key", "position"]
     weighted = config.format == "messages"
