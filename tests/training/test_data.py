@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from tests.training.runs import alone, setup_of, together
 from vig_ray.errors import StageError
 from vig_ray.selection.schema import SELECTION
+from vig_ray.training import index
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.index import of_samples, of_selection
 from vig_ray.training.loader import Mismatch, Unusable, load_shares
@@ -73,12 +76,12 @@ def test_processes_that_load_ahead_give_the_same_in_the_same_order(chosen: Path)
 
 
 def test_without_a_selection_every_sample_is_trained_on_whole(chosen: Path) -> None:
-    index = of_samples(str(chosen / "samples"), seed=3)
-    keys = [row["sample_key"] for row in Rows(str(chosen / "samples"), ["sample_key"]).get(index.sample_at)]
+    every = of_samples(str(chosen / "samples"), seed=3)
+    keys = [row["sample_key"] for row in Rows(str(chosen / "samples"), ["sample_key"]).get(every.sample_at)]
     assert len(set(keys)) == len(keys) == 300
     assert keys != sorted(keys)
-    assert np.array_equal(of_samples(str(chosen / "samples"), seed=3).sample_at, index.sample_at)
-    assert not np.array_equal(of_samples(str(chosen / "samples"), seed=4).sample_at, index.sample_at)
+    assert np.array_equal(of_samples(str(chosen / "samples"), seed=3).sample_at, every.sample_at)
+    assert not np.array_equal(of_samples(str(chosen / "samples"), seed=4).sample_at, every.sample_at)
     loaded = setup_of(chosen, selection=False).source().__getitems__(range(20))
     assert all(isinstance(each, TrainingSample) and (each.weights_T == 1).all() for each in loaded)
 
@@ -98,7 +101,25 @@ def test_a_broken_selection_is_one_line(chosen: Path, tmp_path: Path) -> None:
         lambda rows: [row | {"position": 4 if row["position"] == 3 else row["position"]} for row in rows],
     )
     refused("lacks 1 of the", lambda rows: [rows[0] | {"sample_key": "another/1"}, *rows[1:]])
-    refused("occurs twice", lambda rows: [*rows, rows[0] | {"position": len(rows)}])
+    refused("sample key .* occurs twice", lambda rows: [*rows, rows[0] | {"position": len(rows)}])
+
+
+def test_few_files_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stops taking tables has not had the whole dataset read into memory."""
+    submitted = []
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *args: Any, **options: Any) -> Any:
+            submitted.append(args)
+            return super().submit(function, *args, **options)
+
+    for number in range(100):
+        pq.write_table(pa.table({"sample_key": [str(number)]}), tmp_path / f"{number:03d}.parquet")
+    monkeypatch.setattr(index, "ThreadPoolExecutor", Counting)
+    next(index._scan(str(tmp_path), ["sample_key"]))
+    assert len(submitted) <= 2 * (os.cpu_count() or 1) + 1
+    keys = [key for _, table in index._scan(str(tmp_path), ["sample_key"]) for key in table["sample_key"].to_pylist()]
+    assert keys == [str(number) for number in range(100)]
 
 
 @pytest.mark.parametrize("what", ["id", "count", "weights"])

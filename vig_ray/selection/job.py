@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from vig_ray.selection.strategy import Strategy, Tokens
 from vig_ray.stage import Claim, claim, parquet_files, read_stage
 from vig_ray.storage import check_writable, filesystem, join
 from vig_ray.tables.directories import samples_beside, scores_directory
-from vig_ray.tables.order import Hashes, hashes, positions
+from vig_ray.tables.order import Hashes, Positions, among, hashes, positions
 from vig_ray.tables.scan import Files
 from vig_ray.tables.threshold import PASSES, Search, add_up, quota_of, value_of
 from vig_ray.whole_files import whole_files
@@ -205,17 +206,23 @@ def _thresholds(plan: Plan, files: Files, groups: Groups) -> tuple[Counted, list
 
 @dataclass(frozen=True)
 class _Keys:
-    """The hashes of a block's kept keys."""
+    """The hashes of a block's kept keys; with `wanted`, of the keys that have one of these, and those keys."""
 
     strategy: Strategy
     groups: Groups
     config: SelectConfig
     thresholds: Any
+    wanted: Hashes | None = None
 
-    def __call__(self, table: pa.Table) -> Hashes:
+    def __call__(self, table: pa.Table) -> Any:
         found = ranks(table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative)
         kept = found.kept(self.thresholds) | text_only(table, found.scored)
-        return hashes(table["sample_key"].filter(pa.array(kept)), self.config.seed)
+        keys = table["sample_key"].filter(pa.array(kept))
+        of_keys = hashes(keys, self.config.seed)
+        if self.wanted is None:
+            return of_keys
+        rows = among(of_keys, self.wanted)
+        return of_keys[rows], keys.take(pa.array(rows)).to_pylist()
 
 
 def text_only(table: pa.Table, scored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -233,7 +240,7 @@ class _Write:
     config: SelectConfig
     thresholds: Any
     has_tokens: bool
-    order: Callable[[], Hashes] | None
+    order: Callable[[], Positions] | None
     filesystem: Any = None
     prefix: str = ""  # of the files' paths
 
@@ -271,7 +278,7 @@ class _Write:
     def _write(self, table: pa.Table, weights: Any) -> None:
         own = hashes(table["sample_key"], self.config.seed)
         assert self.order is not None
-        place = positions(own, self.order())
+        place = self.order().of(table["sample_key"], own)
         nothing = pa.nulls(table.num_rows, pa.list_(pa.float32()))
         ids = table["token_ids"] if self.has_tokens else pa.nulls(table.num_rows, pa.list_(pa.int32()))
         if weights is not None:
@@ -279,7 +286,7 @@ class _Write:
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
             nothing = pa.ListArray.from_arrays(pa.array(offsets), pa.array(weights))
         rows = pa.table([table["sample_key"], pa.array(place), ids, nothing], schema=SELECTION)
-        name = f"{self.prefix}{int(own.min()):016x}.parquet"
+        name = f"{self.prefix}{int(place.min()):016x}.parquet"
         pq.write_table(rows, name, filesystem=self.filesystem, compression="zstd")
 
 
@@ -308,15 +315,17 @@ def _select(
     return Selection.of(strategy.name, surveyed, shares, groups, thresholds, kept, directory, chance=chance)
 
 
-def _order(plan: Plan, files: Files, groups: Groups, bits: Any) -> Callable[[], Hashes]:
-    """The sorted hashes of all kept keys, for every task to look up positions in."""
+def _order(plan: Plan, files: Files, groups: Groups, bits: Any) -> Callable[[], Positions]:
+    """The positions of all kept keys, for every task to look up its own."""
     columns_needed = sorted({*columns(plan.strategy, groups), "sample_key", "error"})
-    parts = list(files.scan(columns_needed, _Keys(plan.strategy, groups, plan.config, bits)))
-    order = np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
+    kept = _Keys(plan.strategy, groups, plan.config, bits)
+    parts = list(files.scan(columns_needed, kept))
+    ascending = np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
     parts.clear()
-    order.sort()
-    if len(order) > 1 and (order[1:] == order[:-1]).any():
-        raise StageError(f"{plan.scores}: a sample key occurs twice; score the dataset again")
+    ascending.sort()
+    order = positions(
+        ascending, lambda wanted: files.scan(columns_needed, dataclasses.replace(kept, wanted=wanted)), plan.scores
+    )
     if not files.on_ray:
         return _Held(order)
     import ray
@@ -326,9 +335,9 @@ def _order(plan: Plan, files: Files, groups: Groups, bits: Any) -> Callable[[], 
 
 @dataclass(frozen=True)
 class _Held:
-    order: Hashes
+    order: Positions
 
-    def __call__(self) -> Hashes:
+    def __call__(self) -> Positions:
         return self.order
 
 
@@ -336,8 +345,8 @@ class _Held:
 class _InStore:
     reference: Any
 
-    def __call__(self) -> Hashes:
+    def __call__(self) -> Positions:
         import ray
 
-        found: Hashes = ray.get(self.reference)  # shared memory: no copy a task
-        return found
+        order: Positions = ray.get(self.reference)  # its array lies in shared memory: no copy a task
+        return order

@@ -1,19 +1,19 @@
 """Where the rows of each position lie: `selection/` and `samples/` brought together without moving either.
 
-A key is 64 bits of hash here, so the index costs 16 bytes a selected sample, whatever the samples are; whoever reads a
-row compares the keys themselves.
+A key is 64 bits of hash here, so the index costs 16 bytes a selected sample, whatever the samples are; where several
+keys have one hash, the keys themselves are looked at. Whoever reads a row compares the keys once more.
 """
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from vig_ray.errors import StageError
 from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
-from vig_ray.tables.order import Hashes, hashes
+from vig_ray.tables.order import Hashes, among, few_at_a_time, hashes, shared
 from vig_ray.training.rows import Places, places
 
 _NOWHERE = np.uint64(np.iinfo(np.uint64).max)
@@ -42,8 +42,8 @@ class Index:
 
 
 def of_selection(samples: str, selection: str) -> Index:
-    """The index of a selection. Raises StageError where a position is missing or taken twice, or a key isn't in
-    `samples`."""
+    """The index of a selection. Raises StageError where a position is missing or taken twice, a key is there twice, or
+    isn't in `samples`."""
     keys, at, positions = [], [], []
     for where, table in _scan(selection, ["sample_key", "position"]):
         keys.append(hashes(table["sample_key"], 0))
@@ -60,15 +60,19 @@ def of_selection(samples: str, selection: str) -> Index:
     if (selection_at == _NOWHERE).any():
         raise StageError(f"{selection}: position {int(np.argmax(selection_at == _NOWHERE)):,} is missing; select again")
     order = np.argsort(of_key)
-    sorted_keys, position_of = of_key[order], position[order]
-    if (sorted_keys[1:] == sorted_keys[:-1]).any():
-        raise StageError(f"{selection}: a sample key occurs twice; select again")
+    ascending, position_of = of_key[order], position[order]
     sample_at = np.full(count, _NOWHERE)
+    ambiguous = [shared(ascending)]
     for where, table in _scan(samples, ["sample_key"]):
-        own = hashes(table["sample_key"], 0)
-        nearest = np.minimum(np.searchsorted(sorted_keys, own), count - 1)
-        found = sorted_keys[nearest] == own
-        sample_at[position_of[nearest[found]]] = where[found]
+        of_rows = hashes(table["sample_key"], 0)
+        nearest = np.minimum(np.searchsorted(ascending, of_rows), count - 1)
+        selected = ascending[nearest] == of_rows
+        theirs, where = position_of[nearest[selected]], where[selected]
+        taken = sample_at[theirs] != _NOWHERE  # by an earlier row
+        sample_at[theirs] = where
+        taken |= sample_at[theirs] != where  # by a later row of this table
+        ambiguous.append(of_rows[selected][taken])
+    _settle_by_key(samples, selection, np.unique(np.concatenate(ambiguous)), sample_at)
     absent = np.flatnonzero(sample_at == _NOWHERE)
     if len(absent):
         from vig_ray.training.rows import Rows
@@ -81,8 +85,39 @@ def of_selection(samples: str, selection: str) -> Index:
     return Index(sample_at, selection_at)
 
 
+def _settle_by_key(samples: str, selection: str, ambiguous: Hashes, sample_at: Places) -> None:
+    """Set the place of every selected sample whose hash is one of `ambiguous`, those of several keys, by its key.
+
+    Raises StageError where a key is there twice.
+    """
+    for wanted in few_at_a_time(ambiguous):
+        position_of = _by_key(selection, ["position"], wanted)
+        place_of = _by_key(samples, [], wanted)
+        for key, (_, row) in position_of.items():
+            sample_at[row["position"]] = place_of[key][0] if key in place_of else _NOWHERE
+
+
+def _by_key(directory: str, columns: list[str], wanted: Hashes, seed: int = 0) -> dict[str, tuple[int, dict[str, Any]]]:
+    """The place and the columns of every row whose key has one of these hashes, by that key.
+
+    Raises StageError where two rows have the same key.
+    """
+    rows: dict[str, tuple[int, dict[str, Any]]] = {}
+    for where, table in _scan(directory, ["sample_key", *columns]):
+        numbers = among(hashes(table["sample_key"], seed), wanted)
+        for place, row in zip(where[numbers].tolist(), table.take(pa.array(numbers)).to_pylist(), strict=True):
+            key = row["sample_key"]
+            if key in rows:
+                raise StageError(f"{directory}: sample key {key!r} occurs twice; make this directory again")
+            rows[key] = place, row
+    return rows
+
+
 def of_samples(samples: str, seed: int) -> Index:
-    """The index of every sample without an `error`, in an order that the seed and the keys decide."""
+    """The index of every sample without an `error`, in an order that the seed and the keys decide.
+
+    Raises StageError where a key is there twice.
+    """
     keys, at, left_out = [], [], 0
     for where, table in _scan(samples, ["sample_key", "error"]):
         usable = pc.is_null(table["error"]).to_numpy(zero_copy_only=False)
@@ -92,12 +127,24 @@ def of_samples(samples: str, seed: int) -> Index:
     of_key: Hashes = np.concatenate([np.zeros(0, np.uint64), *keys])
     if not len(of_key):
         raise StageError(f"{samples}: no sample to train on")
-    order: npt.NDArray[Any] = np.argsort(of_key, kind="stable")
-    return Index(np.concatenate(at)[order], None, left_out)
+    order = np.argsort(of_key, kind="stable")
+    ascending, sample_at = of_key[order], np.concatenate(at)[order]
+    for wanted in few_at_a_time(shared(ascending)):
+        rows = _by_key(samples, ["error"], wanted, seed)
+        usable_keys = sorted(key for key, (_, row) in rows.items() if row["error"] is None)
+        of_usable = hashes(pa.array(usable_keys), seed)
+        for value in wanted:
+            first = int(np.searchsorted(ascending, value))
+            for index, key in enumerate(np.flatnonzero(of_usable == value).tolist(), first):
+                sample_at[index] = rows[usable_keys[key]][0]
+    return Index(sample_at, None, left_out)
 
 
 def _scan(directory: str, columns: list[str]) -> Iterator[tuple[Places, pa.Table]]:
-    """Every row group's places and columns, a few files at a time. Raises StageError where a column is missing."""
+    """Every row group's places and columns, in order, a few files at a time.
+
+    Raises StageError where a column is missing.
+    """
     fs, _ = filesystem(directory)
     paths = parquet_files(directory)
     if not paths:
@@ -108,13 +155,19 @@ def _scan(directory: str, columns: list[str]) -> Iterator[tuple[Places, pa.Table
             missing = sorted(set(columns) - set(file.schema_arrow.names))
             if missing:
                 raise StageError(f"{paths[number]}: has no column {missing[0]!r}")
-            found, first = [], 0
+            groups, first = [], 0
             for group in range(file.metadata.num_row_groups):
                 table = file.read_row_group(group, columns=columns)
-                found.append((places(number, first, table.num_rows), table))
+                groups.append((places(number, first, table.num_rows), table))
                 first += table.num_rows
-            return found
+            return groups
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for group in pool.map(read, range(len(paths))):
-            yield from group
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        reading: deque[Future[list[tuple[Places, pa.Table]]]] = deque()
+        for number in range(len(paths)):
+            reading.append(pool.submit(read, number))
+            if len(reading) > 2 * workers:  # what has been read waits in memory
+                yield from reading.popleft().result()
+        while reading:
+            yield from reading.popleft().result()
