@@ -38,7 +38,7 @@ from vig_ray.model.checkpoint import fingerprint
 from vig_ray.model.load import default_dtype, load_formatter, template_fingerprint
 from vig_ray.model.prompt import Prompt, PromptError
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
-from vig_ray.scoring.engines.load import check_engine, choose_engine, load_engine
+from vig_ray.scoring.engines.load import check_engine, choose_engine, gpus_an_engine, load_engine
 from vig_ray.scoring.score import score_pairs
 
 log = logging.getLogger("vig_ray.serve")
@@ -201,9 +201,12 @@ def hashes_of(path: str | None) -> list[str]:
     return found
 
 
-def parts(config: AppConfig) -> tuple[Any, Callable[[Any], Any]]:
-    """The scorer, bound, and what binds the ingress to it or to its handle; the config is checked against what is
-    really there first. Raises StageError."""
+def parts(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any, Callable[[Any], Any]]:
+    """The scorer, bound, and what binds the ingress to it or to its handle.
+
+    The config is checked against what is really there first. `gpus_here`: this machine's GPUs, None on a cluster, which
+    may get more. Raises StageError.
+    """
     hashes = hashes_of(config.keys)
     device = config.device
     if device == "auto":
@@ -223,11 +226,11 @@ def parts(config: AppConfig) -> tuple[Any, Callable[[Any], Any]]:
         "name": engine, "model": config.model, "template": config.template, "max_length": config.max_length,
         "dtype": dtype, "device": device, "batch_tokens": config.batch_tokens, "vllm": config.vllm,
     }  # fmt: skip
-    resources = {"num_cpus": 1, "num_gpus": 1 if device == "cuda" else 0}
+    gpus = _gpus(config, engine, gpus_here) if device == "cuda" else 0
     grace = config.timeout + 5
     scorer = serve.deployment(Scorer).options(
         name="Scorer",
-        ray_actor_options=resources,
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
         max_ongoing_requests=config.queue,
         graceful_shutdown_timeout_s=grace,
         health_check_period_s=5,
@@ -243,6 +246,19 @@ def parts(config: AppConfig) -> tuple[Any, Callable[[Any], Any]]:
     )
     options = config.model_dump(include=set(AppConfig.model_fields))
     return scorer.bind(facts, wanted, parse_range(config.workers)[1]), partial(ingress.bind, options, hashes)
+
+
+def _gpus(config: AppConfig, engine: str, here: int | None) -> int:
+    """GPUs an engine. Raises StageError where this machine's are too few: Ray Serve would wait for them for ever."""
+    if here == 0:
+        raise StageError("--device cuda: there is no GPU that Ray can see on this machine")
+    gpus = gpus_an_engine(engine, config.vllm, here=here)
+    least, _ = parse_range(config.workers)
+    if here is not None and least * gpus > here:
+        raise StageError(
+            f"--workers {config.workers}: {least} engines take {least * gpus} GPUs, and this machine has {here}"
+        )
+    return gpus
 
 
 def _replicas(spelled: str, *, busy_at: int) -> dict[str, Any]:

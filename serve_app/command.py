@@ -53,8 +53,9 @@ def _serve(config: Any) -> None:
     hashes_of(config.keys)
     load_formatter(config.model, config.template, config.max_length)
     log.info("loading %s", config.model)
-    with machines(None, actors=actors, metrics_port=config.metrics_port):
-        scorer, ingress = parts(config)
+    with machines(None, actors=actors, metrics_port=config.metrics_port) as ray_has:
+        gpus_here = None if ray_has.cores is None else ray_has.gpus
+        scorer, ingress = parts(config, gpus_here=gpus_here)
         listening = {"host": config.host, "port": config.port}
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location="HeadOnly", http_options=listening, logging_config=quiet)

@@ -13,12 +13,15 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.hosts import is_address, is_listed, names_of_this_machine
 from serve_app.refusal import RefusalError
 from serve_app.schema import Failure, Problem
 
 log = logging.getLogger("vig_ray.serve")
 
-_OPEN_PATHS = ("/healthz", "/readyz", "/", "/openapi.json")
+_PROBES = ("/healthz", "/readyz")
+_OPEN_PATHS = (*_PROBES, "/", "/openapi.json")
+_OF_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
 def key_hashes(text: str) -> list[str]:
@@ -28,10 +31,16 @@ def key_hashes(text: str) -> list[str]:
 
 
 class Guard:
-    """ASGI middleware: keys, origins, and one last answer for what should not have happened."""
+    """ASGI middleware: keys, hosts, origins, and one last answer for what should not have happened.
 
-    def __init__(self, app: ASGIApp, *, hashes: Sequence[str], anyone: bool) -> None:
+    `hosts`: the names under which this server may be asked, none for this machine's own. A key stands for them where
+    none are listed: a page that was made to lead here has no key.
+    """
+
+    def __init__(self, app: ASGIApp, *, hashes: Sequence[str], anyone: bool, hosts: Sequence[str] = ()) -> None:
         self.app, self._hashes, self._anyone = app, list(hashes), anyone
+        self._any_host = bool(hashes) and not hosts
+        self._hosts = list(hosts) if hosts or self._any_host else names_of_this_machine()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401 or 403, or let the request through."""
@@ -60,13 +69,14 @@ class Guard:
                 await failure(problem)(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> RefusalError | None:
-        origin = headers.get("origin")
-        if scope["method"] != "GET" and origin and origin.partition("://")[2] != headers.get("host"):
+        """Why this request isn't let through; None where it is."""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._any_host and scope["path"] not in _PROBES and not is_listed(host, self._hosts):
+            return RefusalError(421, "Host", "not asked under a name of this server; --hosts lists further ones")
+        if scope["method"] != "GET" and origin and origin.partition("://")[2] != host:
             return RefusalError(403, "Origin", "pages of other sites may not post here")
         if not self._hashes:
-            if self._anyone or _is_loopback((scope.get("client") or ("",))[0]):
-                return None
-            return RefusalError(403, "NoKey", "this server has no keys and answers its own machine only")
+            return None if self._anyone else _refusal_of_others(scope, headers)
         if scope["path"] in _OPEN_PATHS or scope["path"].startswith("/page/"):
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -78,11 +88,16 @@ class Guard:
         return RefusalError(401, "Key", "needs the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _refusal_of_others(scope: Scope, headers: Mapping[str, str]) -> RefusalError | None:
+    """Why a request without a key isn't this machine's own; None where it is."""
+    address = (scope.get("client") or ("",))[0]
+    proxy = next((name for name in _OF_PROXIES if name in headers), None)
+    if proxy is not None:
+        message = f"the header {proxy} says that a proxy sent this; behind one this server needs --keys or --open"
+        return RefusalError(403, "NoKey", message)
+    if is_address(address) and ipaddress.ip_address(address).is_loopback:
+        return None
+    return RefusalError(403, "NoKey", "this server has no keys and answers its own machine only")
 
 
 def _place_of(error: BaseException) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.options import (
@@ -18,6 +19,13 @@ from vig_ray.options import (
     WorkerRange,
 )
 from vig_ray.stage import StageConfig
+
+
+def _host_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"{name!r}: takes names, as in vig.example, without https:// and port")
+    return value
 
 
 class AppConfig(StageConfig):
@@ -47,10 +55,17 @@ class AppConfig(StageConfig):
     )
     keys: str | None = Field(
         None,
-        description="file of bearer keys, one a line, of which a request must bring one; without it only this machine "
-        "is answered",
+        description="file of bearer keys, one a line; a request must bring one of them. Without it only this machine "
+        "is answered, and nothing that a proxy passed on (with Forwarded, X-Forwarded-For or Via). A proxy on this "
+        "machine that adds no such header makes every client look like this machine: give keys behind a proxy",
     )
     open: bool = Field(False, description="answer every machine without a key")
+    hosts: Annotated[tuple[str, ...], CommaSeparated, AfterValidator(_host_names)] = Field(
+        (),
+        description="names under which this server may be asked, besides localhost and addresses; another one is "
+        "answered 421. By default this machine's names, or with keys any",
+        json_schema_extra={"metavar": "HOST,..."},
+    )
     image_hosts: Annotated[tuple[str, ...], CommaSeparated] = Field(
         (),
         description="hosts whose images may be named by URL; by default none",
@@ -68,12 +83,14 @@ class AppConfig(StageConfig):
         100_000_000,
         ge=1,
         description="most pixels decoded at a time in one prepare worker, whatever the number of requests, so also the "
-        "most of one sample; counted as squares; a pixel takes about 12 bytes",
+        "most of one sample; counted as squares; a pixel takes about 13 bytes",
     )
     max_answer_tokens: int = Field(2048, ge=1, description="longest answer, tokens")
     max_items: int = Field(64, ge=1, description="most samples of a batch request")
     queue: int = Field(64, ge=1, description="samples under way in one prepare worker; beyond them 503")
-    timeout: float = Field(60, gt=0, description="seconds for a request; then 504")
+    timeout: float = Field(
+        60, gt=0, description="seconds for a request: 408 where its body is not there by then, else 504"
+    )
 
 
 class ServeConfig(AppConfig):

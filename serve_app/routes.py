@@ -41,6 +41,7 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
         403: "from another machine, or another site's page",
         408: "the body did not come within the time limit",
         413: "a body, its images or their pixels beyond the limit",
+        421: "asked under a name that this server doesn't have",
         415: "neither JSON nor a form",
         422: "something is wrong with the sample",
         503: "busy, or no engine ready: try again after Retry-After seconds",
@@ -156,13 +157,13 @@ def make_app(api: Api, *, hashes: Sequence[str] = ()) -> FastAPI:
     app.post(
         "/v1/score/batch", response_model=BatchScores, responses=_REFUSED, openapi_extra={"requestBody": _BATCH_BODY}
     )(routes.score_batch)
-    app.get("/v1/model", response_model=ModelInfo, responses={code: _REFUSED[code] for code in (401, 503)})(
+    app.get("/v1/model", response_model=ModelInfo, responses={code: _REFUSED[code] for code in (401, 403, 421, 503)})(
         routes.model
     )
     app.get("/healthz")(routes.healthz)
     app.get("/readyz", responses={503: _REFUSED[503]})(routes.readyz)
     _add_page(app)
-    app.add_middleware(Guard, hashes=hashes, anyone=api.config.open)
+    app.add_middleware(Guard, hashes=hashes, anyone=api.config.open, hosts=api.config.hosts)
     app.add_middleware(CloseUnread, seconds=api.config.timeout)
     _add_schemas(app)
     return app

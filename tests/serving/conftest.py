@@ -68,7 +68,7 @@ def serving(engine: TorchEngine, demo_formatter: Any) -> Callable[..., tuple[Tes
         backend = Here(engine)
         config = AppConfig(**{"model": CHECKPOINT} | options)
         app = make_app(Api(config, demo_formatter, backend), hashes=key_hashes(keys))
-        return TestClient(app, client=(client, 1234), raise_server_exceptions=False), backend
+        return TestClient(app, "http://localhost", client=(client, 1234), raise_server_exceptions=False), backend
 
     return make
 

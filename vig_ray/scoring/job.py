@@ -7,10 +7,8 @@ same command is given again: Ray Data's checkpointing records which keys each wr
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +30,7 @@ from vig_ray.model.load import default_dtype, load_formatter, template_fingerpri
 from vig_ray.pipeline import Step, count_samples, run_steps
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
-from vig_ray.scoring.engines.load import check_engine, choose_engine
+from vig_ray.scoring.engines.load import check_engine, choose_engine, gpus_an_engine
 from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.reference import REFERENCES
 from vig_ray.scoring.schema import SCORES
@@ -255,14 +253,11 @@ def _pools(config: ScoreConfig, ray_has: Machines, device: str, engine: str) -> 
     """
     preparers = ray_has.actors(config.prepare_workers, ray_has.cores)
     if device == "cuda":
-        each = 1
-        if engine == "vllm":
-            each = math.prod(_positive(config.vllm, f"{kind}_parallel_size") for kind in ("tensor", "pipeline"))
-        if ray_has.cores is not None and ray_has.gpus < each:
-            raise StageError(f"--vllm parallel sizes ask for {each} GPUs, and this machine has {ray_has.gpus}")
+        here = None if ray_has.cores is None else ray_has.gpus
+        each = gpus_an_engine(engine, config.vllm, here=here)
         return Pools(
             preparers,
-            ray_has.actors(config.workers, None if ray_has.cores is None else ray_has.gpus // each),
+            ray_has.actors(config.workers, None if here is None else here // each),
             each,
             None,
         )
@@ -270,13 +265,6 @@ def _pools(config: ScoreConfig, ray_has: Machines, device: str, engine: str) -> 
     engines = ray_has.actors(config.workers, 1 if engine == "vllm" else ray_has.cores)
     threads = max(1, (ray_has.cores or 1) // (engines[1] or 1))
     return Pools(preparers, engines, 0, None if engine == "vllm" and engines[1] == 1 else threads)
-
-
-def _positive(options: Mapping[str, Any], name: str) -> int:
-    value = options.get(name, 1)
-    if type(value) is not int or value < 1:
-        raise StageError(f"--vllm {name}={value}: takes a number from 1")
-    return value
 
 
 def _words(bounds: tuple[int, int | None]) -> str:

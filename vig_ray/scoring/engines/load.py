@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,6 +88,26 @@ def choose_engine(asked: str, *, device: str, reference: str) -> tuple[str, str]
     if reference == "blind":
         return "torch", "auto: vLLM can't run the blind reference"
     return "vllm", "auto: it is installed, and there is a GPU"
+
+
+def gpus_an_engine(engine: str, options: Mapping[str, Any], *, here: int | None) -> int:
+    """The GPUs that one engine takes: one, or as many as vLLM's `options` spread a model over.
+
+    `here`: this machine's GPUs, None on a cluster, which may get more. Raises StageError where they are too few.
+    """
+    gpus = 1
+    if engine == "vllm":
+        gpus = math.prod(_positive(options, f"{kind}_parallel_size") for kind in ("tensor", "pipeline"))
+    if here is not None and here < gpus:
+        raise StageError(f"--vllm parallel sizes ask for {gpus} GPUs, and this machine has {here}")
+    return gpus
+
+
+def _positive(options: Mapping[str, Any], name: str) -> int:
+    value = options.get(name, 1)
+    if type(value) is not int or value < 1:
+        raise StageError(f"--vllm {name}={value}: takes a number from 1")
+    return value
 
 
 def load_engine(
