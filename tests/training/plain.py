@@ -1,30 +1,34 @@
 """Training as plainly as it can be written: one process, one sample a pass, full logits, transformers and torch alone.
 
-Reads samples/ and selection/ by pandas; the schedule, the loss and the order are spelled out again.
+Reads samples/ and selection/ by pandas; prompts, images, the schedule, the loss and the order are spelled out again.
 """
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import AutoModelForImageTextToText
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-from vig_ray.dataset.images import load_image
-from vig_ray.dataset.schema import Turn
-from vig_ray.model.prompt import PromptImage
+from tests.training.written import llava
 
 
-def plain_training(checkpoint, formatter, samples, selection, *, steps, batch, lr, warmup=0.03, by_sample=False):
-    """The losses of `steps` steps and the model after them."""
+def plain_training(checkpoint, samples, selection, *, steps, batch, lr, warmup=0.03, by_sample=False):
+    """The losses of `steps` steps on a LLaVA-1.5 checkpoint and the model after them."""
     rows = pd.concat([pd.read_parquet(path) for path in sorted(Path(samples).glob("*.parquet"))]).set_index(
         "sample_key"
     )
     chosen = pd.concat([pd.read_parquet(path) for path in sorted(Path(selection).glob("*.parquet"))])
     chosen = chosen.sort_values("position").reset_index(drop=True)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    images = AutoImageProcessor.from_pretrained(checkpoint)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).train()
+    vision = model.config.vision_config
+    features = (vision.image_size // vision.patch_size) ** 2
     trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
     rising, losses = math.ceil(warmup * steps), []
@@ -37,14 +41,17 @@ def plain_training(checkpoint, formatter, samples, selection, *, steps, batch, l
         whole = 0.0
         for key, weight, count in zip(part.sample_key, weights, active, strict=True):
             row = rows.loc[key]
-            pictures = [PromptImage("", lambda i=i: load_image(i), formatter.preprocess) for i in row["images"]]
-            prompt = formatter.prompt([Turn(**turn) for turn in row["conversation"]], pictures)
-            inputs = formatter.collate([p.inputs for p in pictures], "cpu", torch.float32) if pictures else {}
-            logits = model(input_ids=torch.tensor(prompt.token_ids.tolist())[None], **inputs).logits[0]
+            turns = [(turn["role"], turn["text"]) for turn in row["conversation"]]
+            ids, answers = llava(tokenizer, turns, image_token=model.config.image_token_id, features=features)
+            pictures = [
+                Image.open(image["uri"] or io.BytesIO(image["bytes"])).convert("RGB") for image in row["images"]
+            ]
+            inputs = images(images=pictures, return_tensors="pt") if pictures else {}
+            logits = model(input_ids=torch.tensor([ids]), **inputs).logits[0]
             loss = 0.0
-            for place, w in zip(prompt.answer_positions.tolist(), weight, strict=True):
+            for place, w in zip(answers, weight, strict=True):
                 if w != 0:
-                    loss = loss - w * logits[place - 1].log_softmax(-1)[int(prompt.token_ids[place])]
+                    loss = loss - w * logits[place - 1].log_softmax(-1)[ids[place]]
             share = count * sum(1 for c in active if c) if by_sample else sum(active)
             if count:
                 (loss / share).backward()

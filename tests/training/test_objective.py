@@ -129,9 +129,7 @@ def test_a_token_of_weight_0_has_no_part_whatever_its_label(chosen: Path, demo_f
     assert all(torch.equal(gradient, after[name]) for name, gradient in before.items())
 
 
-def test_prior_weights_and_sample_means_train_as_written_out_plainly(
-    chosen: Path, demo_formatter: Any, tmp_path: Path
-) -> None:
+def test_prior_weights_and_sample_means_train_as_written_out_plainly(chosen: Path, tmp_path: Path) -> None:
     from vig_ray.selection import job
     from vig_ray.selection.config import SelectConfig
 
@@ -140,7 +138,7 @@ def test_prior_weights_and_sample_means_train_as_written_out_plainly(
     job.run(SelectConfig(scores=str(chosen), out=str(tmp_path), strategy="prior"))
     for by_sample in (False, True):
         losses, model = plain_training(
-            CHECKPOINT, demo_formatter, tmp_path / "samples", tmp_path / "selection", steps=4, batch=6, lr=1e-3,
+            CHECKPOINT, tmp_path / "samples", tmp_path / "selection", steps=4, batch=6, lr=1e-3,
             by_sample=by_sample,
         )  # fmt: skip
         options = {"normalisation": "samples" if by_sample else "tokens", "max_steps": 4, "global_batch": 6}

@@ -20,10 +20,8 @@ STEPS = 20
 
 
 @pytest.fixture(scope="module")
-def plainly(chosen: Path, demo_formatter: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
-    losses, model = plain_training(
-        CHECKPOINT, demo_formatter, chosen / "samples", chosen / "selection", steps=STEPS, batch=8, lr=1e-3
-    )
+def plainly(chosen: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    losses, model = plain_training(CHECKPOINT, chosen / "samples", chosen / "selection", steps=STEPS, batch=8, lr=1e-3)
     return losses, model.state_dict()
 
 

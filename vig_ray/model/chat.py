@@ -64,7 +64,10 @@ class ChatFormatter:
         self.image_token = str(processor.image_token)
         defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
         self._image_options = dict(defaults.get("images_kwargs", {}))  # SmolVLM's asks for rows and columns, say
-        self._model_inputs = set(processor.image_processor.model_input_names)
+        # Some of what an image processor gives is for the processor itself (Gemma 3's num_crops), none of the model's.
+        self._model_inputs = set(processor.image_processor.model_input_names) - set(
+            getattr(processor, "unused_input_names", ())
+        )
         if not (getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)):
             raise PromptError("Template", "the checkpoint has no chat template; add a chat_template.jinja to it")
         specials = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}

@@ -49,6 +49,7 @@ def _load_processor(folder: str, config: Any, tokenizer: Any) -> Any:
         processor.image_processor = AutoImageProcessor.from_pretrained(folder)
         processor.chat_template = tokenizer.chat_template
         processor.image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
+        processor.image_token_id = config.image_token_id
         return processor
 
 

@@ -150,6 +150,7 @@ class Formatter(Protocol):
     """One model family's way from a conversation to a prompt."""
 
     max_length: int
+    tokenizer: Any
 
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """Tokenise `conversation`; raises PromptError where it can't be."""

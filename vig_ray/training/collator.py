@@ -32,15 +32,21 @@ class ActiveTokensCollator:
 
     def __init__(self, model: str, *, template: Template = "auto", max_length: int | None = None) -> None:
         self._formatter = load_formatter(model, template, max_length)
+        self._processor = getattr(self._formatter, "processor", None)
+        self._token_types = _token_types_name(self._processor)
+        tokenizer = self._formatter.tokenizer
+        self._padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """input_ids, attention_mask and labels, int64 [B, L], padded on the right, and the model's image arguments."""
+        """input_ids, attention_mask and labels, int64 [B, L], padded on the right, and whatever else the checkpoint's
+        processor gives: the image arguments, and which tokens are an image's (`mm_token_type_ids`, `token_type_ids`),
+        int64 [B, L]."""
         import torch
 
         prompts, images = [], []
         for row in rows:
-            own = [self._image(uri) for uri in row.get("images") or ()]
-            prompt = self._formatter.prompt(_turns(row["messages"]), own)
+            row_images = [self._image(uri) for uri in row.get("images") or ()]
+            prompt = self._formatter.prompt(_turns(row["messages"]), row_images)
             weights = row.get("token_weights")
             weights = np.ones(len(prompt.answer_positions)) if weights is None else np.asarray(weights)
             if len(weights) > len(prompt.answer_positions):
@@ -48,9 +54,9 @@ class ActiveTokensCollator:
             if not np.isin(weights, (0, 1)).all():
                 raise ValueError(f"{row.get('sample_key')}: weights other than 0 and 1 need a weighted loss")
             prompts.append((prompt, weights))
-            images += own
+            images += row_images
         longest = max(len(prompt.token_ids) for prompt, _ in prompts)
-        ids_BL = np.zeros((len(prompts), longest), dtype=np.int64)
+        ids_BL = np.full((len(prompts), longest), self._padding, dtype=np.int64)
         mask_BL = np.zeros_like(ids_BL)
         labels_BL = np.full_like(ids_BL, _IGNORED)
         for index, (prompt, weights) in enumerate(prompts):
@@ -59,6 +65,9 @@ class ActiveTokensCollator:
             active = prompt.answer_positions[: len(weights)][weights > 0]
             labels_BL[index, active] = prompt.token_ids[active]
         batch = {"input_ids": ids_BL, "attention_mask": mask_BL, "labels": labels_BL}
+        if self._token_types and self._processor is not None:
+            types = self._processor.create_mm_token_type_ids(ids_BL.tolist())
+            batch[self._token_types] = np.asarray(types, dtype=np.int64)
         tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
         if images:
             tensors |= self._formatter.collate([image.inputs for image in images], "cpu", torch.float32)
@@ -66,6 +75,15 @@ class ActiveTokensCollator:
 
     def _image(self, image: str) -> PromptImage:
         return PromptImage(image, lambda: load_image({"uri": image}), self._formatter.preprocess)
+
+
+def _token_types_name(processor: Any) -> str | None:
+    """What the checkpoint's processor calls the kind of each token; None where it tells none. Models that are not told
+    take an image for text, silently: Qwen2.5-VL loses its positions in two dimensions, Gemma 3 makes images causal."""
+    if processor is None:  # LLaVA-1.5: all tokens alike
+        return None
+    given = processor(text=["?"])
+    return next((name for name in ("mm_token_type_ids", "token_type_ids") if name in given), None)
 
 
 def _turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
