@@ -56,7 +56,7 @@ class Api:
         # One thread: tokenizers are not for several at once, other processes take the other cores, and what is decoded
         # at a time is then one sample, even where its request was given up meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-        self._tokenizer: Any = formatter.tokenizer  # type: ignore[attr-defined]
+        self._tokenizer: Any = formatter.tokenizer
 
     async def facts(self) -> ModelFacts:
         """What scores. Raises RefusalError where nothing is ready yet."""
