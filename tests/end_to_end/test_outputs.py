@@ -156,8 +156,8 @@ PLACES = (
 )  # fmt: skip
 AROUND = (
     "notes.txt", "data.json", "stage.json", "config.json", "scores-old/a.parquet", "samples.tmp/b",
-    "model.unfinished/c",    "exported.unfinished/d", "out.jsonl.partial", ".score-checkpoint/e.parquet", "adapter/adapter_config.json",
-    "report-figures/mine.svg", "../beside/scores/f.parquet",
+    "model.unfinished/c", "exported.unfinished/d", "out.jsonl.partial", ".score-checkpoint/e.parquet",
+    "adapter/adapter_config.json", "report-figures/mine.svg", "../beside/scores/f.parquet",
 )  # fmt: skip
 
 
