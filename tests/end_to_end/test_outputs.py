@@ -157,8 +157,7 @@ PLACES = (
 AROUND = (
     "notes.txt", "data.json", "stage.json", "config.json", "scores-old/a.parquet", "samples.tmp/b",
     "model.unfinished/c", "exported.unfinished/d", "out.jsonl.partial", ".score-checkpoint/e.parquet",
-    "adapter/adapter_config.json",
-    "report-figures/mine.svg", "../beside/scores/f.parquet",
+    "adapter/adapter_config.json", "report-figures/mine.svg", "../beside/scores/f.parquet",
 )  # fmt: skip
 
 
