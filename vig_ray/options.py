@@ -87,8 +87,18 @@ CommaSeparated = BeforeValidator(_comma_separated)
 NotEmpty = AfterValidator(_not_empty)
 """For options that are tuples: there must be one value at least."""
 
+
+def _some(percentages: tuple[float, ...]) -> tuple[float, ...]:
+    if not percentages:
+        raise ValueError("takes a percentage, or several as 30,50,70")
+    return percentages
+
+
 Percentage = Annotated[float, AfterValidator(_percentage)]
 Percentages = Annotated[
-    tuple[Percentage, ...], CommaSeparated, NotEmpty, Field(json_schema_extra={"metavar": "PERCENT[,...]"})
+    tuple[Percentage, ...],
+    CommaSeparated,
+    AfterValidator(_some),
+    Field(json_schema_extra={"metavar": "PERCENT[,...]"}),
 ]
 """Percentages of samples to keep: 70, "70" or "30,50,70"."""

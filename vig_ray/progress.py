@@ -21,9 +21,10 @@ def duration(seconds: float) -> str:
 
 
 class RowProgress:
-    """Rows done of `total` (None: not known), with rows/s and the time left, on standard error; or other `units`.
+    """Shows on standard error how many rows, or other `units`, of `total` are done, the rate and the time left.
 
-    The rate counts from the first row that is seen done, so that loading a model doesn't blur it.
+    `total` None: not known. The rate counts from the first update with new rows, so that it leaves out the time in
+    which a model is loaded.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class RowProgress:
             self._line()
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar where there is one."""
+        """Print a line, above the bar if there is one."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
@@ -68,7 +69,7 @@ class RowProgress:
 
     @property
     def pace(self) -> str:
-        """Rows/s and the time left, in words."""
+        """The rate and the time left, in words."""
         now = time.monotonic()
         if self._first is None or self._done == self._first[1] or now <= self._first[0]:
             return "starting" if self._first is None else ""
@@ -79,12 +80,12 @@ class RowProgress:
         return f"{rate:,.1f} {self._units}/s{left}"
 
     def restart(self, done: int) -> None:
-        """Say that work goes on from `done`, which may be less than was seen before: it is done again."""
+        """Go on from `done` rows, which may be fewer than before where some are done again."""
         self._done = self._start = done
         self._first = None
 
     def update(self, done: int, note: str = "") -> None:
-        """Say that `done` rows are done in all, and what else is to be told beside it."""
+        """Show that `done` rows are done in all, and a `note` beside it."""
         self._note = note
         done = max(done, self._done) if self._total is None else min(max(done, self._done), self._total)
         self._done = done

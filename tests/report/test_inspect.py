@@ -14,7 +14,7 @@ from tests.selection.made import made_up, write
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.report import inspect
-from vig_ray.report.detokenize import pieces_of
+from vig_ray.report.detokenize import token_texts
 from vig_ray.report.inspect import InspectConfig
 
 
@@ -77,7 +77,7 @@ def test_pieces_joined_are_the_text(kind: str) -> None:
         ids += own
         turns += [turn] * len(own)
         texts.append(tokenizer.decode(own, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    pieces = pieces_of(tokenizer, ids, turns)
+    pieces = token_texts(tokenizer, ids, turns)
     assert len(pieces) == len(ids)
     for turn, text in enumerate(texts):
         assert "".join(piece for piece, of in zip(pieces, turns, strict=True) if of == turn) == text

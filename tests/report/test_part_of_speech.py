@@ -18,7 +18,7 @@ from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
 from vig_ray.report import job, part_of_speech
 from vig_ray.report.job import ReportConfig
-from vig_ray.report.part_of_speech import tags_of
+from vig_ray.report.part_of_speech import tag_pieces
 
 WORDS = {"ADJ": [*world.COLORS, "left", "right"], "NOUN": world.SHAPES, "DET": ["a", "the"], "ADP": ["on", "by", "in"],
          "PUNCT": ["."]}  # fmt: skip
@@ -101,14 +101,14 @@ def test_a_pipeline_that_tags_nothing_is_told(folder: Path, tmp_path: Path) -> N
 
 def test_where_none_was_drawn_the_report_goes_without(folder: Path, pipeline: str, tmp_path: Path) -> None:
     assert (
-        part_of_speech.by_speech(part_of_speech.load_tagger(pipeline), AutoTokenizer.from_pretrained(CHECKPOINT), [])
+        part_of_speech.gains_by_tag(part_of_speech.load_tagger(pipeline), AutoTokenizer.from_pretrained(CHECKPOINT), [])
         is None
     )
 
 
 def test_a_token_counts_for_the_word_it_begins_in() -> None:
     words = [(0, 1, "DET"), (2, 10, "NOUN"), (10, 11, "PUNCT")]
-    assert tags_of(["A", " tri", "angle", "", ".", "</s>"], words) == [
+    assert tag_pieces(["A", " tri", "angle", "", ".", "</s>"], words) == [
         "DET",
         "NOUN",
         "NOUN",
@@ -116,4 +116,4 @@ def test_a_token_counts_for_the_word_it_begins_in() -> None:
         "PUNCT",
         "no word",
     ]
-    assert tags_of([" ", "A"], [(1, 2, "DET")]) == ["no word", "DET"]
+    assert tag_pieces([" ", "A"], [(1, 2, "DET")]) == ["no word", "DET"]

@@ -17,7 +17,7 @@ from tests.report.reporting import NEAR, assert_mean, gains_of, report
 from tests.selection.made import selected, write
 from vig_ray.demo import CHECKPOINT
 from vig_ray.report import colours, scans, tally
-from vig_ray.report.detokenize import load_tokenizer, spelled
+from vig_ray.report.detokenize import load_tokenizer, token_text
 from vig_ray.report.figures import figures
 from vig_ray.selection import job as selecting
 from vig_ray.selection.config import SelectConfig
@@ -124,7 +124,7 @@ def test_token_table(told: Any, scored: Any) -> None:
         assert [row["id"] for row in told["tokens"][name]] == expected
         for row in told["tokens"][name]:
             assert row["count"] == len(gains[row["id"]])
-            assert row["text"] == spelled(tokenizer, row["id"])
+            assert row["text"] == token_text(tokenizer, row["id"])
             assert_mean(row, gains[row["id"]])
 
 

@@ -112,7 +112,7 @@ def test_colours_are_changed_and_texts_are_not() -> None:
     values = [{"name": "#151645", "n": 1}]
     spec = {"data": {"values": values}, "mark": {"type": "bar", "color": colours.LIGHT["p3"]},
             "encoding": {"y": {"field": "name", "type": "nominal"}, "x": {"field": "n"}}}  # fmt: skip
-    shown = render.themed(render.svg(spec), "a figure")
+    shown = render.for_page(render.to_svg(spec), "a figure")
     assert "#151645</text>" in shown
     assert 'fill="var(--p3)"' in shown
     assert "http" not in shown
@@ -143,10 +143,10 @@ def test_a_selection_without_a_threshold_of_its_own(scores: str, stored: Any, tm
 def test_characters_that_xml_has_no_place_for_are_drawn_as_escapes() -> None:
     values = [{"name": "bell\x07 \x0f \ufffe", "n": 1}, {"name": "élan 猫 🐱", "n": 2}]
     y = {"field": "name", "type": "nominal"}
-    drawn = render.svg({"data": {"values": values}, "mark": "bar", "encoding": {"y": y, "x": {"field": "n"}}})
+    drawn = render.to_svg({"data": {"values": values}, "mark": "bar", "encoding": {"y": y, "x": {"field": "n"}}})
     assert "bell\\x07" in drawn
     assert "élan 猫 🐱" in drawn
-    assert render.png(drawn).startswith(b"\x89PNG")
+    assert render.to_png(drawn).startswith(b"\x89PNG")
 
 
 def refused(scores: str, folder: Path, **options: Any) -> str:

@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vig_ray.tables.threshold import PASSES, Search, quota_of, sortable, value_of
+from vig_ray.tables.threshold import SCANS, Search, quota_of, sortable, value_of
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
 
 def kth(blocks: list[np.ndarray], k: int) -> float:
     search = Search(k)
-    for _ in range(PASSES):
+    for _ in range(SCANS):
         search = search.narrowed(sum(search.count(sortable(block)) for block in blocks))
-    return value_of(search.found)
+    return value_of(search.bits)
 
 
 @given(arrays(np.float64, st.integers(1, 60), elements=finite), st.data())

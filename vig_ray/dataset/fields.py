@@ -22,7 +22,7 @@ _WHITESPACE = re.compile(r"\s+")
 
 
 def type_name(value: object) -> str:
-    """What a value is, in the words of JSON, for messages."""
+    """The type of a value in JSON's words, for messages."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -34,12 +34,12 @@ def type_name(value: object) -> str:
 
 
 def shorten(text: str, limit: int = 80) -> str:
-    """`text` quoted and cut for a message; what can't be printed or encoded is escaped."""
+    """`text` in quotes and cut to `limit` characters, with escapes for what can't be printed or encoded."""
     return repr(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
 def identifier(row: Mapping[str, Any]) -> str | None:
-    """The row's own id as text; None where it has none, or has something that is neither text nor number."""
+    """The row's own id as text; None where it has none, or its id is neither text nor a number."""
     value = row.get("id")
     if isinstance(value, str):
         return value
@@ -62,7 +62,7 @@ def source(row: Mapping[str, Any], images: tuple[Image, ...]) -> str | None:
 
 
 def role(name: object, where: str) -> str:
-    """A turn's canonical role. Raises RowError, naming `where`, for any other than the known ones."""
+    """A turn's role as "system", "user" or "assistant". Raises RowError, naming `where`, for an unknown one."""
     canonical = _ROLES.get(name) if isinstance(name, str) else None
     if canonical is None:
         given = shorten(name) if isinstance(name, str) else type_name(name)
@@ -71,7 +71,7 @@ def role(name: object, where: str) -> str:
 
 
 def turn_list(value: object, key: str) -> list[dict[str, Any]]:
-    """`value`, checked to be a list of objects."""
+    """`value`, if it is a list of objects. Raises RowError where it isn't."""
     if not isinstance(value, list):
         raise RowError("BadConversation", f"'{key}' is {type_name(value)}, not a list of turns")
     for index, turn in enumerate(value):
@@ -81,7 +81,7 @@ def turn_list(value: object, key: str) -> list[dict[str, Any]]:
 
 
 def with_system(row: Mapping[str, Any], turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """`turns` behind the system prompt of the row's `system` key, where it has one (LLaMA-Factory, ms-swift)."""
+    """`turns`, after the system prompt under the row's `system` key if it has one (LLaMA-Factory, ms-swift)."""
     prompt = row.get("system")
     if prompt is None or prompt == "":
         return turns
@@ -94,17 +94,17 @@ def with_system(row: Mapping[str, Any], turns: tuple[Turn, ...]) -> tuple[Turn, 
 
 def row_images(row: Mapping[str, Any]) -> tuple[Image, ...]:
     """The images under a row's `image` or `images` key: one, a list of them, or none (absent, null, "")."""
-    found = [key for key in ("image", "images") if row.get(key) not in (None, "", [])]
-    if not found:
+    keys = [key for key in ("image", "images") if row.get(key) not in (None, "", [])]
+    if not keys:
         return ()
-    if len(found) == 2:
+    if len(keys) == 2:
         raise RowError("BadImage", "images under both 'image' and 'images'; keep one of the two")
-    value = row[found[0]]
+    value = row[keys[0]]
     return tuple(image(one) for one in value) if isinstance(value, list) else (image(value),)
 
 
-def own_image(part: Mapping[str, Any], depth: int = 0) -> Image | None:
-    """The image inside a message part or an image struct, or None where it carries none."""
+def inner_image(part: Mapping[str, Any], depth: int = 0) -> Image | None:
+    """The image inside a message part or an image struct, or None where there is none."""
     for key in _IMAGE_KEYS:
         value = part.get(key)
         if value is not None:
@@ -125,7 +125,7 @@ def image(value: object, depth: int = 0) -> Image:
         return Image(bytes=value)
     # {"image": {"image_url": {"url": ...}}} is as deep as any format goes.
     if isinstance(value, dict) and depth < 3:
-        inner = own_image(value, depth)
+        inner = inner_image(value, depth)
         if inner is not None:
             return inner
         keys = ", ".join(shorten(str(key), 40) for key in list(value)[:10]) or "nothing"

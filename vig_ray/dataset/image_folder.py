@@ -1,8 +1,8 @@
-"""Where a row's image lies: relative paths start from one folder and may not leave it.
+"""The location of a row's images: relative paths start from one folder and may not leave it.
 
-A dataset is other people's data. A path in it must not make a job read, and a model describe, any file of the
-machine, so a path outside the images folder is refused. Symbolic links inside the folder are the user's own
-and are followed.
+A dataset is other people's data. A path in it must not make a job read any file of the machine and a model describe
+it, so a path outside the images folder is refused. Symbolic links inside the folder are the user's own and are
+followed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vig_ray.dataset.fields import shorten
 from vig_ray.dataset.schema import RowError
 from vig_ray.storage import filesystem, join, scheme_of
 
-# What a row may point at by itself. Others could lead back to the machine's own files (fsspec's `local://`, or
-# its chains such as `simplecache::file://`).
+# Schemes of URIs that a row may hold. Others could lead back to the machine's own files, as fsspec's `local://` and its
+# chains such as `simplecache::file://` do.
 _REMOTE = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hdfs", "viewfs", "hf", "http", "https"})
-# Stores whose object names are plain text; under any other, a name goes into a URI quoted.
+# Stores whose object names are plain text; for any other, a name in a URI is quoted.
 _PLAIN_NAMES = frozenset({"", "s3", "s3a", "az", "hf"})
 
 

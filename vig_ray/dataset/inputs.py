@@ -49,7 +49,7 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a dataset, as it was when it was found."""
+    """One file of a dataset, with its size and time when the files were listed."""
 
     uri: str  # absolute where it is local
     kind: Kind
@@ -70,7 +70,7 @@ def stem(uri: str) -> str:
 
 
 def dataset_name(data: str) -> str:
-    """The name of a file or folder without its suffix; of a pattern, what is left of it without its braces."""
+    """The name of a file or folder without its suffix; for a pattern, its name without the braces."""
     for part in reversed(filesystem(data)[1].split("/")):
         name = _BRACES.sub("", stem(part)).strip("-_.") if is_pattern(part) else stem(part)
         if name:
@@ -101,24 +101,26 @@ def find_files(data: str, kind: Format) -> list[DataFile]:
         files.append(DataFile(path, _kind(path, kind), info.size, info.mtime_ns))
     kinds = Counter(file.kind for file in files)
     if len(kinds) > 1:
-        found = ", ".join(f"{count} {name}" for name, count in sorted(kinds.items()))
-        raise StageError(f"{data}: files of several kinds ({found}); choose one with --format")
+        listed = ", ".join(f"{count} {name}" for name, count in sorted(kinds.items()))
+        raise StageError(f"{data}: files of several kinds ({listed}); choose one with --format")
     stems = Counter(file.stem for file in files)
     twice = next((name for name, count in stems.items() if count > 1), None)
     if twice is not None:
-        raise StageError(f"{data}: two files are called {twice}, so their rows would share keys; import them apart")
+        raise StageError(
+            f"{data}: two files are called {twice}, so their rows would share keys; import them separately"
+        )
     return files
 
 
 def expand(pattern: str) -> list[str]:
-    """The names a brace pattern stands for: `{000..012}` counts, with its leading zeros, and `{a,b}` chooses."""
+    """The names that a brace pattern stands for: `{000..012}` counts with leading zeros, `{a,b}` lists."""
     pieces = _BRACES.split(pattern)  # text, inside of braces, text, ...
     choices = [_choices(piece) if index % 2 else [piece] for index, piece in enumerate(pieces)]
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
 def read_rows(file: DataFile) -> Iterator[Row]:
-    """The rows of a file, streamed; bad ones come as RowErrors. Raises StageError where it can't be read on."""
+    """The rows of a file, streamed; bad ones are RowErrors. Raises StageError where the rest can't be read."""
     rows = 0
     try:
         for row in _reader(file):
@@ -186,22 +188,22 @@ def _suffix(name: str) -> str:
 
 
 def _of_kind(name: str, kind: Format) -> bool:
-    found = _SUFFIXES.get(_suffix(name))
+    named = _SUFFIXES.get(_suffix(name))
     # A file called .json may hold an array or JSON Lines.
-    return found is not None and (kind in ("auto", found) or (kind == "jsonl" and found == "json"))
+    return named is not None and (kind in ("auto", named) or (kind == "jsonl" and named == "json"))
 
 
 def _kind(uri: str, kind: Format) -> Kind:
     if kind != "auto":
         return kind
-    found = _SUFFIXES.get(_suffix(uri))
-    if found is None:
-        raise StageError(f"{uri}: can't tell its format from its name; say it with --format")
-    return _json_kind(uri) if found == "json" else found
+    named = _SUFFIXES.get(_suffix(uri))
+    if named is None:
+        raise StageError(f"{uri}: can't tell its format from its name; give it with --format")
+    return _json_kind(uri) if named == "json" else named
 
 
 def _json_kind(uri: str) -> Kind:
-    """Whether a file called .json holds an array or JSON Lines, by how it begins."""
+    """Whether a file called .json holds an array or JSON Lines, by its first bytes."""
     try:
         with _open(uri, unpack=True) as stream:
             head = bytes(stream.read(_HEAD_BYTES))

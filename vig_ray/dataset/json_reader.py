@@ -1,8 +1,8 @@
 """Rows from JSON, streamed: one array of any size, or JSON Lines.
 
-The array is read through a window that holds little more than one row, by Python's own parser. The streaming
-parsers built on yajl won't do: at half a surrogate pair they either stop or silently put "?" in its place, and a
-bad row must neither end the file nor pass for a good one.
+The array is read through a window that holds little more than one row, with Python's own parser. The streaming
+parsers built on yajl don't do: at half a surrogate pair they either stop or silently put "?" in its place, and a bad
+row must neither end the file nor be taken for a good one.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from vig_ray.errors import StageError
 
 CHUNK_BYTES = 1 << 20
 MAX_ROW_BYTES = 128 << 20
-"""The longest row that is read; it bounds memory where a file isn't what it seems."""
+"""The longest row that is read, which bounds memory where a file isn't what its name says."""
 
 # Whole numbers of any length: Python's int refuses to parse more than 4300 digits.
 _DECODER = json.JSONDecoder(parse_int=Decimal)
 _SPACE = re.compile(r"[ \t\r\n]*")
-# Where a text is cut, the parser may complain this many characters before the cut (inside "\\uXXXX" or "-Infinity").
+# In a text that is cut off, the parser may report an error up to this many characters before the cut, as inside
+# "\\uXXXX" or "-Infinity".
 _CUT_MARGIN = 16
 
 
 def read_array(stream: BinaryIO, name: str) -> Iterator[Row]:
-    """The elements of the JSON array in `stream`; one that isn't an object, or isn't UTF-8, as a RowError.
+    """The elements of the JSON array in `stream`; one that isn't an object, or isn't UTF-8, is a RowError.
 
-    Raises StageError where the array's own syntax is broken: what follows can't be told apart any more.
+    Raises StageError where the array's own syntax is broken, since the rows after that can't be found.
     """
     window = _Window(stream)
     if window.peek() != "[":
@@ -62,7 +63,7 @@ def read_array(stream: BinaryIO, name: str) -> Iterator[Row]:
 
 
 def read_lines(stream: BinaryIO) -> Iterator[Row]:
-    """The objects of JSON Lines; any line that isn't one as a RowError. Blank lines give no row, but are counted."""
+    """The objects of JSON Lines; a line that isn't one is a RowError. Blank lines give no row, but are counted."""
     lines = io.BufferedReader(cast(io.RawIOBase, stream), CHUNK_BYTES)
     number = 0
     while line := lines.readline(MAX_ROW_BYTES):
@@ -111,15 +112,15 @@ def _broken(name: str, number: int, error: Exception | str, window: _Window) -> 
         cause = "nested too deeply"
     return (
         f"{name}: broken JSON after {number} rows, near character {window.dropped + window.at}: {cause}; the rows "
-        f"behind it can't be read: mend the file, or write it as JSON Lines, where one bad row is only one bad row"
+        f"after it can't be read: mend the file, or write it as JSON Lines, where one bad row spoils no other"
     )
 
 
 class _Window:
     """The part of a JSON text that is being read.
 
-    Bytes that aren't UTF-8 come in as lone surrogates (Python's "surrogateescape"), which JSON's own escapes
-    can't put into the raw text; so a row with broken bytes is known by its raw text and the parser goes on.
+    Bytes that aren't UTF-8 become lone surrogates (Python's "surrogateescape"). JSON's own escapes can't put these into
+    the raw text, so they show which row has broken bytes, and the parser can go on after it.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -133,7 +134,7 @@ class _Window:
         self.at += self.text.startswith("\ufeff")
 
     def excerpt(self) -> str:
-        """What comes next, for a message."""
+        """The next characters, for a message."""
         return shorten(self.text[self.at : self.at + 40])
 
     def peek(self) -> str:
@@ -151,7 +152,7 @@ class _Window:
         """The next value, or a RowError for one with broken bytes. Raises ValueError, RecursionError on bad syntax."""
         self.peek()
         while True:
-            # A value that ends where the window ends may go on behind it: 12|34.
+            # A value that ends where the window ends may go on after it: 12|34.
             try:
                 content, end = _DECODER.raw_decode(self.text, self.at)
                 if end < len(self.text) or self._ended:
@@ -162,7 +163,7 @@ class _Window:
                     raise
             size = len(self.text) - self.at
             if size > MAX_ROW_BYTES:
-                raise ValueError(f"a row of more than {MAX_ROW_BYTES >> 20} MiB, or one whose end is missing")
+                raise ValueError(f"a row of more than {MAX_ROW_BYTES >> 20} MiB, or one that doesn't end")
             # Doubling keeps the work for a long row in proportion to its length.
             self._grow(max(CHUNK_BYTES, size))
         raw = self.text[self.at : end]

@@ -15,7 +15,7 @@ from vig_ray.dataset.schema import RowError, Sample, Turn
 def parse(row: Mapping[str, Any], key: str = "conversations") -> Sample:
     """The sample in a row whose turns, under `key`, have `from` and `value`.
 
-    The text is kept to the letter and `<image>` where it stands. Raises RowError.
+    The text is kept unchanged, with its `<image>` marks. Raises RowError.
     """
     turns = []
     for index, turn in enumerate(turn_list(row.get(key), key)):

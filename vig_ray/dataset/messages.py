@@ -2,8 +2,8 @@
 
 `{"messages": [{"role": "user", "content": ...}], "images": [...]}`, or TRL's `prompt` and `completion` lists of
 messages, one after the other. `content` is a string, with `<image>` where an image goes, or a list of parts:
-`{"type": "text", "text": ...}` and `{"type": "image"}`. An image lies in its part, else the row's `images` (or
-`image`) give it, in order.
+`{"type": "text", "text": ...}` and `{"type": "image"}`. An image is in its part, or else the next one of the
+row's `images` (or `image`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from vig_ray.dataset.fields import (
     identifier,
-    own_image,
+    inner_image,
     role,
     row_images,
     shorten,
@@ -30,8 +30,8 @@ _IMAGE_TYPES = ("image", "image_url")
 def parse(row: Mapping[str, Any], *keys: str) -> Sample:
     """The sample in a row whose turns, under `keys` one after the other, have `role` and `content`.
 
-    An image part becomes `<image>` where it stands, and text parts are joined with nothing between. Images that
-    no mark uses are kept at the end, so that the numbers of marks and images can be compared. Raises RowError.
+    An image part becomes `<image>` in its place, and text parts are joined with nothing between them. Images without a
+    mark come last, so that the numbers of marks and images can be compared. Raises RowError.
     """
     unused = iter(row_images(row))
     images: list[Image] = []
@@ -41,12 +41,12 @@ def parse(row: Mapping[str, Any], *keys: str) -> Sample:
             where = f"turn {len(turns)}"
             turns.append(Turn(role(turn.get("role"), where), _text(turn.get("content"), where, images, unused)))
     images.extend(unused)
-    found = tuple(images)
-    return Sample(identifier(row), source(row, found), found, with_system(row, tuple(turns)))
+    used = tuple(images)
+    return Sample(identifier(row), source(row, used), used, with_system(row, tuple(turns)))
 
 
 def _text(content: object, where: str, images: list[Image], unused: Iterator[Image]) -> str:
-    """The text of one message; the images it uses are appended to `images`."""
+    """The text of one message. Appends the images it uses to `images`, from its parts or from `unused`."""
     if isinstance(content, str):
         _take(content.count(IMAGE_MARK), images, unused)
         return content
@@ -64,11 +64,11 @@ def _text(content: object, where: str, images: list[Image], unused: Iterator[Ima
             _take(text.count(IMAGE_MARK), images, unused)
             texts.append(text)
         elif kind in _IMAGE_TYPES:
-            own = own_image(part)
-            if own is None:
+            image = inner_image(part)
+            if image is None:
                 _take(1, images, unused)
             else:
-                images.append(own)
+                images.append(image)
             texts.append(IMAGE_MARK)
         else:
             given = shorten(kind) if isinstance(kind, str) else type_name(kind)

@@ -15,25 +15,25 @@ from vig_ray.storage import filesystem
 
 _BUFFER_BYTES = 1 << 20
 _BATCH_ROWS = 32
-"""Few, since a row may hold its images' bytes."""
+"""So few because a row may hold the bytes of its images."""
 
 
 def read_parquet(uri: str) -> Iterator[Row]:
-    """The rows of the Parquet file at `uri`; one whose text isn't UTF-8 as a RowError.
+    """The rows of the Parquet file at `uri`; one whose text isn't UTF-8 is a RowError.
 
     Raises StageError where the columns fit no format, and OSError or pyarrow's errors where the file is damaged.
     """
     fs, path = filesystem(uri)
-    # As it is by default, pre-buffering keeps all that was read of the file in memory, and unbuffered reading whole
+    # Pre-buffering, the default, keeps all that was read of the file in memory; reading without a buffer keeps whole
     # columns of a row group.
     with (
         fs.open_input_file(path) as source,
         pq.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file,
     ):
-        found = file.schema_arrow.names
-        if not fits(dict.fromkeys(found)):
-            raise StageError(f"{uri}: the columns {', '.join(found)} fit no format; expected {EXPECTED}")
-        columns = [name for name in COLUMNS if name in found]
+        names = file.schema_arrow.names
+        if not fits(dict.fromkeys(names)):
+            raise StageError(f"{uri}: the columns {', '.join(names)} fit no format; expected {EXPECTED}")
+        columns = [name for name in COLUMNS if name in names]
         number = 0
         for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
             for content in _contents(batch):

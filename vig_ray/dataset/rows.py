@@ -1,4 +1,4 @@
-"""One row of any format to one checked sample."""
+"""From a row of any format to a checked sample."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ COLUMNS = (
     "prompt",
     "completion",
 )
-"""Every key that some format reads; a reader of columns needs no others."""
+"""All keys that some format reads, so that a reader of columns can leave out the others."""
 
 EXPECTED = "'conversations', 'messages', or 'prompt' with 'completion'"
-"""What a row must have to fit a format, for messages."""
+"""What a row must have to fit a format, as messages say it."""
 
 
 class Row(NamedTuple):
-    """One row as a reader finds it."""
+    """One row as it was read."""
 
     number: int  # place in its file, from 0
     content: dict[str, Any] | RowError
@@ -38,12 +38,12 @@ class Row(NamedTuple):
 
 
 def fits(keys: Mapping[str, Any]) -> bool:
-    """Whether a row with these keys, null ones left out, has the shape of one of the formats."""
+    """Whether a row with these keys, those with null left out, fits one of the formats."""
     return "conversations" in keys or "messages" in keys or ("prompt" in keys and "completion" in keys)
 
 
 def to_sample(row: Row, folder: ImageFolder) -> Sample:
-    """The checked sample of a row, its image paths made full. Raises RowError."""
+    """The checked sample of a row, with full image paths. Raises RowError."""
     if isinstance(row.content, RowError):
         raise row.content
     sample = _parse(row.content)
@@ -57,24 +57,24 @@ def to_sample(row: Row, folder: ImageFolder) -> Sample:
 
 
 def check(sample: Sample) -> None:
-    """Raise RowError where a sample can't be stored, has no answer to score, or not one `<image>` for each image."""
+    """Raise RowError where a sample can't be stored, has no answer to score, or not as many `<image>` as images."""
     _check_text(sample)
     _check_conversation(sample)
 
 
 def _parse(row: dict[str, Any]) -> Sample:
-    """The sample in a row, its format told by the row's own keys, so that a file may mix them."""
+    """The sample in a row. The row's own keys tell its format, so that a file may mix formats."""
     # A table that mixes formats has nulls under the keys of the others.
     present = {key: value for key, value in row.items() if value is not None}
     if not fits(present):
         keys = ", ".join(shorten(str(key), 40) for key in list(present)[:20]) or "none"
         raise RowError("UnknownFormat", f"the row's keys ({keys}) fit no format; expected {EXPECTED}")
-    found = [key for key in ("conversations", "messages") if key in present]
-    if len(found) == 2:
+    keys_of_turns = [key for key in ("conversations", "messages") if key in present]
+    if len(keys_of_turns) == 2:
         raise RowError("UnknownFormat", "both 'conversations' and 'messages'; keep one of the two")
-    if not found:
+    if not keys_of_turns:
         return messages.parse(present, "prompt", "completion")
-    key = found[0]
+    key = keys_of_turns[0]
     turns = present[key]
     first = turns[0] if isinstance(turns, list) and turns else None
     if isinstance(first, dict) and first.get("from") is not None:
@@ -85,11 +85,11 @@ def _parse(row: dict[str, Any]) -> Sample:
 
 
 def _check_text(sample: Sample) -> None:
-    """Raise RowError where a text can't be stored: JSON may spell half a surrogate pair, which UTF-8 has not."""
-    places = [("id", sample.id), ("source", sample.source)]
-    places += [(f"image {index}", image.uri) for index, image in enumerate(sample.images)]
-    places += [(f"turn {index}", turn.text) for index, turn in enumerate(sample.conversation)]
-    for where, text in places:
+    """Raise RowError where a text can't be stored: JSON can hold half a surrogate pair, UTF-8 can't."""
+    texts = [("id", sample.id), ("source", sample.source)]
+    texts += [(f"image {index}", image.uri) for index, image in enumerate(sample.images)]
+    texts += [(f"turn {index}", turn.text) for index, turn in enumerate(sample.conversation)]
+    for where, text in texts:
         try:
             (text or "").encode()
         except UnicodeEncodeError as error:
@@ -97,7 +97,7 @@ def _check_text(sample: Sample) -> None:
 
 
 def _check_conversation(sample: Sample) -> None:
-    """Raise RowError for a conversation that has no answer to score, or not one `<image>` for each image."""
+    """Raise RowError for a conversation without an answer to score, or with more or fewer `<image>` than images."""
     answers = [(index, turn.text) for index, turn in enumerate(sample.conversation) if turn.role == "assistant"]
     if not answers:
         raise RowError("NoAnswer", "no assistant turn")

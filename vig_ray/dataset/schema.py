@@ -1,4 +1,4 @@
-"""The samples table, and the sample every format is brought to before it becomes a row of it."""
+"""The columns of samples/, and the form that every format is brought to before it becomes a row of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 IMAGE_MARK = "<image>"
-"""What stands in a turn's text where an image goes."""
+"""Stands in a turn's text where an image goes."""
 
 SAMPLES = pa.schema(
     [
@@ -19,7 +19,7 @@ SAMPLES = pa.schema(
         pa.field("source", pa.string()),
         # In the order of their `<image>` marks; exactly one of `uri` and `bytes` is set. Empty for a text-only sample.
         pa.field("images", pa.list_(pa.struct([("uri", pa.string()), ("bytes", pa.binary())]))),
-        # Role is "system", "user" or "assistant"; the text is the dataset's, to the letter. Empty for a failed row.
+        # Role is "system", "user" or "assistant"; the text is exactly the dataset's. Empty for a failed row.
         pa.field("conversation", pa.list_(pa.struct([("role", pa.string()), ("text", pa.string())]))),
         # Null, or why this row could not be imported: "Kind: cause".
         pa.field("error", pa.string()),
@@ -28,7 +28,7 @@ SAMPLES = pa.schema(
 
 
 class Image(NamedTuple):
-    """An image as its row gives it: where it lies, or its file's bytes. Exactly one of the two is set."""
+    """An image as its row gives it: its path or URI, or the bytes of its file. Exactly one of the two is set."""
 
     uri: str | None = None
     bytes: bytes | None = None
@@ -42,7 +42,7 @@ class Turn(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A row in the form every format is brought to. Its key is given where it is written."""
+    """A row in the form that every format is brought to. It gets its key when it is written."""
 
     id: str | None
     source: str | None
@@ -51,7 +51,7 @@ class Sample(NamedTuple):
 
 
 class RowError(Exception):
-    """Why one row can't be imported. `kind` is a short name to count by; the text is "kind: cause"."""
+    """Why one row can't be imported. `kind` is a short name to count by; the message is "kind: cause"."""
 
     def __init__(self, kind: str, cause: str) -> None:
         super().__init__(f"{kind}: {cause}")

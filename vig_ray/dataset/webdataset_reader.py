@@ -1,4 +1,4 @@
-"""Rows from a WebDataset shard: a tar whose neighbouring members of one name make up one row.
+"""Rows from a WebDataset shard: a tar in which neighbouring members with the same name make up one row.
 
 `0001.jpg` with `0001.json`: the JSON is a row of any of the formats, and the image members, in the tar's order,
 are its images. `0001.jpg` with `0001.txt`: a caption, made into a question and its answer.
@@ -19,24 +19,24 @@ from vig_ray.dataset.schema import IMAGE_MARK, RowError
 
 _IMAGE_TYPES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
 CAPTION_QUESTION = f"{IMAGE_MARK}\nDescribe the image."
-"""What a caption answers; the shard itself holds no question."""
+"""The question that a caption answers; the shard itself has none."""
 
 
 def read_shard(stream: BinaryIO) -> Iterator[Row]:
     """The rows of the tar in `stream`, which may be compressed.
 
-    A group of members that makes no row comes as a RowError. Raises tarfile.TarError or OSError where the tar is
+    Members that make no row together are a RowError. Raises tarfile.TarError or OSError where the tar is
     damaged or cut off.
     """
     with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictTarInfo) as archive:
         numbers = itertools.count()
         group: _Group | None = None
         while (member := archive.next()) is not None:
-            # tarfile keeps every member it has seen, which a long stream can't afford.
+            # tarfile keeps all members that it has seen, which is too much for a long stream.
             archive.members = []  # type: ignore[attr-defined]
             folder, _, name = member.name.rpartition("/")
             stem, _, extension = name.partition(".")
-            # A name that begins with a dot is a file manager's, not the dataset's.
+            # Names that begin with a dot are of file managers, not of the dataset.
             if not member.isreg() or not stem:
                 continue
             key = posixpath.join(folder, stem)
@@ -50,10 +50,10 @@ def read_shard(stream: BinaryIO) -> Iterator[Row]:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Members of a tar that must end as a tar does.
+    """Members of a tar that must end with its block of zeros.
 
-    tarfile takes a damaged header, or a file cut between two members, for the archive's end, and the rest of the
-    rows would be missing without a word.
+    tarfile takes a damaged header, or a file that is cut off between two members, for the archive's end, so that the
+    rest of the rows would be missing silently.
     """
 
     @classmethod
@@ -68,7 +68,7 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 @dataclass
 class _Group:
-    """The members of one row, as they come by."""
+    """The members of one row, collected as they are read."""
 
     key: str
     images: list[bytes] = field(default_factory=list)
@@ -77,7 +77,7 @@ class _Group:
     size: int = 0
 
     def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> None:
-        """Keep a member of a known kind; others (`.cls`, `.meta.json`) are passed over.
+        """Keep a member of a known kind; others, such as `.cls` or `.meta.json`, are skipped.
 
         A row may have several images, `0001.left.jpg` and `0001.right.jpg`, but one JSON and one caption.
         """
@@ -97,7 +97,7 @@ class _Group:
             self.caption = data
 
     def row(self, number: int) -> Row:
-        """The row these members make."""
+        """The row that these members make."""
         try:
             return Row(number, self._content(), tuple(self.images))
         except RowError as error:
@@ -109,7 +109,7 @@ class _Group:
         if any(not data for data in self.images):
             raise RowError("BadImage", f"{self.key}: an image of 0 bytes")
         content = None if self.json is None else parse_object(self.json)
-        # Beside a caption, a JSON without turns holds only facts about the image (img2dataset writes it so).
+        # Beside a caption, a JSON without turns only holds facts about the image, as img2dataset writes it.
         if content is not None and (fits(content) or self.caption is None):
             return content if content.get("id") is not None else {**content, "id": self.key}
         if self.caption is None:

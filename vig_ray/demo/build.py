@@ -1,9 +1,9 @@
 """Train the demo model: `python -m vig_ray.demo.build --out DIR`.
 
-A `LlavaForConditionalGeneration` of about a million parameters, after LLaVA-1.5: CLIP tower (56 pixels,
-patches of 14), two-layer projector, Llama, the vicuna_v1 template. The tower first learns to say which shape and
-color covers each patch and on which side, then the whole model learns to answer; from scratch in one go it learns
-colors but not places. About ten minutes on two CPU cores.
+A `LlavaForConditionalGeneration` of about a million parameters, built like LLaVA-1.5: CLIP tower (56 pixels, patches of
+14), two-layer projector, Llama, the vicuna_v1 template. First the tower learns which shape and color covers each patch
+and on which side, then the whole model learns to answer; trained from scratch as a whole it learns colors but not
+places. It takes about ten minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from vig_ray.scoring.reference import blur_pixels
 SIDE, PATCH = 56, 14
 THINGS = [world.Thing(color, shape) for color in world.COLORS for shape in world.SHAPES]
 GROUND, DOT = 2 * len(THINGS), 2 * len(THINGS) + 1
-"""Classes of a patch: a thing on the left, a thing on the right, neither, the dot."""
+"""Classes of a patch: each thing on the left, each thing on the right, then the background and the dot."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -128,7 +128,7 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         vision_feature_select_strategy="default",
     )
     model: LlavaForConditionalGeneration = LlavaForConditionalGeneration(config)
-    # At the usual 0.02 so narrow a model takes many more steps to find the image.
+    # With the usual 0.02 a model this narrow needs many more steps to learn to use the image.
     for part in (model.model.language_model, model.model.multi_modal_projector, model.lm_head):
         for parameter in part.parameters():
             if parameter.ndim == 2:
@@ -137,7 +137,7 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 
 
 def patch_labels(scene: world.Scene) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """For each of the 16 patches, which thing covers it and on which side: int64 [16]; the ground where none does."""
+    """The class of each of the 16 patches, int64 [16]: which thing covers it and on which side, or the background."""
     labels = np.asarray(world.draw(scene, labels=True))
     height, width = labels.shape
     side = max(height, width)
@@ -145,15 +145,15 @@ def patch_labels(scene: world.Scene) -> np.ndarray[Any, np.dtype[np.int64]]:
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = labels
     grid = (np.arange(SIDE) + 0.5) * side / SIDE
-    seen = square[np.ix_(grid.astype(int), grid.astype(int))]
-    patches = seen.reshape(SIDE // PATCH, PATCH, SIDE // PATCH, PATCH).swapaxes(1, 2).reshape(-1, PATCH * PATCH)
+    pixels = square[np.ix_(grid.astype(int), grid.astype(int))]
+    patches = pixels.reshape(SIDE // PATCH, PATCH, SIDE // PATCH, PATCH).swapaxes(1, 2).reshape(-1, PATCH * PATCH)
     classes = [GROUND, THINGS.index(scene.left), len(THINGS) + THINGS.index(scene.right), DOT]
-    found = []
+    of_patches = []
     for patch in patches:
         counts = np.bincount(patch, minlength=4)
         best = int(counts[1:].argmax()) + 1
-        found.append(classes[best] if counts[best] >= 0.05 * PATCH * PATCH else GROUND)
-    return np.asarray(found, dtype=np.int64)
+        of_patches.append(classes[best] if counts[best] >= 0.05 * PATCH * PATCH else GROUND)
+    return np.asarray(of_patches, dtype=np.int64)
 
 
 def _schedule(step: int, steps: int, peak: float) -> float:
@@ -195,9 +195,9 @@ def train_tower(model: Any, formatter: LlavaFormatter, *, steps: int, batch: int
 def _lessons(formatter: LlavaFormatter, count: int, rng: random.Random) -> list[Prompt]:
     """Training prompts: several exchanges about one image.
 
-    One in sixteen has no image, and one in eight a picture of something else, out of focus: with nothing to see, the
-    model learns to fall back on what is usual, as one that was aligned on web data does. Otherwise it would be as sure
-    of a guess as of what it sees, and one guess in four or five would be right.
+    One in sixteen has no image, and one in eight an unsharp picture of something else. With nothing to see, the model
+    learns to answer what is usual, as a model that was aligned on web data does. Otherwise it would be as sure of a
+    guess as of what it sees, and one guess in four or five would be right.
     """
     prompts = []
     for number in range(count):
@@ -205,25 +205,27 @@ def _lessons(formatter: LlavaFormatter, count: int, rng: random.Random) -> list[
         text_only, out_of_focus = number % 16 == 0, number % 8 == 1
         turns = world.lesson(scene, rng)
         row = world.llava_row(world.Sample("", None if text_only else scene, turns), "", "", rng)
-        said = [Turn("user" if t["from"] == "human" else "assistant", t["value"]) for t in row["conversations"]]
+        turns_of_prompt = [
+            Turn("user" if t["from"] == "human" else "assistant", t["value"]) for t in row["conversations"]
+        ]
         images = []
         if not text_only:
             pixels = np.asarray(world.draw(world.random_scene(rng) if out_of_focus else scene))
             if out_of_focus:
                 pixels = blur_pixels(pixels)
             images = [PromptImage(str(number), lambda p=pixels: p, formatter.preprocess)]  # type: ignore[misc]
-        prompts.append(formatter.prompt(said, images))
+        prompts.append(formatter.prompt(turns_of_prompt, images))
     return prompts
 
 
 def _batches(prompts: list[Prompt], batch: int, rng: random.Random) -> Iterator[list[Prompt]]:
-    """Endless batches of like length, so that little is padded."""
+    """Endless batches of prompts of similar length, so that little is padded."""
     while True:
         order = rng.sample(prompts, len(prompts))
         for start in range(0, len(order), 16 * batch):
-            stretch = sorted(order[start : start + 16 * batch], key=lambda prompt: len(prompt.token_ids))
-            cut = [stretch[i : i + batch] for i in range(0, len(stretch), batch)]
-            yield from rng.sample(cut, len(cut))
+            nearby = sorted(order[start : start + 16 * batch], key=lambda prompt: len(prompt.token_ids))
+            batches = [nearby[i : i + batch] for i in range(0, len(nearby), batch)]
+            yield from rng.sample(batches, len(batches))
 
 
 def train_whole(
@@ -236,15 +238,15 @@ def train_whole(
     loss, began = torch.zeros(()), time.monotonic()
     recent: list[float] = []
     for step in range(steps):
-        chosen = next(batches)
-        length = max(len(prompt.token_ids) for prompt in chosen)
-        ids = torch.zeros((len(chosen), length), dtype=torch.long)
+        prompts = next(batches)
+        length = max(len(prompt.token_ids) for prompt in prompts)
+        ids = torch.zeros((len(prompts), length), dtype=torch.long)
         targets = torch.full(ids.shape, -100)
-        for row, prompt in enumerate(chosen):
+        for row, prompt in enumerate(prompts):
             ids[row, : len(prompt.token_ids)] = torch.from_numpy(prompt.token_ids)
-            places = torch.from_numpy(prompt.answer_positions).long()
-            targets[row, places - 1] = ids[row, places]
-        images = [image.inputs for prompt in chosen for image in prompt.images]
+            positions = torch.from_numpy(prompt.answer_positions).long()
+            targets[row, positions - 1] = ids[row, positions]
+        images = [image.inputs for prompt in prompts for image in prompt.images]
         pixels = formatter.collate(images, "cpu", torch.float32) if images else {}
         hidden = model.model(input_ids=ids, **pixels).last_hidden_state
         trained = targets >= 0
@@ -259,7 +261,7 @@ def train_whole(
 
 
 def build(out: str, *, seed: int, tower_steps: int, steps: int, batch: int, pool: int) -> None:
-    """Train from `seed` and write the checkpoint to `out`, in the layout of the models on the hub."""
+    """Train from `seed` and write the checkpoint to `out`, in the hub's layout."""
     from vig_ray.model.export import save_checkpoint
 
     torch.manual_seed(seed)

@@ -1,6 +1,6 @@
-"""Scores of the demo world beside what is known of it: which answer tokens the image decides.
+"""Scores of the demo world compared with what is known of it: which answer tokens the image decides.
 
-python -m vig_ray.demo.truth DIR     # DIR as `vig demo --out DIR` left it
+python -m vig_ray.demo.truth DIR     # DIR as `vig demo --out DIR` wrote it
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ def decided_tokens(pieces: list[str], turns: list[int], decided: list[list[list[
 
     `pieces`: the tokens as the demo tokenizer spells them, a leading "▁" for the space before a word.
     """
-    out = np.zeros(len(pieces), dtype=bool)
+    is_decided = np.zeros(len(pieces), dtype=bool)
     place, current = 0, -1
     for index, (piece, turn) in enumerate(zip(pieces, turns, strict=True)):
         if turn != current:
             place, current = -1, turn  # the first piece's space is the template's, before the answer
         start, place = place, place + len(piece)
-        out[index] = any(start < last and place > first for first, last in decided[turn])
-    return out
+        is_decided[index] = any(start < last and place > first for first, last in decided[turn])
+    return is_decided
 
 
 def read(folder: str) -> Known:
-    """The scores in `folder`/scores beside `folder`/data/truth.jsonl."""
+    """The scores in `folder`/scores with what `folder`/data/truth.jsonl says of them."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
@@ -88,7 +88,7 @@ def read(folder: str) -> Known:
 
 
 def main() -> None:
-    """Print how well token gain tells decided tokens from others, and the mean gain by kind."""
+    """Print how well token gain separates decided tokens from others, and the mean gain by kind."""
     known = read(sys.argv[1])
     print(
         f"AUROC of token gain: {known.auroc():.4f} over {len(known.gain):,} tokens, {known.decided.mean():.1%} decided"
@@ -96,9 +96,9 @@ def main() -> None:
     decided, others = known.gain[known.decided].mean(), known.gain[~known.decided].mean()
     print(f"mean token gain: decided {decided:+.3f}, others {others:+.3f}")
     for kind in sorted(set(known.sample_kind)):
-        here = known.kind == kind
+        of_kind = known.kind == kind
         row = f"{kind:<11} mean VIG {known.mean_sample_gain(kind):+.3f}"
-        for name, mask in (("decided", here & known.decided), ("others", here & ~known.decided)):
+        for name, mask in (("decided", of_kind & known.decided), ("others", of_kind & ~known.decided)):
             row += f"   {name} {known.gain[mask].mean():+.3f}" if mask.any() else ""
         print(row)
 

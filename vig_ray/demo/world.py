@@ -1,9 +1,9 @@
-"""A generator of images and conversations that knows, for every answer token, whether the image decides it.
+"""Generates images and conversations, and knows of every answer token whether the image decides it.
 
 Each image holds one coloured shape on the left and another on the right, sometimes a dot between them. The rows are
 in LLaVA's own format, with `source` naming the kind:
 
-    color, place    what only the image tells: "The circle is [red]."
+    color, place    what only the image shows: "The circle is [red]."
     caption         "A [red] [circle] on the left and a [blue] [square] on the right.", half of them followed by
                     "It was drawn by Anna.", which no image shows
     prior           "Is there a dot?": no, six times in seven
@@ -13,8 +13,8 @@ in LLaVA's own format, with `source` naming the kind:
     mismatched      text about another image
     text            knowledge, without an image
 
-Brackets mark what the image decides. Words that the order of a caption fixes ("left" comes first) are not marked, nor
-what an earlier turn has told, nor anything that a wrong image can't decide.
+Brackets mark what the image decides. Not marked are words that are fixed by the order of a caption ("left" comes
+first), what an earlier turn has said, and all text about another image.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ SHARES = {
     "mismatched": 2,
     "text": 10,
 }
-"""Percent of a dataset's samples by kind: like a real one, mostly right."""
+"""Percent of a dataset's samples by kind: as in a real dataset, most are right."""
 KINDS = tuple(SHARES)
 DOT_SHARE = 0.15
 
@@ -83,7 +83,7 @@ class Thing(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """What one image shows; `seed` fixes its size and where exactly things are."""
+    """What one image shows. `seed` decides its size and where exactly the things are."""
 
     left: Thing
     right: Thing
@@ -100,7 +100,7 @@ class Exchange(NamedTuple):
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """Two things that differ in both color and shape, so that either one names a thing."""
+    """A scene of two things that differ in both color and shape, so that either names one of them."""
     left_color, right_color = rng.sample(sorted(COLORS), 2)
     left_shape, right_shape = rng.sample(SHAPES, 2)
     return Scene(
@@ -135,7 +135,7 @@ def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
 
 
 def draw(scene: Scene, *, labels: bool = False) -> Image.Image:
-    """The scene as an RGB image; with `labels` as a greyscale map: 0 ground, 1 left, 2 right, 3 dot."""
+    """The scene as an RGB image; with `labels` as a greyscale map: 0 background, 1 left, 2 right, 3 dot."""
     rng = random.Random(scene.seed)
     width, height = rng.choice(SIZES)
     image = Image.new("L", (width, height), 0) if labels else Image.new("RGB", (width, height), (245, 245, 240))
@@ -153,14 +153,14 @@ def draw(scene: Scene, *, labels: bool = False) -> Image.Image:
 
 
 class Ask(NamedTuple):
-    """A question, and what a scene would answer: decided words in brackets; None where the question doesn't apply."""
+    """A question, and its answer by scene, with decided words in brackets; None where the question doesn't apply."""
 
     question: str
     answer: Callable[[Scene], str | None]
 
 
 def _exchange(question: str, marked: str, decided: Sequence[bool] | None = None) -> Exchange:
-    """An exchange from an answer with brackets; `decided` says which of the brackets to keep, all by default."""
+    """The exchange of an answer with brackets. `decided`: which of the brackets count, by default all."""
     spans, removed = [], 0
     for index, match in enumerate(_BRACKETS.finditer(marked)):
         start = match.start() - removed
@@ -227,7 +227,7 @@ _ASK = {"color": _color, "place": _place, "caption": _caption, "prior": _prior, 
 
 @functools.cache
 def all_scenes() -> tuple[Scene, ...]:
-    """Every scene that can be told from another by words: 720."""
+    """All scenes that words can distinguish: 720."""
     return tuple(
         Scene(Thing(c1, s1), Thing(c2, s2), dot, 0)
         for c1, c2 in itertools.permutations(COLORS, 2)
@@ -237,11 +237,13 @@ def all_scenes() -> tuple[Scene, ...]:
 
 
 def conversation(asks: Sequence[Ask], scene: Scene) -> list[Exchange]:
-    """The scene's answers. A word is decided by the image if, of all scenes that agree with every word before it,
-    some have another one there; so what an earlier turn has told is not decided again.
+    """The scene's answers to these questions, one after the other.
+
+    The image decides a word if, among all scenes that agree with every word before it, some have another word there.
+    So what an earlier turn has said is not decided again.
     """
     possible: Sequence[Scene] = all_scenes()
-    told = []
+    turns = []
     for ask in asks:
         truth = ask.answer(scene)
         assert truth is not None
@@ -251,9 +253,9 @@ def conversation(asks: Sequence[Ask], scene: Scene) -> list[Exchange]:
             before, after = match.start(1), match.end(1)
             answers_so_far = [answer for _, answer in answers if answer[:before] == truth[:before]]
             decided.append(any(not answer.startswith(truth[before : after + 1], before) for answer in answers_so_far))
-        told.append(_exchange(ask.question, truth, decided))
+        turns.append(_exchange(ask.question, truth, decided))
         possible = [other for other, answer in answers if answer == truth]
-    return told
+    return turns
 
 
 def _partial(scene: Scene, rng: random.Random) -> Exchange:
@@ -290,7 +292,7 @@ def exchanges(kind: str, scene: Scene, rng: random.Random) -> list[Exchange]:
 
 
 def lesson(scene: Scene, rng: random.Random) -> list[Exchange]:
-    """One to seven true exchanges about one scene, for training: many answers for the price of one image."""
+    """One to seven true exchanges about one scene, for training: many answers for one image."""
     kinds = rng.choices(("color", "place", "caption", "prior", "knowledge"), (4, 4, 2, 3, 1), k=rng.randint(1, 7))
     asks = [_ASK[kind](scene, rng) for kind in kinds]
     return [_exchange(ask.question, ask.answer(scene) or "") for ask in asks]
@@ -305,9 +307,9 @@ class Sample(NamedTuple):
 
 
 def samples(count: int, seed: int, kinds: Sequence[str] | None = None) -> Iterator[tuple[int, Sample]]:
-    """`count` samples as (image number, sample); every third image serves two of them.
+    """`count` samples as (image number, sample); every third image has two of them.
 
-    Kinds come in the shares of `SHARES`, or in equal ones where `kinds` names them.
+    Kinds are drawn with the shares in `SHARES`, or evenly from `kinds`.
     """
     rng = random.Random(seed)
     scene, number = random_scene(rng), 0
@@ -335,7 +337,7 @@ def llava_row(sample: Sample, image_id: str, image: str, rng: random.Random) -> 
 def write(folder: str, count: int, seed: int) -> str:
     """Write `count` samples into `folder`: data.json (LLaVA's format), images/, truth.jsonl; return data.json's path.
 
-    truth.jsonl has a line a row of data.json: its kind and, for each assistant turn, the decided characters.
+    truth.jsonl has one line a row of data.json: its kind and, for each assistant turn, the decided characters.
     """
     os.makedirs(os.path.join(folder, "images"), exist_ok=True)
     rng, drawn = random.Random(seed + 1), set()

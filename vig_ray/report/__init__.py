@@ -1,4 +1,4 @@
-"""What a person looks at: samples, tokens and their gains."""
+"""For people to look at: samples, tokens and their gains."""
 
 from __future__ import annotations
 

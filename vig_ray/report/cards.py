@@ -1,4 +1,4 @@
-"""The gallery as HTML: a card a sample, its answer coloured by token gain, and as many cards as the file may hold."""
+"""The gallery as HTML: one card a sample, its answer coloured by token gain; as many cards as the file may hold."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vig_ray.report.gallery import Gallery, Picture, Place, Shown, question_text
 TITLES = {
     "highest": ("Highest VIG", "answers that need their images most"),
     "lowest": ("Lowest VIG", "answers that need their images least; where it is negative, they contradict them"),
-    "nearest": ("Nearest to τ = {tau}", "what a slightly other threshold would take or leave"),
+    "nearest": ("Nearest to τ = {tau}", "what a slightly different threshold would take or leave"),
     "random": ("Random", "drawn by the hash of their keys"),
 }
 
 
 def gallery_html(gallery: Gallery, *, tau: str, budget: int) -> tuple[str, int]:
-    """Filters and the groups' sections, the cards in at most `budget` bytes, and how many cards that left out.
+    """The filters and the groups' sections, with cards of at most `budget` bytes, and how many cards didn't fit.
 
-    `tau`: the threshold, and whose. Cards of all sources come first, group by group in turn, then those of single
-    sources.
+    `tau`: the threshold as the heading says it. Cards of all sources are fitted in first, one of each group in turn,
+    then those of single sources.
     """
     made: dict[str, dict[str, str]] = {name: {} for name in gallery.groups}
     left_out = 0
@@ -51,7 +51,7 @@ def gallery_html(gallery: Gallery, *, tau: str, budget: int) -> tuple[str, int]:
 
 
 def card(shown: Shown, place: Place) -> str:
-    """One sample."""
+    """The card of one sample."""
     row = shown.row
     source = source_name(row["source"])
     classes = "card" if place.of_all else "card more"
@@ -112,12 +112,12 @@ def _answer(shown: Shown, turn: int) -> str:
             continue
         name = NAMES[int(step_of(shown.gain[at]))]
         classes = ["token", *([] if name == "zero" else [name])]
-        said = f"{shown.pieces[at].strip() or shown.pieces[at]!r}: gain {shown.gain[at]:+.3f} nats"
+        tooltip = f"{shown.pieces[at].strip() or shown.pieces[at]!r}: gain {shown.gain[at]:+.3f} nats"
         if shown.weights is not None:
             classes += ["masked"] if shown.weights[at] == 0 else []
-            said += f", weight {shown.weights[at]:.3g}"
+            tooltip += f", weight {shown.weights[at]:.3g}"
         text = escape(shown.pieces[at])
-        spans.append(f'<span class="{" ".join(classes)}" title="{escape(said)}">{text}</span>')
+        spans.append(f'<span class="{" ".join(classes)}" title="{escape(tooltip)}">{text}</span>')
     return f'<p class="turn answer" data-role="assistant">{"".join(spans)}</p>'
 
 

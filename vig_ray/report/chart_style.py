@@ -31,14 +31,14 @@ def spec(**parts: Any) -> Json:
 
 
 def legend_of(names: Sequence[str], colours: Sequence[str], title: str, **more: Any) -> Json:
-    """Of a nominal colour: its names, their colours, and what they are."""
+    """The encoding of a nominal colour and its legend: values, their colours, and what they are."""
     return {
         "type": "nominal", "scale": {"domain": list(names), "range": list(colours)}, "legend": {"title": title, **more},
     }  # fmt: skip
 
 
 ZERO_LINE = {"condition": {"test": "datum.value === 0", "value": LIGHT["soft"]}, "value": LIGHT["line"]}
-"""An axis' grid whose line at 0 stands out."""
+"""The colour of an axis' grid lines: the one at 0 stands out."""
 
 
 def by_gain(columns: int, **legend: Any) -> Json:

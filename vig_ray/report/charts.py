@@ -1,4 +1,4 @@
-"""Vega-Lite specifications of the report's figures, which carry their data; made of its numbers and nothing else."""
+"""Vega-Lite specifications of the report's figures, with their data in them; made of the report's numbers alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from typing import Any
 
 from vig_ray.report.chart_style import ZERO_LINE, by_gain, legend_of, spec
 from vig_ray.report.colours import LIGHT, WORDS, step_of
-from vig_ray.report.format import EVERYTHING, OTHERS, gain, interval, range_name, share, source_name
+from vig_ray.report.format import (
+    EVERYTHING,
+    OTHERS,
+    format_gain,
+    format_interval,
+    format_share,
+    range_name,
+    source_name,
+)
 from vig_ray.report.tally import GROUPS
 
 Json = dict[str, Any]
@@ -23,22 +31,22 @@ def sample_gain(numbers: Json, width: int) -> Json:
     rest = sum(row["scored"] for row in numbers["sources"] if not row["shown"])
     if rest:
         names, totals = [*names, OTHERS], totals | {OTHERS: rest}
-    lows = [each["low"] for each in bins if each["low"] is not None]
-    far = bool(lows) and max(lows) - min(lows) < 0.05 * abs(min(lows))  # bars that 0 in sight would make too narrow
+    lows = [part["low"] for part in bins if part["low"] is not None]
+    far = bool(lows) and max(lows) - min(lows) < 0.05 * abs(min(lows))  # showing 0 would make the bars too narrow
     values: list[Json] = []
     tops: dict[tuple[str, float], float] = {}
     # In the order of GROUPS, so that the bars of groups that share a bin stand on each other.
-    for each in bins:
-        name = source_name(each["source"]) if "source" in each else OTHERS
-        low = each["high"] - step if each["low"] is None else each["low"]
-        high = each["low"] + step if each["high"] is None else each["high"]
-        bound = f"below {high:g}" if each["low"] is None else f"{low:g} to {high:g}"
-        bound = f"{low:g} and above" if each["high"] is None else bound
+    for part in bins:
+        name = source_name(part["source"]) if "source" in part else OTHERS
+        low = part["high"] - step if part["low"] is None else part["low"]
+        high = part["low"] + step if part["high"] is None else part["high"]
+        bound = f"below {high:g}" if part["low"] is None else f"{low:g} to {high:g}"
+        bound = f"{low:g} and above" if part["high"] is None else bound
         bottom = tops.get((name, low), 0.0)
-        tops[name, low] = bottom + each["samples"] / totals[name]
-        say = f"{name}, {bound} nats: {each['samples']:,} {each['group']} samples"
-        found = {"source": name, "group": each["group"], "low": low, "high": high, "samples": each["samples"]}
-        values.append({**found, "bottom": bottom, "top": tops[name, low], "say": say})
+        tops[name, low] = bottom + part["samples"] / totals[name]
+        say = f"{name}, {bound} nats: {part['samples']:,} {part['group']} samples"
+        bar = {"source": name, "group": part["group"], "low": low, "high": high, "samples": part["samples"]}
+        values.append({**bar, "bottom": bottom, "top": tops[name, low], "say": say})
     return spec(
         data={"values": values},
         facet={"row": {"field": "source", "type": "nominal", "sort": names, "title": None,
@@ -62,7 +70,7 @@ def sample_gain(numbers: Json, width: int) -> Json:
 
 
 def groups(numbers: Json, width: int) -> Json:
-    """Shares of each group by source."""
+    """The share of each group in each source."""
     values, names = [], []
     rows = [row for row in numbers["sources"] if row["shown"]]
     everything = {"source": EVERYTHING, "groups": numbers["gain"]["groups"]}
@@ -70,9 +78,9 @@ def groups(numbers: Json, width: int) -> Json:
         name = row["source"] if row is everything else source_name(row["source"])
         names.append(name)
         for order, group in enumerate(reversed(GROUPS)):
-            found = row["groups"][group]
-            say = f"{name}: {found['samples']:,} {group} samples, {share(found['share'])}"
-            values.append({"source": name, "group": group, "order": order, "say": say, **found})
+            counts = row["groups"][group]
+            say = f"{name}: {counts['samples']:,} {group} samples, {format_share(counts['share'])}"
+            values.append({"source": name, "group": group, "order": order, "say": say, **counts})
     return spec(
         data={"values": values},
         width=width - 130,
@@ -138,11 +146,11 @@ def density(density: Json, what: str) -> Json:
 
 
 def _mean(row: Json) -> str:
-    return f"mean gain {gain(row['mean'])}" + (f" ({interval(row)})" if row["low"] is not None else "")
+    return f"mean gain {format_gain(row['mean'])}" + (f" ({format_interval(row)})" if row["low"] is not None else "")
 
 
 def _means(values: list[Json], title: str, width: int, labels: int) -> Json:
-    """Means with their intervals, one a row: points coloured by gain."""
+    """A chart of means with their intervals, one a row, as points coloured by gain."""
     y = {"field": "name", "type": "nominal", "sort": [row["name"] for row in values], "title": None,
          "axis": {"labelLimit": labels - 10, "labelColor": LIGHT["text"], "grid": True}}  # fmt: skip
     return {
@@ -171,7 +179,7 @@ def _means(values: list[Json], title: str, width: int, labels: int) -> Json:
 
 
 def tokens(numbers: Json, width: int) -> Json:
-    """Mean gains of the tokens at both ends (VIG, Table 2)."""
+    """Mean gains of the tokens with the highest and the lowest (VIG, Table 2)."""
     parts = []
     for name in ("highest", "lowest"):
         rows = numbers["tokens"][name]
@@ -244,7 +252,7 @@ _KEPT = {"samples": "samples kept", "sample_tokens": "their tokens", "active_tok
 
 
 def thresholds(numbers: Json, width: int) -> Json:
-    """What is kept, and tau_p, over p (VIG, Tables C.1, E.2 and E.3)."""
+    """What is kept at each p, and tau_p (VIG, Tables C.1, E.2 and E.3)."""
     rows = numbers["thresholds"]
     values = [
         {
@@ -252,7 +260,7 @@ def thresholds(numbers: Json, width: int) -> Json:
             "what": words,
             "share": row[f"{name}_share"],
             "count": row[name],
-            "say": f"p = {row['p']:g} %: {row[name]:,} {words}, {share(row[f'{name}_share'])}",
+            "say": f"p = {row['p']:g} %: {row[name]:,} {words}, {format_share(row[f'{name}_share'])}",
         }
         for row in rows
         for name, words in _KEPT.items()
@@ -281,7 +289,7 @@ def thresholds(numbers: Json, width: int) -> Json:
              "encoding": {"description": {"field": "say"}}},
         ],
     }  # fmt: skip
-    # At 100 % it is the least gain of all, which would flatten the rest.
+    # At 100 % tau_p is the least gain of all, which would flatten the rest.
     taus = [
         {"p": row["p"], "tau": row["tau"], "say": f"p = {row['p']:g} %: τ = {row['tau']:+.4f}"}
         for row in rows

@@ -45,7 +45,7 @@ class CompareConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Agreement:
-    """The sets that both runs keep at p %: their sizes, `both`: how many are in both; `kappa`: Cohen's, 0 by chance."""
+    """The samples that A and B keep at p %: how many each, and how many `both`. `kappa`: Cohen's, 0 for chance."""
 
     p: float
     a: int
@@ -56,7 +56,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Differing:
-    """A sample and its gains, nats; ranks are percentages of the samples with a lower gain, ties in the middle."""
+    """A sample, its gains in nats and its ranks: the percentage of samples with a lower gain, ties in the middle."""
 
     sample_key: str
     source: str | None
@@ -68,10 +68,10 @@ class Differing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found, over the `common` samples that both runs scored.
+    """The comparison of two runs over the `common` samples that both scored.
 
-    `differ`: what the runs don't share, by name, with both values. `means`: of sample gain, nats. `same_sign`: the
-    share of samples whose gain is positive in both or in neither.
+    `differ`: the facts in which the runs differ, with both values. `means`: of sample gain, in nats. `same_sign`: the
+    share of samples whose gain is positive in both runs or in neither.
     """
 
     a: str
@@ -93,7 +93,7 @@ class Comparison:
         if self.as_json:
             return json.dumps({name: value for name, value in asdict(self).items() if name != "as_json"}, indent=2)
         lines = [f"A  {self.a}", f"B  {self.b}"]
-        lines += [f"   {name}: {_short(mine)} | {_short(other)}" for name, (mine, other) in self.differ.items()]
+        lines += [f"   {name}: {_short(in_a)} | {_short(in_b)}" for name, (in_a, in_b) in self.differ.items()]
         lines.append(f"scored by both {self.common:,}, by A only {self.only_a:,}, by B only {self.only_b:,}")
         lines.append(
             f"sample VIG: rank correlation (Spearman) {_number(self.spearman)}, linear (Pearson) "
@@ -106,15 +106,15 @@ class Comparison:
         table = Table(box=None, pad_edge=False)
         for name in ("top p %", "A keeps", "B keeps", "both", "of A's also B's", "by chance", "kappa"):
             table.add_column(name, justify="right", no_wrap=True)
-        for each in self.agreements:
+        for sets in self.agreements:
             table.add_row(
-                f"{each.p:g} %",
-                f"{each.a:,}",
-                f"{each.b:,}",
-                f"{each.both:,}",
-                f"{100 * each.both / each.a:.1f} %",
-                f"{100 * each.b / self.common:.1f} %",
-                f"{each.kappa:.3f}",
+                f"{sets.p:g} %",
+                f"{sets.a:,}",
+                f"{sets.b:,}",
+                f"{sets.both:,}",
+                f"{100 * sets.both / sets.a:.1f} %",
+                f"{100 * sets.b / self.common:.1f} %",
+                f"{sets.kappa:.3f}",
             )
         return _printed(table)
 
@@ -124,32 +124,34 @@ class Comparison:
         table = Table(box=None, pad_edge=False)
         for name in ("rank A", "rank B", "VIG A", "VIG B"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("sample", no_wrap=True, min_width=max(len(each.sample_key) for each in self.most_differing))
+        table.add_column(
+            "sample", no_wrap=True, min_width=max(len(sample.sample_key) for sample in self.most_differing)
+        )
         table.add_column("source", no_wrap=True)
-        for each in self.most_differing:
+        for sample in self.most_differing:
             table.add_row(
-                f"{each.rank_a:.1f} %",
-                f"{each.rank_b:.1f} %",
-                f"{each.vig_a:+.3f}",
-                f"{each.vig_b:+.3f}",
-                each.sample_key,
-                each.source or "",
+                f"{sample.rank_a:.1f} %",
+                f"{sample.rank_b:.1f} %",
+                f"{sample.vig_a:+.3f}",
+                f"{sample.vig_b:+.3f}",
+                sample.sample_key,
+                sample.source or "",
             )
         return ["the samples that differ most (rank: the share of samples with a lower gain)", _printed(table)]
 
 
 def run(config: CompareConfig) -> Comparison:
-    """Compare two runs; about 60 bytes of memory a sample. Raises StageError where they share no scored sample."""
+    """Compare two runs, in about 60 bytes of memory a sample. Raises StageError where they share no scored sample."""
     a, b = scores_directory(config.a), scores_directory(config.b)
     (keys_a, vig_a), (keys_b, vig_b) = _gains(a), _gains(b)
     keys, at_a, at_b = np.intersect1d(keys_a, keys_b, assume_unique=True, return_indices=True)
     if not len(keys):
         raise StageError(f"{a} and {b}: no sample has a score in both; are they of the same dataset?")
     only = len(keys_a) - len(keys), len(keys_b) - len(keys)
-    mine, other = vig_a[at_a], vig_b[at_b]
-    rank_a, rank_b = _ranks(mine), _ranks(other)
-    apart = np.abs(rank_a - rank_b)
-    worst = np.argsort(-apart, kind="stable")[: config.differing]
+    vig_a, vig_b = vig_a[at_a], vig_b[at_b]
+    rank_a, rank_b = _ranks(vig_a), _ranks(vig_b)
+    distance = np.abs(rank_a - rank_b)
+    worst = np.argsort(-distance, kind="stable")[: config.differing]
     names = _named(a, keys[worst])
     return Comparison(
         a=a,
@@ -159,13 +161,13 @@ def run(config: CompareConfig) -> Comparison:
         only_a=only[0],
         only_b=only[1],
         spearman=_correlation(rank_a, rank_b),
-        pearson=_correlation(mine, other),
-        means=(float(mine.mean()), float(other.mean())),
-        same_sign=float(((mine > 0) == (other > 0)).mean()),
-        agreements=[_agreement(p, mine, other) for p in config.p],
+        pearson=_correlation(vig_a, vig_b),
+        means=(float(vig_a.mean()), float(vig_b.mean())),
+        same_sign=float(((vig_a > 0) == (vig_b > 0)).mean()),
+        agreements=[_agreement(p, vig_a, vig_b) for p in config.p],
         most_differing=[
             Differing(
-                *names[int(keys[i])], float(mine[i]), float(other[i]), 100 * float(rank_a[i]), 100 * float(rank_b[i])
+                *names[int(keys[i])], float(vig_a[i]), float(vig_b[i]), 100 * float(rank_a[i]), 100 * float(rank_b[i])
             )
             for i in worst
         ],
@@ -186,20 +188,20 @@ def _gains(scores: str) -> tuple[Hashes, Floats]:
 
 
 def _ranks(values: Floats) -> Floats:
-    """The share of lower values, ties in the middle: from 0 to 1, not included."""
+    """The share of lower values, ties in the middle: above 0 and below 1."""
     ranks: Floats = pd.Series(values).rank().to_numpy()
     return (ranks - 0.5) / len(values)
 
 
 def _correlation(one: Floats, other: Floats) -> float | None:
-    """Pearson's; None where one of them doesn't vary."""
+    """Pearson's correlation; None where one of the two doesn't vary."""
     if not one.std() or not other.std():
         return None
     return float(np.corrcoef(one, other)[0, 1])
 
 
 def _agreement(p: float, a: Floats, b: Floats) -> Agreement:
-    """Of the top p % of each, as `vig select` keeps them: every tie with the last one is kept, too."""
+    """How far the top p % of both agree, as `vig select` keeps them: with every tie of the last one."""
     count = quota_of(len(a), p)
     kept_a, kept_b = (values >= np.partition(values, -count)[-count] for values in (a, b))
     observed = float((kept_a == kept_b).mean())
@@ -210,19 +212,19 @@ def _agreement(p: float, a: Floats, b: Floats) -> Agreement:
 
 def _named(scores: str, wanted: Hashes) -> dict[int, tuple[str, str | None]]:
     """Key and source of the samples with these hashes."""
-    found: dict[int, tuple[str, str | None]] = {}
+    names: dict[int, tuple[str, str | None]] = {}
     for batch in dataset(scores).to_batches(columns=["sample_key", "source"], batch_size=_BATCH):
-        if len(found) == len(wanted):
+        if len(names) == len(wanted):
             break
-        own = hashes(batch["sample_key"], _SEED)
-        for row in np.flatnonzero(np.isin(own, wanted)).tolist():
-            found[int(own[row])] = batch["sample_key"][row].as_py(), batch["source"][row].as_py()
-    return found
+        key_hashes = hashes(batch["sample_key"], _SEED)
+        for row in np.flatnonzero(np.isin(key_hashes, wanted)).tolist():
+            names[int(key_hashes[row])] = batch["sample_key"][row].as_py(), batch["source"][row].as_py()
+    return names
 
 
 def _differ(a: str, b: str) -> dict[str, tuple[Any, Any]]:
-    mine, other = ((read_stage(each) or {}).get("identity", {}) for each in (a, b))
-    return {name: (mine.get(name), other.get(name)) for name in [*mine, *other] if mine.get(name) != other.get(name)}
+    of_a, of_b = ((read_stage(scores) or {}).get("identity", {}) for scores in (a, b))
+    return {name: (of_a.get(name), of_b.get(name)) for name in [*of_a, *of_b] if of_a.get(name) != of_b.get(name)}
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The report as one HTML file that asks for nothing: styles, script, figures and images are inside."""
+"""The report as one HTML file that loads nothing else: styles, script, figures and images are inside."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import vig_ray
 from vig_ray.report import PAGE, render
-from vig_ray.report.figures import Drawn
-from vig_ray.report.format import gain, interval, share
+from vig_ray.report.figures import Rendered
+from vig_ray.report.format import format_gain, format_interval, format_share
 from vig_ray.report.tables import TABLES, failures, selection
 from vig_ray.report.tally import GROUPS
 
 Json = dict[str, Any]
 MARK = b'<meta name="generator" content="vig-ray report">'
-"""By which a file is known to be a report, which another one may replace."""
+"""Tells that a file is a report, which another report may replace."""
 
 _PARTS = {
     "summary": "Summary",
@@ -35,9 +35,9 @@ _OF_PART = {
 }
 
 
-def page(title: str, numbers: Json, drawn: Sequence[Drawn], gallery: str) -> str:
-    """The whole file; `gallery`: its HTML."""
-    figures = {each.figure.name: _figure(each, numbers) for each in drawn}
+def page(title: str, numbers: Json, rendered: Sequence[Rendered], gallery: str) -> str:
+    """The whole file. `gallery`: HTML."""
+    figures = {one.figure.name: _figure(one, numbers) for one in rendered}
     parts = {
         "summary": _summary(numbers),
         "thresholds": selection(numbers["selection"]),
@@ -64,7 +64,7 @@ def page(title: str, numbers: Json, drawn: Sequence[Drawn], gallery: str) -> str
         "numbers": json.dumps(numbers, ensure_ascii=False).replace("<", "\\u003c"),
         "js": (PAGE / "report.js").read_text(),
     }
-    # One pass over the template: what is put in is not looked at again.
+    # Split once: braces in what is filled in are left alone.
     pieces = (PAGE / "report.html").read_text().split("{{")
     return pieces[0] + "".join(filled[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
 
@@ -74,8 +74,8 @@ def _about(about: Json) -> str:
         f"{name} <code>{escape(str(about[name]))}</code>"
         for name in ("scores", "model", "reference", "engine", "dtype")
     ]
-    told = f'<p class="soft">{" · ".join(facts)}</p>'
-    return told + "".join(f'<p class="warning">{escape(warning)}</p>' for warning in about["warnings"])
+    line = f'<p class="soft">{" · ".join(facts)}</p>'
+    return line + "".join(f'<p class="warning">{escape(warning)}</p>' for warning in about["warnings"])
 
 
 def _fact(name: str, value: str, small: str) -> str:
@@ -87,21 +87,25 @@ def _summary(numbers: Json) -> str:
     groups = of_all["groups"]
     truncated = f" ({counts['truncated']:,} of all truncated)" if counts["truncated"] else ""
     read = f"{counts['scored']:,} scored, {counts['text_only']:,} text-only, {counts['failed']:,} failed{truncated}"
-    quartiles = f"quartiles {gain(of_all['q1'])}, {gain(of_all['q3'])}"
+    quartiles = f"quartiles {format_gain(of_all['q1'])}, {format_gain(of_all['q3'])}"
     facts = [
         _fact("samples read", f"{counts['read']:,}", read),
         _fact("answer tokens scored", f"{counts['answer_tokens']:,}", ""),
         _fact(
-            "mean VIG", f"{gain(of_all['mean'])} nats", f"95 %: {interval(of_all)}" if of_all["low"] is not None else ""
+            "mean VIG",
+            f"{format_gain(of_all['mean'])} nats",
+            f"95 %: {format_interval(of_all)}" if of_all["low"] is not None else "",
         ),
-        _fact("median VIG", f"{gain(of_all['median'])} nats", quartiles),
+        _fact("median VIG", f"{format_gain(of_all['median'])} nats", quartiles),
     ]
     of_groups = [
-        _fact(group, share(groups[group]["share"]), f"{groups[group]['samples']:,} samples") for group in GROUPS[::-1]
+        _fact(group, format_share(groups[group]["share"]), f"{groups[group]['samples']:,} samples")
+        for group in GROUPS[::-1]
     ]
     near = f"{numbers['near_zero']:g}"
     steps = "".join(
-        f'<span class="{"" if row["step"] == "zero" else row["step"]}">{row["words"]}: {share(row["share"])}</span>'
+        f'<span class="{"" if row["step"] == "zero" else row["step"]}">{row["words"]}: '
+        f"{format_share(row['share'])}</span>"
         for row in reversed(numbers["token_steps"])
     )
     return (
@@ -112,26 +116,26 @@ def _summary(numbers: Json) -> str:
     )
 
 
-def _figure(drawn: Drawn, numbers: Json) -> str:
-    figure = drawn.figure
+def _figure(rendered: Rendered, numbers: Json) -> str:
+    figure = rendered.figure
     label = escape(f"{figure.title}; its numbers follow as a table")
-    shown = render.themed(drawn.wide, label)
-    if drawn.narrow is not None:
-        narrow = render.themed(drawn.narrow, label)
+    shown = render.for_page(rendered.wide, label)
+    if rendered.narrow is not None:
+        narrow = render.for_page(rendered.narrow, label)
         shown = f'<div class="wide">{shown}</div><div class="narrow">{narrow}</div>'
-    found = TABLES[figure.name](numbers)
+    table = TABLES[figure.name](numbers)
     if figure.name != "thresholds":
-        found = f"<details><summary>The numbers</summary>{found}</details>"
+        table = f"<details><summary>The numbers</summary>{table}</details>"
     return (
         f'<section id="figure-{figure.name}"><h3>{escape(figure.title)}</h3>'
-        f'<p class="reading">{escape(figure.reading)}</p><figure>{shown}</figure>{found}</section>'
+        f'<p class="reading">{escape(figure.reading)}</p><figure>{shown}</figure>{table}</section>'
     )
 
 
 def method(numbers: Json, seed: int) -> list[str]:
-    """What a reader must know to count again, as sentences of HTML."""
+    """What a reader must know to count the same numbers again, as sentences of HTML."""
     near = numbers["near_zero"]
-    found = [
+    sentences = [
         "A token's gain is its log-prob with the image minus its log-prob without (VIG, equation 6), a sample's VIG "
         "the mean over its answer tokens (equation 7), the end of each turn among them. All rows are counted: nothing "
         "is sampled unless it says so.",
@@ -145,8 +149,8 @@ def method(numbers: Json, seed: int) -> list[str]:
         f"Random samples are those whose keys have the least hashes under seed {seed}.",
     ]
     if numbers["speech"]:
-        found.append(
+        sentences.append(
             f"Parts of speech are of {numbers['speech']['samples']:,} samples drawn by the hashes of their keys under "
             f"seed {seed}; a token counts for the word that it begins in."
         )
-    return found
+    return sentences

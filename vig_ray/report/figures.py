@@ -11,14 +11,18 @@ from vig_ray.report.charts import Json
 NAMES = (
     "sample-gain", "groups", "token-losses", "tokens", "speech", "places", "lengths", "sample-losses", "thresholds",
 )  # fmt: skip
-"""Of every figure that a report may have."""
+"""The names of all figures that a report may have."""
 WIDE, NARROW = 700, 340
-"""Widths that a figure is drawn for, pixels: a page's and a phone's."""
+"""Widths that a figure is drawn for, in pixels: for a page and for a phone."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """`reading`: the one sentence that says how to read it. `spec`: of a width. `one_size`: the same for all widths."""
+    """A figure of the report.
+
+    `reading`: the one sentence that says how to read it. `spec`: its Vega-Lite specification for a width in pixels.
+    `one_size`: whether that is the same for all widths.
+    """
 
     name: str
     title: str
@@ -30,7 +34,7 @@ class Figure:
 def figures(numbers: Json) -> list[Figure]:
     """Every figure for which there are numbers, in the order of the page."""
     near = f"{numbers['near_zero']:g}"
-    found = [
+    possible = [
         Figure(
             "sample-gain",
             "Sample VIG by source",
@@ -96,23 +100,25 @@ def figures(numbers: Json) -> list[Figure]:
             lambda width: charts.thresholds(numbers, width),
         ),
     ]
-    without = {"speech"} if not numbers["speech"] else set()
-    without |= {"tokens"} if not numbers["tokens"]["highest"] else set()
-    return [figure for figure in found if figure.name not in without]
+    empty = {"speech"} if not numbers["speech"] else set()
+    empty |= {"tokens"} if not numbers["tokens"]["highest"] else set()
+    return [figure for figure in possible if figure.name not in empty]
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure as SVG in the light colours; `narrow`: for phones, None where one size does for all."""
+class Rendered:
+    """A figure as SVG in the light colours. `narrow`: for phones, None where one size is right for all."""
 
     figure: Figure
     wide: str
     narrow: str | None
 
 
-def drawn(numbers: Json) -> list[Drawn]:
+def render_all(numbers: Json) -> list[Rendered]:
     """Every figure, drawn once."""
     return [
-        Drawn(figure, render.svg(figure.spec(WIDE)), None if figure.one_size else render.svg(figure.spec(NARROW)))
+        Rendered(
+            figure, render.to_svg(figure.spec(WIDE)), None if figure.one_size else render.to_svg(figure.spec(NARROW))
+        )
         for figure in figures(numbers)
     ]

@@ -14,7 +14,7 @@ import PIL.Image
 
 from vig_ray.dataset.images import ImageError, load_image
 from vig_ray.dataset.schema import IMAGE_MARK
-from vig_ray.report.detokenize import pieces_of
+from vig_ray.report.detokenize import token_texts
 from vig_ray.report.tally import SHOWN, Candidates
 from vig_ray.scoring.gain import token_gain
 from vig_ray.scoring.reference import blur_pixels
@@ -31,7 +31,7 @@ _SCORES = [
 
 @dataclass(frozen=True)
 class Place:
-    """A sample's place in a group. `of_all`: among the first of all sources, not only among its own source's."""
+    """A sample's place in a group. `of_all`: it is among the first of all sources, not only of its own source."""
 
     key: str
     of_all: bool
@@ -39,7 +39,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image and its blurred self as data URIs; or why there is none."""
+    """An image and its blurred version as data URIs, or the reason why there is none."""
 
     clear: str | None = None
     blurred: str | None = None
@@ -48,10 +48,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """One sample. `row`: of the scores; `pieces`, `gain`: one entry an answer token.
+    """One sample. `row`: its scores. `pieces`, `gain`: one entry an answer token.
 
-    `more_pictures`: how many of its images aren't shown. `weights`: of the tokens in the selection, None where they
-    all weigh 1; `kept`: whether it is in the selection, None without one.
+    `more_pictures`: how many of its images aren't shown. `weights`: its tokens' weights in the selection, None where
+    they are all 1. `kept`: whether it is in the selection, None without a selection.
     """
 
     key: str
@@ -67,24 +67,24 @@ class Shown:
 
 @dataclass(frozen=True)
 class Gallery:
-    """`groups`: places by group, the first one first. `samples`: by key, each once however many groups show it."""
+    """The samples shown. `groups`: the places of each group in order. `samples`: by key, each once."""
 
     groups: dict[str, list[Place]]
     samples: dict[str, Shown] = field(default_factory=dict)
 
 
 def arranged(candidates: Mapping[tuple[str, int | None], Candidates]) -> dict[str, list[Place]]:
-    """The places of each group: the first of all sources, then those that only a source's own list has."""
+    """The places of each group: the best of all sources, then those that are only among the best of their source."""
     groups: dict[str, list[Place]] = {}
     for name in SHOWN:
         first = candidates[name, None].key.tolist()
-        of_sources = [found for (group, source), found in candidates.items() if group == name and source is not None]
+        of_sources = [part for (group, source), part in candidates.items() if group == name and source is not None]
         others = []
         if of_sources:
-            value, own, keys = (
-                np.concatenate([getattr(f, part) for f in of_sources]) for part in ("value", "hash", "key")
+            value, key_hash, keys = (
+                np.concatenate([getattr(part, column) for part in of_sources]) for column in ("value", "hash", "key")
             )
-            others = [key for key in keys[np.lexsort((own, value))].tolist() if key not in set(first)]
+            others = [key for key in keys[np.lexsort((key_hash, value))].tolist() if key not in set(first)]
         groups[name] = [*(Place(key, True) for key in first), *(Place(key, False) for key in others)]
     return groups
 
@@ -100,14 +100,14 @@ def fetch(
     side: int,
     max_pixels: int,
 ) -> Gallery:
-    """Read what is shown. `samples` None: without images and questions; `side`: the images' longer one, pixels.
+    """Read the samples that are shown. `samples` None: without images and questions.
 
-    `blurred`: whether the reference was a blur, which is then shown, too.
+    `side`: the longer side of the images, in pixels. `blurred`: the reference was a blur, so it is shown as well.
     """
     keys = list(dict.fromkeys(place.key for places in groups.values() for place in places))
     rows = rows_of(scores, keys, _SCORES)
     originals = rows_of(samples, keys, ["conversation", "images"]) if samples else {}
-    chosen = rows_of(selection, keys, ["token_weights"]) if selection else None
+    selected = rows_of(selection, keys, ["token_weights"]) if selection else None
 
     def shown(key: str) -> Shown:
         row, original = rows[key], originals.get(key, {})
@@ -117,13 +117,13 @@ def fetch(
             row=row,
             pieces=[f"#{token}" for token in row["token_ids"]]
             if tokenizer is None
-            else pieces_of(tokenizer, row["token_ids"], row["turn"]),
+            else token_texts(tokenizer, row["token_ids"], row["turn"]),
             gain=token_gain(row["clean_logprobs"], row["reference_logprobs"]),
             conversation=original.get("conversation") or [],
             pictures=[picture(image, blurred, side, max_pixels) for image in images[:_PICTURES]],
             more_pictures=max(0, len(images) - _PICTURES),
-            kept=None if chosen is None else key in chosen,
-            weights=None if chosen is None or key not in chosen else chosen[key]["token_weights"],
+            kept=None if selected is None else key in selected,
+            weights=None if selected is None or key not in selected else selected[key]["token_weights"],
         )
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -131,19 +131,19 @@ def fetch(
 
 
 def misspelled(gallery: Gallery) -> bool:
-    """Whether most answers aren't what their tokens spell: the tokenizer is another one."""
-    wrong = known = 0
+    """Whether most answers differ from the text of their tokens, so that the tokenizer must be another one."""
+    wrong = checked = 0
     for shown in gallery.samples.values():
         answers = [turn["text"] for turn in shown.conversation if turn["role"] == "assistant"]
         if answers and not shown.row["num_truncated_tokens"]:
-            spelled = "".join("".join(shown.pieces).split())
-            known += 1
-            wrong += not any("".join(answer.split()) in spelled for answer in answers)
-    return wrong > known / 2
+            text = "".join("".join(shown.pieces).split())
+            checked += 1
+            wrong += not any("".join(answer.split()) in text for answer in answers)
+    return wrong > checked / 2
 
 
 def picture(image: Mapping[str, Any], blurred: bool, side: int, max_pixels: int) -> Picture:
-    """An image of the samples table, small; blurred at its original size first, as the reference was."""
+    """An image of samples/ made small, and its blur, which is taken at full size as in the reference pass."""
     try:
         pixels = load_image(image, max_pixels=max_pixels)
     except ImageError as error:
@@ -153,10 +153,10 @@ def picture(image: Mapping[str, Any], blurred: bool, side: int, max_pixels: int)
 
 def small(pixels: np.ndarray[Any, np.dtype[np.uint8]], side: int) -> str:
     """uint8 [H, W, 3] as the data URI of a JPEG whose longer side is at most `side` pixels."""
-    made = PIL.Image.fromarray(pixels)
-    made.thumbnail((side, side))
+    thumbnail = PIL.Image.fromarray(pixels)
+    thumbnail.thumbnail((side, side))
     buffer = BytesIO()
-    made.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)  # colours are what many questions are about
+    thumbnail.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)  # colours are what many questions are about
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vig_ray.errors import StageError
 from vig_ray.report.colours import TERMINAL, WORDS, step_of
-from vig_ray.report.detokenize import load_tokenizer, pieces_of
+from vig_ray.report.detokenize import load_tokenizer, token_texts
 from vig_ray.scoring.gain import token_gain
 from vig_ray.stage import StageConfig, read_stage
 from vig_ray.tables.directories import rows_of, samples_beside, scores_directory
@@ -34,21 +34,21 @@ class InspectConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Inspected:
-    """One sample, ready to be shown. `pieces`: the text of each answer token."""
+    """One sample, ready to be printed. `pieces`: the text of each answer token."""
 
     row: dict[str, Any]
     pieces: list[str]
     conversation: list[dict[str, str]]
 
     def text(self) -> str:
-        """For a terminal; without colours where standard output is none."""
+        """As text for a terminal; without colours where standard output isn't one."""
         console = Console()
         with console.capture() as captured:
             console.print(self.render())
         return captured.get().rstrip("\n")
 
     def render(self) -> Group:
-        """Summary, conversation, tokens."""
+        """Its summary, its conversation and its tokens."""
         row = self.row
         parts: list[Any] = [Text(f"{row['sample_key']}  {row['source'] or ''}".rstrip(), style="bold")]
         if row["vig"] is None:
@@ -106,13 +106,13 @@ def _legend() -> Text:
 
 
 def run(config: InspectConfig) -> Inspected:
-    """Find the sample; raises StageError where there is none of that key, or no tokenizer."""
+    """Read the sample. Raises StageError where no sample has that key, or there is no tokenizer."""
     scores = scores_directory(config.scores)
     record = read_stage(scores) or {}
-    found = rows_of(scores, [config.key], _COLUMNS)
-    if config.key not in found:
+    rows = rows_of(scores, [config.key], _COLUMNS)
+    if config.key not in rows:
         raise StageError(f"{config.key}: no such sample in {scores}; `vig top --scores ...` prints keys")
-    row = found[config.key]
+    row = rows[config.key]
     conversation = []
     samples = samples_beside(scores, config.samples, record)
     if samples is not None:
@@ -120,4 +120,4 @@ def run(config: InspectConfig) -> Inspected:
     if row["vig"] is None:
         return Inspected(row, [], conversation)
     model = config.model or record["config"]["model"]
-    return Inspected(row, pieces_of(load_tokenizer(model), row["token_ids"], row["turn"]), conversation)
+    return Inspected(row, token_texts(load_tokenizer(model), row["token_ids"], row["turn"]), conversation)

@@ -1,9 +1,9 @@
 """`vig report`: what scores (and a selection of them) look like, as one HTML file, figures and JSON.
 
-numbers    passes over scores/ (scans.py, tally.py), told as JSON (numbers.py)
+numbers    scans of scores/ (scans.py, tally.py), as JSON (numbers.py)
 figures    Vega-Lite (figures.py, charts.py), drawn without a browser (render.py)
-gallery    the samples at the ends, at the threshold, and by chance (gallery.py, cards.py)
-page       all of it in one file that asks for nothing (document.py)
+gallery    samples with the highest and lowest gain, near the threshold, and by chance (gallery.py, cards.py)
+page       all of it in one file that loads nothing else (document.py)
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from vig_ray.errors import StageError
 from vig_ray.options import Percentage, Percentages
 from vig_ray.report import render
 from vig_ray.report.cards import gallery_html
-from vig_ray.report.detokenize import load_tokenizer, spelled
+from vig_ray.report.detokenize import load_tokenizer, token_text
 from vig_ray.report.document import MARK, page
-from vig_ray.report.figures import NAMES, WIDE, drawn
+from vig_ray.report.figures import NAMES, WIDE, render_all
 from vig_ray.report.gallery import Gallery, arranged, fetch, misspelled
 from vig_ray.report.numbers import WRITER, numbers
-from vig_ray.report.part_of_speech import Spoken, by_speech, load_tagger
-from vig_ray.report.scans import SURVEYED, Found, pass_over
-from vig_ray.report.selection_summary import selection_of
+from vig_ray.report.part_of_speech import GainsByTag, gains_by_tag, load_tagger
+from vig_ray.report.scans import SURVEYED, Scanned, scan_scores
+from vig_ray.report.selection_summary import summarize_selection
 from vig_ray.report.tally import COLUMNS
 from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
 from vig_ray.storage import check_writable, exists, filesystem, join, read_bytes, write_bytes
@@ -56,10 +56,10 @@ class ReportConfig(StageConfig):
     title: str = Field("What the images contribute", description="the page's heading")
     p: Percentages = Field(
         (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0),
-        description="percentages whose thresholds are told",
+        description="percentages whose thresholds are listed",
     )
     near_p: Percentage = Field(
-        70.0, description="without a selection, the percentage whose tau_p the gallery's nearest samples lie at"
+        70.0, description="without a selection, the percentage p near whose tau_p the gallery's nearest samples lie"
     )
     near_zero: float = Field(
         0.05,
@@ -68,24 +68,31 @@ class ReportConfig(StageConfig):
         description="nats up to which a sample's gain is near zero: 0.05 changes its perplexity by 5 per cent",
     )
     sources: int = Field(
-        12, ge=1, le=50, description="sources with figures of their own, the largest; the others as one"
+        12,
+        ge=1,
+        le=50,
+        description="the largest sources have figures of their own, so many of them; the others share one",
     )
     tokens: int = Field(20, ge=1, description="tokens listed with the highest and with the lowest mean gain")
     least: int = Field(20, ge=1, description="times that a token must occur to be listed")
     tagger: str = Field(
         "auto", description="spaCy pipeline (name or folder) for parts of speech; auto: one that is installed, or none"
     )
-    tagged: int = Field(20_000, ge=1, description="samples that are tagged, about, drawn by the seed")
-    gallery: int = Field(8, ge=0, description="samples a group of the gallery shows of all, and of each source")
+    tagged: int = Field(20_000, ge=1, description="about how many samples are tagged, drawn by the seed")
+    gallery: int = Field(
+        8, ge=0, description="samples that a group of the gallery shows of all sources, and of each source"
+    )
     image_size: int = Field(256, ge=16, le=2048, description="longer side of its images, pixels")
     max_image_pixels: int = Field(MAX_PIXELS, ge=1, description="largest image that is read, pixels")
     max_mb: float = Field(
-        30.0, gt=0, description="most megabytes of the HTML file: samples that don't fit are left out, and told"
+        30.0,
+        gt=0,
+        description="largest size of the HTML file in megabytes; the page says how many samples were left out for it",
     )
-    figures: bool = Field(True, description="write the figures as SVG, PNG and Vega-Lite beside the file, too")
-    seed: int = Field(42, description="of the random samples and of those that are tagged")
+    figures: bool = Field(True, description="also write the figures as SVG, PNG and Vega-Lite beside the file")
+    seed: int = Field(42, description="seed of the random samples and of those that are tagged")
     address: str | None = Field(
-        None, description="Ray cluster that makes the passes, such as auto; by default RAY_ADDRESS, or this machine"
+        None, description="Ray cluster that scans the scores, such as auto; by default RAY_ADDRESS, or this machine"
     )
 
 
@@ -103,7 +110,7 @@ class Written:
     def text(self) -> str:
         """For a person."""
         gain = self.numbers["gain"]
-        groups = ", ".join(f"{100 * found['share']:.1f} % {name}" for name, found in reversed(gain["groups"].items()))
+        groups = ", ".join(f"{100 * counts['share']:.1f} % {name}" for name, counts in reversed(gain["groups"].items()))
         lines = [f"{gain['samples']:,} samples: {groups} (mean VIG {gain['mean']:+.3f} nats)"]
         if self.left_out:
             lines.append(f"{self.left_out} of {self.shown} cards of the gallery left out: --max-mb")
@@ -124,7 +131,7 @@ def _folder(out: str) -> str:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What was found before the first pass. `tau`: the selection's one threshold of VIG, where it has one."""
+    """What a report is made from, checked. `tau`: the selection's threshold of VIG, if it has exactly one."""
 
     scores: str
     record: Json
@@ -137,7 +144,7 @@ class _Inputs:
 
 
 def run(config: ReportConfig) -> Written:
-    """Write a report. Raises StageError before the first pass where an input or `out` is wrong."""
+    """Write a report. Raises StageError, before the first scan, where an input or `out` is wrong."""
     inputs = _inputs(config)
     output = _claim(config)
     tagger = load_tagger(config.tagger) if inputs.tokenizer is not None else None
@@ -146,37 +153,37 @@ def run(config: ReportConfig) -> Written:
     _check_columns(paths, fs)
     shares = tuple(sorted({*config.p, config.near_p}))
     with passes_on_ray(config.address) as on_ray:
-        found = pass_over(
+        scanned = scan_scores(
             Files(paths, fs, on_ray),
             inputs.scores,
             shares=shares,
             near_zero=config.near_zero,
             shown_sources=config.sources,
-            each=config.gallery,
-            tau=lambda taus: taus[config.near_p] if inputs.tau is None else inputs.tau,
+            gallery_size=config.gallery,
+            choose_tau=lambda taus: taus[config.near_p] if inputs.tau is None else inputs.tau,
             seed=config.seed,
             tagged=config.tagged if tagger else 0,
         )
-    spoken = by_speech(tagger, inputs.tokenizer, found.tally.tagged) if tagger else None
-    gallery = _gallery(config, inputs, found)
+    by_tag = gains_by_tag(tagger, inputs.tokenizer, scanned.tally.tagged) if tagger else None
+    gallery = _gallery(config, inputs, scanned)
     if inputs.tokenizer is not None and misspelled(gallery):
         inputs.warnings.append("The tokens don't spell the answers: is --model the one that the scores were made with?")
-    if tagger is not None and spoken is None:
+    if tagger is not None and by_tag is None:
         inputs.warnings.append("No parts of speech: by chance no sample was drawn for them (--tagged).")
-    told = {
-        **_numbers(config, inputs, found, spoken),
+    contents = {
+        **_numbers(config, inputs, scanned, by_tag),
         "about": _about(config, inputs),
         "selection": inputs.selected,
     }
-    told["gallery"] = {
-        "tau": found.plan.tau,
+    contents["gallery"] = {
+        "tau": scanned.plan.tau,
         "of_selection": inputs.tau is not None,
         "groups": {
             name: [{"sample_key": place.key, "of_all": place.of_all} for place in places]
             for name, places in gallery.groups.items()
         },
     }
-    return _write(config, output, told, gallery)
+    return _write(config, output, contents, gallery)
 
 
 def _inputs(config: ReportConfig) -> _Inputs:
@@ -189,7 +196,7 @@ def _inputs(config: ReportConfig) -> _Inputs:
     samples = samples_beside(scores, config.samples, record)
     if samples is None:
         warnings.append("No samples/ beside the scores: the gallery has no images and no questions (--samples).")
-    selection, selected, tau = selection_of(config.selection, scores, record)
+    selection, selected, tau = summarize_selection(config.selection, scores, record)
     tokenizer = None
     try:
         tokenizer = load_tokenizer(str(config.model or record["config"].get("model")))
@@ -258,20 +265,20 @@ def _about(config: ReportConfig, inputs: _Inputs) -> Json:
     }
 
 
-def _numbers(config: ReportConfig, inputs: _Inputs, found: Found, spoken: Spoken | None) -> Json:
+def _numbers(config: ReportConfig, inputs: _Inputs, scanned: Scanned, by_tag: GainsByTag | None) -> Json:
     def spell(token: int) -> str:
-        return f"#{token}" if inputs.tokenizer is None else spelled(inputs.tokenizer, token)
+        return f"#{token}" if inputs.tokenizer is None else token_text(inputs.tokenizer, token)
 
-    told = numbers(found, spell=functools.cache(spell), least=config.least, rows=config.tokens, spoken=spoken)
-    told["thresholds"] = [row for row in told["thresholds"] if row["p"] in config.p]
-    return told
+    contents = numbers(scanned, spell=functools.cache(spell), least=config.least, rows=config.tokens, by_tag=by_tag)
+    contents["thresholds"] = [row for row in contents["thresholds"] if row["p"] in config.p]
+    return contents
 
 
-def _gallery(config: ReportConfig, inputs: _Inputs, found: Found) -> Gallery:
+def _gallery(config: ReportConfig, inputs: _Inputs, scanned: Scanned) -> Gallery:
     if not config.gallery:
         return Gallery({})
     return fetch(
-        arranged(found.tally.candidates),
+        arranged(scanned.tally.candidates),
         scores=inputs.scores,
         samples=inputs.samples,
         selection=inputs.selection,
@@ -283,7 +290,7 @@ def _gallery(config: ReportConfig, inputs: _Inputs, found: Found) -> Gallery:
 
 
 def _write(config: ReportConfig, output: Claim, told: Json, gallery: Gallery) -> Written:
-    figures = drawn(told)
+    figures = render_all(told)
     html = page(config.title, told, figures, "")
     shown, left_out = sum(len(places) for places in gallery.groups.values()), 0
     if shown:
@@ -300,7 +307,7 @@ def _write(config: ReportConfig, output: Claim, told: Json, gallery: Gallery) ->
         for image, suffix in ((each.wide, ""), (each.narrow, "-narrow")):
             if image is not None:
                 write_bytes(f"{name}{suffix}.svg", image.encode())
-                write_bytes(f"{name}{suffix}.png", render.png(image))
+                write_bytes(f"{name}{suffix}.png", render.to_png(image))
         write_bytes(f"{name}.json", json.dumps(each.figure.spec(WIDE), indent=1, ensure_ascii=False).encode())
     output.commit(config)
     return Written(config.out, len(html.encode()), folder, told, shown, left_out)

@@ -10,22 +10,22 @@ import numpy as np
 import pyarrow as pa
 
 from vig_ray.errors import StageError
-from vig_ray.report.detokenize import pieces_of
+from vig_ray.report.detokenize import token_texts
 from vig_ray.report.tally import Moments
 from vig_ray.scoring.gain import token_gain
 
 USUAL = ("en_core_web_sm", "en_core_web_md", "en_core_web_lg", "en_core_web_trf")
 """Pipelines that `--tagger auto` looks for."""
 _ROWS = 1000
-_NO_WORD = "no word"  # spaces, and tokens such as the end of a turn
+_NO_WORD = "no word"  # the tag of spaces, and of tokens such as the end of a turn
 
 Tags = list[tuple[int, int, str]]
-"""Words of a text: first character, end, part of speech."""
+"""The words of a text: first character, the one after the last, part-of-speech tag."""
 
 
 @dataclass(frozen=True)
 class Tagger:
-    """A pipeline and its name. `tags`: of several texts. `explain`: a part of speech in words."""
+    """A spaCy pipeline and its name. `tags` gives the words of each of several texts; `explain` says a tag in words."""
 
     name: str
     tags: Callable[[Sequence[str]], Iterable[Tags]]
@@ -33,8 +33,8 @@ class Tagger:
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """Token gains by part of speech, of so many samples; `words`: each part of speech in words."""
+class GainsByTag:
+    """Token gains by part-of-speech tag, over so many samples. `words`: each tag in words."""
 
     tagger: str
     samples: int
@@ -43,9 +43,9 @@ class Spoken:
 
 
 def load_tagger(asked: str) -> Tagger | None:
-    """The spaCy pipeline of this name (or folder); `auto`: the first usual one, None without any.
+    """The spaCy pipeline of this name or folder; for `auto` the first of USUAL that is installed, None without any.
 
-    Raises StageError where it is asked for by name and isn't there.
+    Raises StageError where a pipeline that was named isn't there or assigns no tags.
     """
     if asked == "none":
         return None
@@ -55,19 +55,19 @@ def load_tagger(asked: str) -> Tagger | None:
         if asked == "auto":
             return None
         raise StageError(f"--tagger {asked}: spaCy isn't installed; pip install spacy and a pipeline of it") from error
-    found = next(filter(spacy.util.is_package, USUAL), None) if asked == "auto" else asked
-    if found is None:
+    name = next(filter(spacy.util.is_package, USUAL), None) if asked == "auto" else asked
+    if name is None:
         return None
     try:
-        pipeline = spacy.load(found, exclude=["ner", "parser", "lemmatizer", "senter"])
-        tagged = any(word.pos_ or word.tag_ for word in pipeline("A red cat sits here."))
+        pipeline = spacy.load(name, exclude=["ner", "parser", "lemmatizer", "senter"])
+        assigns_tags = any(word.pos_ or word.tag_ for word in pipeline("A red cat sits here."))
     except (OSError, ValueError, ImportError) as error:
         if asked == "auto":
             return None
         raise StageError(
             f"--tagger {asked}: no such spaCy pipeline here; python -m spacy download {asked}, or name its folder"
         ) from error
-    if not tagged:
+    if not assigns_tags:
         if asked == "auto":
             return None
         raise StageError(f"--tagger {asked}: assigns no parts of speech; take a pipeline with a tagger")
@@ -79,46 +79,51 @@ def load_tagger(asked: str) -> Tagger | None:
                 for word in document
             ]
 
-    return Tagger(found, tags, lambda tag: spacy.explain(tag) or tag)
+    return Tagger(name, tags, lambda tag: spacy.explain(tag) or tag)
 
 
-def by_speech(tagger: Tagger, tokenizer: Any, tables: Sequence[pa.Table]) -> Spoken | None:
-    """Token gains by the part of speech of the word that a token begins in; None where there is no sample."""
+def gains_by_tag(tagger: Tagger, tokenizer: Any, tables: Sequence[pa.Table]) -> GainsByTag | None:
+    """Token gains by the part of speech of the word that each token begins in; None where there is no sample.
+
+    `tables`: rows of scores/ with their tokens, turns and log-probs.
+    """
     special = set(tokenizer.all_special_ids)
-    found: dict[str, Moments] = {}
-    rows = (batch.to_pylist() for table in tables for batch in table.to_batches(max_chunksize=_ROWS))
-    for part in rows:
-        texts, owners, gains = [], [], []
-        for row in part:
-            spelled = pieces_of(tokenizer, row["token_ids"], row["turn"])
-            # The end of a turn would stick to the word before it.
-            pieces = ["" if token in special else piece for token, piece in zip(row["token_ids"], spelled, strict=True)]
+    by_tag: dict[str, Moments] = {}
+    batches = (batch.to_pylist() for table in tables for batch in table.to_batches(max_chunksize=_ROWS))
+    for rows in batches:
+        texts, pieces_of_texts, gains = [], [], []
+        for row in rows:
+            pieces = token_texts(tokenizer, row["token_ids"], row["turn"])
+            # Without special tokens: the end of a turn would stick to the word before it.
+            pieces = ["" if token in special else piece for token, piece in zip(row["token_ids"], pieces, strict=True)]
             gain = token_gain(row["clean_logprobs"], row["reference_logprobs"])
             for turn in sorted(set(row["turn"])):
-                own = [place for place, of_turn in enumerate(row["turn"]) if of_turn == turn]
-                texts.append("".join(pieces[place] for place in own))
-                owners.append([pieces[place] for place in own])
-                gains.append(gain[own])
-        names = [
-            name for pieces, words in zip(owners, tagger.tags(texts), strict=True) for name in tags_of(pieces, words)
+                in_turn = [index for index, number in enumerate(row["turn"]) if number == turn]
+                texts.append("".join(pieces[index] for index in in_turn))
+                pieces_of_texts.append([pieces[index] for index in in_turn])
+                gains.append(gain[in_turn])
+        tags = [
+            tag
+            for pieces, words in zip(pieces_of_texts, tagger.tags(texts), strict=True)
+            for tag in tag_pieces(pieces, words)
         ]
-        known, category = np.unique(names, return_inverse=True)
-        moments = Moments.of(np.concatenate(gains), category.astype(np.int64), len(known))
-        for at, name in enumerate(map(str, known)):
-            own_part = Moments(moments.count[[at]], moments.total[[at]], moments.square[[at]])
-            found[name] = found[name] + own_part if name in found else own_part
-    if not found:
+        different, category = np.unique(tags, return_inverse=True)
+        moments = Moments.of(np.concatenate(gains), category.astype(np.int64), len(different))
+        for index, tag in enumerate(map(str, different)):
+            of_tag = Moments(moments.count[[index]], moments.total[[index]], moments.square[[index]])
+            by_tag[tag] = by_tag[tag] + of_tag if tag in by_tag else of_tag
+    if not by_tag:
         return None
-    words = {name: name if name == _NO_WORD else tagger.explain(name) for name in found}
-    return Spoken(tagger.name, sum(table.num_rows for table in tables), words, found)
+    in_words = {tag: tag if tag == _NO_WORD else tagger.explain(tag) for tag in by_tag}
+    return GainsByTag(tagger.name, sum(table.num_rows for table in tables), in_words, by_tag)
 
 
-def tags_of(pieces: Sequence[str], words: Tags) -> list[str]:
-    """The part of speech of each piece's first character that isn't a space; pieces joined are the tagged text."""
-    by_character = {place: tag for first, end, tag in words for place in range(first, end)}
-    found, start = [], 0
+def tag_pieces(pieces: Sequence[str], words: Tags) -> list[str]:
+    """The tag of each piece: that of its first character that isn't a space. The pieces joined are the tagged text."""
+    by_character = {index: tag for first, end, tag in words for index in range(first, end)}
+    tags, start = [], 0
     for piece in pieces:
-        visible = start + len(piece) - len(piece.lstrip())
-        found.append(by_character.get(visible, _NO_WORD) if piece.strip() else _NO_WORD)
+        first = start + len(piece) - len(piece.lstrip())
+        tags.append(by_character.get(first, _NO_WORD) if piece.strip() else _NO_WORD)
         start += len(piece)
-    return found
+    return tags

@@ -1,4 +1,4 @@
-"""Vega-Lite specifications to SVG and PNG, and to SVG that takes its colours from the page that holds it."""
+"""Vega-Lite specifications to SVG and PNG, and SVG with the colours of the page that holds it."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from typing import Any
 import vl_convert
 
 from vig_ray.report.colours import LIGHT
-from vig_ray.report.detokenize import visible
+from vig_ray.report.detokenize import escape_unprintable
 
 _VERSION = "6.4"
 _BY_VALUE = {value: name for name, value in LIGHT.items()}
 
 
-def svg(spec: dict[str, Any]) -> str:
-    """Drawn in the light colours, with nothing that a reader would have to fetch."""
-    drawn: str = vl_convert.vegalite_to_svg(_visible(spec), vl_version=_VERSION, allowed_base_urls=[])
-    return drawn
+def to_svg(spec: dict[str, Any]) -> str:
+    """A specification as SVG in the light colours; nothing in it is fetched from elsewhere."""
+    svg: str = vl_convert.vegalite_to_svg(_printable(spec), vl_version=_VERSION, allowed_base_urls=[])
+    return svg
 
 
-def _visible(part: Any) -> Any:
-    """Without control characters, which vl-convert 1.9 doesn't survive: it ends the whole process."""
+def _printable(part: Any) -> Any:
+    """The same without control characters, at which vl-convert 1.9 ends the whole process."""
     if isinstance(part, dict):
-        return {name: _visible(value) for name, value in part.items()}
+        return {name: _printable(value) for name, value in part.items()}
     if isinstance(part, list):
-        return [_visible(value) for value in part]
-    return visible(part) if isinstance(part, str) else part
+        return [_printable(value) for value in part]
+    return escape_unprintable(part) if isinstance(part, str) else part
 
 
-def png(drawn: str) -> bytes:
-    """An SVG as a PNG on white, two pixels for each of its own."""
-    width, height = re.findall(r'(?:width|height)="([\d.]+)"', drawn)[:2]
-    ground = f'<rect width="{width}" height="{height}" fill="{LIGHT["ground"]}"/>'
-    at = drawn.index(">") + 1
-    found: bytes = vl_convert.svg_to_png(drawn[:at] + ground + drawn[at:], scale=2)
-    return found
+def to_png(svg: str) -> bytes:
+    """An SVG as a PNG on white, at twice its size in pixels."""
+    width, height = re.findall(r'(?:width|height)="([\d.]+)"', svg)[:2]
+    background = f'<rect width="{width}" height="{height}" fill="{LIGHT["ground"]}"/>'
+    inside = svg.index(">") + 1
+    png: bytes = vl_convert.svg_to_png(svg[:inside] + background + svg[inside:], scale=2)
+    return png
 
 
-def themed(drawn: str, label: str) -> str:
-    """For a page: colours by its CSS variables, and a label for those who hear it."""
-    drawn = re.sub(
+def for_page(svg: str, label: str) -> str:
+    """An SVG to stand in a page: its colours are the page's CSS variables, and `label` is what screen readers say."""
+    svg = re.sub(
         r'(fill|stroke)="(#[0-9a-f]{6})"',
-        lambda found: f'{found[1]}="var(--{_BY_VALUE.get(found[2], "text")})"',
-        drawn,
+        lambda match: f'{match[1]}="var(--{_BY_VALUE.get(match[2], "text")})"',
+        svg,
     )
     for name in ("xmlns:xlink", "xmlns"):
-        drawn = re.sub(rf' {name}="[^"]*"', "", drawn, count=1)
-    return drawn.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+        svg = re.sub(rf' {name}="[^"]*"', "", svg, count=1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

@@ -1,4 +1,4 @@
-"""What a report tells of a selection of the scores that it shows."""
+"""What a report says about a selection of the scores that it shows."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ log = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 
-def selection_of(given: str | None, scores: str, record: Json) -> tuple[str | None, Json | None, float | None]:
-    """The selection's directory, what is told of it, and its threshold where there is one, of VIG; Nones without one.
+def summarize_selection(given: str | None, scores: str, record: Json) -> tuple[str | None, Json | None, float | None]:
+    """The selection's directory, its summary, and its threshold of VIG if it has one alone; Nones without a selection.
 
-    `given` None: the one beside the scores, if it is theirs. Raises StageError where the one that was given isn't.
+    `given` None: the selection beside the scores, if it was made from them. Raises StageError where the one that was
+    given was made from other scores.
     """
     if given is None:
         beside = join(absolute(scores).rpartition("/")[0], "selection")
         try:
-            return selection_of(beside, scores, record) if read_stage(beside) else (None, None, None)
+            return summarize_selection(beside, scores, record) if read_stage(beside) else (None, None, None)
         except StageError as error:
             log.info("%s; the report goes without it", error)
             return None, None, None
-    directory, found = selection_directory(given)
-    if found["identity"]["scores"] != {name: record.get(name) for name in ("identity", "counts")}:
+    directory, selection_record = selection_directory(given)
+    if selection_record["identity"]["scores"] != {name: record.get(name) for name in ("identity", "counts")}:
         raise StageError(f"{directory}: a selection of other scores than {scores}; select again")
-    selection, kept = found["selection"], found["selection"]["kept"][0]
+    selection, kept = selection_record["selection"], selection_record["selection"]["kept"][0]
     by_vig = strategies()[selection["strategy"]].ranking == "vig"
     taus = list(kept["thresholds"].values())
     scored = {source: counts["scored"] for source, counts in selection["read"]["by_source"].items()}
     tokens = {source: counts["tokens"] for source, counts in selection["read"]["by_source"].items()}
 
-    told = {
+    summary = {
         "strategy": selection["strategy"],
         "share": kept["share"],
         "by_vig": by_vig,
@@ -47,13 +48,13 @@ def selection_of(given: str | None, scores: str, record: Json) -> tuple[str | No
         **_row(kept["total"], sum(scored.values()), sum(tokens.values())),
         "sources": _by_source(kept["by_source"], scored, tokens),
     }
-    return directory, told, taus[0] if len(taus) == 1 and by_vig else None
+    return directory, summary, taus[0] if len(taus) == 1 and by_vig else None
 
 
 def _by_source(kept: Json, scored: dict[str, int], tokens: dict[str, int]) -> list[Json]:
-    """By falling number of scored samples; beyond LISTED sources the others are one row."""
+    """A row a source, those with most scored samples first; the sources after the first LISTED are one row together."""
     order = sorted((source for source in scored if scored[source]), key=lambda source: (-scored[source], source))
-    told: list[Json] = [
+    rows: list[Json] = [
         {"source": source or None, **_row(kept.get(source, {}), scored[source], tokens[source])}
         for source in order[:LISTED]
     ]
@@ -63,14 +64,15 @@ def _by_source(kept: Json, scored: dict[str, int], tokens: dict[str, int]) -> li
             name: sum(kept.get(source, {}).get(name, 0) for source in rest) for name in ("scored", "tokens", "active")
         }
         whole = sum(scored[source] for source in rest), sum(tokens[source] for source in rest)
-        told.append({"others": len(rest), **_row(counts, *whole)})
-    return told
+        rows.append({"others": len(rest), **_row(counts, *whole)})
+    return rows
 
 
 def _row(counts: Json, samples: int, answer_tokens: int) -> Json:
-    told: Json = {}
+    """What is kept of so many scored samples and their answer tokens, as counts and shares."""
+    row: Json = {}
     whole = {"samples": samples, "sample_tokens": answer_tokens, "active_tokens": answer_tokens}
     for name, count in (("samples", "scored"), ("sample_tokens", "tokens"), ("active_tokens", "active")):
-        found = counts.get(count, 0)
-        told |= {name: found, f"{name}_share": found / whole[name] if whole[name] else 0.0}
-    return told
+        kept = counts.get(count, 0)
+        row |= {name: kept, f"{name}_share": kept / whole[name] if whole[name] else 0.0}
+    return row

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
-from vig_ray.report.format import gain, interval, range_name, row_name, share
+from vig_ray.report.format import format_gain, format_interval, format_share, range_name, row_name
 from vig_ray.report.tally import GROUPS
 
 Json = dict[str, Any]
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 def table(
     head: Sequence[str], rows: Iterable[Sequence[Any]], *, words: Sequence[int] = (), marked: int | None = None
 ) -> str:
-    """Cells as text; columns `words` may break; row `marked` stands out."""
+    """An HTML table of cells as text. Lines may break in the columns `words`; the row `marked` stands out."""
 
     def tag(at: int, name: str) -> str:
         return f'<{name} class="words">' if at in words else f"<{name}>"
@@ -39,70 +39,77 @@ def _sources(numbers: Json) -> str:
             *(f"{row[name]:,}" for name in ("scored", "text_only", "failed", "answer_tokens")),
         ]
         if row["scored"]:
-            cells += [gain(row["mean"]), interval(row), *(gain(row.get(name)) for name in ("q1", "median", "q3"))]
+            cells += [
+                format_gain(row["mean"]),
+                format_interval(row),
+                *(format_gain(row.get(name)) for name in ("q1", "median", "q3")),
+            ]
             cells += [f"{row['clean_loss']:.3f}", f"{row['reference_loss']:.3f}"]
-            cells += [share(row["groups"][group]["share"]) for group in GROUPS[::-1]]
+            cells += [format_share(row["groups"][group]["share"]) for group in GROUPS[::-1]]
         rows.append(cells)
     return table(head, rows)
 
 
 def _tokens(numbers: Json) -> str:
-    found = numbers["tokens"]
-    told = (
-        f'<p class="soft">{found["frequent"]:,} of the {found["different"]:,} different tokens occur at least '
-        f"{found['least']} times.</p>"
+    tokens = numbers["tokens"]
+    html = (
+        f'<p class="soft">{tokens["frequent"]:,} of the {tokens["different"]:,} different tokens occur at least '
+        f"{tokens['least']} times.</p>"
     )
     for name in ("highest", "lowest"):
-        rows = [(row["text"], row["id"], f"{row['count']:,}", gain(row["mean"]), interval(row)) for row in found[name]]
-        told += f"<h4>{name}</h4>" + table(("token", "id", "times", "mean gain", "95 %"), rows)
-    return told
+        rows = [
+            (row["text"], row["id"], f"{row['count']:,}", format_gain(row["mean"]), format_interval(row))
+            for row in tokens[name]
+        ]
+        html += f"<h4>{name}</h4>" + table(("token", "id", "times", "mean gain", "95 %"), rows)
+    return html
 
 
-def _speech(numbers: Json) -> str:
+def _part_of_speech(numbers: Json) -> str:
     rows = [
-        (row["words"], row["tag"], f"{row['tokens']:,}", gain(row["mean"]), interval(row))
+        (row["words"], row["tag"], f"{row['tokens']:,}", format_gain(row["mean"]), format_interval(row))
         for row in numbers["speech"]["tags"]
     ]
-    told = f'<p class="soft">By {escape(numbers["speech"]["tagger"])}, of {numbers["speech"]["samples"]:,} samples.</p>'
-    return told + table(("part of speech", "tag", "tokens", "mean gain", "95 %"), rows)
+    note = f'<p class="soft">By {escape(numbers["speech"]["tagger"])}, of {numbers["speech"]["samples"]:,} samples.</p>'
+    return note + table(("part of speech", "tag", "tokens", "mean gain", "95 %"), rows)
 
 
 def _ranges(rows: list[Json], what: str, of: str) -> str:
     return table(
         (of, what, "mean gain", "95 %"),
-        [(range_name(row), f"{row[what]:,}", gain(row["mean"]), interval(row)) for row in rows],
+        [(range_name(row), f"{row[what]:,}", format_gain(row["mean"]), format_interval(row)) for row in rows],
     )
 
 
 def _density(density: Json, what: str) -> str:
-    """Summed over steps of the loss without the image: the cells themselves are many, and in the JSON."""
+    """Cells with the same loss without the image as one row; the cells themselves are many, and in the JSON."""
     rows: dict[float, list[float]] = {}
     for cell in density["cells"]:
         row = rows.setdefault(cell["without"], [0, 0.0])
         row[0] += cell["count"]
         row[1] += cell["count"] * cell["mean_gain"]
-    told = [
+    cells = [
         (f"{low:g}+" if low >= density["open_from"] else f"{low:g} to {low + density['step']:g}", f"{int(count):,}",
-         gain(total / count))
+         format_gain(total / count))
         for low, (count, total) in sorted(rows.items())
     ]  # fmt: skip
-    return table(("loss without the image, nats", what, "mean gain"), told)
+    return table(("loss without the image, nats", what, "mean gain"), cells)
 
 
 def _thresholds(numbers: Json) -> str:
     rows = [
         (
-            f"{row['p']:g} %", f"{row['tau']:+.4f}", f"{row['samples']:,}", share(row["samples_share"]),
-            f"{row['sample_tokens']:,}", share(row["sample_tokens_share"]), f"{row['active_tokens']:,}",
-            share(row["active_tokens_share"]),
+            f"{row['p']:g} %", f"{row['tau']:+.4f}", f"{row['samples']:,}", format_share(row["samples_share"]),
+            f"{row['sample_tokens']:,}", format_share(row["sample_tokens_share"]), f"{row['active_tokens']:,}",
+            format_share(row["active_tokens_share"]),
         )
         for row in numbers["thresholds"]
     ]  # fmt: skip
-    chosen = numbers["selection"] or {}
-    # The row of the selection, where it is one of VIG's own kind: others keep other samples or tokens.
-    taus = list(chosen.get("thresholds", {}).values()) if chosen.get("strategy") == "vig" else []
+    selected = numbers["selection"] or {}
+    # The selection's row, if its strategy is vig: other strategies keep other samples or tokens.
+    taus = list(selected.get("thresholds", {}).values()) if selected.get("strategy") == "vig" else []
     same = [
-        at for at, row in enumerate(numbers["thresholds"]) if row["p"] == chosen.get("share") and [row["tau"]] == taus
+        at for at, row in enumerate(numbers["thresholds"]) if row["p"] == selected.get("share") and [row["tau"]] == taus
     ]
     marked = same[0] if same else None
     return table(
@@ -110,23 +117,23 @@ def _thresholds(numbers: Json) -> str:
     )
 
 
-def selection(found: Json | None) -> str:
-    """What a selection keeps, of all and by source."""
-    if found is None:
+def selection(summary: Json | None) -> str:
+    """What a selection keeps, of all samples and by source."""
+    if summary is None:
         return ""
     rows = [
         (
-            "all" if row is found else row_name(row), f"{row['samples']:,}", share(row["samples_share"]),
-            f"{row['sample_tokens']:,}", share(row["sample_tokens_share"]), f"{row['active_tokens']:,}",
-            share(row["active_tokens_share"]),
+            "all" if row is summary else row_name(row), f"{row['samples']:,}", format_share(row["samples_share"]),
+            f"{row['sample_tokens']:,}", format_share(row["sample_tokens_share"]), f"{row['active_tokens']:,}",
+            format_share(row["active_tokens_share"]),
         )
-        for row in [found, *found["sources"]]
+        for row in [summary, *summary["sources"]]
     ]  # fmt: skip
-    taus = list(found["thresholds"].values())
+    taus = list(summary["thresholds"].values())
     tau = f", τ = {taus[0]:+.4f}" if len(taus) == 1 else f", {len(taus)} thresholds" if taus else ""
-    text = f" Besides, {found['text_only']:,} text-only samples, all their tokens." if found["text_only"] else ""
+    text = f" Besides, {summary['text_only']:,} text-only samples, all their tokens." if summary["text_only"] else ""
     return (
-        f"<section id='selection'><h3>The selection: {escape(found['strategy'])}, {found['share']:g} %{tau}</h3>"
+        f"<section id='selection'><h3>The selection: {escape(summary['strategy'])}, {summary['share']:g} %{tau}</h3>"
         '<p class="reading">What is kept of each source\'s scored samples; active tokens are those that training gives '
         f"a weight above 0, and their share is of all the source's answer tokens.{text}</p>"
         + table(("source", "samples", "share", "sample tokens", "share", "active tokens", "share"), rows, marked=0)
@@ -135,7 +142,7 @@ def selection(found: Json | None) -> str:
 
 
 def failures(numbers: Json) -> str:
-    """Errors by class."""
+    """The samples without a score, by the class of their error."""
     if not numbers["failures"]:
         return "<p>None: every sample with an image has a score.</p>"
     rows = [(row["class"], f"{row['rows']:,}", row["example"]) for row in numbers["failures"]]
@@ -151,16 +158,16 @@ TABLES: dict[str, Callable[[Json], str]] = {
         ("source", "samples", *(word for group in GROUPS[::-1] for word in (group, "share"))),
         [
             (row_name(row), f"{row['scored']:,}", *(cell for group in GROUPS[::-1] for cell in (
-                f"{row['groups'][group]['samples']:,}", share(row["groups"][group]["share"]))))
+                f"{row['groups'][group]['samples']:,}", format_share(row["groups"][group]["share"]))))
             for row in numbers["sources"] if row["scored"]
         ],
     ),
     "sample-losses": lambda numbers: _density(numbers["sample_losses"], "samples"),
     "token-losses": lambda numbers: _density(numbers["token_losses"], "tokens"),
     "tokens": _tokens,
-    "speech": _speech,
+    "speech": _part_of_speech,
     "places": lambda numbers: _ranges(numbers["places"], "tokens", "place in the turn"),
     "lengths": lambda numbers: _ranges(numbers["lengths"], "samples", "answer tokens"),
     "thresholds": _thresholds,
 }  # fmt: skip
-"""By the name of the figure."""
+"""The table of each figure, by the figure's name."""

@@ -1,7 +1,7 @@
 """What a block of scores adds to a report: counts and sums, which add up in any order, and the samples to be shown.
 
-Nothing here grows with the dataset, but for what is asked for: tokens of a vocabulary, samples to show and to tag.
-Gains and losses are in nats; means are taken of float64 sums. A token's place is counted from 1 within its turn.
+Nothing here grows with the dataset, except with what is asked for: tokens of a vocabulary, samples to show and tag.
+Gains and losses are in nats; means are taken of float64 sums. A token's place in its turn is counted from 1.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Ints = npt.NDArray[np.int64]
 GROUPS = ("misaligned", "redundant", "vision-critical")
 """VisNec's names for samples whose gain is negative, near zero, and positive (section 3.1 of arXiv 2603.01195)."""
 LOSS_BINS = 60
-"""Bins of a loss on each side of a density; one more holds what is beyond."""
+"""Bins of the loss on each axis of a density; one more holds what is beyond."""
 TOKEN_STEP, SAMPLE_STEP = 0.25, 0.125
-"""Widths of those bins, nats, of tokens and of samples: powers of 2, so that bounds are exact."""
+"""Widths of those bins in nats, for tokens and for samples: powers of 2, so that bounds are exact."""
 RANGES = np.array(
     [*range(1, 9), 9, 13, 17, 25, 33, 49, 65, 97, 129, 193, 257, 385, 513, 769, 1025, 2049, 4097], dtype=np.int64
 )
@@ -46,15 +46,15 @@ class Plan:
 
     `sources`: those with figures of their own; all others are one. `edges`: between the bins of sample gain, whose
     first and last are open. `near_zero`: gains up to this size are near zero. `thresholds`: ascending, of sample and
-    token gain. `each`: how many samples a gallery's group shows of all, and of each source. `tau`: what its nearest
-    are nearest to. `tagged`: samples whose key's hash is below this go to the tagger.
+    token gain. `gallery_size`: how many samples a group of the gallery shows of all sources, and of each. `tau`: the
+    gain whose nearest samples it shows. `tagged`: samples whose key's hash is below this go to the tagger.
     """
 
     sources: tuple[str | None, ...]
     edges: Floats
     near_zero: float
     thresholds: Floats
-    each: int
+    gallery_size: int
     tau: float
     seed: int
     tagged: int = 0
@@ -62,11 +62,11 @@ class Plan:
     def source_of(self, table: pa.Table) -> Ints:
         """The number of each row's source; the last number is all others."""
         names = [name for name in self.sources if name is not None]
-        found = pc.index_in(table["source"].cast(pa.string()), value_set=pa.array(names, pa.string())).to_numpy(
+        index = pc.index_in(table["source"].cast(pa.string()), value_set=pa.array(names, pa.string())).to_numpy(
             zero_copy_only=False
         )
-        places = np.array([self.sources.index(name) for name in names] + [len(self.sources)], dtype=np.int64)
-        number = places[np.where(np.isnan(found), len(names), found).astype(np.int64)]
+        numbers = np.array([self.sources.index(name) for name in names] + [len(self.sources)], dtype=np.int64)
+        number = numbers[np.where(np.isnan(index), len(names), index).astype(np.int64)]
         if None in self.sources:
             number[table["source"].is_null().to_numpy(zero_copy_only=False)] = self.sources.index(None)
         return number
@@ -82,7 +82,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: Floats, category: Ints, size: int) -> Moments:
-        """Of values of categories 0 to `size` - 1."""
+        """The moments of values whose categories go from 0 to `size` - 1."""
         return cls(
             np.bincount(category, minlength=size),
             _weighted(category, values, size),
@@ -90,33 +90,33 @@ class Moments:
         )
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(*(_sum(getattr(self, each.name), getattr(other, each.name)) for each in fields(self)))
+        return Moments(*(_sum(getattr(self, part.name), getattr(other, part.name)) for part in fields(self)))
 
     @property
     def mean(self) -> Floats:
-        """NaN where there is no value."""
+        """The mean by category, NaN where it has no value."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.total / self.count
 
     @property
     def half_width(self) -> Floats:
-        """Of the normal 95 % interval of the mean, values taken as independent; NaN with fewer than two."""
+        """Half the width of each mean's normal 95 % interval, values taken as independent; NaN for fewer than two."""
         with np.errstate(invalid="ignore", divide="ignore"):
             variance = np.maximum(self.square - self.total**2 / self.count, 0) / (self.count - 1)
-            found: Floats = np.where(self.count > 1, 1.959963984540054 * np.sqrt(variance / self.count), np.nan)
-        return found
+            half: Floats = np.where(self.count > 1, 1.959963984540054 * np.sqrt(variance / self.count), np.nan)
+        return half
 
 
 @dataclass
 class Density:
-    """Pairs of losses, with the image by without it: how many in each cell, and the sum of their gains."""
+    """Cells of the loss with the image by the loss without it: how many in each, and the sum of their gains."""
 
     count: Ints
     gain: Floats
 
     @classmethod
     def of(cls, clean: Floats, reference: Floats, step: float) -> Density:
-        """Losses in bins of `step` nats."""
+        """The density of pairs of losses, in bins of `step` nats."""
         size = LOSS_BINS + 1
         # A log-prob may be above 0 by a rounding error.
         x, y = (np.clip(loss / step, 0, LOSS_BINS).astype(np.int64) for loss in (clean, reference))
@@ -136,23 +136,27 @@ class Candidates:
     key: npt.NDArray[np.object_]
 
     @classmethod
-    def best(cls, value: Floats, own: npt.NDArray[np.uint64], keys: Any, rows: Ints, count: int) -> Candidates:
-        """Of these rows the `count` with the least value, ties in the order of their keys' hashes."""
+    def best(cls, value: Floats, key_hash: npt.NDArray[np.uint64], keys: Any, rows: Ints, count: int) -> Candidates:
+        """The `count` of these rows with the least value; ties go by the hash of the key."""
         if len(rows) > count:
             rows = rows[value[rows] <= np.partition(value[rows], count - 1)[count - 1]] if count else rows[:0]
-        rows = rows[np.lexsort((own[rows], value[rows]))][:count]
-        return cls(value[rows], own[rows], keys.take(pa.array(rows)).to_numpy(zero_copy_only=False))
+        rows = rows[np.lexsort((key_hash[rows], value[rows]))][:count]
+        return cls(value[rows], key_hash[rows], keys.take(pa.array(rows)).to_numpy(zero_copy_only=False))
 
     def merged(self, other: Candidates, count: int) -> Candidates:
-        """The best of both."""
-        value, own = np.concatenate([self.value, other.value]), np.concatenate([self.hash, other.hash])
-        order = np.lexsort((own, value))[:count]
-        return Candidates(value[order], own[order], np.concatenate([self.key, other.key])[order])
+        """The `count` best of both."""
+        value, key_hash = np.concatenate([self.value, other.value]), np.concatenate([self.hash, other.hash])
+        order = np.lexsort((key_hash, value))[:count]
+        return Candidates(value[order], key_hash[order], np.concatenate([self.key, other.key])[order])
 
 
 @dataclass
 class Tally:
-    """Of any number of blocks. `gains`: [sources + 1, groups, bins] samples. `active`: tokens at each threshold."""
+    """The counts of any number of blocks.
+
+    `gains` [sources + 1, groups, bins]: samples. `kept`, `kept_tokens`, `active`: samples, their tokens and the active
+    ones among these, at each threshold.
+    """
 
     gains: Ints
     samples: Density
@@ -169,8 +173,8 @@ class Tally:
 
 
 def _weighted(category: Ints, weights: Floats, size: int) -> Floats:
-    found: Floats = np.bincount(category, weights=weights, minlength=size).astype(np.float64, copy=False)
-    return found
+    sums: Floats = np.bincount(category, weights=weights, minlength=size).astype(np.float64, copy=False)
+    return sums
 
 
 def _sum(one: Any, other: Any) -> Any:
@@ -178,25 +182,25 @@ def _sum(one: Any, other: Any) -> Any:
     return np.pad(one, (0, size - len(one))) + np.pad(other, (0, size - len(other)))
 
 
-def add_up(parts: Iterable[Tally | None], each: int) -> Tally | None:
+def add_up(parts: Iterable[Tally | None], gallery_size: int) -> Tally | None:
     """All blocks together; None where none has a scored sample."""
     whole: Tally | None = None
     for part in parts:
         if whole is None or part is None:
             whole = whole or part
             continue
-        for one in fields(Tally):
-            mine, other = getattr(whole, one.name), getattr(part, one.name)
-            if one.name == "candidates":
-                for name, found in other.items():
-                    mine[name] = mine[name].merged(found, each) if name in mine else found
+        for count in fields(Tally):
+            so_far, more = getattr(whole, count.name), getattr(part, count.name)
+            if count.name == "candidates":
+                for name, candidates in more.items():
+                    so_far[name] = so_far[name].merged(candidates, gallery_size) if name in so_far else candidates
             else:
-                setattr(whole, one.name, mine + other)
+                setattr(whole, count.name, so_far + more)
     return whole
 
 
 def tally(table: pa.Table, plan: Plan) -> Tally | None:
-    """Count a block of rows with the columns COLUMNS; None where none of them has a score."""
+    """Count a block of rows, which have the columns COLUMNS; None where no row has a score."""
     table = table.filter(table["vig"].is_valid()).combine_chunks()
     if not table.num_rows:
         return None
@@ -213,10 +217,10 @@ def tally(table: pa.Table, plan: Plan) -> Tally | None:
     place = places(pc.list_flatten(table["turn"]).to_numpy(), lengths)
     if not (lengths > 0).all() or not len(clean) == len(reference) == len(place) == lengths.sum():
         raise StageError("the scores' lists of tokens and log-probs differ in length, or one is empty; score again")
-    # Not the selections' hashes: what is shown by chance must not depend on what was selected by chance.
-    own = hashes(table["sample_key"], f"report {plan.seed}")
+    # Other hashes than those of selections: what is shown by chance must not depend on what was selected by chance.
+    key_hash = hashes(table["sample_key"], f"report {plan.seed}")
     levels = len(plan.thresholds)
-    # A sample is kept at every threshold up to its gain; a token is active where both its gain and its sample's reach.
+    # A sample is kept at every threshold up to its gain, a token active at every one up to its own and its sample's.
     reached = np.searchsorted(plan.thresholds, vig, side="right")
     reached_by_token = np.searchsorted(plan.thresholds, np.minimum(gain, np.repeat(vig, lengths)), side="right")
     return Tally(
@@ -230,26 +234,26 @@ def tally(table: pa.Table, plan: Plan) -> Tally | None:
         kept=_from_top(np.bincount(reached, minlength=levels + 1)),
         kept_tokens=_from_top(np.bincount(reached, weights=lengths, minlength=levels + 1).astype(np.int64)),
         active=_from_top(np.bincount(reached_by_token, minlength=levels + 1)),
-        candidates=_candidates(vig, own, table["sample_key"], source, plan),
-        tagged=_tagged(table, own, plan),
+        candidates=_candidates(vig, key_hash, table["sample_key"], source, plan),
+        tagged=_tagged(table, key_hash, plan),
     )
 
 
 def places(turns: npt.NDArray[np.integer[Any]], lengths: Ints) -> Ints:
-    """The place of each token in its turn, from 1, int64 [N]; `turns` [N]: of samples of these lengths, end to end."""
+    """The place of each token in its turn, from 1, int64 [N]. `turns` [N]: of samples of these lengths, end to end."""
     if not len(turns):
         return np.zeros(0, dtype=np.int64)
     begins = np.concatenate([[True], turns[1:] != turns[:-1]])
     begins[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
     number = np.arange(len(turns))
-    found: Ints = number - np.maximum.accumulate(np.where(begins, number, 0)) + 1
-    return found
+    in_turn: Ints = number - np.maximum.accumulate(np.where(begins, number, 0)) + 1
+    return in_turn
 
 
 def groups_of(vig: Floats, near_zero: float) -> Ints:
     """The number of each gain's group, in the order of GROUPS."""
-    found: Ints = np.where(vig > near_zero, 2, np.where(vig < -near_zero, 0, 1))
-    return found
+    group: Ints = np.where(vig > near_zero, 2, np.where(vig < -near_zero, 0, 1))
+    return group
 
 
 def _gains(vig: Floats, source: Ints, plan: Plan) -> Ints:
@@ -261,26 +265,28 @@ def _gains(vig: Floats, source: Ints, plan: Plan) -> Ints:
 
 
 def _from_top(counts: Ints) -> Ints:
-    """How many reach each threshold, from how many reach so many of them."""
-    found: Ints = np.cumsum(counts[::-1])[::-1][1:]
-    return found
+    """How many reach each threshold; `counts`: how many reach exactly 0, 1, 2 ... of them."""
+    reach: Ints = np.cumsum(counts[::-1])[::-1][1:]
+    return reach
 
 
-def _candidates(vig: Floats, own: Any, keys: Any, source: Ints, plan: Plan) -> dict[tuple[str, int | None], Candidates]:
-    values = {"highest": -vig, "lowest": vig, "nearest": np.abs(vig - plan.tau), "random": own.astype(np.float64)}
+def _candidates(
+    vig: Floats, key_hash: Any, keys: Any, source: Ints, plan: Plan
+) -> dict[tuple[str, int | None], Candidates]:
+    values = {"highest": -vig, "lowest": vig, "nearest": np.abs(vig - plan.tau), "random": key_hash.astype(np.float64)}
     rows: dict[int | None, Ints] = {None: np.arange(len(vig))}
     rows |= {number: np.flatnonzero(source == number) for number in range(len(plan.sources))}
     return {
-        (name, number): Candidates.best(value, own, keys, of_source, plan.each)
+        (name, number): Candidates.best(value, key_hash, keys, of_source, plan.gallery_size)
         for name, value in values.items()
         for number, of_source in rows.items()
         if len(of_source)
     }
 
 
-def _tagged(table: pa.Table, own: Any, plan: Plan) -> list[pa.Table]:
+def _tagged(table: pa.Table, key_hash: Any, plan: Plan) -> list[pa.Table]:
     if not plan.tagged:
         return []
     taken = table.select(["token_ids", "turn", "clean_logprobs", "reference_logprobs"])
-    taken = taken.filter(pa.array(own < np.uint64(plan.tagged)))
+    taken = taken.filter(pa.array(key_hash < np.uint64(plan.tagged)))
     return [taken] if taken.num_rows else []

@@ -39,7 +39,7 @@ class TopConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Top:
-    """The samples found, lowest gain first, then highest first; `negative` of `scored` have a gain below 0."""
+    """The samples, lowest gain first, then those asked for by --highest. `negative` of `scored` have a gain below 0."""
 
     rows: list[dict[str, Any]]
     scored: int
@@ -47,7 +47,7 @@ class Top:
     json_lines: bool
 
     def text(self) -> str:
-        """For a person, or for a program."""
+        """A table for people, or one JSON object a line for programs."""
         if self.json_lines:
             return "\n".join(json.dumps(row, ensure_ascii=False) for row in self.rows)
         table = Table(box=None, pad_edge=False, expand=True)
@@ -79,10 +79,10 @@ class Top:
 
 
 def run(config: TopConfig) -> Top:
-    """Find them in one pass; memory grows with how many are asked for only. Raises StageError."""
+    """List them in one scan; memory grows only with how many are asked for. Raises StageError."""
     scores = scores_directory(config.scores)
     lowest = config.lowest or (None if config.highest else 50)
-    found: dict[str, list[dict[str, Any]]] = {"lowest": [], "highest": []}
+    ends: dict[str, list[dict[str, Any]]] = {"lowest": [], "highest": []}
     scored = negative = 0
     for batch in dataset(scores).to_batches(columns=_COLUMNS, batch_size=_BATCH):
         keep = batch["vig"].is_valid().to_numpy(zero_copy_only=False)
@@ -95,13 +95,13 @@ def run(config: TopConfig) -> Top:
         for name, count, sign in (("lowest", lowest, 1), ("highest", config.highest, -1)):
             if count:
                 order = np.argsort(sign * vig, kind="stable")[:count]
-                found[name] += batch.take(order).to_pylist()
-                found[name].sort(key=lambda row: (sign * row["vig"], row["sample_key"]))
-                del found[name][count:]
+                ends[name] += batch.take(order).to_pylist()
+                ends[name].sort(key=lambda row: (sign * row["vig"], row["sample_key"]))
+                del ends[name][count:]
     if not scored:
         of_source = f" of source {config.source!r}" if config.source is not None else ""
         raise StageError(f"{scores}: no sample{of_source} has a score")
-    rows = found["lowest"] + found["highest"]
+    rows = ends["lowest"] + ends["highest"]
     samples = samples_beside(scores, config.samples, read_stage(scores) or {})
     if samples is not None:
         texts = rows_of(samples, [row["sample_key"] for row in rows], ["conversation"])

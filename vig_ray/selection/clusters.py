@@ -23,7 +23,7 @@ from vig_ray.tables.order import hashes
 
 WORDS = "words"
 FIT_ON_AT_MOST = 1_000_000
-"""Questions that the centres are fitted on; of more, those with the smallest key hashes."""
+"""The most questions that the centres are fitted on: those with the smallest key hashes."""
 
 _FEATURES = 512
 _BATCH = 4096
@@ -39,9 +39,9 @@ def first_question(conversation: Sequence[dict[str, str]], image_mark: str) -> s
 
 
 def load_embedder(name: str) -> Embed:
-    """Questions to unit vectors, float32 [questions, D].
+    """A function from questions to unit vectors, float32 [questions, D].
 
-    Raises StageError where the libraries or the model aren't there.
+    Raises StageError where the libraries or the model are missing.
     """
     if importlib.util.find_spec("sklearn") is None:
         raise StageError(
@@ -64,14 +64,14 @@ def load_embedder(name: str) -> Embed:
         raise StageError(f"--embedding-model {name}: can't be loaded: {one_line(error)[:300]}") from error
 
     def embed(texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        found: Any = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
-        return np.asarray(found, dtype=np.float32)
+        vectors: Any = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float32)
 
     return embed
 
 
 def cluster(vectors_ND: npt.NDArray[np.float32], clusters: int, seed: int) -> Any:
-    """Fit the centres, [clusters, D], on N vectors; raises StageError where there are fewer vectors than clusters."""
+    """K-means fitted on N vectors, with centres [clusters, D]. Raises StageError for fewer vectors than clusters."""
     from sklearn.cluster import MiniBatchKMeans
 
     if len(vectors_ND) < clusters:
@@ -82,27 +82,28 @@ def cluster(vectors_ND: npt.NDArray[np.float32], clusters: int, seed: int) -> An
 def cluster_samples(
     samples: str, embedding_model: str, *, clusters: int, seed: int
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]:
-    """The sorted hashes of all sample keys, uint64 [samples], and the cluster of each, int32 [samples].
+    """The sorted key hashes of all samples with an image, uint64 [N], and the cluster of each, int32 [N].
 
-    Samples without an image take no part and have cluster 0. The centres don't depend on how `samples` is cut into
-    files. Raises StageError.
+    Neither depends on how `samples` is cut into files. Raises StageError.
     """
     embed = load_embedder(embedding_model)
     keys = np.sort(np.concatenate([hashes(table["sample_key"], seed) for table in _with_images(samples, ["images"])]))
     if not len(keys):
         raise StageError(f"{samples}: no sample has an image")
     fitted_on = keys[:FIT_ON_AT_MOST]
-    found = [
-        (own, embed(questions).astype(np.float16)) for own, questions in _questions(samples, seed, up_to=fitted_on[-1])
+    embedded = [
+        (key_hashes, embed(questions).astype(np.float16))
+        for key_hashes, questions in _questions(samples, seed, up_to=fitted_on[-1])
     ]
-    own, vectors = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.argsort(own, kind="stable")  # the order decides where K-means starts
+    fitted_hashes, vectors = (np.concatenate(parts) for parts in zip(*embedded, strict=True))
+    order = np.argsort(fitted_hashes, kind="stable")  # the order decides where K-means starts
     model = cluster(vectors[order].astype(np.float32), clusters, seed)
     of_key = np.zeros(len(keys), dtype=np.int32)
     if len(keys) > len(fitted_on):
-        found = ((own, embed(questions)) for own, questions in _questions(samples, seed))  # type: ignore[assignment]
-    for own, part in found:
-        of_key[np.searchsorted(keys, own)] = model.predict(part.astype(np.float32))
+        every = _questions(samples, seed)
+        embedded = ((key_hashes, embed(questions)) for key_hashes, questions in every)  # type: ignore[assignment]
+    for key_hashes, part in embedded:
+        of_key[np.searchsorted(keys, key_hashes)] = model.predict(part.astype(np.float32))
     return keys, of_key
 
 
@@ -119,10 +120,10 @@ def _with_images(samples: str, columns: list[str]) -> Iterator[pa.Table]:
 def _questions(
     samples: str, seed: int, up_to: np.uint64 | None = None
 ) -> Iterator[tuple[npt.NDArray[np.uint64], list[str]]]:
-    """Hashed keys and first questions, batch by batch, of samples with an image; of those with hashes `up_to` only."""
+    """Key hashes and first questions of the samples with an image, batch by batch; only hashes `up_to` this one."""
     for table in _with_images(samples, ["images", "conversation"]):
-        own = hashes(table["sample_key"], seed)
+        key_hashes = hashes(table["sample_key"], seed)
         if up_to is not None:
-            table, own = table.filter(pa.array(own <= up_to)), own[own <= up_to]
+            table, key_hashes = table.filter(pa.array(key_hashes <= up_to)), key_hashes[key_hashes <= up_to]
         if table.num_rows:
-            yield own, [first_question(turns, IMAGE_MARK) for turns in table["conversation"].to_pylist()]
+            yield key_hashes, [first_question(turns, IMAGE_MARK) for turns in table["conversation"].to_pylist()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import BeforeValidator, Field
 
 from vig_ray.options import Percentage, Percentages
 from vig_ray.stage import StageConfig
@@ -28,9 +28,6 @@ def _quotas(value: Any) -> Any:
     return quotas
 
 
-_PAIRS: dict[str, JsonValue] = {"metavar": "SOURCE=PERCENT", "repeated": True}
-
-
 class SelectConfig(StageConfig):
     """Choose samples and tokens to train on from their scores."""
 
@@ -49,7 +46,7 @@ class SelectConfig(StageConfig):
     clusters: int = Field(20, ge=1, description="clusters of questions; 1 ranks all together")
     keep_negative: bool = Field(
         False,
-        description="visnec and top: rank samples whose score is 0 or less, too, as VisNec's published script does",
+        description="visnec and top: also rank samples whose score is 0 or less, as VisNec's published script does",
     )
     samples: str | None = Field(
         None, description="samples/ that the scores are of, for the questions of clusters; by default beside the scores"
@@ -61,10 +58,10 @@ class SelectConfig(StageConfig):
     )
     quota: Annotated[dict[str, Percentage], BeforeValidator(_quotas)] = Field(
         default_factory=dict,
-        description="another percentage for a source, ranked by itself with its own threshold",
-        json_schema_extra=_PAIRS,
+        description="another percentage for a source, which is then ranked by itself and has its own threshold",
+        json_schema_extra={"metavar": "SOURCE=PERCENT", "repeated": True},
     )
-    seed: int = Field(42, description="of the training order, of random and of the clusters")
+    seed: int = Field(42, description="seed of the training order, of random and of the clusters")
     rows_per_file: int = Field(100_000, ge=1, description="the most rows of a file of selection/")
     address: str | None = Field(
         None, description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or this machine"

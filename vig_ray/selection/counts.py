@@ -1,4 +1,4 @@
-"""What a selection keeps, counted: the row of VIG's Table 3, by source too, and the columns of Tables E.2 and E.3."""
+"""Counts of what a selection keeps: the row of VIG's Table 3, the same by source, the columns of Tables E.2 and E.3."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def count_rows(
     lengths: Lengths | None = None,
     weights: Weights | None = None,
 ) -> Counted:
-    """Count a block; `weights` [N]: of the tokens of all its rows, None where all are 1."""
+    """The counts of a block. `weights` [N]: of the tokens of all its rows; None where all are 1."""
     if lengths is None:
         lengths = pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False).astype(np.int64)
     failed = table["error"].is_valid().to_numpy(zero_copy_only=False)
@@ -104,7 +104,7 @@ class Selection:
         *,
         chance: bool = False,
     ) -> Selection:
-        """From what the passes found; thresholds of a ranking by chance have no meaning in nats."""
+        """The outcome from the scans' counts and thresholds. Thresholds of a ranking by chance are left out."""
         kept = []
         for share, bits, counts in zip(shares, thresholds, counted, strict=True):
             named = {}
@@ -118,7 +118,7 @@ class Selection:
         return cls(strategy, read, tuple(kept), directory)
 
     def to_json(self) -> dict[str, Any]:
-        """As `stage.json` holds it."""
+        """As the record holds it."""
         return {
             "strategy": self.strategy,
             "read": _with_total(self.read),
@@ -129,14 +129,14 @@ class Selection:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], directory: str) -> Selection:
-        """From `stage.json`."""
-        kept = tuple(Kept(found["share"], found["thresholds"], Counted(found["by_source"])) for found in record["kept"])
+        """From the record."""
+        kept = tuple(Kept(row["share"], row["thresholds"], Counted(row["by_source"])) for row in record["kept"])
         return cls(
             record["strategy"], Counted(record["read"]["by_source"]), kept, directory if len(kept) == 1 else None
         )
 
     def text(self) -> str:
-        """For a person: one row a percentage, then by source."""
+        """A table for people: one row a percentage, then one a source."""
         read = self.read
         lines = [
             f"read {sum(read.total(kind) for kind in _KINDS):,} = scored {read.total('scored'):,} + text-only "
@@ -169,12 +169,12 @@ class Selection:
         lines = [f"{'by source':<25}{'samples':>13}{'':>7}{'sample tokens':>15}{'':>7}{'active tokens':>15}"]
         ranked = sorted(self.read.by_source, key=lambda name: -self.read.by_source[name]["scored"])
         for name in ranked[:_SHOWN_SOURCES]:
-            of = Counted({"": self.read.by_source[name]})
-            own = Counted({"": kept.by_source.get(name, {})})
-            if of.total("scored"):
-                lines.append(_line(f"  {name or '(none)'}", {}, own, of))
+            read_here = Counted({"": self.read.by_source[name]})
+            kept_here = Counted({"": kept.by_source.get(name, {})})
+            if read_here.total("scored"):
+                lines.append(_line(f"  {name or '(none)'}", {}, kept_here, read_here))
         if len(ranked) > _SHOWN_SOURCES:
-            lines.append(f"  and {len(ranked) - _SHOWN_SOURCES:,} more in stage.json")
+            lines.append(f"  and {len(ranked) - _SHOWN_SOURCES:,} more in the record")
         return lines
 
 
@@ -183,13 +183,13 @@ def _with_total(counted: Counted) -> dict[str, Any]:
     return {"total": {name: counted.total(name) for name in names}, "by_source": counted.by_source}
 
 
-def _line(name: str, thresholds: Mapping[str, float] | None, own: Counted, of: Counted) -> str:
+def _line(name: str, thresholds: Mapping[str, float] | None, kept: Counted, read: Counted) -> str:
     tau = ""
     if thresholds:
         values = list(thresholds.values())
         tau = f"{values[0]:+.4f}" if len(values) == 1 else f"{len(values)} of them"
     cells = []
     for count, whole in (("scored", "scored"), ("tokens", "tokens"), ("active", "tokens")):
-        share = 100 * own.total(count) / of.total(whole) if of.total(whole) else 0.0
-        cells.append(f"{own.total(count):>{_WIDTH[count]},}{share:>6.1f}%")
+        share = 100 * kept.total(count) / read.total(whole) if read.total(whole) else 0.0
+        cells.append(f"{kept.total(count):>{_WIDTH[count]},}{share:>6.1f}%")
     return f"{name:<16.24}{tau:>9}" + "".join(cells)

@@ -1,4 +1,4 @@
-"""`vig export-data`: the chosen samples in a format that other trainers read.
+"""`vig export-data`: the selected samples in a format that other trainers read.
 
     llava       LLaVA's JSON array: id, image, conversations
     sharegpt    JSON lines for LLaMA-Factory and ms-swift: conversations with <image>, images
@@ -32,7 +32,7 @@ from vig_ray.tables.directories import dataset, samples_beside, selection_direct
 
 log = logging.getLogger(__name__)
 
-_SPOKEN = {"user": "human", "assistant": "gpt", "system": "system"}
+_SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 _BATCH = 1024
 _MAGIC = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp"), (b"GIF8", "gif"))
 
@@ -44,16 +44,18 @@ class ExportDataConfig(StageConfig):
     samples: str = Field(description="samples/ that it was selected from")
     out: str = Field(description="file to write: .json for llava, .jsonl for the others")
     format: Literal["llava", "messages", "sharegpt"] = Field("messages", description="what the other trainer reads")
-    images: str | None = Field(None, description="folder that image paths shall be relative to; by default as they are")
+    images: str | None = Field(
+        None, description="folder to make image paths relative to; by default they stay as they are"
+    )
     model: str | None = Field(
-        None, description="checkpoint whose tokens have the weights, for messages; by default the one that scored"
+        None, description="for messages: the checkpoint whose tokens the weights are of; by default the one that scored"
     )
     overwrite: bool = Field(False, description="replace an earlier export of other data or with other options")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """How many samples were written, to which file, and into which folder images that had no path."""
+    """How many samples and active tokens were written to `out`, and how many images that had no file of their own."""
 
     samples: int
     active: int
@@ -62,12 +64,12 @@ class Exported:
 
     def text(self) -> str:
         """For a person."""
-        told = f"{self.samples:,} samples"
+        counts = f"{self.samples:,} samples"
         if self.active:
-            told += f", {self.active:,} active tokens"
+            counts += f", {self.active:,} active tokens"
         if self.images:
-            told += f", {self.images:,} images in {self.out}.images"
-        return f"{told}: {self.out}"
+            counts += f", {self.images:,} images in {self.out}.images"
+        return f"{counts}: {self.out}"
 
 
 def run(config: ExportDataConfig) -> Exported:
@@ -96,15 +98,15 @@ def run(config: ExportDataConfig) -> Exported:
             index = place.get(row["sample_key"])
             if index is None:
                 continue
-            made = _MADE[config.format](row, pictures)
+            exported = _ROW_OF_FORMAT[config.format](row, pictures)
             if weighted:
-                made |= {"position": table["position"][index].as_py()}
+                exported |= {"position": table["position"][index].as_py()}
                 weights = table["token_weights"][index].as_py()
                 if weights is not None and formatter is not None:
-                    made |= _active(row, table["token_ids"][index].as_py(), weights, formatter)
+                    exported |= _active(row, table["token_ids"][index].as_py(), weights, formatter)
                     active += sum(weight > 0 for weight in weights)
             between = (",\n" if written else "") if config.format == "llava" else ""
-            file.write(between + json.dumps(made, ensure_ascii=False) + ("" if config.format == "llava" else "\n"))
+            file.write(between + json.dumps(exported, ensure_ascii=False) + ("" if config.format == "llava" else "\n"))
             written += 1
         file.write("\n]\n" if config.format == "llava" else "")
     if written != len(place):
@@ -137,7 +139,7 @@ def _claim(config: ExportDataConfig, record: dict[str, Any]) -> Claim:
 
 
 def _formatter(config: ExportDataConfig, record: dict[str, Any]) -> Formatter:
-    """The formatter that made the tokens; raises StageError where it is another one."""
+    """The formatter that made the tokens. Raises StageError where the checkpoint has another one."""
     prompts = record.get("prompts", {})
     model = config.model or prompts.get("model")
     if model is None:
@@ -157,7 +159,7 @@ def _rows(samples: str) -> Iterator[dict[str, Any]]:
 
 
 class _Pictures:
-    """Images as paths: as they are, relative to a folder, or written out where a row held the bytes."""
+    """The paths of images: as they are, relative to a folder, or of a file written here where a row held the bytes."""
 
     def __init__(self, config: ExportDataConfig, output: Claim) -> None:
         self._relative_to = config.images
@@ -183,18 +185,18 @@ class _Pictures:
 
 def _llava(row: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
     paths = pictures.paths(row)
-    made: dict[str, Any] = {"id": row["id"] if row["id"] is not None else row["sample_key"]}
+    exported: dict[str, Any] = {"id": row["id"] if row["id"] is not None else row["sample_key"]}
     if paths:
-        made["image"] = paths[0] if len(paths) == 1 else paths
-    return made | {"conversations": _spoken(row)}
+        exported["image"] = paths[0] if len(paths) == 1 else paths
+    return exported | {"conversations": _sharegpt_turns(row)}
 
 
 def _sharegpt(row: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
-    return {"sample_key": row["sample_key"], "conversations": _spoken(row), "images": pictures.paths(row)}
+    return {"sample_key": row["sample_key"], "conversations": _sharegpt_turns(row), "images": pictures.paths(row)}
 
 
-def _spoken(row: dict[str, Any]) -> list[dict[str, str]]:
-    return [{"from": _SPOKEN[turn["role"]], "value": turn["text"]} for turn in row["conversation"]]
+def _sharegpt_turns(row: dict[str, Any]) -> list[dict[str, str]]:
+    return [{"from": _SHAREGPT_ROLES[turn["role"]], "value": turn["text"]} for turn in row["conversation"]]
 
 
 def _messages(row: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
@@ -210,7 +212,7 @@ def _messages(row: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
     return {"sample_key": row["sample_key"], "messages": messages, "images": pictures.paths(row)}
 
 
-_MADE = {"llava": _llava, "sharegpt": _sharegpt, "messages": _messages}
+_ROW_OF_FORMAT = {"llava": _llava, "sharegpt": _sharegpt, "messages": _messages}
 
 
 def _active(row: dict[str, Any], ids: list[int], weights: list[float], formatter: Formatter) -> dict[str, Any]:

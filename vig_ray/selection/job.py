@@ -34,7 +34,7 @@ from vig_ray.storage import check_writable, filesystem, join
 from vig_ray.tables.directories import samples_beside, scores_directory
 from vig_ray.tables.order import Hashes, Positions, among, hashes, positions
 from vig_ray.tables.scan import Files
-from vig_ray.tables.threshold import PASSES, Search, add_up, quota_of, value_of
+from vig_ray.tables.threshold import SCANS, Search, add_up, quota_of, value_of
 from vig_ray.whole_files import whole_files
 
 log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def _thresholds(plan: Plan, files: Files, groups: Groups) -> tuple[Counted, list
         for share in shares
         for group, counts in first.items()
     }
-    for _ in range(PASSES - 1):
+    for _ in range(SCANS - 1):
         whole = add_up(files.scan(columns(strategy, groups), _Count(strategy, groups, config, searches)))
         searches = {name: (group, search.narrowed(whole[name])) for name, (group, search) in searches.items()}
     thresholds = []
@@ -199,7 +199,7 @@ def _thresholds(plan: Plan, files: Files, groups: Groups) -> tuple[Counted, list
         bits = np.full(size, np.iinfo(np.uint64).max, dtype=np.uint64)
         for (of_share, group), (_, search) in searches.items():
             if of_share == share:
-                bits[group] = search.found
+                bits[group] = search.bits
         thresholds.append(bits)
     return surveyed, thresholds
 

@@ -25,8 +25,8 @@ EVERYTHING = 0
 class Groups:
     """Samples that are ranked together: those of a source with a quota, or all others, within each cluster.
 
-    `sources`: those with a quota. `clusters`: how many. `keys` and `of_key`: the sorted hashes of all sample keys and
-    each one's cluster, where there are several.
+    `sources`: those with a quota. `clusters`: how many there are. `keys`, `of_key`: the sorted key hashes of samples
+    with an image and the cluster of each, where there are several clusters.
     """
 
     sources: tuple[str, ...] = ()
@@ -38,13 +38,13 @@ class Groups:
         """The number of each row's group, int64 [rows]."""
         group = np.zeros(table.num_rows, dtype=np.int64)
         if self.sources:
-            found = pc.index_in(table["source"], value_set=pa.array(self.sources, pa.string()))
-            group += pc.fill_null(pc.add(found, 1), 0).to_numpy(zero_copy_only=False).astype(np.int64) * self.clusters
+            index = pc.index_in(table["source"], value_set=pa.array(self.sources, pa.string()))
+            group += pc.fill_null(pc.add(index, 1), 0).to_numpy(zero_copy_only=False).astype(np.int64) * self.clusters
         if self.keys is not None and self.of_key is not None:
-            own = hashes(table["sample_key"], seed)
-            place = np.minimum(np.searchsorted(self.keys, own), len(self.keys) - 1)
-            known = self.keys[place] == own
-            group += np.where(known, self.of_key[place], 0)
+            key_hashes = hashes(table["sample_key"], seed)
+            nearest = np.minimum(np.searchsorted(self.keys, key_hashes), len(self.keys) - 1)
+            clustered = self.keys[nearest] == key_hashes
+            group += np.where(clustered, self.of_key[nearest], 0)
         return group
 
     def share_of(self, group: int, shares: Mapping[str, float], by_default: float) -> float:
@@ -55,7 +55,10 @@ class Groups:
 
 @dataclass(frozen=True)
 class Ranks:
-    """How a block's rows are ranked: `bits` sort like the score; `scored` rows have one, `eligible` ones compete."""
+    """How a block's rows are ranked.
+
+    `bits` sort like the score. `scored`: rows that have one. `eligible`: rows that may be kept. `group`: each row's.
+    """
 
     bits: Bits
     scored: Mask
@@ -63,7 +66,7 @@ class Ranks:
     group: npt.NDArray[np.int64]
 
     def kept(self, thresholds: npt.NDArray[np.uint64]) -> Mask:
-        """Rows at or above the threshold of their group: every tie is kept."""
+        """The rows that reach the threshold of their group, so that every tie is kept."""
         kept: Mask = self.eligible & (self.bits >= thresholds[self.group])
         return kept
 
@@ -95,11 +98,11 @@ def ranks(table: pa.Table, strategy: Strategy, groups: Groups, *, seed: int, kee
     return Ranks(bits, scored, eligible, groups.of(table, seed))
 
 
-def count(found: Ranks, searches: Mapping[Any, tuple[int, Search]]) -> dict[Any, Sparse]:
-    """For each search, a block's histogram of the next digit; `searches`: by any name, (group, search)."""
+def count(ranked: Ranks, searches: Mapping[Any, tuple[int, Search]]) -> dict[Any, Sparse]:
+    """A block's histogram of the next digit for each search. `searches`: by any name, the group and the search."""
     histograms: dict[Any, Sparse] = {}
     for name, (group, search) in searches.items():
-        counts = search.count(found.bits[found.eligible & (found.group == group)])
+        counts = search.count(ranked.bits[ranked.eligible & (ranked.group == group)])
         (digits,) = np.nonzero(counts)
         histograms[name] = digits, counts[digits]
     return histograms

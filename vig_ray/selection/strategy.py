@@ -1,4 +1,4 @@
-"""What a selection strategy is; there is one a file in strategies/."""
+"""What a selection strategy says; strategies/ has one a file."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Strategy:
-    """What tells one strategy from another.
+    """How one strategy ranks samples, how many it keeps, and what their tokens weigh.
 
-    `ranking`: the column that samples are ranked by, greatest first; `chance` ranks by a hash of key and seed, and
-    None keeps every sample. `share`: the option that says how many per cent are kept. `positive`: samples whose score
-    is 0 or less are left out first (unless --keep-negative). `clustered`: ranked within clusters of questions.
-    `weigh`: the weights of the kept samples' tokens, float32 [N], with --alpha; None where all weigh 1.
+    `ranking`: the column that samples are ranked by, greatest first; `chance` ranks by a hash of key and seed, None
+    keeps every sample. `share`: the option with the percentage to keep. `positive`: samples whose score is 0 or less
+    are left out first, unless --keep-negative. `clustered`: samples are ranked within clusters of questions. `weigh`:
+    the weights of the kept samples' tokens, float32 [N], from these and --alpha; None where all weigh 1.
     """
 
     name: str

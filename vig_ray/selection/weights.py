@@ -1,6 +1,6 @@
 """Weights of answer tokens, from their log-probs; pure functions.
 
-Tokens of several samples lie end to end: N tokens in all, `lengths` [rows] of them a sample.
+The tokens of several samples lie end to end, N in all; `lengths` [rows] says how many each sample has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def prior(reference_logp_N: Floats, lengths: Lengths, alpha: float) -> Weights:
     """PRIOR's weights, float32 [N]; those of a sample sum to its number of tokens.
 
     w_t = (1 - p_ref(a_t | before))^alpha (PRIOR, equation 3), times T / sum of the sample's w (equation 4). Where the
-    reference is sure of every token of a sample all w are 0 and there is nothing to normalise: its weights are 1.
+    reference is sure of every token of a sample, all w are 0 and can't be normalised: its weights are 1.
     """
     if alpha < 0:
         raise ValueError(f"alpha must not be negative, and is {alpha}")

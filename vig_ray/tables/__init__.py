@@ -1,1 +1,1 @@
-"""Reading the tables that stages write: which directory is meant, its rows, scans of all of it."""
+"""Reading the tables that stages write: finding their directories, a few rows, or scanning all of them."""

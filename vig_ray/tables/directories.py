@@ -13,7 +13,7 @@ from vig_ray.storage import absolute, filesystem, join
 
 
 def scores_directory(given: str) -> str:
-    """The scores/ directory that a user means: itself, or the one inside what he gave. Raises StageError."""
+    """The scores/ directory at the path that was given, or inside it. Raises StageError where there is none."""
     for directory in (given, join(given, "scores")):
         record = read_stage(directory)
         if record is not None and record["stage"] == "score":
@@ -22,7 +22,7 @@ def scores_directory(given: str) -> str:
 
 
 def selection_directory(given: str) -> tuple[str, dict[str, Any]]:
-    """The selection/ directory that a user means, and its record. Raises StageError."""
+    """The selection/ directory at the path that was given, or inside it, and its record. Raises StageError."""
     for directory in (given, join(given, "selection")):
         record = read_stage(directory)
         if record is not None and record["stage"] == "select":
@@ -33,25 +33,24 @@ def selection_directory(given: str) -> tuple[str, dict[str, Any]]:
 
 
 def samples_beside(scores: str, given: str | None, record: dict[str, Any]) -> str | None:
-    """The samples that scores are of: the directory given or samples/ in it, else samples/ beside the scores; None
-    where there is none.
+    """The samples/ that the scores are of: at the path given or inside it, by default beside the scores; None without.
 
-    Raises StageError where the one that was given isn't theirs.
+    `record`: the scores'. Raises StageError where the samples given aren't those that were scored.
     """
-    found = samples_directory(given or join(absolute(scores).rpartition("/")[0], "samples"))
-    if found is None:
+    samples = samples_directory(given or join(absolute(scores).rpartition("/")[0], "samples"))
+    if samples is None:
         if given is not None:
             raise StageError(f"{given}: no samples here; --samples takes what `vig import --out` wrote")
         return None
-    imported = read_stage(found) or {}
+    imported = read_stage(samples) or {}
     expected = record.get("identity", {}).get("samples", {})
     if any(imported.get(name) != value for name, value in expected.items()):
-        raise StageError(f"{found}: not the samples that {scores} are the scores of")
-    return found
+        raise StageError(f"{samples}: not the samples that {scores} are the scores of")
+    return samples
 
 
 def dataset(directory: str) -> pads.Dataset:
-    """A stage's Parquet files as one dataset, read as far as needed. Raises StageError where there are none."""
+    """A stage's Parquet files as one dataset that is read lazily. Raises StageError where there are none."""
     fs, _ = filesystem(directory)
     paths = parquet_files(directory)
     if not paths:

@@ -1,4 +1,4 @@
-"""One pass over Parquet files, batch by batch, on a few threads here or on Ray Data: what a stage does out of core."""
+"""Scans of Parquet files larger than memory, batch by batch, on threads of this machine or on Ray Data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH_ROWS = 1 << 17
 
 @dataclass(frozen=True)
 class Files:
-    """Parquet files on one filesystem; `on_ray`: passes run as Ray Data tasks, on however many machines there are."""
+    """Parquet files on one filesystem. `on_ray`: scans run as Ray Data tasks, on as many machines as there are."""
 
     paths: Sequence[str]
     filesystem: Any
@@ -34,9 +34,9 @@ class Files:
         batch_rows: int = BATCH_ROWS,
         fold: Callable[[Any, Any], Any] | None = None,
     ) -> Iterator[Any]:
-        """`function` of every batch of these columns, in no particular order; it must be picklable for Ray.
+        """The results of `function` for every batch of these columns, in any order. For Ray it must be picklable.
 
-        `fold`: puts two results together, where those of one file would be too many to keep.
+        `fold` makes one result of two, where those of one file would be too many to keep.
         """
         if self.on_ray:
             return self._on_ray(list(columns), function, batch_rows)
@@ -45,8 +45,8 @@ class Files:
     def _here(
         self, columns: list[str], function: Callable[[pa.Table], Any], rows: int, fold: Callable[[Any, Any], Any] | None
     ) -> Iterator[Any]:
-        def one(path: str) -> list[Any]:
-            # Without pre_buffer: it would keep all that was read of the file.
+        def scan_file(path: str) -> list[Any]:
+            # Without pre_buffer, which would keep all that was read of the file.
             with pq.ParquetFile(path, filesystem=self.filesystem, pre_buffer=False) as file:
                 batches = file.iter_batches(batch_size=rows, columns=columns)
                 results = (function(pa.Table.from_batches([batch])) for batch in batches if batch.num_rows)
@@ -58,8 +58,8 @@ class Files:
         with ThreadPoolExecutor(workers) as pool:
             running: deque[Future[list[Any]]] = deque()
             for path in self.paths:
-                running.append(pool.submit(one, path))
-                if len(running) > 2 * workers:  # results wait no longer than that
+                running.append(pool.submit(scan_file, path))
+                if len(running) > 2 * workers:  # so that few results wait in memory
                     yield from running.popleft().result()
             while running:
                 yield from running.popleft().result()
@@ -77,7 +77,7 @@ class Files:
 
 
 class _Packed:
-    """A function's result as a table of one row: what Ray Data carries."""
+    """A function whose result Ray Data can carry: pickled, in a table of one row."""
 
     def __init__(self, function: Callable[[pa.Table], Any]) -> None:
         self._function = function
