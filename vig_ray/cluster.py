@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vig_ray.compat.ray import started_here
 from vig_ray.errors import StageError
 from vig_ray.storage import one_line
 
@@ -24,15 +27,21 @@ log = logging.getLogger(__name__)
 
 _SPARE_CPUS = 6
 _RETRIES = 8
+_FREED_WITHIN_S = 5.0  # Ray says a little late that CPUs are free again
 _FILES_A_FOOTER_READER = 64
 
 
 @dataclass(frozen=True)
 class Machines:
-    """What Ray has now. `cores` is this machine's, None on a cluster, whose size may change while a job runs."""
+    """What Ray has now. `cores` is this machine's, None on a cluster, whose size may change while a job runs.
+
+    `cpus_each`: what one actor of a pool counts for. 0 in a Ray that this process has started with CPUs for other
+    work, where actors that held some would leave none to read and write with.
+    """
 
     cores: int | None
     gpus: int
+    cpus_each: float = 1.0
 
     def actors(self, spelled: str | None, by_default: int | None) -> tuple[int, int | None]:
         """Least and most actors of a pool: as an option spells it, else 1 to `by_default` (None: no bound)."""
@@ -46,19 +55,27 @@ def parse_range(spelled: str) -> tuple[int, int]:
 
 
 @contextmanager
-def machines(address: str | None, *, actors: int, metrics_port: int | None = None) -> Iterator[Machines]:
+def machines(
+    address: str | None, *, actors: int, metrics_port: int | None = None, least_cpus: int = 1
+) -> Iterator[Machines]:
     """The Ray cluster at `address` or RAY_ADDRESS; without either a Ray of its own, stopped at the end.
 
     A Ray that is running in this process already is used as it is. `actors`: how many the caller may start on this
-    machine. `metrics_port`: where a Ray of its own tells its metrics, any by default. Raises
-    StageError where no cluster answers.
+    machine. `metrics_port`: where a Ray of its own tells its metrics, any by default. `least_cpus`: what the caller
+    can't do without in a Ray that this process has started itself. Raises StageError where no cluster answers, where
+    the Ray that is running is another than `address`, or has too few CPUs.
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of an error is raised
-    address = address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
-        yield Machines(None, _gpus())
+        if metrics_port is not None:
+            raise StageError("--metrics-port: this process uses a Ray already, which has a metrics port; leave it out")
+        if address is not None and not _is_running(address):
+            running = ray.get_runtime_context().gcs_address
+            raise StageError(f"--address {address}: this process uses the Ray at {running} already; leave it out")
+        yield _running(least_cpus)
         return
+    address = address or os.environ.get("RAY_ADDRESS")
     _node_messages_logged()
     # Its core warns at every start of a restartable actor pool, and of every lost object that is made again. What
     # fails for real reaches us as an error.
@@ -72,7 +89,8 @@ def machines(address: str | None, *, actors: int, metrics_port: int | None = Non
                 ray.init(address=address, **quiet)
         except (ConnectionError, OSError, ValueError, RuntimeError) as error:
             raise StageError(f"--address {address}: no Ray cluster answers: {one_line(error)[:200]}") from error
-        yield Machines(None, _gpus())
+        _joined.add(address)
+        yield _running(least_cpus)
         return
     # Ray's CPUs are only a count. Reading, writing and the checkpoint filter each want one for themselves while every
     # actor holds one; with too few the job would wait for ever.
@@ -86,6 +104,54 @@ def machines(address: str | None, *, actors: int, metrics_port: int | None = Non
         yield Machines(os.cpu_count() or 1, _gpus())
     finally:
         ray.shutdown()
+
+
+def _running(least_cpus: int) -> Machines:
+    """The Ray that this process uses. Raises StageError where it started that itself, with too few CPUs."""
+    if not started_here():
+        return Machines(None, _gpus())
+    total = ray.cluster_resources().get("CPU", 0.0)
+    deadline = time.monotonic() + _FREED_WITHIN_S
+    while (free := ray.available_resources().get("CPU", 0.0)) < least_cpus:
+        if time.monotonic() > deadline:
+            raise StageError(
+                f"the Ray of this process has {total:g} CPUs, {free:g} of them free, and {least_cpus} must be free; "
+                f"start it with ray.init(num_cpus={int(total - free) + least_cpus}) or more"
+            )
+        time.sleep(0.1)
+    return Machines(max(1, min(os.cpu_count() or 1, int(total))), _gpus(), cpus_each=0.0)
+
+
+_joined: set[str] = set()  # the addresses by which this process has joined a Ray
+
+
+def _is_running(address: str) -> bool:
+    """Whether `address` means the Ray that this process uses."""
+    if address == "local":
+        return started_here()
+    if address == "auto" or address in _joined:
+        return True
+    ours, theirs = ray.get_runtime_context().gcs_address.rpartition(":"), address.rpartition(":")
+    return ours[2] == theirs[2] and bool(_numbers_of(ours[0]) & _numbers_of(theirs[0]))
+
+
+def _numbers_of(host: str) -> set[str]:
+    """The IP addresses of a host, with this machine's own by one name."""
+    try:
+        numbers = {str(found[4][0]) for found in socket.getaddrinfo(host.strip("[]"), None)}
+    except OSError:
+        return set()
+    own = {"127.0.0.1", "::1", ray.util.get_node_ip_address()}
+    return numbers | own if numbers & own else numbers
+
+
+def warn_of_few_cpus(needed: int) -> None:
+    """Tell where a cluster, which may still grow, has fewer CPUs than a job needs to begin."""
+    total = ray.cluster_resources().get("CPU", 0.0)
+    if total < needed:
+        log.warning(
+            "the cluster has %g CPUs now and needs %d: waiting for machines that have them", total, needed
+        )
 
 
 @contextmanager

@@ -142,8 +142,8 @@ def run(config: TrainConfig) -> Trained:
         raise StageError(f"--held-out {config.held_out}: there are only {len(index):,} samples")
     if index.left_out:
         log.warning("%s samples have an error and are left out", f"{index.left_out:,}")
-    most = parse_range(config.workers)[1] if config.workers else 1
-    with machines(config.address, actors=most) as ray_has:
+    least, most = parse_range(config.workers) if config.workers else (1, 1)
+    with machines(config.address, actors=most, least_cpus=least) as ray_has:
         device = _device(config, ray_has)
         # A dtype that isn't named is the earlier run's.
         earlier = output.record["identity"]["dtype"] if output.state == "go on" else None
