@@ -1,12 +1,20 @@
-"""What is told of what workers raise."""
+"""What is told of what workers raise, and what a Ray that is running already is good for."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
-from vig_ray.cluster import failure, footer_readers
+from tests import gates
+from vig_ray.cluster import failure, footer_readers, machines
+from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
+from vig_ray.scoring import job
+from vig_ray.scoring.config import ScoreConfig
 
 
 @ray.remote
@@ -65,3 +73,64 @@ def test_footers_are_read_by_as_many_actors_as_there_is_work_for(monkeypatch: py
     monkeypatch.setenv(name, "7")
     with footer_readers(1):
         assert os.environ[name] == "7"
+
+
+@ray.remote
+class Holder:
+    """Keeps CPUs of the Ray that it runs in."""
+
+    def ready(self) -> None:
+        """Answers once it has them."""
+
+
+@pytest.fixture
+def held(local_ray: None) -> Iterator[Any]:
+    """Takes CPUs of the 8 that this process's Ray has, until the test ends."""
+    holders = []
+
+    def hold(cpus: int) -> None:
+        holder = Holder.options(num_cpus=cpus).remote()  # type: ignore[attr-defined]
+        ray.get(holder.ready.remote())
+        holders.append(holder)
+
+    yield hold
+    for holder in holders:
+        ray.kill(holder)
+
+
+def test_scoring_runs_in_a_ray_of_two_cpus_and_goes_on_there(held: Any, tmp_path: Path) -> None:
+    """Its actors would hold both, and what reads, writes and filters would wait for ever."""
+    held(6)
+    folder = gates.write_world(tmp_path, 40, 83)
+
+    def score(batch_tokens: int) -> Any:
+        config = {"data": str(folder), "model": CHECKPOINT, "out": str(folder), "rows_per_file": 4}
+        return job.run(ScoreConfig(**config, engine="tests.engines.own:stumbling", batch_tokens=batch_tokens))
+
+    with pytest.raises(StageError, match="the board is on fire"):
+        score(1)
+    summary = score(7)
+    assert (summary.read, summary.failed) == (40, 0)
+
+
+def test_a_ray_with_too_few_cpus_says_so(held: Any) -> None:
+    held(7)
+    told = r"8 CPUs, 1 of them free, and 2 must be free; start it with ray.init\(num_cpus=9\)"
+    with pytest.raises(StageError, match=told), machines(None, actors=4, least_cpus=2):
+        pass
+
+
+def test_a_ray_that_runs_is_used_by_its_own_address_only(local_ray: None) -> None:
+    running = ray.get_runtime_context().gcs_address
+    port = running.rpartition(":")[2]
+    for address in (None, "auto", "local", running, f"127.0.0.1:{port}", f"localhost:{port}"):
+        with machines(address, actors=1) as ray_has:
+            assert ray_has.cores is not None
+    for address in ("127.0.0.1:1", f"192.0.2.1:{port}", "ray://127.0.0.1:10001"):
+        with (
+            pytest.raises(StageError, match=f"--address {address}: this process uses the Ray at {running} already"),
+            machines(address, actors=1),
+        ):
+            pass
+    with pytest.raises(StageError, match="--metrics-port: "), machines(None, actors=1, metrics_port=1234):
+        pass

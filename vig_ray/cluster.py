@@ -149,9 +149,7 @@ def warn_of_few_cpus(needed: int) -> None:
     """Tell where a cluster, which may still grow, has fewer CPUs than a job needs to begin."""
     total = ray.cluster_resources().get("CPU", 0.0)
     if total < needed:
-        log.warning(
-            "the cluster has %g CPUs now and needs %d: waiting for machines that have them", total, needed
-        )
+        log.warning("the cluster has %g CPUs now and needs %d: waiting for machines that have them", total, needed)
 
 
 @contextmanager
