@@ -117,7 +117,7 @@ class Reference(BaseModel):
 
 
 class ModelFacts(BaseModel):
-    """What scores: the same facts as in the batch job's stage.json."""
+    """What scores: the same facts as in the batch job's record."""
 
     name: str
     fingerprint: str

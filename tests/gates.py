@@ -140,7 +140,7 @@ def assert_as_expected(
 def committed_rows(out: Path) -> int:
     """Rows of the blocks that a scoring run has written and will not score again."""
     rows = 0
-    for file in (out / ".score-checkpoint").glob("*.parquet"):
+    for file in out.glob(".score-*/checkpoint/*.parquet"):
         if not file.name.endswith(".pending.parquet"):
             try:
                 rows += pq.read_metadata(file).num_rows

@@ -263,20 +263,17 @@ def in_bucket(data: Path, client: Any) -> None:
     """The samples, their images and the selection under s3://vig/."""
     client.create_bucket(Bucket="vig")
     for path in sorted((data / "samples").iterdir()):
-        if path.suffix == ".parquet":
-            table = pq.read_table(path)
-            rows = table.to_pylist()
-            for image in (image for row in rows for image in row["images"]):
-                name = Path(image["uri"].removeprefix("file://"))
-                client.put_object(Bucket="vig", Key=f"images/{name.name}", Body=name.read_bytes())
-                image["uri"] = f"s3://vig/images/{name.name}"
-            file = io.BytesIO()
-            pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
-            client.put_object(Bucket="vig", Key=f"samples/{path.name}", Body=file.getvalue())
-        else:
-            client.put_object(Bucket="vig", Key=f"samples/{path.name}", Body=path.read_bytes())
-    for path in (data / "selection").iterdir():
-        client.put_object(Bucket="vig", Key=f"selection/{path.name}", Body=path.read_bytes())
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+        for image in (image for row in rows for image in row["images"]):
+            name = Path(image["uri"].removeprefix("file://"))
+            client.put_object(Bucket="vig", Key=f"images/{name.name}", Body=name.read_bytes())
+            image["uri"] = f"s3://vig/images/{name.name}"
+        file = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+        client.put_object(Bucket="vig", Key=f"samples/{path.name}", Body=file.getvalue())
+    for path in (*(data / "selection").iterdir(), data / "samples.stage.json", data / "selection.stage.json"):
+        client.put_object(Bucket="vig", Key=str(path.relative_to(data)), Body=path.read_bytes())
 
 
 def test_data_and_results_in_a_bucket(

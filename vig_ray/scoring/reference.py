@@ -45,7 +45,7 @@ def blind(prompt: Prompt) -> Prompt:
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference by name, with the parameters that `stage.json` records."""
+    """A reference by name, with the parameters that the record holds."""
 
     name: str
     without_image: Callable[[Prompt], Prompt]

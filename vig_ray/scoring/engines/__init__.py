@@ -23,7 +23,7 @@ class EngineDiedError(RuntimeError):
 class Engine(Protocol):
     """What every engine offers; one test suite runs against all of them.
 
-    `description`: one line for the log and for stage.json, what computes the log-probs and how.
+    `description`: one line for the log and the record, what computes the log-probs and how.
     """
 
     description: str
