@@ -46,7 +46,7 @@ def pytest_report_header() -> str:
 
 
 # Files whose tests share something that takes long to make, the slowest first.
-TOGETHER = ("local_ray", "held_out", "browser")
+TOGETHER = ("local_ray", "held_out", "server", "browser")
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
@@ -87,6 +87,17 @@ def demo_model():
 
 
 @pytest.fixture(scope="session")
+def chosen(tmp_path_factory: pytest.TempPathFactory, demo_model: Any, demo_formatter: Any) -> Path:
+    """300 demo samples: samples/, scores/ and selection/, of which p = 60 % are kept and masked. Not to be changed."""
+    from tests.selection.made import write_selected
+
+    def make(out: Path) -> None:
+        write_selected(out, demo_model, demo_formatter, samples=300, p=60)
+
+    return made_once(tmp_path_factory, "chosen", make)
+
+
+@pytest.fixture(scope="session")
 def gemma_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder: Path = tmp_path_factory.mktemp("models") / "gemma"
     tiny_models.write_gemma(str(folder))
@@ -117,6 +128,7 @@ def vllm_engine() -> Callable[[str], Any]:
                 dtype="float32",
                 device="cpu",
                 batch_tokens=1024,
+                threads=1,
                 vllm=VLLM_OPTIONS,
             )
         return engines[folder]

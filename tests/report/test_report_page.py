@@ -18,7 +18,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser import needs_chromium
-from tests.selection.made import copy_outputs, selected, write_selected
+from tests.selection.made import copy_outputs, selected
 from vig_ray.dataset.images import load_image
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.demo import CHECKPOINT
@@ -32,23 +32,15 @@ pytestmark = needs_chromium
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quotes\" 'and' {{title}}"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, demo_model: Any, demo_formatter: Any) -> Path:
-    """300 demo samples, scored and selected, one of whose questions is nasty, and one image of which is gone."""
-    out: Path = tmp_path_factory.mktemp("demo")
-    write_selected(out, demo_model, demo_formatter, samples=300, p=60)
-    return out
-
-
 def write_report(folder: Path, out: Path, **options: Any) -> Written:
     given = {"scores": str(folder), "out": str(out), "model": CHECKPOINT, "tagger": "none", "near_zero": 0.06}
     return job.run(ReportConfig(**given | options))
 
 
 @pytest.fixture(scope="module")
-def written(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(chosen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out: Path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(folder, out)
+    write_report(chosen, out)
     return out
 
 
@@ -122,7 +114,7 @@ def test_its_tables_say_what_its_numbers_are(written: Path, told: Any, browser: 
     opened.close()
 
 
-def test_the_gallery_is_filtered_by_group_source_and_words(opened: Opened, told: Any, folder: Path) -> None:
+def test_the_gallery_is_filtered_by_group_source_and_words(opened: Opened, told: Any, chosen: Path) -> None:
     page = opened.page
     cards = page.locator("#gallery .card:visible")
     expect(cards).to_have_count(32)
@@ -153,15 +145,15 @@ def decoded(uri: str | None) -> Any:
     return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), float)
 
 
-def test_a_card_shows_its_sample(browser: Any, written: Path, told: Any, folder: Path) -> None:
+def test_a_card_shows_its_sample(browser: Any, written: Path, told: Any, chosen: Path) -> None:
     opened = Opened(browser, written)
-    rows = {row["sample_key"]: row for row in pq.read_table(folder / "scores" / "0.parquet").to_pylist()}
+    rows = {row["sample_key"]: row for row in pq.read_table(chosen / "scores" / "0.parquet").to_pylist()}
     samples = {
         row["sample_key"]: row
-        for path in (folder / "samples").glob("*.parquet")
+        for path in (chosen / "samples").glob("*.parquet")
         for row in pq.read_table(path).to_pylist()
     }
-    kept = {row["sample_key"]: row["token_weights"] for row in selected(folder)}
+    kept = {row["sample_key"]: row["token_weights"] for row in selected(chosen)}
     for name in ("highest", "lowest"):
         place = told["gallery"]["groups"][name][0]["sample_key"]
         card = opened.page.locator(f"#{name} .card").first
@@ -212,9 +204,9 @@ def test_by_keyboard_and_pointer(opened: Opened) -> None:
     assert json.loads(Path(download.value.path()).read_text())["counts"]["read"] == 300
 
 
-def test_what_a_dataset_says_is_text_and_nothing_else(folder: Path, browser: Any, tmp_path: Path) -> None:
+def test_what_a_dataset_says_is_text_and_nothing_else(chosen: Path, browser: Any, tmp_path: Path) -> None:
     """Markup in questions, sources and errors stays text; an image that is gone is told."""
-    copy_outputs(folder, tmp_path, "scores", "samples", "selection")
+    copy_outputs(chosen, tmp_path, "scores", "samples", "selection")
     scores = pq.read_table(tmp_path / "scores" / "0.parquet")
     rows = scores.to_pylist()
     worst = min((row for row in rows if row["vig"] is not None), key=lambda row: row["vig"])
@@ -261,27 +253,25 @@ def test_without_its_script_everything_is_there(browser: Any, written: Path, tol
     opened.close()
 
 
-def test_blind_scores_without_samples(folder: Path, tmp_path: Path) -> None:
-    copy_outputs(folder, tmp_path, "scores")
+def test_blind_scores_without_samples(chosen: Path, tmp_path: Path) -> None:
+    copy_outputs(chosen, tmp_path, "scores")
     record = json.loads((tmp_path / "scores.stage.json").read_text())
     record["config"]["reference"] = "blind"
     (tmp_path / "scores.stage.json").write_text(json.dumps(record))
     found = write_report(tmp_path, tmp_path / "r.html", figures=False)
     assert "No samples/ beside the scores" in found.text()
     assert "data:image/jpeg" not in (tmp_path / "r.html").read_text()
-    copy_outputs(folder, tmp_path, "samples")
+    copy_outputs(chosen, tmp_path, "samples")
     found = write_report(tmp_path, tmp_path / "r.html", figures=False)
     html = (tmp_path / "r.html").read_text()
     assert "data:image/jpeg" in html
     assert "blurred" not in html.partition("<body>")[2].partition('<section id="method">')[0]
 
 
-def test_another_models_tokenizer_is_told(folder: Path, tmp_path: Path, qwen_checkpoint: str) -> None:
-    found = write_report(folder, tmp_path / "r.html", figures=False, model=qwen_checkpoint)
+def test_another_models_tokenizer_is_told(chosen: Path, told: Any, tmp_path: Path, qwen_checkpoint: str) -> None:
+    found = write_report(chosen, tmp_path / "r.html", figures=False, model=qwen_checkpoint)
     assert "The tokens don't spell the answers" in found.text()
-    assert not any(
-        "spell" in warning for warning in write_report(folder, tmp_path / "r.html").numbers["about"]["warnings"]
-    )
+    assert not any("spell" in warning for warning in told["about"]["warnings"])
 
 
 def test_a_card_of_many_images_and_a_turn_that_was_not_scored() -> None:
@@ -304,10 +294,10 @@ def test_a_card_of_many_images_and_a_turn_that_was_not_scored() -> None:
     assert html.index("First.") < html.index("And?") < html.index(">Red</span>")
 
 
-def test_it_stays_below_the_size_that_is_asked_for(folder: Path, tmp_path: Path, written: Path) -> None:
+def test_it_stays_below_the_size_that_is_asked_for(chosen: Path, tmp_path: Path, written: Path) -> None:
     whole = written.stat().st_size
     limit = whole * 0.6 / 1e6
-    found = write_report(folder, tmp_path / "r.html", figures=False, max_mb=limit)
+    found = write_report(chosen, tmp_path / "r.html", figures=False, max_mb=limit)
     assert found.left_out > 0
     assert (tmp_path / "r.html").stat().st_size == found.size < limit * 1e6
     html = (tmp_path / "r.html").read_text()
@@ -318,7 +308,7 @@ def test_it_stays_below_the_size_that_is_asked_for(folder: Path, tmp_path: Path,
     assert "left out" in found.text()
 
 
-def test_the_files_beside_it(written: Path, folder: Path, tmp_path: Path) -> None:
+def test_the_files_beside_it(written: Path, chosen: Path, tmp_path: Path) -> None:
     figures = written.parent / "report-figures"
     names = {path.name for path in figures.iterdir()}
     for name in ("sample-gain", "groups", "tokens", "places", "lengths", "thresholds", "token-losses", "sample-losses"):
@@ -329,9 +319,9 @@ def test_the_files_beside_it(written: Path, folder: Path, tmp_path: Path) -> Non
         assert "data" in (figures / f"{name}.json").read_text()
         assert "var(--" not in (figures / f"{name}.svg").read_text()
     again = tmp_path / "report.html"
-    write_report(folder, again)
+    write_report(chosen, again)
     assert again.read_bytes() == written.read_bytes(), "the same scores give the same file"
-    assert write_report(folder, again, gallery=0, figures=False).shown == 0
+    assert write_report(chosen, again, gallery=0, figures=False).shown == 0
     assert "<article" not in again.read_text()
 
 
