@@ -213,10 +213,10 @@ def _check_out(config: ReportConfig) -> None:
     if not config.out.endswith(".html"):
         raise StageError(f"--out {config.out}: name a file that ends in .html")
     for name, mark in ((config.out, MARK), (json_name(config.out), WRITER.encode())):
-        found = exists(name).name
-        if found == "Directory":
+        kind = exists(name).name
+        if kind == "Directory":
             raise StageError(f"--out {config.out}: {name} is a folder; choose another name")
-        if found == "File" and mark not in read_bytes(name)[:2000]:
+        if kind == "File" and mark not in read_bytes(name)[:2000]:
             raise StageError(f"--out {config.out}: {name} exists and is no report's; choose another name")
     if exists(_folder(config.out)).name == "File":
         raise StageError(f"--out {config.out}: {_folder(config.out)} is a file; choose another name")
@@ -289,28 +289,28 @@ def _gallery(config: ReportConfig, inputs: _Inputs, scanned: Scanned) -> Gallery
     )
 
 
-def _write(config: ReportConfig, output: Claim, told: Json, gallery: Gallery) -> Written:
-    figures = render_all(told)
-    html = page(config.title, told, figures, "")
+def _write(config: ReportConfig, output: Claim, contents: Json, gallery: Gallery) -> Written:
+    figures = render_all(contents)
+    html = page(config.title, contents, figures, "")
     shown, left_out = sum(len(places) for places in gallery.groups.values()), 0
     if shown:
         budget = int(config.max_mb * _MEGABYTE) - len(html.encode()) - _MARGIN
-        whose = "the selection's" if told["gallery"]["of_selection"] else f"of p = {config.near_p:g} %"
-        cards, left_out = gallery_html(gallery, tau=f"{told['gallery']['tau']:+.4f}, {whose}", budget=budget)
-        html = page(config.title, told, figures, _left_out(left_out, shown, config.max_mb) + cards)
+        whose = "the selection's" if contents["gallery"]["of_selection"] else f"of p = {config.near_p:g} %"
+        cards, left_out = gallery_html(gallery, tau=f"{contents['gallery']['tau']:+.4f}, {whose}", budget=budget)
+        html = page(config.title, contents, figures, _left_out(left_out, shown, config.max_mb) + cards)
     output.begin(config)
     write_bytes(config.out, html.encode())
-    write_bytes(json_name(config.out), (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(json_name(config.out), (json.dumps(contents, indent=1, ensure_ascii=False) + "\n").encode())
     folder = _folder(config.out) if config.figures else None
-    for each in figures if folder else []:
-        name = join(str(folder), each.figure.name)
-        for image, suffix in ((each.wide, ""), (each.narrow, "-narrow")):
+    for drawing in figures if folder else []:
+        name = join(str(folder), drawing.figure.name)
+        for image, suffix in ((drawing.wide, ""), (drawing.narrow, "-narrow")):
             if image is not None:
                 write_bytes(f"{name}{suffix}.svg", image.encode())
                 write_bytes(f"{name}{suffix}.png", render.to_png(image))
-        write_bytes(f"{name}.json", json.dumps(each.figure.spec(WIDE), indent=1, ensure_ascii=False).encode())
+        write_bytes(f"{name}.json", json.dumps(drawing.figure.spec(WIDE), indent=1, ensure_ascii=False).encode())
     output.commit(config)
-    return Written(config.out, len(html.encode()), folder, told, shown, left_out)
+    return Written(config.out, len(html.encode()), folder, contents, shown, left_out)
 
 
 def _left_out(count: int, shown: int, megabytes: float) -> str:
