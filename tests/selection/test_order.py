@@ -14,8 +14,9 @@ from pandas.util import hash_array
 
 from tests.selection.made import made_up, selected, write
 from vig_ray.errors import StageError
-from vig_ray.selection import job, order
+from vig_ray.selection import job
 from vig_ray.selection.config import SelectConfig
+from vig_ray.tables import order
 from vig_ray.training import index
 from vig_ray.training.rows import Rows
 
