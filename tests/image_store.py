@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.end_to_end.server import wait_until
+from tests.selection.made import copy_outputs
 
 
 class ImageStore:
@@ -95,9 +95,7 @@ def hold_images(source: Path, folder: Path, store: ImageStore, places: Mapping[s
 
     `places`: the name of each such image, and the keys of samples of which the first with an image gets it.
     """
-    shutil.copytree(source / "samples", folder / "samples")
-    for record in source.glob("samples.*"):
-        shutil.copy(record, folder)
+    copy_outputs(source, folder, "samples")
     (path,) = (folder / "samples").glob("*.parquet")
     table = pq.read_table(path)
     rows = {row["sample_key"]: row for row in table.to_pylist()}

@@ -287,7 +287,7 @@ def test_data_and_results_in_a_bucket(
     names = [each["Key"] for each in listed if not each["Key"].endswith("/")]
     assert any("tfevents" in name for name in names)
     assert sum(name.endswith("whole.json") for name in names) == 2
-    assert not any(".ray" in name for name in names)
+    assert not any("/.train-" in name for name in names)
     for name in names:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
