@@ -46,7 +46,7 @@ def test_its_log_probs_are_the_scores(out: Path, local_ray: None) -> None:
 def test_what_it_raises_is_the_one_line(out: Path, local_ray: None) -> None:
     with pytest.raises(StageError) as raised:
         job.run(config(out, "tests.engines.own:burning"))
-    assert str(raised.value) == "scoring failed: RuntimeError: the board is on fire"
+    assert str(raised.value) == "vig score failed: RuntimeError: the board is on fire"
 
 
 def test_a_module_that_is_not_there_is_told_before_anything_starts(out: Path) -> None:
