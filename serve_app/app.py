@@ -25,11 +25,11 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app.api import Api
+from serve_app.auth import key_hashes
 from serve_app.batching import Batcher
-from serve_app.guard import key_hashes
+from serve_app.errors import RequestError, busy
 from serve_app.options import AppConfig
-from serve_app.prepare import Ready
-from serve_app.refusal import RefusalError, busy
+from serve_app.prepare import PreparedSample
 from serve_app.routes import make_app
 from serve_app.schema import ModelFacts
 from vig_ray.cluster import parse_range
@@ -117,12 +117,12 @@ class Replicas:
         )
         self._under_way = Gauge("vig_under_way", description="Samples under way in this process.")
 
-    async def score(self, ready: Ready) -> tuple[LogProbs, LogProbs]:
+    async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
         """See `Backend`. A lost replica's work is given to another: scoring twice does no harm."""
-        pair = await asyncio.get_running_loop().run_in_executor(None, pickle.dumps, ready.pair, 5)
+        pair = await asyncio.get_running_loop().run_in_executor(None, pickle.dumps, prepared.pair, 5)
         for _ in range(_ATTEMPTS):
             try:
-                found = await self._scorer.score.remote(pair, ready.tokens)
+                found = await self._scorer.score.remote(pair, prepared.tokens)
             except BackPressureError as error:
                 raise busy("every engine has its queue full; try again in a moment") from error
             except DeploymentUnavailableError as error:
@@ -134,7 +134,7 @@ class Replicas:
                 raise busy("the engine could not be asked") from error
             if isinstance(found, str):
                 kind, _, cause = found.partition(": ")
-                raise RefusalError(422, kind, cause)
+                raise RequestError(422, kind, cause)
             return found  # type: ignore[no-any-return]
         raise busy("the engines were lost while they worked on this sample")
 
@@ -152,7 +152,7 @@ class Replicas:
         except (RayError, DeploymentUnavailableError, BackPressureError):
             await asyncio.sleep(0.2)
 
-    def told(self, route: str, status: int, seconds: float, under_way: int) -> None:
+    def record(self, route: str, status: int, seconds: float, under_way: int) -> None:
         """See `Backend`."""
         self._requests.inc(tags={"route": route, "status": str(status)})
         self._latency.observe(seconds, tags={"route": route})
@@ -183,11 +183,11 @@ def build(args: dict[str, Any]) -> Any:
         finding = error.errors(include_url=False)[0]
         option = ".".join(map(str, finding["loc"])) or "options"
         raise StageError(f"{option}: {finding['msg']}") from error
-    scorer, ingress = parts(config)
+    scorer, ingress = deployments(config)
     return ingress(scorer)
 
 
-def hashes_of(path: str | None) -> list[str]:
+def read_key_hashes(path: str | None) -> list[str]:
     """The hashes of the keys in a file; none without one. Raises StageError where it can't be read or holds no key."""
     if path is None:
         return []
@@ -201,13 +201,13 @@ def hashes_of(path: str | None) -> list[str]:
     return found
 
 
-def parts(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any, Callable[[Any], Any]]:
+def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any, Callable[[Any], Any]]:
     """The scorer, bound, and what binds the ingress to it or to its handle.
 
     The config is checked against what is really there first. `gpus_here`: this machine's GPUs, None on a cluster, which
     may get more. Raises StageError.
     """
-    hashes = hashes_of(config.keys)
+    hashes = read_key_hashes(config.keys)
     device = config.device
     if device == "auto":
         device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"

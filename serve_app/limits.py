@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from serve_app.prepare import image_refusal
-from serve_app.refusal import RefusalError, WholeRequestError, busy
+from serve_app.errors import RequestError, WholeRequestError, busy
+from serve_app.prepare import image_error
 from vig_ray.dataset.images import ImageError, image_size
 from vig_ray.dataset.schema import Sample
 
@@ -19,7 +19,7 @@ class Place:
         self._places, self.samples = places, 1
 
     def grow(self, samples: int) -> None:
-        """Hold places for `samples`. Raises RefusalError where the other requests have filled all meanwhile."""
+        """Hold places for `samples`. Raises RequestError where the other requests have filled all meanwhile."""
         self._places.check(self._places.taken - self.samples)
         self._places.taken += samples - self.samples
         self.samples = samples
@@ -32,13 +32,13 @@ class Places:
         self._most, self.taken = most, 0
 
     def check(self, taken: int) -> None:
-        """Raise RefusalError where `taken` places leave none free."""
+        """Raise RequestError where `taken` places leave none free."""
         if taken >= self._most:
             raise busy(f"{taken} samples are under way; try again in a moment")
 
     @contextmanager
     def hold(self) -> Iterator[Place]:
-        """A place, from before the body is read until the answer is there. Raises RefusalError where none is free."""
+        """A place, from before the body is read until the answer is there. Raises RequestError where none is free."""
         self.check(self.taken)
         place = Place(self)
         self.taken += 1
@@ -49,7 +49,7 @@ class Places:
 
 
 @asynccontextmanager
-async def time_limit(until: float, error: RefusalError) -> AsyncIterator[None]:
+async def time_limit(until: float, error: RequestError) -> AsyncIterator[None]:
     """Raise `error` where the block isn't done at `until`, on the event loop's clock."""
     try:
         async with asyncio.timeout_at(until):
@@ -65,7 +65,7 @@ def check_images(images: int, most: int) -> None:
 
 
 def pixels_of(sample: Sample, *, max_image_pixels: int, max_decoded_pixels: int) -> int:
-    """The pixels that a sample's images take once decoded, by their headers. Raises RefusalError.
+    """The pixels that a sample's images take once decoded, by their headers. Raises RequestError.
 
     An image counts as the square of its longer side, since processors pad to one. All images of a sample are decoded at
     a time, and one sample at a time: so `max_decoded_pixels` bounds what is decoded at a time.
@@ -76,9 +76,9 @@ def pixels_of(sample: Sample, *, max_image_pixels: int, max_decoded_pixels: int)
         try:
             pixels += max(image_size(image.bytes, max_pixels=max_image_pixels)) ** 2
         except ImageError as error:
-            raise image_refusal(error) from error
+            raise image_error(error) from error
     if pixels > max_decoded_pixels:
-        raise RefusalError(
+        raise RequestError(
             413,
             "TooLarge",
             f"the sample's images have {pixels:,} pixels, each image counted as a square, and the limit of what is "

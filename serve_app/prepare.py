@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import PIL.Image
 
+from serve_app.errors import RequestError
 from serve_app.fetch import Allowance, check_url, fetch
 from serve_app.options import AppConfig
-from serve_app.refusal import RefusalError
 from serve_app.schema import ScoreRequest
 from vig_ray.dataset import messages
 from vig_ray.dataset.images import ImageError, decode_image
@@ -30,7 +30,7 @@ _SHOWN_SIDE = 512
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedSample:
     """A sample ready for an engine. `reference_images`: JPEG data URIs, where they were asked for."""
 
     pair: tuple[Prompt, Prompt]
@@ -44,8 +44,8 @@ class Ready:
         return sum(prompt.length for prompt in self.pair)
 
 
-def sample_of(request: ScoreRequest, image: bytes | None = None) -> Sample:
-    """The sample in a request; `image`: an uploaded file in place of the request's own. Raises RefusalError."""
+def parse_sample(request: ScoreRequest, image: bytes | None = None) -> Sample:
+    """The sample in a request; `image`: an uploaded file in place of the request's own. Raises RequestError."""
     if request.messages is None:
         data = image if image is not None else _decoded(request.image or "", "image")
         row: dict[str, Any] = {
@@ -64,9 +64,9 @@ def sample_of(request: ScoreRequest, image: bytes | None = None) -> Sample:
         sample = messages.parse(row)
         check(sample)
     except RowError as error:
-        raise RefusalError(422, error.kind, str(error).partition(": ")[2]) from error
+        raise RequestError(422, error.kind, str(error).partition(": ")[2]) from error
     if not sample.images:
-        raise RefusalError(422, "NoImage", "the sample has no image, so there is nothing for it to contribute")
+        raise RequestError(422, "NoImage", "the sample has no image, so there is nothing for it to contribute")
     return sample
 
 
@@ -86,39 +86,41 @@ def _part(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _decoded(text: str, where: str) -> bytes | str:
-    """The bytes in base64 or a data URI, or the http(s) URL as it is. Raises RefusalError."""
+    """The bytes in base64 or a data URI, or the http(s) URL as it is. Raises RequestError."""
     if text[:8].lower().startswith(("http://", "https://")):
         return text
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
-            raise RefusalError(422, "BadImage", f"{where}: a data URI must be base64, as in data:image/png;base64,...")
+            raise RequestError(422, "BadImage", f"{where}: a data URI must be base64, as in data:image/png;base64,...")
     try:
         found = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RefusalError(422, "BadImage", f"{where}: not base64, a data URI or an http(s) URL") from error
+        raise RequestError(422, "BadImage", f"{where}: not base64, a data URI or an http(s) URL") from error
     if not found:
-        raise RefusalError(422, "BadImage", f"{where}: an image of 0 bytes")
+        raise RequestError(422, "BadImage", f"{where}: an image of 0 bytes")
     return found
 
 
 def check_hosts(sample: Sample, hosts: Sequence[str]) -> None:
-    """Raise RefusalError where an image lies elsewhere than on a listed host."""
+    """Raise RequestError where an image lies elsewhere than on a listed host."""
     for image in sample.images:
         if image.uri is not None:
             check_url(image.uri, hosts)
 
 
-async def fetched(sample: Sample, hosts: Sequence[str], allowance: Allowance) -> Sample:
-    """The sample with the images that it names by URL, as far as the request's allowance goes. Raises RefusalError."""
+async def fetch_images(sample: Sample, hosts: Sequence[str], allowance: Allowance) -> Sample:
+    """The sample with the images that it names by URL, as far as the request's allowance goes. Raises RequestError."""
     images = []
     for image in sample.images:
         images.append(image if image.uri is None else Image(bytes=await fetch(image.uri, hosts, allowance)))
     return sample._replace(images=tuple(images))
 
 
-def ready(sample: Sample, formatter: Formatter, config: AppConfig, *, reference_images: bool = False) -> Ready:
-    """Decode, blur and tokenise. Raises RefusalError."""
+def prepare_sample(
+    sample: Sample, formatter: Formatter, config: AppConfig, *, reference_images: bool = False
+) -> PreparedSample:
+    """Decode, blur and tokenise. Raises RequestError."""
     images = [_image(image, formatter, config.max_image_pixels) for image in sample.images]
     try:
         widths = [image.pixels.shape[1] for image in images]
@@ -131,12 +133,12 @@ def ready(sample: Sample, formatter: Formatter, config: AppConfig, *, reference_
         without_image = REFERENCES[config.reference].without_image
         made = prepare(formatter, without_image, list(sample.conversation), images)
     except ImageError as error:
-        raise image_refusal(error) from error
+        raise image_error(error) from error
     except PromptError as error:
         cause = str(error.args[1]).partition(" (--")[0]
-        raise RefusalError(422, error.kind, cause) from error
+        raise RequestError(422, error.kind, cause) from error
     except Exception as error:  # a processor or template that fails on one sample must not take the server with it
-        raise RefusalError(
+        raise RequestError(
             422, "Unusable", f"the model's processor can't take this sample ({type(error).__name__})"
         ) from error
     finally:
@@ -144,15 +146,15 @@ def ready(sample: Sample, formatter: Formatter, config: AppConfig, *, reference_
             image.release()
     answer = len(made.prompt.answer_positions)
     if answer > config.max_answer_tokens:
-        raise RefusalError(422, "TooLong", f"{answer} answer tokens, and the limit is {config.max_answer_tokens}")
+        raise RequestError(422, "TooLong", f"{answer} answer tokens, and the limit is {config.max_answer_tokens}")
     assert made.pair is not None
-    return Ready(made.pair, sample, [blur_kernel(width) for width in widths] if blurred else [], shown)
+    return PreparedSample(made.pair, sample, [blur_kernel(width) for width in widths] if blurred else [], shown)
 
 
-def image_refusal(error: ImageError) -> RefusalError:
+def image_error(error: ImageError) -> RequestError:
     """What a request with this image is answered."""
     kind, _, cause = str(error).partition(": ")
-    return RefusalError(413 if kind == "TooLarge" else 422, kind, cause)
+    return RequestError(413 if kind == "TooLarge" else 422, kind, cause)
 
 
 def _image(image: Image, formatter: Formatter, max_pixels: int) -> PromptImage:

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from serve_app.schema import EXAMPLE_MESSAGES, EXAMPLE_QA
 from tests.end_to_end.server import wait_until
-from tests.serving.conftest import Here, coded, png
+from tests.serving.conftest import LocalBackend, base64_of, png
 from vig_ray.dataset.images import decode_image
 from vig_ray.dataset.schema import Turn
 from vig_ray.model.prompt import PromptImage
@@ -22,13 +22,13 @@ from vig_ray.scoring.prepare import prepare
 from vig_ray.scoring.reference import blur
 from vig_ray.scoring.score import score_pairs
 
-Serving = Callable[..., tuple[TestClient, Here]]
+Serving = Callable[..., tuple[TestClient, LocalBackend]]
 
 QUESTION, ANSWER = "What is on the left?", "A red circle is on the left."
 
 
 def plain(**more: Any) -> dict[str, Any]:
-    return {"question": QUESTION, "answer": ANSWER, "image": coded(png())} | more
+    return {"question": QUESTION, "answer": ANSWER, "image": base64_of(png())} | more
 
 
 def expected(engine: Any, formatter: Any, data: bytes, turns: list[Turn]) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +44,7 @@ def test_every_form_of_the_same_sample_has_the_batch_jobs_numbers(
     client, _ = serving()
     turns = [Turn("user", f"<image>\n{QUESTION}"), Turn("assistant", ANSWER)]
     clean, reference = expected(engine, demo_formatter, png(), turns)
-    uri = f"data:image/png;base64,{coded(png())}"
+    uri = f"data:image/png;base64,{base64_of(png())}"
     reply = {"role": "assistant", "content": ANSWER}
 
     def asked(*content: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def test_every_form_of_the_same_sample_has_the_batch_jobs_numbers(
         "data uri": plain(image=uri),
         "openai": asked({"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": f"\n{QUESTION}"}),
         "image_url as text": asked({"type": "image_url", "image_url": uri}, text),
-        "trl": asked({"type": "image"}, text, images=[coded(png())]),
-        "trl, own": asked(text, {"type": "image", "image": coded(png())}),
+        "trl": asked({"type": "image"}, text, images=[base64_of(png())]),
+        "trl, own": asked(text, {"type": "image", "image": base64_of(png())}),
         "marks": {"messages": [{"role": "user", "content": f"<image>\n{QUESTION}"}, reply], "images": [uri]},
     }
     answers = {name: client.post("/v1/score", json=form) for name, form in forms.items()}
@@ -124,7 +124,7 @@ def test_a_batch_answers_each_item_in_its_place(serving: Serving) -> None:
         ({"question": "<image>?"}, 422, "2 <image> in the conversation, 1 images"),
         ({"image": "%%%"}, 422, "not base64"),
         ({"image": ""}, 422, "0 bytes"),
-        ({"image": coded(b"GIF89a nonsense")}, 422, "identify|not an image|truncated|cannot"),
+        ({"image": base64_of(b"GIF89a nonsense")}, 422, "identify|not an image|truncated|cannot"),
         ({"image": "data:image/png,abc"}, 422, "must be base64"),
         ({"image": "https://example.org/a.png"}, 422, "images by URL are not taken"),
         ({"image": "file:///etc/passwd"}, 422, "not base64"),
@@ -134,7 +134,7 @@ def test_a_batch_answers_each_item_in_its_place(serving: Serving) -> None:
         ({"tau": "high"}, 422, "tau"),
         ({"surprise": 1}, 422, "surprise"),
         ({"answer": "word " * 40}, 422, "answer tokens, and the limit is 30"),
-        ({"image": coded(png(side=300))}, 413, "pixels, and 10000 are allowed"),
+        ({"image": base64_of(png(side=300))}, 413, "pixels, and 10000 are allowed"),
         ({"question": "x " * 3000}, 422, "tokens, and the limit is"),
         ({"question": "x" * 3_000_000}, 413, "longer than 2 MiB"),
     ],
@@ -149,7 +149,7 @@ def test_what_is_wrong_is_told_in_words(serving: Serving, change: dict[str, Any]
     assert re.search(told, error["message"]), error
     assert "Traceback" not in answer.text
     assert os.getcwd() not in answer.text
-    assert backend.told_of == [("/v1/score", status)]
+    assert backend.recorded == [("/v1/score", status)]
 
 
 def test_bodies_that_are_none(serving: Serving) -> None:

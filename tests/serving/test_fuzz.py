@@ -14,10 +14,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve_app.schema import EXAMPLE_QA
-from tests.serving.conftest import Here
+from tests.serving.conftest import LocalBackend
 from tests.serving.malformed import request_of
 
-Serving = Callable[..., tuple[TestClient, Here]]
+Serving = Callable[..., tuple[TestClient, LocalBackend]]
 
 
 def test_malformed_requests(serving: Serving) -> None:

@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.errors import RequestError, error_response
 from serve_app.hosts import is_address, is_listed, names_of_this_machine
-from serve_app.refusal import RefusalError
-from serve_app.schema import Failure, Problem
 
 log = logging.getLogger("vig_ray.serve")
 
@@ -30,7 +28,7 @@ def key_hashes(text: str) -> list[str]:
     return [hashlib.sha256(key.encode()).hexdigest() for key in keys if key and not key.startswith("#")]
 
 
-class Guard:
+class Auth:
     """ASGI middleware: keys, hosts, origins, and one last answer for what should not have happened.
 
     `hosts`: the names under which this server may be asked, none for this machine's own. A key stands for them where
@@ -50,7 +48,7 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal is not None:
-            await failure(refusal)(scope, receive, send)
+            await error_response(refusal)(scope, receive, send)
             return
         begun = False
 
@@ -65,16 +63,16 @@ class Guard:
             # The exception's text may hold what was sent, or a path: the log gets its kind and where it was raised.
             log.error("internal error in %s: %s", scope["path"][:100], _place_of(error))
             if not begun:
-                problem = RefusalError(500, "Internal", "an error of this server; its log says more")
-                await failure(problem)(scope, receive, send)
+                problem = RequestError(500, "Internal", "an error of this server; its log says more")
+                await error_response(problem)(scope, receive, send)
 
-    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> RefusalError | None:
+    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> RequestError | None:
         """Why this request isn't let through; None where it is."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._any_host and scope["path"] not in _PROBES and not is_listed(host, self._hosts):
-            return RefusalError(421, "Host", "not asked under a name of this server; --hosts lists further ones")
+            return RequestError(421, "Host", "not asked under a name of this server; --hosts lists further ones")
         if scope["method"] != "GET" and origin and origin.partition("://")[2] != host:
-            return RefusalError(403, "Origin", "pages of other sites may not post here")
+            return RequestError(403, "Origin", "pages of other sites may not post here")
         if not self._hashes:
             return None if self._anyone else _refusal_of_others(scope, headers)
         if scope["path"] in _OPEN_PATHS or scope["path"].startswith("/page/"):
@@ -85,19 +83,19 @@ class Guard:
         found = sum(hmac.compare_digest(given, each) for each in self._hashes)
         if scheme.lower() == "bearer" and found:
             return None
-        return RefusalError(401, "Key", "needs the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
+        return RequestError(401, "Key", "needs the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
 
 
-def _refusal_of_others(scope: Scope, headers: Mapping[str, str]) -> RefusalError | None:
+def _refusal_of_others(scope: Scope, headers: Mapping[str, str]) -> RequestError | None:
     """Why a request without a key isn't this machine's own; None where it is."""
     address = (scope.get("client") or ("",))[0]
     proxy = next((name for name in _OF_PROXIES if name in headers), None)
     if proxy is not None:
         message = f"the header {proxy} says that a proxy sent this; behind one this server needs --keys or --open"
-        return RefusalError(403, "NoKey", message)
+        return RequestError(403, "NoKey", message)
     if is_address(address) and ipaddress.ip_address(address).is_loopback:
         return None
-    return RefusalError(403, "NoKey", "this server has no keys and answers its own machine only")
+    return RequestError(403, "NoKey", "this server has no keys and answers its own machine only")
 
 
 def _place_of(error: BaseException) -> str:
@@ -106,9 +104,3 @@ def _place_of(error: BaseException) -> str:
         trace = trace.tb_next
     where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "?"
     return f"{type(error).__name__} at {where}"
-
-
-def failure(refusal: RefusalError) -> JSONResponse:
-    """A refusal as it is sent."""
-    problem = Failure(error=Problem(kind=refusal.kind, message=refusal.message))
-    return JSONResponse(problem.model_dump(), refusal.status, refusal.headers)

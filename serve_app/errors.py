@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pydantic import ValidationError
+from starlette.responses import JSONResponse
+
+from serve_app.schema import Failure, Problem
 
 
-class RefusalError(Exception):
+class RequestError(Exception):
     """An HTTP status, a short name to count by, and a sentence for the caller. Holds no path and no key."""
 
     def __init__(self, status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -16,8 +19,14 @@ class RefusalError(Exception):
         self.headers = dict(headers or {})
 
 
-class WholeRequestError(RefusalError):
+class WholeRequestError(RequestError):
     """An error that a batch request as a whole is answered with, and not only the item where it came up."""
+
+
+def error_response(refusal: RequestError) -> JSONResponse:
+    """A refusal as it is sent."""
+    problem = Failure(error=Problem(kind=refusal.kind, message=refusal.message))
+    return JSONResponse(problem.model_dump(), refusal.status, refusal.headers)
 
 
 def busy(message: str) -> WholeRequestError:
@@ -25,7 +34,7 @@ def busy(message: str) -> WholeRequestError:
     return WholeRequestError(503, "Busy", message, {"Retry-After": "1"})
 
 
-def not_valid(error: ValidationError) -> RefusalError:
+def invalid_request(error: ValidationError) -> RequestError:
     """422 from pydantic's findings, without the values that were sent."""
     findings = error.errors(include_url=False, include_input=False, include_context=False)
     told = []
@@ -35,4 +44,4 @@ def not_valid(error: ValidationError) -> RefusalError:
         message = finding["msg"].removeprefix("Value error, ")
         told.append(f"{where}: {message}" if where else message)
     more = f" (and {len(findings) - 3} more)" if len(findings) > 3 else ""
-    return RefusalError(422, "Invalid", "; ".join(told)[:1000] + more)
+    return RequestError(422, "Invalid", "; ".join(told)[:1000] + more)
