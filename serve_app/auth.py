@@ -1,4 +1,4 @@
-"""Who may ask, and how an error is told: no path, no key, no traceback."""
+"""Which requests are let through: by key, by host, by origin, by the client's address."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _OF_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-rea
 
 
 def key_hashes(text: str) -> list[str]:
-    """SHA-256 of each key in a file of one a line; empty lines and those that begin with # don't count."""
+    """SHA-256 of each key in a file with one key a line; empty lines and lines that begin with # are skipped."""
     keys = (line.strip() for line in text.splitlines())
     return [hashlib.sha256(key.encode()).hexdigest() for key in keys if key and not key.startswith("#")]
 
 
 class Auth:
-    """ASGI middleware: keys, hosts, origins, and one last answer for what should not have happened.
+    """ASGI middleware: checks keys, hosts and origins, and answers 500 where the application raises.
 
-    `hosts`: the names under which this server may be asked, none for this machine's own. A key stands for them where
-    none are listed: a page that was made to lead here has no key.
+    `hosts`: the names under which this server may be asked. Where none are listed they are this machine's names, or any
+    name if there are keys: a page whose name was made to lead here has no key.
     """
 
     def __init__(self, app: ASGIApp, *, hashes: Sequence[str], anyone: bool, hosts: Sequence[str] = ()) -> None:
@@ -46,56 +46,56 @@ class Auth:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(scope, headers)
-        if refusal is not None:
-            await error_response(refusal)(scope, receive, send)
+        denied = self._error(scope, headers)
+        if denied is not None:
+            await error_response(denied)(scope, receive, send)
             return
-        begun = False
+        response_started = False
 
-        async def sending(message: Any) -> None:
-            nonlocal begun
-            begun = True
+        async def send_noting_start(message: Any) -> None:
+            nonlocal response_started
+            response_started = True
             await send(message)
 
         try:
-            await self.app(scope, receive, sending)
+            await self.app(scope, receive, send_noting_start)
         except Exception as error:
-            # The exception's text may hold what was sent, or a path: the log gets its kind and where it was raised.
+            # The exception's text may hold parts of the request, or a path: only its type and place are logged.
             log.error("internal error in %s: %s", scope["path"][:100], _place_of(error))
-            if not begun:
-                problem = RequestError(500, "Internal", "an error of this server; its log says more")
-                await error_response(problem)(scope, receive, send)
+            if not response_started:
+                internal = RequestError(500, "Internal", "an error in this server; its log says more")
+                await error_response(internal)(scope, receive, send)
 
-    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> RequestError | None:
-        """Why this request isn't let through; None where it is."""
+    def _error(self, scope: Scope, headers: Mapping[str, str]) -> RequestError | None:
+        """Why this request is refused; None where it is let through."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._any_host and scope["path"] not in _PROBES and not is_listed(host, self._hosts):
-            return RequestError(421, "Host", "not asked under a name of this server; --hosts lists further ones")
+            return RequestError(421, "Host", "the Host header is none of this server's names (--hosts)")
         if scope["method"] != "GET" and origin and origin.partition("://")[2] != host:
             return RequestError(403, "Origin", "pages of other sites may not post here")
         if not self._hashes:
-            return None if self._anyone else _refusal_of_others(scope, headers)
+            return None if self._anyone else _error_of_other_clients(scope, headers)
         if scope["path"] in _OPEN_PATHS or scope["path"].startswith("/page/"):
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = hashlib.sha256(key.strip().encode("latin-1", "replace")).hexdigest()
-        # All are compared, each in constant time, so that the time tells nothing.
-        found = sum(hmac.compare_digest(given, each) for each in self._hashes)
-        if scheme.lower() == "bearer" and found:
+        given_hash = hashlib.sha256(key.strip().encode("latin-1", "replace")).hexdigest()
+        # All are compared, and each comparison takes the same time, so that the time reveals nothing.
+        matches = sum(hmac.compare_digest(given_hash, key_hash) for key_hash in self._hashes)
+        if scheme.lower() == "bearer" and matches:
             return None
         return RequestError(401, "Key", "needs the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
 
 
-def _refusal_of_others(scope: Scope, headers: Mapping[str, str]) -> RequestError | None:
-    """Why a request without a key isn't this machine's own; None where it is."""
+def _error_of_other_clients(scope: Scope, headers: Mapping[str, str]) -> RequestError | None:
+    """Why a request is refused on a server without keys; None where it comes from this machine."""
     address = (scope.get("client") or ("",))[0]
     proxy = next((name for name in _OF_PROXIES if name in headers), None)
     if proxy is not None:
-        message = f"the header {proxy} says that a proxy sent this; behind one this server needs --keys or --open"
+        message = f"the header {proxy} shows that a proxy sent this; behind a proxy the server needs --keys or --open"
         return RequestError(403, "NoKey", message)
     if is_address(address) and ipaddress.ip_address(address).is_loopback:
         return None
-    return RequestError(403, "NoKey", "this server has no keys and answers its own machine only")
+    return RequestError(403, "NoKey", "this server has no keys, so it answers requests from its own machine only")
 
 
 def _place_of(error: BaseException) -> str:

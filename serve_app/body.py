@@ -38,7 +38,7 @@ async def score_request(request: Request, config: AppConfig, until: float) -> tu
 
 
 async def batch_items(request: Request, config: AppConfig, until: float) -> list[Any]:
-    """The items of a batch, which may each be wrong. Raises RequestError as `score_request` does."""
+    """The items of a batch, not validated yet. Raises RequestError as `score_request` does."""
     body = await _read(request, config, until)
     try:
         items = BatchRequest.model_validate_json(body).items

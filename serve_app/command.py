@@ -1,4 +1,4 @@
-"""`vig serve`: the application on this machine, until it is told to stop."""
+"""`vig serve`: the application on this machine, until a signal stops it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DRAINING = "Draining"
 
 
 def run(config: Any) -> int:
-    """Serve until SIGINT or SIGTERM; what was accepted is answered first. Raises StageError."""
+    """Serve until SIGINT or SIGTERM; accepted requests are answered before the end. Raises StageError."""
     if config.host not in _LOOPBACK and config.keys is None and not config.open:
         raise StageError(f"--host {config.host}: other machines could ask; give --keys FILE, or --open to let anyone")
     _check_free(config.host, config.port, f"--host {config.host} --port {config.port}")
@@ -28,7 +28,7 @@ def run(config: Any) -> int:
     return 0
 
 
-def _check_free(host: str, port: int, told: str) -> None:
+def _check_free(host: str, port: int, option: str) -> None:
     import socket
 
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -36,7 +36,7 @@ def _check_free(host: str, port: int, told: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise StageError(f"{told}: {error.strerror}; choose another") from error
+            raise StageError(f"{option}: {error.strerror}; choose another") from error
 
 
 def _serve(config: Any) -> None:
@@ -49,7 +49,7 @@ def _serve(config: Any) -> None:
 
     actors = sum(parse_range(spelled)[1] for spelled in (config.workers, config.prepare_workers))
     quiet = {"log_level": "ERROR", "enable_access_log": False}
-    # What is wrong is told before anything starts.
+    # Wrong options are reported before anything starts.
     read_key_hashes(config.keys)
     load_formatter(config.model, config.template, config.max_length)
     log.info("loading %s", config.model)
@@ -65,19 +65,19 @@ def _serve(config: Any) -> None:
         serve.run(ingress(handle), name="vig", logging_config=quiet)
         stop = threading.Event()
 
-        def once(*_: object) -> None:
+        def on_signal(*_: object) -> None:
             stop.set()
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C doesn't wait
 
-        for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own
-            signal.signal(number, once)
+        for stop_signal in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own
+            signal.signal(stop_signal, on_signal)
         shown = f"[{config.host}]" if ":" in config.host else config.host
         print(f"http://{shown}:{config.port}", flush=True)
         log.info("ready; Ctrl-C stops")
         stop.wait()
-        log.info("stopping; what was accepted is answered first")
-        door = serve.deployment(Draining).options(name=_DRAINING, ray_actor_options={"num_cpus": 0})
-        serve.run(door.bind(), name="vig", logging_config=quiet)
+        log.info("stopping; accepted requests are answered first")
+        draining = serve.deployment(Draining).options(name=_DRAINING, ray_actor_options={"num_cpus": 0})
+        serve.run(draining.bind(), name="vig", logging_config=quiet)
         end = time.monotonic() + config.timeout + 10  # no request takes longer
         while _replicas_left() and time.monotonic() < end:
             time.sleep(0.1)

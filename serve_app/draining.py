@@ -1,4 +1,4 @@
-"""What stands at the door while the application stops."""
+"""The application that replaces the real one while it finishes the requests it has accepted."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from serve_app.errors import busy, error_response
 
 
 class Draining:
-    """Answers 503 to all: Serve's proxy would say 404, which a client may take for an answer."""
+    """Answers every request with 503: without it Serve's proxy would answer 404, which a client may take for final."""
 
     async def __call__(self, _: Request) -> Response:
-        """One answer for every path."""
+        """The same response for every path."""
         return error_response(busy("this server is stopping"))

@@ -27,16 +27,16 @@ def is_public(address: str) -> bool:
 
 
 class Allowance:
-    """The bytes that may still be fetch_images for one request, all its images together."""
+    """The bytes that may still be fetched for one request, all its images together."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._left = most, most
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._left = max_bytes, max_bytes
 
     def take(self, size: int) -> None:
         """Count `size` bytes. Raises WholeRequestError where they are more than were left."""
         self._left -= size
         if self._left < 0:
-            message = f"the images that the request names by URL have more than {self._most:,} bytes (--max-body-mb)"
+            message = f"the images named by URL have more than {self._max_bytes:,} bytes together (--max-body-mb)"
             raise WholeRequestError(413, "TooLarge", message)
 
 
@@ -44,13 +44,13 @@ class _PublicResolver(AbstractResolver):
     """Resolves names at the moment of connecting, so that what was checked is what is connected to."""
 
     async def resolve(self, host: str, port: int = 0, family: int = socket.AF_UNSPEC) -> list[ResolveResult]:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        addresses = [(sort, str(address[0])) for sort, _, _, _, address in found]
+        infos = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        addresses = [(version, str(address[0])) for version, _, _, _, address in infos]
         if not addresses or not all(is_public(address) for _, address in addresses):
             raise OSError("not a public address")
         return [
-            ResolveResult(hostname=host, host=address, port=port, family=sort, proto=0, flags=socket.AI_NUMERICHOST)
-            for sort, address in addresses
+            ResolveResult(hostname=host, host=address, port=port, family=version, proto=0, flags=socket.AI_NUMERICHOST)
+            for version, address in addresses
         ]
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""How much is taken on: samples under way, images and pixels of a request, and time."""
+"""Limits: samples under way, images and pixels of a request, and its time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Place:
 
 
 class Places:
-    """Counts the samples under way in this process. The last request to come in may go beyond `most`."""
+    """Counts the samples under way in this process. The last request to come in may go beyond `total`."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self.taken = most, 0
+    def __init__(self, total: int) -> None:
+        self._total, self.taken = total, 0
 
     def check(self, taken: int) -> None:
         """Raise RequestError where `taken` places leave none free."""
-        if taken >= self._most:
+        if taken >= self._total:
             raise busy(f"{taken} samples are under way; try again in a moment")
 
     @contextmanager
@@ -58,10 +58,10 @@ async def time_limit(until: float, error: RequestError) -> AsyncIterator[None]:
         raise error from timeout
 
 
-def check_images(images: int, most: int) -> None:
-    """Raise WholeRequestError where a request has more than `most` images."""
-    if images > most:
-        raise WholeRequestError(413, "TooLarge", f"{images} images, and a request may have {most} (--max-images)")
+def check_images(images: int, max_images: int) -> None:
+    """Raise WholeRequestError where a request has more than `max_images` images."""
+    if images > max_images:
+        raise WholeRequestError(413, "TooLarge", f"{images} images, and a request may have {max_images} (--max-images)")
 
 
 def pixels_of(sample: Sample, *, max_image_pixels: int, max_decoded_pixels: int) -> int:
@@ -87,12 +87,12 @@ def pixels_of(sample: Sample, *, max_image_pixels: int, max_decoded_pixels: int)
     return pixels
 
 
-def check_pixels(pixels: int, most: int) -> None:
-    """Raise WholeRequestError where a request's images have more than `most` pixels together."""
-    if pixels > most:
+def check_pixels(pixels: int, max_pixels: int) -> None:
+    """Raise WholeRequestError where a request's images have more than `max_pixels` pixels together."""
+    if pixels > max_pixels:
         raise WholeRequestError(
             413,
             "TooLarge",
-            f"the images have {pixels:,} pixels, each image counted as a square, and a request may have {most:,} "
+            f"the images have {pixels:,} pixels, each image counted as a square, and a request may have {max_pixels:,} "
             "(--max-request-pixels)",
         )

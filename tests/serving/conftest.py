@@ -36,17 +36,17 @@ class LocalBackend:
         self.gate = threading.Event()  # samples wait before it; open unless a test closes it
         self.gate.set()
         self.recorded: list[tuple[str, int]] = []
-        self._batches: Any = Batcher(lambda pairs: score_pairs(engine, pairs), most_tokens=4096)
+        self._batches: Any = Batcher(lambda pairs: score_pairs(engine, pairs), max_tokens=4096)
 
-    async def score(self, ready: PreparedSample) -> tuple[LogProbs, LogProbs]:
+    async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
         self.scoring += 1
         try:
             while not self.gate.is_set():
                 await asyncio.sleep(0.01)
         finally:
             self.scoring -= 1
-        found: tuple[LogProbs, LogProbs] = await self._batches(ready.pair, ready.tokens)
-        return found
+        logprobs: tuple[LogProbs, LogProbs] = await self._batches(prepared.pair, prepared.tokens)
+        return logprobs
 
     async def facts(self) -> ModelFacts | None:
         return FACTS if self.loaded else None

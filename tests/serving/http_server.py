@@ -51,7 +51,7 @@ class Served:
 
 
 class ServedAlone:
-    """The application in a process of its own, whose memory is its own."""
+    """The application in a process of its own, whose memory can be read."""
 
     def __init__(self, **options: Any) -> None:
         self._process = subprocess.Popen(

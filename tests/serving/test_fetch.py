@@ -97,8 +97,12 @@ def test_redirects_are_checked_and_sizes_kept(store: str) -> None:
 
     assert get("/image.png") == png()
     assert get("/moved") == png()
-    for path, told in (("/inside", "from these hosts only"), ("/loop", "more than 3 times"), ("/none", "answers 404")):
-        with pytest.raises(RequestError, match=told):
+    for path, message in (
+        ("/inside", "from these hosts only"),
+        ("/loop", "more than 3 times"),
+        ("/none", "answers 404"),
+    ):
+        with pytest.raises(RequestError, match=message):
             get(path)
     with pytest.raises(RequestError, match="more than 100 bytes"):
         get("/image.png", 100)

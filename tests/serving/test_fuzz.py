@@ -32,9 +32,9 @@ def test_malformed_requests(serving: Serving) -> None:
             statuses[answer.status_code] += 1
             assert answer.status_code in (200, 413, 415, 422), (number, route, body[:300], answer.text)
             if answer.status_code != 200:
-                found = answer.json()["error"]
-                assert found["message"]
-                assert "/" not in found["kind"]
+                error = answer.json()["error"]
+                assert error["message"]
+                assert "/" not in error["kind"]
     assert min(statuses[200], statuses[422]) > 100
 
 
