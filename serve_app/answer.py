@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.prepare import Ready
+from serve_app.prepare import PreparedSample
 from serve_app.schema import ModelFacts, Reference, Score, Token
 from vig_ray.scoring.engines import LogProbs
 from vig_ray.scoring.gain import loss, perplexity, token_gain
@@ -16,7 +16,7 @@ from vig_ray.selection.weights import mask
 
 
 def score_of(
-    ready: Ready,
+    sample: PreparedSample,
     clean_T: LogProbs,
     reference_T: LogProbs,
     *,
@@ -26,12 +26,12 @@ def score_of(
     reference: str,
 ) -> Score:
     """What the image contributes; `clean_T` and `reference_T` are float32 [T]."""
-    prompt = ready.pair[0]
+    prompt = sample.pair[0]
     gain_T = token_gain(clean_T, reference_T)
     clean_loss, reference_loss = loss(clean_T), loss(reference_T)
     vig = reference_loss - clean_loss
     active_T = mask(gain_T, np.full(len(gain_T), tau)).astype(bool).tolist() if tau is not None else None
-    answers = [turn.text for turn in ready.sample.conversation if turn.role == "assistant"]
+    answers = [turn.text for turn in sample.sample.conversation if turn.role == "assistant"]
     ids, turns = prompt.answer_ids.tolist(), prompt.turns.tolist()
     names = tokenizer.convert_ids_to_tokens(ids)
     tokens = [
@@ -60,8 +60,8 @@ def score_of(
         kept=vig >= tau if tau is not None else None,
         active_tokens=sum(active_T) if active_T is not None else None,
         model=model,
-        reference=Reference(name=reference, parameters=REFERENCES[reference].parameters, kernels=ready.kernels),
-        reference_images=ready.reference_images,
+        reference=Reference(name=reference, parameters=REFERENCES[reference].parameters, kernels=sample.kernels),
+        reference_images=sample.reference_images,
     )
 
 

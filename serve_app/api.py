@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from pydantic import ValidationError
 
 from serve_app.answer import score_of
+from serve_app.errors import RequestError, WholeRequestError, busy, invalid_request
 from serve_app.fetch import Allowance
 from serve_app.limits import Places, check_images, check_pixels, pixels_of
 from serve_app.options import AppConfig
-from serve_app.prepare import Ready, check_hosts, fetched, ready, sample_of
-from serve_app.refusal import RefusalError, WholeRequestError, busy, not_valid
+from serve_app.prepare import PreparedSample, check_hosts, fetch_images, parse_sample, prepare_sample
 from serve_app.schema import Item, ModelFacts, ModelInfo, Problem, Score, ScoreRequest
 from vig_ray.dataset.schema import Sample
 from vig_ray.model.prompt import Formatter
@@ -29,13 +29,13 @@ U = TypeVar("U")
 class Backend(Protocol):
     """What scores."""
 
-    async def score(self, ready: Ready) -> tuple[LogProbs, LogProbs]:
-        """Clean and reference log-probs, float32 [T] each. Raises RefusalError."""
+    async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
+        """Clean and reference log-probs, float32 [T] each. Raises RequestError."""
 
     async def facts(self) -> ModelFacts | None:
         """What scores; None while no engine is ready."""
 
-    def told(self, route: str, status: int, seconds: float, under_way: int) -> None:
+    def record(self, route: str, status: int, seconds: float, under_way: int) -> None:
         """A request was answered."""
 
 
@@ -59,14 +59,14 @@ class Api:
         self._tokenizer: Any = formatter.tokenizer
 
     async def facts(self) -> ModelFacts:
-        """What scores. Raises RefusalError where nothing is ready yet."""
+        """What scores. Raises RequestError where nothing is ready yet."""
         facts = await self.backend.facts()
         if facts is None:
             raise busy("the model is being loaded")
         return facts
 
     async def model_info(self) -> ModelInfo:
-        """What scores, and within which limits. Raises RefusalError where nothing is ready yet."""
+        """What scores, and within which limits. Raises RequestError where nothing is ready yet."""
         told_otherwise = {*ModelFacts.model_fields, "max_length"}
         limits = self.config.model_dump(include=set(ModelInfo.model_fields) - told_otherwise)
         return ModelInfo(
@@ -77,30 +77,30 @@ class Api:
         )
 
     async def score(self, request: ScoreRequest, image: bytes | None) -> Score:
-        """One sample; `image`: the file of a form. Raises RefusalError."""
+        """One sample; `image`: the file of a form. Raises RequestError."""
         (outcome,) = await self._scores([(request, image)])
-        if isinstance(outcome, RefusalError):
+        if isinstance(outcome, RequestError):
             raise outcome
         return outcome
 
     async def score_batch(self, items: Sequence[Any]) -> list[Item]:
-        """Several samples, and what is wrong with one in its place. Raises RefusalError where it concerns them all."""
-        requests: list[tuple[ScoreRequest, None] | RefusalError] = []
+        """Several samples, and what is wrong with one in its place. Raises RequestError where it concerns them all."""
+        requests: list[tuple[ScoreRequest, None] | RequestError] = []
         for item in items:
             try:
                 requests.append((ScoreRequest.model_validate(item), None))
             except ValidationError as error:
-                requests.append(not_valid(error))
+                requests.append(invalid_request(error))
         return [
             Item(error=Problem(kind=outcome.kind, message=outcome.message))
-            if isinstance(outcome, RefusalError)
+            if isinstance(outcome, RequestError)
             else Item(result=outcome)
             for outcome in await self._scores(requests)
         ]
 
     async def _scores(
-        self, requests: Sequence[tuple[ScoreRequest, bytes | None] | RefusalError]
-    ) -> list[Score | RefusalError]:
+        self, requests: Sequence[tuple[ScoreRequest, bytes | None] | RequestError]
+    ) -> list[Score | RequestError]:
         """Step by step for all samples, so that the limits of a request are checked before anything is decoded."""
         config = self.config
         entries = await _each(self._entry, requests)
@@ -113,12 +113,12 @@ class Api:
         return await _each(partial(self._score, facts), entries)
 
     async def _entry(self, request: tuple[ScoreRequest, bytes | None]) -> _Entry:
-        sample = sample_of(*request)
+        sample = parse_sample(*request)
         check_hosts(sample, self.config.image_hosts)
         return _Entry(request[0], sample)
 
     async def _fetched(self, allowance: Allowance, entry: _Entry) -> _Entry:
-        return entry._replace(sample=await fetched(entry.sample, self.config.image_hosts, allowance))
+        return entry._replace(sample=await fetch_images(entry.sample, self.config.image_hosts, allowance))
 
     async def _measured(self, entry: _Entry) -> _Entry:
         limits = self.config.model_dump(include={"max_image_pixels", "max_decoded_pixels"})
@@ -128,7 +128,9 @@ class Api:
 
     async def _score(self, facts: ModelFacts, entry: _Entry) -> Score:
         request = entry.request
-        prepare = partial(ready, entry.sample, self.formatter, self.config, reference_images=request.reference_images)
+        prepare = partial(
+            prepare_sample, entry.sample, self.formatter, self.config, reference_images=request.reference_images
+        )
         prepared = await asyncio.get_running_loop().run_in_executor(self._thread, prepare)
         clean, reference = await self.backend.score(prepared)
         return score_of(
@@ -142,20 +144,20 @@ class Api:
         )
 
 
-async def _each(step: Callable[[T], Awaitable[U]], entries: Sequence[T | RefusalError]) -> list[U | RefusalError]:
+async def _each(step: Callable[[T], Awaitable[U]], entries: Sequence[T | RequestError]) -> list[U | RequestError]:
     """`step` of each entry, in order; an error takes the place of its entry and stays there.
 
     Raises WholeRequestError as soon as one comes up; the other steps are then cancelled.
     """
 
-    async def one(entry: T | RefusalError) -> U | RefusalError:
-        if isinstance(entry, RefusalError):
+    async def one(entry: T | RequestError) -> U | RequestError:
+        if isinstance(entry, RequestError):
             return entry
         try:
             return await step(entry)
         except WholeRequestError:
             raise
-        except RefusalError as error:
+        except RequestError as error:
             return error
 
     tasks = [asyncio.create_task(one(entry)) for entry in entries]
@@ -166,5 +168,5 @@ async def _each(step: Callable[[T], Awaitable[U]], entries: Sequence[T | Refusal
             task.cancel()
 
 
-def _good(entries: Sequence[T | RefusalError]) -> list[T]:
-    return [entry for entry in entries if not isinstance(entry, RefusalError)]
+def _good(entries: Sequence[T | RequestError]) -> list[T]:
+    return [entry for entry in entries if not isinstance(entry, RequestError)]

@@ -25,11 +25,11 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app.api import Api
+from serve_app.auth import key_hashes
 from serve_app.batching import Batcher
-from serve_app.guard import key_hashes
+from serve_app.errors import RequestError, busy
 from serve_app.options import AppConfig
-from serve_app.prepare import Ready
-from serve_app.refusal import RefusalError, busy
+from serve_app.prepare import PreparedSample
 from serve_app.routes import make_app
 from serve_app.schema import ModelFacts
 from vig_ray.cluster import parse_range
@@ -48,7 +48,7 @@ _BATCH_OF_STEPS = 4  # engine steps' worth of tokens in one batch: enough to sor
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
 Pair = tuple[Prompt, Prompt]
-Found = tuple[LogProbs, LogProbs] | PromptError
+Outcome = tuple[LogProbs, LogProbs] | PromptError
 
 
 class Scorer:
@@ -65,9 +65,9 @@ class Scorer:
         self._engine = thread.submit(load).result() if engine["device"] == "cpu" else load()
         self._facts["engine"] = self._engine.description
         step = engine["batch_tokens"] or (16384 if engine["device"] == "cuda" else 1024)
-        self._most = _BATCH_OF_STEPS * step
-        self._batches: Batcher[bytes, Found] = Batcher(
-            self._run, most_tokens=self._most, thread=thread, observe=self._observe
+        self._max_batch_tokens = _BATCH_OF_STEPS * step
+        self._batches: Batcher[bytes, Outcome] = Batcher(
+            self._run, max_tokens=self._max_batch_tokens, thread=thread, observe=self._observe
         )
         self._samples = Counter("vig_samples", description="Samples scored.")
         self._tokens = Counter("vig_tokens", description="Tokens of prompts scored, both passes.")
@@ -80,24 +80,23 @@ class Scorer:
     def _observe(self, samples: int, tokens: int) -> None:
         self._samples.inc(samples)
         self._tokens.inc(tokens)
-        self._fill.observe(tokens / self._most)
+        self._fill.observe(tokens / self._max_batch_tokens)
         self._waiting.set(self._batches.waiting)
 
-    def _run(self, pairs: Sequence[bytes]) -> list[Found]:
+    def _run(self, pairs: Sequence[bytes]) -> list[Outcome]:
         try:
             return score_pairs(self._engine, [pickle.loads(pair) for pair in pairs])
         except Exception as error:
-            # The engine, its device or its process is beyond use: nothing that it would say now could be trusted. Those
-            # who wait see a lost replica and ask another.
-            log.critical(
-                "the engine is given up: %s", type(error).__name__ if not isinstance(error, EngineDiedError) else error
-            )
+            # The engine, its device or its process may be broken, and what it computes next wrong. Requests that wait
+            # here see a lost replica and go to another.
+            cause = error if isinstance(error, EngineDiedError) else type(error).__name__
+            log.critical("the engine failed, so this replica ends: %s", cause)
             os._exit(1)
 
     async def score(self, pair: bytes, tokens: int) -> tuple[LogProbs, LogProbs] | str:
-        """Log-probs of a pickled pair of prompts, or why there are none."""
-        found = await self._batches(pair, tokens)
-        return str(found) if isinstance(found, PromptError) else found
+        """Log-probs of a pickled pair of prompts, or the error as text."""
+        outcome = await self._batches(pair, tokens)
+        return str(outcome) if isinstance(outcome, PromptError) else outcome
 
     async def facts(self) -> dict[str, str]:
         """What scores."""
@@ -117,12 +116,12 @@ class Replicas:
         )
         self._under_way = Gauge("vig_under_way", description="Samples under way in this process.")
 
-    async def score(self, ready: Ready) -> tuple[LogProbs, LogProbs]:
+    async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
         """See `Backend`. A lost replica's work is given to another: scoring twice does no harm."""
-        pair = await asyncio.get_running_loop().run_in_executor(None, pickle.dumps, ready.pair, 5)
+        pair = await asyncio.get_running_loop().run_in_executor(None, pickle.dumps, prepared.pair, 5)
         for _ in range(_ATTEMPTS):
             try:
-                found = await self._scorer.score.remote(pair, ready.tokens)
+                outcome = await self._scorer.score.remote(pair, prepared.tokens)
             except BackPressureError as error:
                 raise busy("every engine has its queue full; try again in a moment") from error
             except DeploymentUnavailableError as error:
@@ -132,10 +131,10 @@ class Replicas:
                 continue
             except RayError as error:
                 raise busy("the engine could not be asked") from error
-            if isinstance(found, str):
-                kind, _, cause = found.partition(": ")
-                raise RefusalError(422, kind, cause)
-            return found  # type: ignore[no-any-return]
+            if isinstance(outcome, str):
+                kind, _, cause = outcome.partition(": ")
+                raise RequestError(422, kind, cause)
+            return outcome  # type: ignore[no-any-return]
         raise busy("the engines were lost while they worked on this sample")
 
     async def facts(self) -> ModelFacts | None:
@@ -152,7 +151,7 @@ class Replicas:
         except (RayError, DeploymentUnavailableError, BackPressureError):
             await asyncio.sleep(0.2)
 
-    def told(self, route: str, status: int, seconds: float, under_way: int) -> None:
+    def record(self, route: str, status: int, seconds: float, under_way: int) -> None:
         """See `Backend`."""
         self._requests.inc(tags={"route": route, "status": str(status)})
         self._latency.observe(seconds, tags={"route": route})
@@ -183,31 +182,31 @@ def build(args: dict[str, Any]) -> Any:
         finding = error.errors(include_url=False)[0]
         option = ".".join(map(str, finding["loc"])) or "options"
         raise StageError(f"{option}: {finding['msg']}") from error
-    scorer, ingress = parts(config)
+    scorer, ingress = deployments(config)
     return ingress(scorer)
 
 
-def hashes_of(path: str | None) -> list[str]:
-    """The hashes of the keys in a file; none without one. Raises StageError where it can't be read or holds no key."""
+def read_key_hashes(path: str | None) -> list[str]:
+    """The hashes of the keys in the file at `path`, [] for None. Raises StageError for an unreadable or empty file."""
     if path is None:
         return []
     try:
         with open(path, encoding="utf-8") as file:
-            found = key_hashes(file.read())
+            hashes = key_hashes(file.read())
     except (OSError, UnicodeDecodeError) as error:
         raise StageError(f"--keys {path}: can't be read") from error
-    if not found:
+    if not hashes:
         raise StageError(f"--keys {path}: holds no key")
-    return found
+    return hashes
 
 
-def parts(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any, Callable[[Any], Any]]:
+def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any, Callable[[Any], Any]]:
     """The scorer, bound, and what binds the ingress to it or to its handle.
 
     The config is checked against what is really there first. `gpus_here`: this machine's GPUs, None on a cluster, which
     may get more. Raises StageError.
     """
-    hashes = hashes_of(config.keys)
+    hashes = read_key_hashes(config.keys)
     device = config.device
     if device == "auto":
         device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"
@@ -222,7 +221,7 @@ def parts(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any, Call
         "dtype": dtype,
         "engine": engine,
     }
-    wanted = {
+    engine_options = {
         "name": engine, "model": config.model, "template": config.template, "max_length": config.max_length,
         "dtype": dtype, "device": device, "batch_tokens": config.batch_tokens, "vllm": config.vllm,
     }  # fmt: skip
@@ -239,13 +238,13 @@ def parts(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any, Call
     ingress = serve.deployment(Ingress).options(
         name="Ingress",
         ray_actor_options={"num_cpus": 1},
-        # Beyond `queue` the ingress itself says so, in words; a few more must come in to be told.
+        # Beyond `queue` the ingress itself answers 503; so a few more requests must reach it.
         max_ongoing_requests=4 * config.queue,
         graceful_shutdown_timeout_s=grace,
         **_replicas(config.prepare_workers, busy_at=max(2, config.queue // 4)),
     )
     options = config.model_dump(include=set(AppConfig.model_fields))
-    return scorer.bind(facts, wanted, parse_range(config.workers)[1]), partial(ingress.bind, options, hashes)
+    return scorer.bind(facts, engine_options, parse_range(config.workers)[1]), partial(ingress.bind, options, hashes)
 
 
 def _gpus(config: AppConfig, engine: str, here: int | None) -> int:
@@ -261,8 +260,8 @@ def _gpus(config: AppConfig, engine: str, here: int | None) -> int:
     return gpus
 
 
-def _replicas(spelled: str, *, busy_at: int) -> dict[str, Any]:
-    least, most = parse_range(spelled)
+def _replicas(worker_range: str, *, busy_at: int) -> dict[str, Any]:
+    least, most = parse_range(worker_range)
     if least == most:
         return {"num_replicas": most}
     scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": busy_at}

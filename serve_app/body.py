@@ -11,9 +11,9 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from serve_app.errors import RequestError, invalid_request
 from serve_app.limits import time_limit
 from serve_app.options import AppConfig
-from serve_app.refusal import RefusalError, not_valid
 from serve_app.schema import BatchRequest, ScoreRequest
 
 _FORM_FIELDS = ("question", "answer", "messages", "tau", "reference_images", "image")
@@ -22,7 +22,7 @@ _FORM_FIELDS = ("question", "answer", "messages", "tau", "reference_images", "im
 async def score_request(request: Request, config: AppConfig, until: float) -> tuple[ScoreRequest, bytes | None]:
     """The sample in a JSON or multipart body, and the image file of a form.
 
-    Raises RefusalError, too where the body isn't there at `until`, on the event loop's clock.
+    Raises RequestError, too where the body isn't there at `until`, on the event loop's clock.
     """
     body = await _read(request, config, until)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -31,32 +31,32 @@ async def score_request(request: Request, config: AppConfig, until: float) -> tu
             fields, image = await _form(request, body)
             return ScoreRequest.model_validate(fields), image
         if content_type not in ("", "application/json"):
-            raise RefusalError(415, "Invalid", "the body is application/json or multipart/form-data")
+            raise RequestError(415, "Invalid", "the body is application/json or multipart/form-data")
         return ScoreRequest.model_validate_json(body), None
     except ValidationError as error:
-        raise not_valid(error) from error
+        raise invalid_request(error) from error
 
 
 async def batch_items(request: Request, config: AppConfig, until: float) -> list[Any]:
-    """The items of a batch, which may each be wrong. Raises RefusalError as `score_request` does."""
+    """The items of a batch, not validated yet. Raises RequestError as `score_request` does."""
     body = await _read(request, config, until)
     try:
         items = BatchRequest.model_validate_json(body).items
     except ValidationError as error:
-        raise not_valid(error) from error
+        raise invalid_request(error) from error
     if len(items) > config.max_items:
-        raise RefusalError(422, "TooMany", f"{len(items)} items, and the limit is {config.max_items}")
+        raise RequestError(422, "TooMany", f"{len(items)} items, and the limit is {config.max_items}")
     return items
 
 
 async def _read(request: Request, config: AppConfig, until: float) -> bytes:
-    """The whole body. Raises RefusalError as soon as it is known to be too long, or too slow."""
+    """The whole body. Raises RequestError as soon as it is known to be too long, or too slow."""
     max_bytes = int(config.max_body_mb * 2**20)
-    too_long = RefusalError(413, "TooLarge", f"the body is longer than {config.max_body_mb:g} MiB, the limit")
+    too_long = RequestError(413, "TooLarge", f"the body is longer than {config.max_body_mb:g} MiB, the limit")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > max_bytes:
         raise too_long
-    too_slow = RefusalError(408, "Timeout", f"the body had not come after {config.timeout:g} seconds, the limit")
+    too_slow = RequestError(408, "Timeout", f"the body had not come after {config.timeout:g} seconds, the limit")
     body = bytearray()
     async with time_limit(until, too_slow):
         try:
@@ -65,12 +65,12 @@ async def _read(request: Request, config: AppConfig, until: float) -> bytes:
                 if len(body) > max_bytes:
                     raise too_long
         except ClientDisconnect as error:
-            raise RefusalError(400, "Disconnected", "the connection ended before the body did") from error
+            raise RequestError(400, "Disconnected", "the connection ended before the body did") from error
     return bytes(body)
 
 
 async def _form(request: Request, body: bytes) -> tuple[dict[str, Any], bytes | None]:
-    """The fields of a multipart body, and the uploaded image. Raises RefusalError."""
+    """The fields of a multipart body, and the uploaded image. Raises RequestError."""
 
     async def once() -> Any:
         yield body
@@ -79,16 +79,16 @@ async def _form(request: Request, body: bytes) -> tuple[dict[str, Any], bytes | 
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
-        raise RefusalError(422, "Invalid", "the multipart body can't be read") from error
+        raise RequestError(422, "Invalid", "the multipart body can't be read") from error
     fields: dict[str, Any] = {}
     image: bytes | None = None
     try:
         for name, value in form.multi_items():
             if name not in _FORM_FIELDS or name in fields:
-                raise RefusalError(422, "Invalid", f"a form has each of these fields once: {', '.join(_FORM_FIELDS)}")
+                raise RequestError(422, "Invalid", f"a form has each of these fields once: {', '.join(_FORM_FIELDS)}")
             if isinstance(value, UploadFile):
                 if name != "image":
-                    raise RefusalError(422, "Invalid", f"{name}: a text, not a file")
+                    raise RequestError(422, "Invalid", f"{name}: a text, not a file")
                 image, value = await value.read(), ""
             fields[name] = value
     finally:
@@ -96,12 +96,12 @@ async def _form(request: Request, body: bytes) -> tuple[dict[str, Any], bytes | 
     if image is not None:
         fields.pop("image")
         if not image:
-            raise RefusalError(422, "BadImage", "image: a file of 0 bytes")
+            raise RequestError(422, "BadImage", "image: a file of 0 bytes")
     if "messages" in fields:
         try:
             fields["messages"] = json.loads(fields["messages"])
         except (ValueError, RecursionError) as error:
-            raise RefusalError(422, "Invalid", "messages: not JSON") from error
+            raise RequestError(422, "Invalid", "messages: not JSON") from error
     elif image is not None:
         fields["image"] = "upload"
     return fields, image

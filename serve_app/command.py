@@ -1,4 +1,4 @@
-"""`vig serve`: the application on this machine, until it is told to stop."""
+"""`vig serve`: the application on this machine, until a signal stops it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vig_ray.errors import StageError
 log = logging.getLogger("vig_ray.serve")
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_CLOSED = "Closed"
+_DRAINING = "Draining"
 
 
 def run(config: Any) -> int:
-    """Serve until SIGINT or SIGTERM; what was accepted is answered first. Raises StageError."""
+    """Serve until SIGINT or SIGTERM; accepted requests are answered before the end. Raises StageError."""
     if config.host not in _LOOPBACK and config.keys is None and not config.open:
         raise StageError(f"--host {config.host}: other machines could ask; give --keys FILE, or --open to let anyone")
     _check_free(config.host, config.port, f"--host {config.host} --port {config.port}")
@@ -28,7 +28,7 @@ def run(config: Any) -> int:
     return 0
 
 
-def _check_free(host: str, port: int, told: str) -> None:
+def _check_free(host: str, port: int, option: str) -> None:
     import socket
 
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -36,26 +36,26 @@ def _check_free(host: str, port: int, told: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise StageError(f"{told}: {error.strerror}; choose another") from error
+            raise StageError(f"{option}: {error.strerror}; choose another") from error
 
 
 def _serve(config: Any) -> None:
     from ray import serve
 
-    from serve_app.app import hashes_of, parts
-    from serve_app.closed import Closed
+    from serve_app.app import deployments, read_key_hashes
+    from serve_app.draining import Draining
     from vig_ray.cluster import machines, parse_range
     from vig_ray.model.load import load_formatter
 
     actors = sum(parse_range(spelled)[1] for spelled in (config.workers, config.prepare_workers))
     quiet = {"log_level": "ERROR", "enable_access_log": False}
-    # What is wrong is told before anything starts.
-    hashes_of(config.keys)
+    # Wrong options are reported before anything starts.
+    read_key_hashes(config.keys)
     load_formatter(config.model, config.template, config.max_length)
     log.info("loading %s", config.model)
     with machines(None, actors=actors, metrics_port=config.metrics_port) as ray_has:
         gpus_here = None if ray_has.cores is None else ray_has.gpus
-        scorer, ingress = parts(config, gpus_here=gpus_here)
+        scorer, ingress = deployments(config, gpus_here=gpus_here)
         listening = {"host": config.host, "port": config.port}
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location="HeadOnly", http_options=listening, logging_config=quiet)
@@ -65,19 +65,19 @@ def _serve(config: Any) -> None:
         serve.run(ingress(handle), name="vig", logging_config=quiet)
         stop = threading.Event()
 
-        def once(*_: object) -> None:
+        def on_signal(*_: object) -> None:
             stop.set()
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C doesn't wait
 
-        for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own
-            signal.signal(number, once)
+        for stop_signal in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own
+            signal.signal(stop_signal, on_signal)
         shown = f"[{config.host}]" if ":" in config.host else config.host
         print(f"http://{shown}:{config.port}", flush=True)
         log.info("ready; Ctrl-C stops")
         stop.wait()
-        log.info("stopping; what was accepted is answered first")
-        door = serve.deployment(Closed).options(name=_CLOSED, ray_actor_options={"num_cpus": 0})
-        serve.run(door.bind(), name="vig", logging_config=quiet)
+        log.info("stopping; accepted requests are answered first")
+        draining = serve.deployment(Draining).options(name=_DRAINING, ray_actor_options={"num_cpus": 0})
+        serve.run(draining.bind(), name="vig", logging_config=quiet)
         end = time.monotonic() + config.timeout + 10  # no request takes longer
         while _replicas_left() and time.monotonic() < end:
             time.sleep(0.1)
@@ -89,7 +89,7 @@ def _replicas_left() -> bool:
     import ray
 
     names = (actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True))
-    return any(name.startswith("SERVE_REPLICA::vig#") and f"#{_CLOSED}#" not in name for name in names)
+    return any(name.startswith("SERVE_REPLICA::vig#") and f"#{_DRAINING}#" not in name for name in names)
 
 
 VERB = Verb("score samples over HTTP, with a page to look at", "serve_app.options:ServeConfig", "serve_app.command:run")

@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from serve_app.refusal import RefusalError, WholeRequestError
+from serve_app.errors import RequestError, WholeRequestError
 
 PORTS = (None, 80, 443)
 _REDIRECTS = 3
@@ -29,14 +29,14 @@ def is_public(address: str) -> bool:
 class Allowance:
     """The bytes that may still be fetched for one request, all its images together."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._left = most, most
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._left = max_bytes, max_bytes
 
     def take(self, size: int) -> None:
         """Count `size` bytes. Raises WholeRequestError where they are more than were left."""
         self._left -= size
         if self._left < 0:
-            message = f"the images that the request names by URL have more than {self._most:,} bytes (--max-body-mb)"
+            message = f"the images named by URL have more than {self._max_bytes:,} bytes together (--max-body-mb)"
             raise WholeRequestError(413, "TooLarge", message)
 
 
@@ -44,13 +44,13 @@ class _PublicResolver(AbstractResolver):
     """Resolves names at the moment of connecting, so that what was checked is what is connected to."""
 
     async def resolve(self, host: str, port: int = 0, family: int = socket.AF_UNSPEC) -> list[ResolveResult]:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        addresses = [(sort, str(address[0])) for sort, _, _, _, address in found]
+        infos = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        addresses = [(version, str(address[0])) for version, _, _, _, address in infos]
         if not addresses or not all(is_public(address) for _, address in addresses):
             raise OSError("not a public address")
         return [
-            ResolveResult(hostname=host, host=address, port=port, family=sort, proto=0, flags=socket.AI_NUMERICHOST)
-            for sort, address in addresses
+            ResolveResult(hostname=host, host=address, port=port, family=version, proto=0, flags=socket.AI_NUMERICHOST)
+            for version, address in addresses
         ]
 
     async def close(self) -> None:
@@ -58,28 +58,28 @@ class _PublicResolver(AbstractResolver):
 
 
 def check_url(url: str, hosts: Sequence[str]) -> None:
-    """Raise RefusalError unless `url` is http(s) on a listed host, its usual port, without credentials."""
+    """Raise RequestError unless `url` is http(s) on a listed host, its usual port, without credentials."""
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").lower(), parts.port
     except ValueError as error:
-        raise RefusalError(422, "ImageUrl", "the image's URL can't be read") from error
+        raise RequestError(422, "ImageUrl", "the image's URL can't be read") from error
     if parts.scheme not in ("http", "https"):
-        raise RefusalError(422, "ImageUrl", "an image is base64, a data URI or an http(s) URL")
+        raise RequestError(422, "ImageUrl", "an image is base64, a data URI or an http(s) URL")
     if not hosts:
-        raise RefusalError(422, "ImageUrl", "images by URL are not taken here; send the image itself, in base64")
+        raise RequestError(422, "ImageUrl", "images by URL are not taken here; send the image itself, in base64")
     if host not in hosts or parts.username is not None or port not in PORTS:
-        raise RefusalError(422, "ImageUrl", f"images by URL are taken from these hosts only: {', '.join(hosts)}")
+        raise RequestError(422, "ImageUrl", f"images by URL are taken from these hosts only: {', '.join(hosts)}")
     try:
         ipaddress.ip_address(host)
     except ValueError:
         return
     if not is_public(host):  # an address is connected to without asking the resolver
-        raise RefusalError(422, "ImageUrl", "the image's host is not a public address")
+        raise RequestError(422, "ImageUrl", "the image's host is not a public address")
 
 
 async def fetch(url: str, hosts: Sequence[str], allowance: Allowance) -> bytes:
-    """The bytes at `url`; each redirect is checked as the first address was. Raises RefusalError."""
+    """The bytes at `url`; each redirect is checked as the first address was. Raises RequestError."""
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
     connector = aiohttp.TCPConnector(resolver=_PublicResolver(), force_close=True)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=False) as session:
@@ -92,15 +92,15 @@ async def fetch(url: str, hosts: Sequence[str], allowance: Allowance) -> bytes:
                         continue
                     return await _body(answer, allowance)
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                raise RefusalError(
+                raise RequestError(
                     422, "ImageUrl", "the image's host can't be reached or is not a public one"
                 ) from error
-    raise RefusalError(422, "ImageUrl", f"the image's URL redirects more than {_REDIRECTS} times")
+    raise RequestError(422, "ImageUrl", f"the image's URL redirects more than {_REDIRECTS} times")
 
 
 async def _body(answer: Any, allowance: Allowance) -> bytes:
     if answer.status != 200:
-        raise RefusalError(422, "ImageUrl", f"the image's host answers {answer.status}")
+        raise RequestError(422, "ImageUrl", f"the image's host answers {answer.status}")
     body = bytearray()
     async for chunk in answer.content.iter_chunked(1 << 16):
         allowance.take(len(chunk))

@@ -1,4 +1,4 @@
-"""How much is taken on: samples under way, images and pixels of a request, and time."""
+"""Limits: samples under way, images and pixels of a request, and its time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from serve_app.prepare import image_refusal
-from serve_app.refusal import RefusalError, WholeRequestError, busy
+from serve_app.errors import RequestError, WholeRequestError, busy
+from serve_app.prepare import image_error
 from vig_ray.dataset.images import ImageError, image_size
 from vig_ray.dataset.schema import Sample
 
@@ -19,26 +19,26 @@ class Place:
         self._places, self.samples = places, 1
 
     def grow(self, samples: int) -> None:
-        """Hold places for `samples`. Raises RefusalError where the other requests have filled all meanwhile."""
+        """Hold places for `samples`. Raises RequestError where the other requests have filled all meanwhile."""
         self._places.check(self._places.taken - self.samples)
         self._places.taken += samples - self.samples
         self.samples = samples
 
 
 class Places:
-    """Counts the samples under way in this process. The last request to come in may go beyond `most`."""
+    """Counts the samples under way in this process. The last request to come in may go beyond `total`."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self.taken = most, 0
+    def __init__(self, total: int) -> None:
+        self._total, self.taken = total, 0
 
     def check(self, taken: int) -> None:
-        """Raise RefusalError where `taken` places leave none free."""
-        if taken >= self._most:
+        """Raise RequestError where `taken` places leave none free."""
+        if taken >= self._total:
             raise busy(f"{taken} samples are under way; try again in a moment")
 
     @contextmanager
     def hold(self) -> Iterator[Place]:
-        """A place, from before the body is read until the answer is there. Raises RefusalError where none is free."""
+        """A place, from before the body is read until the answer is there. Raises RequestError where none is free."""
         self.check(self.taken)
         place = Place(self)
         self.taken += 1
@@ -49,7 +49,7 @@ class Places:
 
 
 @asynccontextmanager
-async def time_limit(until: float, error: RefusalError) -> AsyncIterator[None]:
+async def time_limit(until: float, error: RequestError) -> AsyncIterator[None]:
     """Raise `error` where the block isn't done at `until`, on the event loop's clock."""
     try:
         async with asyncio.timeout_at(until):
@@ -58,14 +58,14 @@ async def time_limit(until: float, error: RefusalError) -> AsyncIterator[None]:
         raise error from timeout
 
 
-def check_images(images: int, most: int) -> None:
-    """Raise WholeRequestError where a request has more than `most` images."""
-    if images > most:
-        raise WholeRequestError(413, "TooLarge", f"{images} images, and a request may have {most} (--max-images)")
+def check_images(images: int, max_images: int) -> None:
+    """Raise WholeRequestError where a request has more than `max_images` images."""
+    if images > max_images:
+        raise WholeRequestError(413, "TooLarge", f"{images} images, and a request may have {max_images} (--max-images)")
 
 
 def pixels_of(sample: Sample, *, max_image_pixels: int, max_decoded_pixels: int) -> int:
-    """The pixels that a sample's images take once decoded, by their headers. Raises RefusalError.
+    """The pixels that a sample's images take once decoded, by their headers. Raises RequestError.
 
     An image counts as the square of its longer side, since processors pad to one. All images of a sample are decoded at
     a time, and one sample at a time: so `max_decoded_pixels` bounds what is decoded at a time.
@@ -76,9 +76,9 @@ def pixels_of(sample: Sample, *, max_image_pixels: int, max_decoded_pixels: int)
         try:
             pixels += max(image_size(image.bytes, max_pixels=max_image_pixels)) ** 2
         except ImageError as error:
-            raise image_refusal(error) from error
+            raise image_error(error) from error
     if pixels > max_decoded_pixels:
-        raise RefusalError(
+        raise RequestError(
             413,
             "TooLarge",
             f"the sample's images have {pixels:,} pixels, each image counted as a square, and the limit of what is "
@@ -87,12 +87,12 @@ def pixels_of(sample: Sample, *, max_image_pixels: int, max_decoded_pixels: int)
     return pixels
 
 
-def check_pixels(pixels: int, most: int) -> None:
-    """Raise WholeRequestError where a request's images have more than `most` pixels together."""
-    if pixels > most:
+def check_pixels(pixels: int, max_pixels: int) -> None:
+    """Raise WholeRequestError where a request's images have more than `max_pixels` pixels together."""
+    if pixels > max_pixels:
         raise WholeRequestError(
             413,
             "TooLarge",
-            f"the images have {pixels:,} pixels, each image counted as a square, and a request may have {most:,} "
+            f"the images have {pixels:,} pixels, each image counted as a square, and a request may have {max_pixels:,} "
             "(--max-request-pixels)",
         )

@@ -1,4 +1,4 @@
-"""A request to the pair of prompts that the batch job would make of the same sample."""
+"""From a request to the pair of prompts that the batch job makes of the same sample."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 import cv2
 import PIL.Image
 
+from serve_app.errors import RequestError
 from serve_app.fetch import Allowance, check_url, fetch
 from serve_app.options import AppConfig
-from serve_app.refusal import RefusalError
 from serve_app.schema import ScoreRequest
 from vig_ray.dataset import messages
 from vig_ray.dataset.images import ImageError, decode_image
@@ -26,11 +26,11 @@ from vig_ray.model.prompt import Formatter, Pixels, Prompt, PromptError, PromptI
 from vig_ray.scoring.prepare import prepare
 from vig_ray.scoring.reference import REFERENCES, blur_kernel, blur_pixels
 
-_SHOWN_SIDE = 512
+_THUMBNAIL_SIDE = 512
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedSample:
     """A sample ready for an engine. `reference_images`: JPEG data URIs, where they were asked for."""
 
     pair: tuple[Prompt, Prompt]
@@ -44,29 +44,29 @@ class Ready:
         return sum(prompt.length for prompt in self.pair)
 
 
-def sample_of(request: ScoreRequest, image: bytes | None = None) -> Sample:
-    """The sample in a request; `image`: an uploaded file in place of the request's own. Raises RefusalError."""
+def parse_sample(request: ScoreRequest, image: bytes | None = None) -> Sample:
+    """The sample in a request; `image`: an uploaded file in place of the request's own. Raises RequestError."""
     if request.messages is None:
-        data = image if image is not None else _decoded(request.image or "", "image")
+        only_image = image if image is not None else _image_bytes(request.image or "", "image")
         row: dict[str, Any] = {
             "messages": [
                 {"role": "user", "content": f"{IMAGE_MARK}\n{request.question}"},
                 {"role": "assistant", "content": request.answer},
             ],
-            "images": [data],
+            "images": [only_image],
         }
     else:
         row = {"messages": [_message(message.model_dump(exclude_none=True)) for message in request.messages]}
-        given = [_decoded(each, f"images.{place}") for place, each in enumerate(request.images or ())]
-        row["images"] = [*given, image] if image is not None else given
-    row["images"] = [{"bytes": each} if isinstance(each, bytes) else {"url": each} for each in row["images"]]
+        listed = [_image_bytes(text, f"images.{index}") for index, text in enumerate(request.images or ())]
+        row["images"] = [*listed, image] if image is not None else listed
+    row["images"] = [{"bytes": source} if isinstance(source, bytes) else {"url": source} for source in row["images"]]
     try:
         sample = messages.parse(row)
         check(sample)
     except RowError as error:
-        raise RefusalError(422, error.kind, str(error).partition(": ")[2]) from error
+        raise RequestError(422, error.kind, str(error).partition(": ")[2]) from error
     if not sample.images:
-        raise RefusalError(422, "NoImage", "the sample has no image, so there is nothing for it to contribute")
+        raise RequestError(422, "NoImage", "the sample has no image, so there is nothing to measure")
     return sample
 
 
@@ -77,94 +77,97 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:
-    own = part.get("image_url") or part.get("image")
-    own = own["url"] if isinstance(own, dict) else own
-    if part["type"] == "text" or own is None:
+    text = part.get("image_url") or part.get("image")
+    text = text["url"] if isinstance(text, dict) else text
+    if part["type"] == "text" or text is None:
         return part
-    found = _decoded(own, "an image part")
-    return {"type": "image", "bytes": found} if isinstance(found, bytes) else {"type": "image", "url": found}
+    source = _image_bytes(text, "an image part")
+    return {"type": "image", "bytes": source} if isinstance(source, bytes) else {"type": "image", "url": source}
 
 
-def _decoded(text: str, where: str) -> bytes | str:
-    """The bytes in base64 or a data URI, or the http(s) URL as it is. Raises RefusalError."""
+def _image_bytes(text: str, where: str) -> bytes | str:
+    """The bytes in base64 or a data URI, or the http(s) URL as it is. Raises RequestError."""
     if text[:8].lower().startswith(("http://", "https://")):
         return text
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
-            raise RefusalError(422, "BadImage", f"{where}: a data URI must be base64, as in data:image/png;base64,...")
+            raise RequestError(422, "BadImage", f"{where}: a data URI must be base64, as in data:image/png;base64,...")
     try:
-        found = base64.b64decode("".join(text.split()), validate=True)
+        image = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RefusalError(422, "BadImage", f"{where}: not base64, a data URI or an http(s) URL") from error
-    if not found:
-        raise RefusalError(422, "BadImage", f"{where}: an image of 0 bytes")
-    return found
+        raise RequestError(422, "BadImage", f"{where}: not base64, a data URI or an http(s) URL") from error
+    if not image:
+        raise RequestError(422, "BadImage", f"{where}: an image of 0 bytes")
+    return image
 
 
 def check_hosts(sample: Sample, hosts: Sequence[str]) -> None:
-    """Raise RefusalError where an image lies elsewhere than on a listed host."""
+    """Raise RequestError where an image lies elsewhere than on a listed host."""
     for image in sample.images:
         if image.uri is not None:
             check_url(image.uri, hosts)
 
 
-async def fetched(sample: Sample, hosts: Sequence[str], allowance: Allowance) -> Sample:
-    """The sample with the images that it names by URL, as far as the request's allowance goes. Raises RefusalError."""
+async def fetch_images(sample: Sample, hosts: Sequence[str], allowance: Allowance) -> Sample:
+    """The sample with the images that it names by URL, as far as the request's allowance goes. Raises RequestError."""
     images = []
     for image in sample.images:
         images.append(image if image.uri is None else Image(bytes=await fetch(image.uri, hosts, allowance)))
     return sample._replace(images=tuple(images))
 
 
-def ready(sample: Sample, formatter: Formatter, config: AppConfig, *, reference_images: bool = False) -> Ready:
-    """Decode, blur and tokenise. Raises RefusalError."""
+def prepare_sample(
+    sample: Sample, formatter: Formatter, config: AppConfig, *, reference_images: bool = False
+) -> PreparedSample:
+    """Decode, blur and tokenise. Raises RequestError."""
     images = [_image(image, formatter, config.max_image_pixels) for image in sample.images]
     try:
         widths = [image.pixels.shape[1] for image in images]
         blurred = config.reference == "blur"
-        shown = (
-            [_shown(image.derive("blur", blur_pixels).pixels) for image in images]
+        reference_uris = (
+            [_thumbnail(image.derive("blur", blur_pixels).pixels) for image in images]
             if reference_images and blurred
             else None
         )
         without_image = REFERENCES[config.reference].without_image
-        made = prepare(formatter, without_image, list(sample.conversation), images)
+        prepared = prepare(formatter, without_image, list(sample.conversation), images)
     except ImageError as error:
-        raise image_refusal(error) from error
+        raise image_error(error) from error
     except PromptError as error:
         cause = str(error.args[1]).partition(" (--")[0]
-        raise RefusalError(422, error.kind, cause) from error
-    except Exception as error:  # a processor or template that fails on one sample must not take the server with it
-        raise RefusalError(
+        raise RequestError(422, error.kind, cause) from error
+    except Exception as error:  # a processor or template that fails on one sample must not end the server
+        raise RequestError(
             422, "Unusable", f"the model's processor can't take this sample ({type(error).__name__})"
         ) from error
     finally:
         for image in images:  # where an error was raised, its traceback would keep the pixels
             image.release()
-    answer = len(made.prompt.answer_positions)
-    if answer > config.max_answer_tokens:
-        raise RefusalError(422, "TooLong", f"{answer} answer tokens, and the limit is {config.max_answer_tokens}")
-    assert made.pair is not None
-    return Ready(made.pair, sample, [blur_kernel(width) for width in widths] if blurred else [], shown)
+    answer_tokens, limit = len(prepared.prompt.answer_positions), config.max_answer_tokens
+    if answer_tokens > limit:
+        raise RequestError(422, "TooLong", f"{answer_tokens} answer tokens, and the limit is {limit}")
+    assert prepared.pair is not None
+    kernels = [blur_kernel(width) for width in widths] if blurred else []
+    return PreparedSample(prepared.pair, sample, kernels, reference_uris)
 
 
-def image_refusal(error: ImageError) -> RefusalError:
+def image_error(error: ImageError) -> RequestError:
     """What a request with this image is answered."""
     kind, _, cause = str(error).partition(": ")
-    return RefusalError(413 if kind == "TooLarge" else 422, kind, cause)
+    return RequestError(413 if kind == "TooLarge" else 422, kind, cause)
 
 
 def _image(image: Image, formatter: Formatter, max_pixels: int) -> PromptImage:
     assert image.bytes is not None
-    # Engines remember images by key: it must name the content, whoever sends it.
+    # Engines cache images by key: it must identify the content, whoever sends it.
     key = hashlib.blake2b(image.bytes, digest_size=16).hexdigest()
     return PromptImage(key, partial(decode_image, image.bytes, max_pixels=max_pixels), formatter.preprocess)
 
 
-def _shown(pixels: Pixels) -> str:
+def _thumbnail(pixels: Pixels) -> str:
     height, width, _ = pixels.shape
-    scale = min(1.0, _SHOWN_SIDE / max(height, width))
+    scale = min(1.0, _THUMBNAIL_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     file = io.BytesIO()
     PIL.Image.fromarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)).save(file, "JPEG", quality=90)

@@ -15,11 +15,11 @@ from starlette.exceptions import HTTPException
 
 import vig_ray
 from serve_app.api import Api
+from serve_app.auth import Auth
 from serve_app.body import batch_items, score_request
 from serve_app.connection import CloseUnread
-from serve_app.guard import Guard, failure
+from serve_app.errors import RequestError, error_response
 from serve_app.limits import Place, time_limit
-from serve_app.refusal import RefusalError
 from serve_app.schema import (
     EXAMPLE_MESSAGES,
     EXAMPLE_QA,
@@ -85,21 +85,21 @@ class Routes:
 
     @asynccontextmanager
     async def _accepted(self, route: str) -> AsyncIterator[tuple[Place, float]]:
-        """A place for a request, and when its time is up, on the event loop's clock. Raises RefusalError."""
+        """A place for a request, and when its time is up, on the event loop's clock. Raises RequestError."""
         began, status = time.monotonic(), 200
         until = asyncio.get_running_loop().time() + self._api.config.timeout
         try:
             with self._api.places.hold() as place:
                 yield place, until
-        except RefusalError as refusal:
+        except RequestError as refusal:
             status = refusal.status
             raise
         finally:
-            self._api.backend.told(route, status, time.monotonic() - began, self._api.places.taken)
+            self._api.backend.record(route, status, time.monotonic() - began, self._api.places.taken)
 
     def _in_time(self, until: float) -> AbstractAsyncContextManager[None]:
         seconds = self._api.config.timeout
-        return time_limit(until, RefusalError(504, "Timeout", f"no score within {seconds:g} seconds, the limit"))
+        return time_limit(until, RequestError(504, "Timeout", f"no score within {seconds:g} seconds, the limit"))
 
     async def score(self, request: Request) -> Response:
         """Score one sample."""
@@ -142,13 +142,13 @@ def make_app(api: Api, *, hashes: Sequence[str] = ()) -> FastAPI:
         description="Visual information gain of a sample.",
     )
 
-    @app.exception_handler(RefusalError)
-    async def refused(_: Request, refusal: RefusalError) -> Response:
-        return failure(refusal)
+    @app.exception_handler(RequestError)
+    async def refused(_: Request, refusal: RequestError) -> Response:
+        return error_response(refusal)
 
     @app.exception_handler(HTTPException)
     async def not_found(_: Request, error: HTTPException) -> Response:
-        return failure(RefusalError(error.status_code, "Http", str(error.detail), error.headers))
+        return error_response(RequestError(error.status_code, "Http", str(error.detail), error.headers))
 
     routes = Routes(api)
     app.post("/v1/score", response_model=Score, responses=_REFUSED, openapi_extra={"requestBody": _SCORE_BODY})(
@@ -163,7 +163,7 @@ def make_app(api: Api, *, hashes: Sequence[str] = ()) -> FastAPI:
     app.get("/healthz")(routes.healthz)
     app.get("/readyz", responses={503: _REFUSED[503]})(routes.readyz)
     _add_page(app)
-    app.add_middleware(Guard, hashes=hashes, anyone=api.config.open, hosts=api.config.hosts)
+    app.add_middleware(Auth, hashes=hashes, anyone=api.config.open, hosts=api.config.hosts)
     app.add_middleware(CloseUnread, seconds=api.config.timeout)
     _add_schemas(app)
     return app

@@ -74,7 +74,7 @@ class ScoreRequest(_Strict):
     def _one_form(self) -> ScoreRequest:
         plain = [name for name in ("question", "answer", "image") if getattr(self, name) is not None]
         if self.messages is not None and plain:
-            raise ValueError(f"'messages' and {plain[0]!r} exclude each other")
+            raise ValueError(f"send 'messages' or {plain[0]!r}, not both")
         if self.messages is None:
             missing = [name for name in ("question", "answer", "image") if getattr(self, name) is None]
             if missing:
@@ -85,7 +85,7 @@ class ScoreRequest(_Strict):
 
 
 class BatchRequest(_Strict):
-    """Several samples; what is wrong with one is told in its place."""
+    """Several samples; an error in one is reported in its place."""
 
     items: list[Any] = Field(
         min_length=1,
@@ -145,27 +145,27 @@ class Score(BaseModel):
 
 
 class Problem(BaseModel):
-    """What is wrong, in words."""
+    """An error: a short name and a message."""
 
     kind: str
     message: str
 
 
 class Failure(BaseModel):
-    """An answer that is none."""
+    """The body of an error response."""
 
     error: Problem
 
 
 class Item(BaseModel):
-    """One of the two."""
+    """A score or an error."""
 
     result: Score | None = None
     error: Problem | None = None
 
 
 class BatchScores(BaseModel):
-    """One item a sample, in order."""
+    """One item for each sample, in order."""
 
     results: list[Item]
 

@@ -14,10 +14,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve_app.api import Api
+from serve_app.auth import key_hashes
 from serve_app.batching import Batcher
-from serve_app.guard import key_hashes
 from serve_app.options import AppConfig
-from serve_app.prepare import Ready
+from serve_app.prepare import PreparedSample
 from serve_app.routes import make_app
 from serve_app.schema import ModelFacts
 from vig_ray.demo import CHECKPOINT
@@ -28,31 +28,31 @@ from vig_ray.scoring.score import score_pairs
 FACTS = ModelFacts(name="demo", fingerprint="f" * 16, template="t" * 16, dtype="float32", engine="torch")
 
 
-class Here:
+class LocalBackend:
     """A backend without Ray: the engine and the batches of a replica."""
 
     def __init__(self, engine: TorchEngine) -> None:
         self.loaded, self.scoring = True, 0
         self.gate = threading.Event()  # samples wait before it; open unless a test closes it
         self.gate.set()
-        self.told_of: list[tuple[str, int]] = []
-        self._batches: Any = Batcher(lambda pairs: score_pairs(engine, pairs), most_tokens=4096)
+        self.recorded: list[tuple[str, int]] = []
+        self._batches: Any = Batcher(lambda pairs: score_pairs(engine, pairs), max_tokens=4096)
 
-    async def score(self, ready: Ready) -> tuple[LogProbs, LogProbs]:
+    async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
         self.scoring += 1
         try:
             while not self.gate.is_set():
                 await asyncio.sleep(0.01)
         finally:
             self.scoring -= 1
-        found: tuple[LogProbs, LogProbs] = await self._batches(ready.pair, ready.tokens)
-        return found
+        logprobs: tuple[LogProbs, LogProbs] = await self._batches(prepared.pair, prepared.tokens)
+        return logprobs
 
     async def facts(self) -> ModelFacts | None:
         return FACTS if self.loaded else None
 
-    def told(self, route: str, status: int, seconds: float, under_way: int) -> None:
-        self.told_of.append((route, status))
+    def record(self, route: str, status: int, seconds: float, under_way: int) -> None:
+        self.recorded.append((route, status))
 
 
 @pytest.fixture(scope="session")
@@ -61,11 +61,11 @@ def engine(demo_model: Any, demo_formatter: Any) -> TorchEngine:
 
 
 @pytest.fixture
-def serving(engine: TorchEngine, demo_formatter: Any) -> Callable[..., tuple[TestClient, Here]]:
+def serving(engine: TorchEngine, demo_formatter: Any) -> Callable[..., tuple[TestClient, LocalBackend]]:
     """A client of an application with these options; its backend."""
 
-    def make(*, keys: str = "", client: str = "127.0.0.1", **options: Any) -> tuple[TestClient, Here]:
-        backend = Here(engine)
+    def make(*, keys: str = "", client: str = "127.0.0.1", **options: Any) -> tuple[TestClient, LocalBackend]:
+        backend = LocalBackend(engine)
         config = AppConfig(**{"model": CHECKPOINT} | options)
         app = make_app(Api(config, demo_formatter, backend), hashes=key_hashes(keys))
         return TestClient(app, "http://localhost", client=(client, 1234), raise_server_exceptions=False), backend
@@ -79,5 +79,5 @@ def png(seed: int = 0, side: int = 56) -> bytes:
     return bytes(cv2.imencode(".png", pixels)[1])
 
 
-def coded(data: bytes) -> str:
+def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode()

@@ -18,10 +18,10 @@ from typing import Any
 import uvicorn
 
 from serve_app.api import Api
-from serve_app.guard import key_hashes
+from serve_app.auth import key_hashes
 from serve_app.options import AppConfig
 from serve_app.routes import make_app
-from tests.serving.conftest import Here
+from tests.serving.conftest import LocalBackend
 from vig_ray.demo import CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ class Served:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.api = Api(AppConfig(**{"model": CHECKPOINT, "tau": 0.3} | options), formatter, Here(engine))
+        self.api = Api(AppConfig(**{"model": CHECKPOINT, "tau": 0.3} | options), formatter, LocalBackend(engine))
         app = make_app(self.api, hashes=key_hashes(keys))
         self._server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="critical"))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()), daemon=True)
@@ -51,7 +51,7 @@ class Served:
 
 
 class ServedAlone:
-    """The application in a process of its own, whose memory is its own."""
+    """The application in a process of its own, whose memory can be read."""
 
     def __init__(self, **options: Any) -> None:
         self._process = subprocess.Popen(

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from serve_app.schema import EXAMPLE_MESSAGES, EXAMPLE_QA
 from tests.end_to_end.server import wait_until
-from tests.serving.conftest import Here, coded, png
+from tests.serving.conftest import LocalBackend, base64_of, png
 from vig_ray.dataset.images import decode_image
 from vig_ray.dataset.schema import Turn
 from vig_ray.model.prompt import PromptImage
@@ -22,19 +22,19 @@ from vig_ray.scoring.prepare import prepare
 from vig_ray.scoring.reference import blur
 from vig_ray.scoring.score import score_pairs
 
-Serving = Callable[..., tuple[TestClient, Here]]
+Serving = Callable[..., tuple[TestClient, LocalBackend]]
 
 QUESTION, ANSWER = "What is on the left?", "A red circle is on the left."
 
 
 def plain(**more: Any) -> dict[str, Any]:
-    return {"question": QUESTION, "answer": ANSWER, "image": coded(png())} | more
+    return {"question": QUESTION, "answer": ANSWER, "image": base64_of(png())} | more
 
 
 def expected(engine: Any, formatter: Any, data: bytes, turns: list[Turn]) -> tuple[np.ndarray, np.ndarray]:
     image = PromptImage("x", lambda: decode_image(data), formatter.preprocess)
-    made = prepare(formatter, blur, turns, [image])
-    ((clean, reference),) = score_pairs(engine, [made.pair])  # type: ignore[list-item, misc]
+    prepared = prepare(formatter, blur, turns, [image])
+    ((clean, reference),) = score_pairs(engine, [prepared.pair])  # type: ignore[list-item, misc]
     return clean, reference
 
 
@@ -44,7 +44,7 @@ def test_every_form_of_the_same_sample_has_the_batch_jobs_numbers(
     client, _ = serving()
     turns = [Turn("user", f"<image>\n{QUESTION}"), Turn("assistant", ANSWER)]
     clean, reference = expected(engine, demo_formatter, png(), turns)
-    uri = f"data:image/png;base64,{coded(png())}"
+    uri = f"data:image/png;base64,{base64_of(png())}"
     reply = {"role": "assistant", "content": ANSWER}
 
     def asked(*content: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def test_every_form_of_the_same_sample_has_the_batch_jobs_numbers(
         "data uri": plain(image=uri),
         "openai": asked({"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": f"\n{QUESTION}"}),
         "image_url as text": asked({"type": "image_url", "image_url": uri}, text),
-        "trl": asked({"type": "image"}, text, images=[coded(png())]),
-        "trl, own": asked(text, {"type": "image", "image": coded(png())}),
+        "trl": asked({"type": "image"}, text, images=[base64_of(png())]),
+        "trl, image in the part": asked(text, {"type": "image", "image": base64_of(png())}),
         "marks": {"messages": [{"role": "user", "content": f"<image>\n{QUESTION}"}, reply], "images": [uri]},
     }
     answers = {name: client.post("/v1/score", json=form) for name, form in forms.items()}
@@ -67,25 +67,25 @@ def test_every_form_of_the_same_sample_has_the_batch_jobs_numbers(
     answers["upload of messages"] = client.post("/v1/score", files=files, data={"messages": sent})
     for name, answer in answers.items():
         assert answer.status_code == 200, (name, answer.text)
-        found = answer.json()
-        assert [token["clean_logprob"] for token in found["tokens"]] == pytest.approx(clean.tolist(), abs=1e-5), name
-        assert [token["reference_logprob"] for token in found["tokens"]] == pytest.approx(reference.tolist(), abs=1e-5)
-        gains = [token["gain"] for token in found["tokens"]]
+        score = answer.json()
+        assert [token["clean_logprob"] for token in score["tokens"]] == pytest.approx(clean.tolist(), abs=1e-5), name
+        assert [token["reference_logprob"] for token in score["tokens"]] == pytest.approx(reference.tolist(), abs=1e-5)
+        gains = [token["gain"] for token in score["tokens"]]
         assert gains == pytest.approx((clean.astype(float) - reference).tolist(), abs=2e-5)
-        assert found["vig"] == pytest.approx(float(np.mean(gains)), abs=1e-5)
-        assert found["clean_perplexity"] == pytest.approx(float(np.exp(-clean.mean())), rel=1e-4)
-        assert found["num_answer_tokens"] == len(clean)
-        assert found["reference"]["kernels"] == [101]
+        assert score["vig"] == pytest.approx(float(np.mean(gains)), abs=1e-5)
+        assert score["clean_perplexity"] == pytest.approx(float(np.exp(-clean.mean())), rel=1e-4)
+        assert score["num_answer_tokens"] == len(clean)
+        assert score["reference"]["kernels"] == [101]
 
 
 def test_tokens_say_where_in_the_answer_they_are(serving: Serving) -> None:
     client, _ = serving()
     answer = "Ein roter Kreis — naïve \U0001f600."
-    found = client.post("/v1/score", json=plain(answer=answer)).json()["tokens"]
-    assert found[-1]["text"] == "</s>"
-    assert (found[-1]["start"], found[-1]["end"]) == (len(answer), len(answer))
+    tokens = client.post("/v1/score", json=plain(answer=answer)).json()["tokens"]
+    assert tokens[-1]["text"] == "</s>"
+    assert (tokens[-1]["start"], tokens[-1]["end"]) == (len(answer), len(answer))
     covered = set()
-    for token in found[:-1]:
+    for token in tokens[:-1]:
         assert token["text"] == answer[token["start"] : token["end"]]
         covered.update(range(token["start"], token["end"]))
     assert {index for index, char in enumerate(answer) if not char.isspace()} <= covered
@@ -96,13 +96,13 @@ def test_tau_says_what_is_kept(serving: Serving) -> None:
     by_default = client.post("/v1/score", json=plain()).json()
     assert by_default["tau"] == 0.0
     for tau in (-100.0, 0.0, by_default["vig"], 100.0):
-        found = client.post("/v1/score", json=plain(tau=tau)).json()
-        assert found["kept"] == (found["vig"] >= tau)
-        assert [token["active"] for token in found["tokens"]] == [token["gain"] >= tau for token in found["tokens"]]
-        assert found["active_tokens"] == sum(token["active"] for token in found["tokens"])
+        score = client.post("/v1/score", json=plain(tau=tau)).json()
+        assert score["kept"] == (score["vig"] >= tau)
+        assert [token["active"] for token in score["tokens"]] == [token["gain"] >= tau for token in score["tokens"]]
+        assert score["active_tokens"] == sum(token["active"] for token in score["tokens"])
     client, _ = serving()
-    found = client.post("/v1/score", json=plain()).json()
-    assert (found["tau"], found["kept"], found["active_tokens"], found["tokens"][0]["active"]) == (None,) * 4
+    score = client.post("/v1/score", json=plain()).json()
+    assert (score["tau"], score["kept"], score["active_tokens"], score["tokens"][0]["active"]) == (None,) * 4
 
 
 def test_a_batch_answers_each_item_in_its_place(serving: Serving) -> None:
@@ -116,7 +116,7 @@ def test_a_batch_answers_each_item_in_its_place(serving: Serving) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "told"),
+    ("change", "status", "message"),
     [
         ({"answer": None}, 422, "'answer' is missing"),
         ({"answer": "  "}, 422, "text is empty"),
@@ -124,32 +124,32 @@ def test_a_batch_answers_each_item_in_its_place(serving: Serving) -> None:
         ({"question": "<image>?"}, 422, "2 <image> in the conversation, 1 images"),
         ({"image": "%%%"}, 422, "not base64"),
         ({"image": ""}, 422, "0 bytes"),
-        ({"image": coded(b"GIF89a nonsense")}, 422, "identify|not an image|truncated|cannot"),
+        ({"image": base64_of(b"GIF89a nonsense")}, 422, "identify|not an image|truncated|cannot"),
         ({"image": "data:image/png,abc"}, 422, "must be base64"),
         ({"image": "https://example.org/a.png"}, 422, "images by URL are not taken"),
         ({"image": "file:///etc/passwd"}, 422, "not base64"),
         ({"image": "/etc/passwd"}, 422, "."),
         ({"images": ["a"]}, 422, "'images' goes with 'messages'"),
-        ({"messages": []}, 422, "exclude each other"),
+        ({"messages": []}, 422, "not both"),
         ({"tau": "high"}, 422, "tau"),
         ({"surprise": 1}, 422, "surprise"),
         ({"answer": "word " * 40}, 422, "answer tokens, and the limit is 30"),
-        ({"image": coded(png(side=300))}, 413, "pixels, and 10000 are allowed"),
+        ({"image": base64_of(png(side=300))}, 413, "pixels, and 10000 are allowed"),
         ({"question": "x " * 3000}, 422, "tokens, and the limit is"),
         ({"question": "x" * 3_000_000}, 413, "longer than 2 MiB"),
     ],
 )
-def test_what_is_wrong_is_told_in_words(serving: Serving, change: dict[str, Any], status: int, told: str) -> None:
+def test_errors_say_what_is_wrong(serving: Serving, change: dict[str, Any], status: int, message: str) -> None:
     import re
 
     client, backend = serving(max_answer_tokens=30, max_image_pixels=10_000, max_body_mb=2)
     answer = client.post("/v1/score", json={key: value for key, value in plain(**change).items() if value is not None})
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
-    assert re.search(told, error["message"]), error
+    assert re.search(message, error["message"]), error
     assert "Traceback" not in answer.text
     assert os.getcwd() not in answer.text
-    assert backend.told_of == [("/v1/score", status)]
+    assert backend.recorded == [("/v1/score", status)]
 
 
 def test_bodies_that_are_none(serving: Serving) -> None:
@@ -220,9 +220,9 @@ def test_a_batch_takes_as_many_places_as_it_has_samples(serving: Serving) -> Non
 def test_the_images_without_what_they_show_come_on_request(serving: Serving) -> None:
     client, _ = serving()
     (uri,) = client.post("/v1/score", json=plain(reference_images=True)).json()["reference_images"]
-    from serve_app.prepare import _decoded
+    from serve_app.prepare import _image_bytes
 
-    blurred = decode_image(_decoded(uri, ""))  # type: ignore[arg-type]
+    blurred = decode_image(_image_bytes(uri, ""))  # type: ignore[arg-type]
     assert blurred.shape == (56, 64, 3)
     assert blurred.std(axis=(0, 1)).max() < 12  # of uniform noise, with a deviation of 74
     assert client.post("/v1/score", json=plain()).json()["reference_images"] is None
@@ -236,9 +236,9 @@ def test_the_documents_examples_run_as_they_stand(serving: Serving) -> None:
     for example in body["examples"].values():
         assert client.post("/v1/score", json=example["value"]).status_code == 200
     batch = document["components"]["schemas"]["BatchRequest"]["properties"]["items"]["examples"][0]
-    found = client.post("/v1/score/batch", json={"items": batch}).json()["results"]
-    assert all(item["error"] is None for item in found)
+    results = client.post("/v1/score/batch", json={"items": batch}).json()["results"]
+    assert all(item["error"] is None for item in results)
     assert EXAMPLE_QA in batch
-    told = client.get("/v1/model").json()
-    assert told["fingerprint"] == "f" * 16
-    assert told["reference"] == "blur"
+    model = client.get("/v1/model").json()
+    assert model["fingerprint"] == "f" * 16
+    assert model["reference"] == "blur"

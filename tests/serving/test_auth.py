@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from serve_app.options import AppConfig
 from serve_app.schema import EXAMPLE_QA
-from tests.serving.conftest import Here
+from tests.serving.conftest import LocalBackend
 
-Serving = Callable[..., tuple[TestClient, Here]]
+Serving = Callable[..., tuple[TestClient, LocalBackend]]
 
 
 def status_of(client: TestClient, key: str | None = None, **headers: str) -> int:

@@ -26,7 +26,7 @@ def test_what_gathers_while_the_engine_works_goes_together_in_order() -> None:
         return [10 * item for item in items]
 
     async def main() -> list[int]:
-        batcher = Batcher(run, most_tokens=10)
+        batcher = Batcher(run, max_tokens=10)
         first = asyncio.create_task(batcher(0, 3))
         await until(lambda: batches == [[0]])
         # 4 + 4 fit; 5 doesn't, and 1 after it must not overtake; 99 goes alone.
@@ -50,7 +50,7 @@ def test_who_is_gone_is_not_worked_for() -> None:
         return list(items)
 
     async def main() -> None:
-        batcher = Batcher(run, most_tokens=100)
+        batcher = Batcher(run, max_tokens=100)
         first = asyncio.create_task(batcher(0, 1))
         await until(lambda: seen == [0])
         gone, stays = asyncio.create_task(batcher(1, 1)), asyncio.create_task(batcher(2, 1))
@@ -73,9 +73,9 @@ def test_an_error_reaches_those_of_its_batch_and_no_others() -> None:
         return list(items)
 
     async def main() -> None:
-        batcher = Batcher(run, most_tokens=1)
-        found = await asyncio.gather(*(batcher(item, 1) for item in range(3)), return_exceptions=True)
-        assert [type(each) for each in found] == [int, ValueError, int]
+        batcher = Batcher(run, max_tokens=1)
+        outcomes = await asyncio.gather(*(batcher(item, 1) for item in range(3)), return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [int, ValueError, int]
         assert await batcher(7, 1) == 7
 
     asyncio.run(main())

@@ -12,11 +12,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve_app import fetch
-from serve_app.refusal import RefusalError
+from serve_app.errors import RequestError
 from serve_app.schema import EXAMPLE_QA
-from tests.serving.conftest import Here, png
+from tests.serving.conftest import LocalBackend, png
 
-Serving = Callable[..., tuple[TestClient, Here]]
+Serving = Callable[..., tuple[TestClient, LocalBackend]]
 
 
 @pytest.mark.parametrize(
@@ -41,16 +41,16 @@ def test_addresses(address: str, public: bool) -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_on_the_list(url: str) -> None:
-    with pytest.raises(RefusalError):
+    with pytest.raises(RequestError):
         fetch.check_url(url, ["images.example"])
-    with pytest.raises(RefusalError, match="not taken here"):
+    with pytest.raises(RequestError, match="not taken here"):
         fetch.check_url("https://images.example/a.png", [])
     fetch.check_url("https://IMAGES.example/a.png", ["images.example"])
 
 
 def test_a_listed_name_that_leads_inside_is_refused() -> None:
     for host in ("localhost", "127.0.0.1", "[::1]"):
-        with pytest.raises(RefusalError, match="public"):
+        with pytest.raises(RequestError, match="public"):
             asyncio.run(fetch.fetch(f"http://{host}/a.png", [host.strip("[]")], fetch.Allowance(1000)))
 
 
@@ -97,18 +97,22 @@ def test_redirects_are_checked_and_sizes_kept(store: str) -> None:
 
     assert get("/image.png") == png()
     assert get("/moved") == png()
-    for path, told in (("/inside", "from these hosts only"), ("/loop", "more than 3 times"), ("/none", "answers 404")):
-        with pytest.raises(RefusalError, match=told):
+    for path, message in (
+        ("/inside", "from these hosts only"),
+        ("/loop", "more than 3 times"),
+        ("/none", "answers 404"),
+    ):
+        with pytest.raises(RequestError, match=message):
             get(path)
-    with pytest.raises(RefusalError, match="more than 100 bytes"):
+    with pytest.raises(RequestError, match="more than 100 bytes"):
         get("/image.png", 100)
 
 
 def test_a_sample_whose_image_is_named_by_url(store: str, serving: Serving) -> None:
     client, _ = serving(image_hosts="localhost, elsewhere.example")
     by_url = client.post("/v1/score", json=EXAMPLE_QA | {"image": f"{store}/image.png"})
-    from tests.serving.conftest import coded
+    from tests.serving.conftest import base64_of
 
-    by_value = client.post("/v1/score", json=EXAMPLE_QA | {"image": coded(png())})
+    by_value = client.post("/v1/score", json=EXAMPLE_QA | {"image": base64_of(png())})
     assert by_url.json()["vig"] == by_value.json()["vig"]
     assert client.post("/v1/score", json=EXAMPLE_QA | {"image": f"{store}/none"}).status_code == 422

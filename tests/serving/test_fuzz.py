@@ -14,10 +14,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve_app.schema import EXAMPLE_QA
-from tests.serving.conftest import Here
+from tests.serving.conftest import LocalBackend
 from tests.serving.malformed import request_of
 
-Serving = Callable[..., tuple[TestClient, Here]]
+Serving = Callable[..., tuple[TestClient, LocalBackend]]
 
 
 def test_malformed_requests(serving: Serving) -> None:
@@ -32,9 +32,9 @@ def test_malformed_requests(serving: Serving) -> None:
             statuses[answer.status_code] += 1
             assert answer.status_code in (200, 413, 415, 422), (number, route, body[:300], answer.text)
             if answer.status_code != 200:
-                found = answer.json()["error"]
-                assert found["message"]
-                assert "/" not in found["kind"]
+                error = answer.json()["error"]
+                assert error["message"]
+                assert "/" not in error["kind"]
     assert min(statuses[200], statuses[422]) > 100
 
 

@@ -14,10 +14,10 @@ import PIL.Image
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.serving.conftest import Here
+from tests.serving.conftest import LocalBackend
 from tests.serving.http_server import ServedAlone
 
-Serving = Callable[..., tuple[TestClient, Here]]
+Serving = Callable[..., tuple[TestClient, LocalBackend]]
 
 SIDE = 9459  # the largest square below Pillow's own limit of pixels; 268 MB as RGB
 

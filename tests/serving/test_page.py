@@ -22,25 +22,28 @@ pytestmark = needs_chromium
 def served(demo_model: Any, demo_formatter: Any) -> Iterator[Served]:
     from vig_ray.scoring.engines.torch import TorchEngine
 
-    found = Served(TorchEngine(demo_model, demo_formatter.collate), demo_formatter, max_image_pixels=100_000)
-    yield found
-    found.stop()
+    server = Served(TorchEngine(demo_model, demo_formatter.collate), demo_formatter, max_image_pixels=100_000)
+    yield server
+    server.stop()
 
 
 @pytest.fixture
 def page(browser: Any, served: Served, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A fresh page; at the end, nothing was written to the console and no other host was asked."""
     context = browser.new_context(**getattr(request, "param", {"viewport": {"width": 1200, "height": 900}}))
-    found = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    found.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    found.on("pageerror", lambda error: said.append(str(error)))
-    found.on("request", lambda sent: asked.append(sent.url))
-    found.goto(served.url)
-    yield found
-    assert [text for text in said if "status of 4" not in text] == []
-    assert [url for url in asked if not url.startswith((served.url, "data:"))] == []
+    fresh_page = context.new_page()
+    console_messages: list[str] = []
+    requested_urls: list[str] = []
+    fresh_page.on(
+        "console",
+        lambda message: console_messages.append(message.text) if message.type in ("error", "warning") else None,
+    )
+    fresh_page.on("pageerror", lambda error: console_messages.append(str(error)))
+    fresh_page.on("request", lambda sent: requested_urls.append(sent.url))
+    fresh_page.goto(served.url)
+    yield fresh_page
+    assert [text for text in console_messages if "status of 4" not in text] == []
+    assert [url for url in requested_urls if not url.startswith((served.url, "data:"))] == []
     context.close()
 
 
@@ -86,8 +89,8 @@ def test_log_probs_by_mouse_and_by_keyboard(page: Page) -> None:
 
 def test_the_slider_masks_without_asking_again(page: Page) -> None:
     score_example(page)
-    asked: list[str] = []
-    page.on("request", lambda sent: asked.append(sent.url))
+    requested_urls: list[str] = []
+    page.on("request", lambda sent: requested_urls.append(sent.url))
     expect(page.locator("#taunumber")).to_have_value("0.3")  # the server's
     for tau in (-1, 0.3, 3):
         page.locator("#tau").fill(str(tau))
@@ -98,7 +101,7 @@ def test_the_slider_masks_without_asking_again(page: Page) -> None:
         assert shown == sum(gain >= tau for gain in gains)
     expect(page.locator("#kept")).to_have_text("left out")
     keep(page, "masked")
-    assert asked == []
+    assert requested_urls == []
 
 
 def test_a_file_chosen_and_a_file_dropped(page: Page, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
-"""Why a request gets no score: a status and words that say what to change."""
+"""Errors that a request is answered with: a status, and a message that says what to change."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from pydantic import ValidationError
+from starlette.responses import JSONResponse
+
+from serve_app.schema import Failure, Problem
 
 
-class RefusalError(Exception):
+class RequestError(Exception):
     """An HTTP status, a short name to count by, and a sentence for the caller. Holds no path and no key."""
 
     def __init__(self, status: int, kind: str, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -16,23 +19,29 @@ class RefusalError(Exception):
         self.headers = dict(headers or {})
 
 
-class WholeRequestError(RefusalError):
+class WholeRequestError(RequestError):
     """An error that a batch request as a whole is answered with, and not only the item where it came up."""
 
 
+def error_response(error: RequestError) -> JSONResponse:
+    """The response with this error."""
+    problem = Failure(error=Problem(kind=error.kind, message=error.message))
+    return JSONResponse(problem.model_dump(), error.status, error.headers)
+
+
 def busy(message: str) -> WholeRequestError:
-    """503: try again in a moment."""
+    """503, which says that the client may try again in a moment."""
     return WholeRequestError(503, "Busy", message, {"Retry-After": "1"})
 
 
-def not_valid(error: ValidationError) -> RefusalError:
-    """422 from pydantic's findings, without the values that were sent."""
+def invalid_request(error: ValidationError) -> RequestError:
+    """422 with pydantic's messages, without the values that were sent."""
     findings = error.errors(include_url=False, include_input=False, include_context=False)
-    told = []
+    messages = []
     for finding in findings[:3]:
-        # Names of the alternatives that pydantic tried tell the caller nothing.
+        # The names of the alternatives that pydantic tried mean nothing to the caller.
         where = ".".join(str(part) for part in finding["loc"] if "[" not in str(part))[:200]
         message = finding["msg"].removeprefix("Value error, ")
-        told.append(f"{where}: {message}" if where else message)
+        messages.append(f"{where}: {message}" if where else message)
     more = f" (and {len(findings) - 3} more)" if len(findings) > 3 else ""
-    return RefusalError(422, "Invalid", "; ".join(told)[:1000] + more)
+    return RequestError(422, "Invalid", "; ".join(messages)[:1000] + more)

@@ -1,0 +1,106 @@
+"""Which requests are let through: by key, by host, by origin, by the client's address."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_app.errors import RequestError, error_response
+from serve_app.hosts import is_address, is_listed, names_of_this_machine
+
+log = logging.getLogger("vig_ray.serve")
+
+_PROBES = ("/healthz", "/readyz")
+_OPEN_PATHS = (*_PROBES, "/", "/openapi.json")
+_OF_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
+
+def key_hashes(text: str) -> list[str]:
+    """SHA-256 of each key in a file with one key a line; empty lines and lines that begin with # are skipped."""
+    keys = (line.strip() for line in text.splitlines())
+    return [hashlib.sha256(key.encode()).hexdigest() for key in keys if key and not key.startswith("#")]
+
+
+class Auth:
+    """ASGI middleware: checks keys, hosts and origins, and answers 500 where the application raises.
+
+    `hosts`: the names under which this server may be asked. Where none are listed they are this machine's names, or any
+    name if there are keys: a page whose name was made to lead here has no key.
+    """
+
+    def __init__(self, app: ASGIApp, *, hashes: Sequence[str], anyone: bool, hosts: Sequence[str] = ()) -> None:
+        self.app, self._hashes, self._anyone = app, list(hashes), anyone
+        self._any_host = bool(hashes) and not hosts
+        self._hosts = list(hosts) if hosts or self._any_host else names_of_this_machine()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 401 or 403, or let the request through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        denied = self._error(scope, headers)
+        if denied is not None:
+            await error_response(denied)(scope, receive, send)
+            return
+        response_started = False
+
+        async def send_noting_start(message: Any) -> None:
+            nonlocal response_started
+            response_started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_noting_start)
+        except Exception as error:
+            # The exception's text may hold parts of the request, or a path: only its type and place are logged.
+            log.error("internal error in %s: %s", scope["path"][:100], _place_of(error))
+            if not response_started:
+                internal = RequestError(500, "Internal", "an error in this server; its log says more")
+                await error_response(internal)(scope, receive, send)
+
+    def _error(self, scope: Scope, headers: Mapping[str, str]) -> RequestError | None:
+        """Why this request is refused; None where it is let through."""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._any_host and scope["path"] not in _PROBES and not is_listed(host, self._hosts):
+            return RequestError(421, "Host", "the Host header is none of this server's names (--hosts)")
+        if scope["method"] != "GET" and origin and origin.partition("://")[2] != host:
+            return RequestError(403, "Origin", "pages of other sites may not post here")
+        if not self._hashes:
+            return None if self._anyone else _error_of_other_clients(scope, headers)
+        if scope["path"] in _OPEN_PATHS or scope["path"].startswith("/page/"):
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given_hash = hashlib.sha256(key.strip().encode("latin-1", "replace")).hexdigest()
+        # All are compared, and each comparison takes the same time, so that the time reveals nothing.
+        matches = sum(hmac.compare_digest(given_hash, key_hash) for key_hash in self._hashes)
+        if scheme.lower() == "bearer" and matches:
+            return None
+        return RequestError(401, "Key", "needs the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
+
+
+def _error_of_other_clients(scope: Scope, headers: Mapping[str, str]) -> RequestError | None:
+    """Why a request is refused on a server without keys; None where it comes from this machine."""
+    address = (scope.get("client") or ("",))[0]
+    proxy = next((name for name in _OF_PROXIES if name in headers), None)
+    if proxy is not None:
+        message = f"the header {proxy} shows that a proxy sent this; behind a proxy the server needs --keys or --open"
+        return RequestError(403, "NoKey", message)
+    if is_address(address) and ipaddress.ip_address(address).is_loopback:
+        return None
+    return RequestError(403, "NoKey", "this server has no keys, so it answers requests from its own machine only")
+
+
+def _place_of(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else "?"
+    return f"{type(error).__name__} at {where}"
