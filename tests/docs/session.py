@@ -75,9 +75,9 @@ class Session:
         self._started: list[int] = []
         self._bin = folder / ".bin"
         self._bin.mkdir()
-        vig = self._bin / "vig"
-        vig.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vig_ray.cli "$@"\n')
-        vig.chmod(0o755)
+        for name, words_before in {"python": "", "vig": " -m vig_ray.cli"}.items():
+            (self._bin / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{words_before} "$@"\n')
+            (self._bin / name).chmod(0o755)
         os.environ |= _ONE_OF_EACH
 
     def run(self, block: Block) -> str:
