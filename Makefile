@@ -8,29 +8,20 @@ SITE = import sysconfig; print(sysconfig.get_path("purelib"))
 # By name: what other tests import (Flask, for one) doesn't get on with vLLM in one process.
 VLLM_TESTS = tests/scoring/test_engines.py $(wildcard tests/*/test_vllm*.py)
 VLLM_PYTEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest $(VLLM_TESTS)
-# Two processes of one thread each, where tests of tiny models would leave the other core idle. tests/conftest.py says
-# which tests stay together and in which order.
-TWO_WORKERS = -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-cluster test-vllm test-vllm-v1 test-vllm-v2 test-long check bench clean
+.PHONY: demo test test-cluster test-vllm test-long check bench clean
 
 demo: .venv/ready  ## import, score, print and report the demo dataset
 	$(BIN)/vig demo --out demo-out
 
 test: .venv/ready  ## every test that needs no cluster and no second environment
-	$(BIN)/python -m pytest $(TWO_WORKERS) -m "not cluster and not long and not vllm"
+	$(BIN)/python -m pytest -m "not cluster and not long and not vllm"
 
 test-cluster: .venv/ready  ## Ray clusters: jobs submitted, machines that come, go and are lost
 	$(BIN)/python -m pytest -m "cluster and not long and not vllm"
 
-test-vllm: .venv-vllm/ready  ## the vLLM engine, on both of vLLM's model runners
-	$(MAKE) --jobs 2 --output-sync=line test-vllm-v1 test-vllm-v2
-
-test-vllm-v1: .venv-vllm/ready
+test-vllm: .venv-vllm/ready  ## the vLLM engine; what its V2 model runner does otherwise, with its GPU kernels interpreted
 	$(VLLM_PYTEST) -m "vllm and not long"
-
-# What differs on the V2 model runner; its GPU kernels are interpreted.
-test-vllm-v2: .venv-vllm/ready
 	VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 $(VLLM_PYTEST) -m "vllm and vllm_v2"
 
 test-long: .venv/ready  ## what takes longer than the rest together; run by hand

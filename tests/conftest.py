@@ -46,7 +46,7 @@ def pytest_report_header() -> str:
 
 
 # Files whose tests share something that takes long to make, the slowest first.
-TOGETHER = ("local_ray", "held_out", "server", "browser")
+TOGETHER = ("local_ray", "held_out", "browser")
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
@@ -128,7 +128,6 @@ def vllm_engine() -> Callable[[str], Any]:
                 dtype="float32",
                 device="cpu",
                 batch_tokens=1024,
-                threads=1,
                 vllm=VLLM_OPTIONS,
             )
         return engines[folder]

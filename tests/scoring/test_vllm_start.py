@@ -44,7 +44,6 @@ def load(folder: str, *, dtype: str = "float32", options: dict[str, Any] | None 
         dtype=dtype,
         device="cpu",
         batch_tokens=1024,
-        threads=1,
         vllm=VLLM_OPTIONS | (options or {}),
     )
 
