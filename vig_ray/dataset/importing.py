@@ -133,6 +133,8 @@ def run(
     output = _claim(plan, config)
     if output.complete:
         return ImportReport(**{**output.record["counts"], "directory": plan.directory})
+    for _ in read_rows(plan.files[0]):  # raises where the file fits no format, before anything is written
+        break
     output.begin(config, **output.identity)
     report = _import(plan, output, config, progress, spread)
     counts = {name: value for name, value in asdict(report).items() if name != "directory"}
