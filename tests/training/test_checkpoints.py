@@ -17,7 +17,7 @@ from vig_ray.training import checkpoints, worker
 from vig_ray.training.checkpoints import Checkpoint, Keeper, to_keep, whole_checkpoints
 from vig_ray.training.team import Team
 from vig_ray.training.watch import Silent
-from vig_ray.training.worker import Run, Setup, train
+from vig_ray.training.worker import Run, Setup, held_out_loss, train
 
 ALONE = Team(0, 1, torch.device("cpu"))
 
@@ -75,14 +75,17 @@ def test_a_machine_that_is_to_go_gets_a_checkpoint_at_once(
     chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "_LOOK_EVERY_S", 0.0)
-    setup, asked = setup_of(chosen, max_steps=8, save_every=5), []
+    setup, asked = setup_of(chosen, max_steps=8, save_every=5, held_out=8), []
 
     def leaving() -> bool:
         asked.append(len(asked) + 1)
         return len(asked) >= 3  # and from then on
 
     train(setup, ALONE, Keeper(str(tmp_path), keep=9, team=ALONE), Silent(), leaving)
-    assert sorted(each.step for each in whole_checkpoints(str(tmp_path))) == [3, 5, 8]
+    scores = {each.step: each.score for each in whole_checkpoints(str(tmp_path))}
+    assert sorted(scores) == [3, 5, 8]
+    # There is no time to measure before the machine is gone, and no other step's loss will do.
+    assert [step for step, score in scores.items() if score is None] == [3]
     assert asked == [1, 2, 3]
 
 
@@ -118,6 +121,18 @@ def test_the_last_and_the_best_stay(chosen: Path, tmp_path: Path) -> None:
     best = min(losses, key=lambda step: losses[step])
     assert {each.step for each in whole_checkpoints(str(tmp_path))} == {8, 10, best}
     assert {each.score for each in whole_checkpoints(str(tmp_path))} == {losses[step] for step in (8, 10, best)}
+
+
+def test_a_checkpoint_is_told_by_its_own_held_out_loss(chosen: Path, tmp_path: Path) -> None:
+    """Whatever lies between measurements and between checkpoints."""
+    setup = setup_of(chosen, max_steps=7, save_every=2, eval_every=3, held_out=16, lr=3e-2)
+    run = train(setup, ALONE, Keeper(str(tmp_path), keep=9, team=ALONE), Silent())
+    assert [line["step"] + 1 for line in run.log if line["held_out_active_loss"] is not None] == [2, 3, 4, 6, 7]
+    kept = whole_checkpoints(str(tmp_path))
+    assert [each.step for each in kept] == [2, 4, 6, 7]
+    for each in kept:
+        checkpoints.read(str(tmp_path / each.name), run.trainee, run.optimizer)
+        assert each.score == pytest.approx(held_out_loss(run).active_loss, abs=1e-5), each.step
 
 
 def test_held_out_samples_are_not_trained_on(chosen: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -122,14 +123,14 @@ def test_few_files_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert keys == [str(number) for number in range(100)]
 
 
-@pytest.mark.parametrize("what", ["id", "count", "weights"])
+@pytest.mark.parametrize("what", ["id", "count", "weights", "held out"])
 def test_tokens_of_another_tokenizer_stop_the_run_before_its_first_step(
     chosen: Path, tmp_path: Path, what: str
 ) -> None:
     def spoil(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row = max(rows, key=lambda row: row["position"])  # the last one that would be trained on
         spoiled["key"] = row["sample_key"]
-        if what == "id":
+        if what in ("id", "held out"):
             row["token_ids"][2] += 1
         elif what == "count":
             row["token_ids"], row["token_weights"] = row["token_ids"][:-1], row["token_weights"][:-1]
@@ -140,7 +141,7 @@ def test_tokens_of_another_tokenizer_stop_the_run_before_its_first_step(
     spoiled: dict[str, str] = {}
     folder = changed(chosen, tmp_path, spoil)
     with pytest.raises(StageError, match=spoiled["key"] + ": .*answer token"):
-        alone(setup_of(folder, max_steps=60), tmp_path / "out")
+        alone(setup_of(folder, max_steps=60, held_out=5 if what == "held out" else 0), tmp_path / "out")
     assert not list((tmp_path / "out").glob("step-*"))
     assert isinstance(setup_of(folder).source()[len(setup_of(folder).index) - 1], Mismatch)
     if what == "id":  # both of two workers stop, though only one has seen it
@@ -148,12 +149,12 @@ def test_tokens_of_another_tokenizer_stop_the_run_before_its_first_step(
             together(2, tmp_path, {"both": setup_of(folder, max_steps=60)})
 
 
-def test_a_sample_that_cannot_be_loaded_takes_its_place_and_is_told(chosen: Path, tmp_path: Path) -> None:
-    """Its image is gone since it was scored. The others of its step are trained on without it."""
+def without_the_image(chosen: Path, tmp_path: Path, positions: Sequence[int]) -> str:
+    """A copy of the samples and their selection in which one sample's image is gone since it was scored; its key."""
     shutil.copytree(chosen / "samples", tmp_path / "samples")
     shutil.copytree(chosen / "selection", tmp_path / "selection")
     source = setup_of(tmp_path).source()
-    key = next(s.key for s in source.__getitems__(range(8)) if isinstance(s, TrainingSample) and s.prompt.images)
+    key = next(s.key for s in source.__getitems__(positions) if isinstance(s, TrainingSample) and s.prompt.images)
     for path in (tmp_path / "samples").glob("*.parquet"):
         table = pq.read_table(path)
         rows = [
@@ -161,6 +162,27 @@ def test_a_sample_that_cannot_be_loaded_takes_its_place_and_is_told(chosen: Path
             for row in table.to_pylist()
         ]
         pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    return key
+
+
+def test_a_held_out_sample_that_cannot_be_loaded_is_counted_and_named(chosen: Path, tmp_path: Path) -> None:
+    held = range(len(setup_of(chosen).index) - 9, len(setup_of(chosen).index))
+    key = without_the_image(chosen, tmp_path, held)
+    options: dict[str, Any] = {"max_steps": 2, "held_out": 9, "eval_every": 1}
+    run = alone(setup_of(tmp_path, **options), tmp_path / "out")
+    for line in run.log:
+        assert line["held_out_samples"] == 8
+        assert list(line["held_out_unusable"]) == [key]
+        assert "gone.png" in line["held_out_unusable"][key]
+    assert not any(line["unusable"] for line in run.log)
+    two = together(2, tmp_path, {"two": setup_of(tmp_path, **options)})["two"]["log"]
+    assert [line["held_out_unusable"] for line in two] == [line["held_out_unusable"] for line in run.log]
+    assert [line["held_out_samples"] for line in two] == [8, 8]
+
+
+def test_a_sample_that_cannot_be_loaded_takes_its_place_and_is_told(chosen: Path, tmp_path: Path) -> None:
+    """The others of its step are trained on without it."""
+    key = without_the_image(chosen, tmp_path, range(8))
     run = alone(setup_of(tmp_path, max_steps=2), tmp_path / "out")
     assert list(run.log[0]["unusable"]) == [key]
     assert "gone.png" in run.log[0]["unusable"][key]

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vig_ray.model.head import token_types_argument
 from vig_ray.model.positions import position_ids
 from vig_ray.model.prompt import ImageInputs, Prompt
 from vig_ray.training.attention import Segments
@@ -129,8 +130,7 @@ class Batcher:
     def __init__(self, model: Any, collate: Collate, *, device: Any, dtype: torch.dtype, packed: bool) -> None:
         self._model, self._collate = model, collate
         self._device, self._dtype, self._packed = device, dtype, packed
-        accepted = set(_forward_arguments(model.model))
-        self._type_ids = next((name for name in ("mm_token_type_ids", "token_type_ids") if name in accepted), None)
+        self._type_ids = token_types_argument(model)
 
     def __call__(self, samples: Sequence[TrainingSample], coefficients: Sequence[Weights]) -> Batch:
         """One pass over `samples`; `coefficients[i]` is float32 [T] of `samples[i]`."""
@@ -197,9 +197,3 @@ class Batcher:
             return torch.cat(each, dim=-1).unsqueeze(-2).to(self._device)
         padded = [torch.nn.functional.pad(ids, (0, width - ids.shape[-1])) for ids in each]
         return torch.stack(padded, dim=-2).to(self._device)
-
-
-def _forward_arguments(model: Any) -> list[str]:
-    import inspect
-
-    return list(inspect.signature(model.forward).parameters)

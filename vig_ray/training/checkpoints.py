@@ -42,7 +42,7 @@ _UPLOAD_TRIES = 3
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole one. `score`: the held-out loss when it was written, None where it wasn't measured."""
+    """A whole one. `score`: its own held-out loss, None where that wasn't measured."""
 
     name: str
     step: int

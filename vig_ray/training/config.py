@@ -64,7 +64,9 @@ class TrainConfig(StageConfig):
         None, ge=1, description="longest prompt, tokens; longer ones are cut; by default as the selection was made"
     )
     held_out: int = Field(0, ge=0, description="samples at the order's end that are not trained on but measured")
-    eval_every: int = Field(100, ge=1, description="steps between measurements of the held-out loss")
+    eval_every: int = Field(
+        100, ge=1, description="steps between measurements of the held-out loss; it is measured at checkpoints as well"
+    )
     save_every: int = Field(100, ge=1, description="steps between checkpoints: what a lost worker costs at most")
     keep: int = Field(2, ge=1, description="checkpoints that are kept, the last ones; the best one is kept too")
     max_failures: int = Field(

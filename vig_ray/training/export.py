@@ -48,7 +48,11 @@ class ExportConfig(StageConfig):
 
     run: str = Field(description="what `vig train --out` wrote, or the training/ inside it")
     out: str = Field(description="folder that gets the checkpoint; new or empty")
-    step: Literal["last", "best"] = Field("last", description="which of the run's checkpoints; best: held-out loss")
+    step: Literal["last", "best"] = Field(
+        "last",
+        description="which of the run's checkpoints; best: the least held-out loss of its own (a checkpoint that was "
+        "made in haste, since a machine was about to go, has none)",
+    )
     format: Literal["hub", "llava", "adapter"] = Field(
         "hub", description="hub: transformers' and vLLM's; llava: LLaVA's original layout; adapter: LoRA apart (peft)"
     )

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -76,6 +76,7 @@ class Trained:
     held_out: tuple[float, float] | None
     samples: int
     unusable: dict[str, str]
+    held_out_unusable: dict[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
         """For a person."""
@@ -85,6 +86,9 @@ class Trained:
         if self.unusable:
             key, cause = next(iter(self.unusable.items()))
             told += f"\n{len(self.unusable):,} samples could not be trained on, such as {key}: {cause}"
+        if self.held_out_unusable:
+            key, cause = next(iter(self.held_out_unusable.items()))
+            told += f"\n{len(self.held_out_unusable):,} held-out samples could not be measured, such as {key}: {cause}"
         return f"{told}\nmodel: {self.model}"
 
 
@@ -170,6 +174,7 @@ def _trained(plan: Plan, lines: list[dict[str, Any]]) -> Trained:
         held_out=held if None not in held else None,
         samples=sum(line["samples"] for line in lines),
         unusable={key: cause for line in lines for key, cause in line["unusable"].items()},
+        held_out_unusable=last.get("held_out_unusable") or {},
     )
 
 

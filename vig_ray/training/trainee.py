@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vig_ray.errors import StageError
+from vig_ray.model.head import capped, forward_arguments
 from vig_ray.training.attention import NAME
 from vig_ray.training.batch import Batch
 from vig_ray.training.objective import weighted_cross_entropy
@@ -64,7 +64,7 @@ def can_pack(model: Any) -> bool:
         kinds == {"full_attention"}
         and not getattr(text, "sliding_window", None)
         and not getattr(text, "use_bidirectional_attention", None)
-        and "token_type_ids" not in model.model.forward.__code__.co_varnames  # image tokens that see each other
+        and "token_type_ids" not in forward_arguments(model)  # image tokens that see each other
     )
 
 
@@ -107,7 +107,8 @@ class Trainee(torch.nn.Module):
 
     The vision tower is frozen, as LLaVA-1.5's instruction tuning has it; projector and language model are trained, or
     with `lora` the projector and adapters on the language model's linear layers. What is frozen is kept in `dtype`,
-    that of the passes. `pack`: use `packed_attention`, which takes padded batches too.
+    that of the passes. `pack`: use `packed_attention`, which takes padded batches too. `softcap`: what
+    `applied_softcap` says of the model.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Trainee(torch.nn.Module):
         checkpoint_activations: bool = False,
         lora: Lora | None = None,
         dtype: torch.dtype = torch.float32,
+        softcap: float | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -131,7 +133,7 @@ class Trainee(torch.nn.Module):
             if not trained:
                 parameter.data = parameter.data.to(dtype)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
-        self._softcap = _softcap(model)
+        self._softcap = softcap
         self._sparing = pack and spare_last_mlp(self.layers()[-1])
         model.train()
         if checkpoint_activations:
@@ -160,34 +162,4 @@ class Trainee(torch.nn.Module):
         return loss, nll_N
 
     def _logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model.get_output_embeddings()(hidden_ND)
-        if self._softcap is not None:
-            logits = torch.tanh(logits.float() / self._softcap) * self._softcap
-        return logits
-
-
-@torch.no_grad()
-def _softcap(model: Any) -> float | None:
-    """The cap of the model's logits, if its own forward applies one: some that name one don't (Gemma 3 with images)."""
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    tokens = [t for t in range(min(97, model.config.get_text_config().vocab_size)) if t != model.config.image_token_id]
-    ids = torch.tensor([tokens[:8]], device=next(model.parameters()).device)
-    names = model.model.forward.__code__.co_varnames
-    extra = {name: torch.zeros_like(ids) for name in ("mm_token_type_ids", "token_type_ids") if name in names}
-    was_training = model.training
-    model.eval()
-    theirs = model(input_ids=ids, use_cache=False, **extra).logits[0].float()
-    ours = model.get_output_embeddings()(
-        model.model(input_ids=ids, use_cache=False, **extra).last_hidden_state[0]
-    ).float()
-    model.train(was_training)
-    candidates = [None] if cap is None else [None, cap]
-    made = [ours if candidate is None else torch.tanh(ours / candidate) * candidate for candidate in candidates]
-    apart = [float((each - theirs).abs().max()) for each in made]
-    nearest = min(range(len(candidates)), key=apart.__getitem__)
-    if apart[nearest] <= max(1e-3, 0.01 * float(theirs.abs().max())):
-        return candidates[nearest]
-    raise StageError(
-        f"{type(model).__name__} changes its logits after the output layer in a way that isn't known here; "
-        "it can't be trained"
-    )
+        return capped(self.model.get_output_embeddings()(hidden_ND), self._softcap)

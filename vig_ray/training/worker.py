@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from vig_ray.errors import StageError
+from vig_ray.model.head import applied_softcap
 from vig_ray.model.load import load_model
 from vig_ray.training import checkpoints
 from vig_ray.training.batch import Batcher, TrainingSample, plan_passes, trimmed
@@ -22,7 +23,7 @@ from vig_ray.training.index import Index
 from vig_ray.training.loader import Loaded, Mismatch, Prompts, SampleSource, Unusable, load_shares
 from vig_ray.training.objective import Totals, Weights, coefficients
 from vig_ray.training.optimizer import make_optimizer, rate_factor, set_rate
-from vig_ray.training.order import Order
+from vig_ray.training.order import Order, Positions
 from vig_ray.training.team import Team, shard
 from vig_ray.training.trainee import Lora, Trainee, can_pack
 from vig_ray.training.watch import Watch
@@ -51,6 +52,11 @@ class Setup:
         config = self.config
         trained = len(self.index) - config.held_out
         return Order(trained, config.global_batch, config.epochs, config.seed, config.max_steps)
+
+    @property
+    def held_out(self) -> Positions:
+        """The positions that are measured and not trained on."""
+        return np.arange(self.order.samples, len(self.index))
 
     def source(self, *, images: bool = True) -> SampleSource:
         """The samples by their positions."""
@@ -87,6 +93,20 @@ class Step(NamedTuple):
     unusable: dict[str, str]
     held_out_active_loss: float | None = None
     held_out_answer_loss: float | None = None
+    held_out_samples: int | None = None
+    held_out_unusable: dict[str, str] | None = None
+
+
+class HeldOut(NamedTuple):
+    """The held-out loss: means in nats over active tokens and over all answer tokens, None where there is none.
+
+    `samples` of them were measured, and `unusable` says of the others, by key, why not.
+    """
+
+    active_loss: float | None
+    answer_loss: float | None
+    samples: int
+    unusable: dict[str, str]
 
 
 @dataclass(eq=False)
@@ -134,15 +154,22 @@ def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch, leaving: Calla
     run.step_began = run.looked = time.monotonic()
     for loaded in load_shares(setup.source(), shares, processes=setup.loaders):
         done = one_step(run, loaded)
-        if config.held_out and ((run.step + 1) % config.eval_every == 0 or run.step + 1 == order.steps):
-            active, answer = held_out_loss(run)
-            done = done._replace(held_out_active_loss=active, held_out_answer_loss=answer)
+        is_last, is_saved = run.step + 1 == order.steps, (run.step + 1) % config.save_every == 0
+        # Wherever a checkpoint is kept, too: only its own loss says whether it is the best.
+        if config.held_out and (is_last or is_saved or (run.step + 1) % config.eval_every == 0):
+            measured = held_out_loss(run)
+            done = done._replace(
+                held_out_active_loss=measured.active_loss,
+                held_out_answer_loss=measured.answer_loss,
+                held_out_samples=measured.samples,
+                held_out_unusable=measured.unusable,
+            )
         run.log.append(done._asdict())
         watch.step(done)
         keeper.settle()
         first_warning = run.look and not warned and leaving()
         warned = warned or first_warning
-        if (run.step % config.save_every == 0 or first_warning) and run.step < order.steps:
+        if (is_saved or first_warning) and not is_last:
             save(run, keeper)
             saved = run.step
             if first_warning:
@@ -162,6 +189,7 @@ def prepare(setup: Setup, team: Team) -> Run:
     torch.manual_seed(config.seed)
     # As they are stored, since every worker of a machine holds a whole model until it is sharded.
     model = load_model(setup.prompts.model, dtype="auto", device="cpu")
+    softcap = applied_softcap(model)
     packs = can_pack(model)
     trainee = Trainee(
         model,
@@ -169,6 +197,7 @@ def prepare(setup: Setup, team: Team) -> Run:
         checkpoint_activations=setup.checkpoint_activations,
         lora=Lora(config.lora_rank, config.lora_alpha) if config.lora else None,
         dtype=dtype,
+        softcap=softcap,
     )
     sharded = shard(trainee, team, dtype)
     optimizer = make_optimizer(trainee, config)
@@ -179,16 +208,18 @@ def prepare(setup: Setup, team: Team) -> Run:
 
 
 def check_tokens(setup: Setup, team: Team, watch: Watch) -> None:
-    """Tokenise every sample that the run will train on, before its first step.
+    """Tokenise every sample that the run will train on or measure, before its first step.
 
     Raises StageError, on all workers, naming the first sample whose answer tokens aren't its selection's.
     """
     if setup.selection is None:
         return
     order = setup.order
-    used = min(len(setup.index), order.samples, order.steps * order.batch)
+    trained = min(order.samples, order.steps * order.batch)
+    positions = np.concatenate([np.arange(trained), setup.held_out])
+    used = len(positions)
     # Rows that lie together are read together: by place, not by position.
-    positions = np.argsort(setup.index.sample_at[:used], kind="stable")
+    positions = positions[np.argsort(setup.index.sample_at[positions], kind="stable")]
     own = np.array_split(positions, team.workers)[team.rank]
     shares = (own[start : start + _CHECKED_AT_ONCE] for start in range(0, len(own), _CHECKED_AT_ONCE))
     wrong: Mismatch | None = None
@@ -199,16 +230,18 @@ def check_tokens(setup: Setup, team: Team, watch: Watch) -> None:
         wrong = next((each for each in loaded if isinstance(each, Mismatch)), None)
         if wrong is not None:
             break
-    found = next((each for each in team.gather_objects(wrong) if each is not None), None)
-    if found is not None:
-        raise _mismatch(found)
+    _refuse_mismatch(team.gather_objects(wrong))
 
 
-def _mismatch(found: Mismatch) -> StageError:
-    return StageError(
-        f"{found.key}: {found.cause}. The selection was made with another tokenizer, template or length; "
-        "score and select with this --model, or give the --template and --max-length of then"
-    )
+def _refuse_mismatch(mismatches: Sequence[Mismatch | None]) -> None:
+    """Raise StageError for the first sample whose tokens aren't its selection's, if there is one."""
+    first = next((mismatch for mismatch in mismatches if mismatch is not None), None)
+    if first is not None:
+        raise StageError(
+            f"{first.key}: {first.cause}. The selection was made with another tokenizer, template or length; "
+            "score and select with this --model, or give the --template and --max-length that the samples were scored "
+            "with"
+        )
 
 
 def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
@@ -235,7 +268,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     counts = np.array([len(passes), *own, answers, tokens, len(unusable), wrong is not None, due], dtype=np.float64)
     everyone = team.gather(np.concatenate([counts, positions]))
     if everyone[:, 6].any():
-        raise _mismatch(next(each for each in team.gather_objects(wrong) if each is not None))
+        _refuse_mismatch(team.gather_objects(wrong))
     run.look = bool(everyone[:, 7].any())
     run.looked = time.monotonic() if run.look else run.looked
     totals = Totals(int(everyone[:, 1].sum()), int(everyone[:, 2].sum()))
@@ -302,23 +335,29 @@ def _grad_norm(run: Run) -> float:
 
 
 @torch.no_grad()
-def held_out_loss(run: Run) -> tuple[float, float]:
-    """Mean -log q of the held-out samples' active tokens, and of all their answer tokens; nats."""
+def held_out_loss(run: Run) -> HeldOut:
+    """Measure the held-out samples; every worker of the team calls it.
+
+    Raises StageError, on all workers, where a sample's answer tokens aren't its selection's.
+    """
     setup, team = run.setup, run.team
-    held = np.arange(setup.order.samples, len(setup.index))
-    sums = np.zeros(4)
-    own = held[team.rank :: team.workers]
-    loaded = [each for each in setup.source().__getitems__(own.tolist()) if isinstance(each, TrainingSample)]
+    loaded = setup.source().__getitems__(setup.held_out[team.rank :: team.workers].tolist())
+    mismatch = next((sample for sample in loaded if isinstance(sample, Mismatch)), None)
+    unusable_here = {sample.key: sample.cause for sample in loaded if isinstance(sample, Unusable)}
+    samples = [sample for sample in loaded if isinstance(sample, TrainingSample)]
     passes = plan_passes(
-        [sample.length for sample in loaded],
+        [sample.length for sample in samples],
         max_tokens=setup.batch_tokens,
         max_samples=setup.config.micro_batch,
         packed=run.packed,
     )
-    most = int(team.gather(np.array([len(passes)], dtype=np.float64)).max())
+    everyone = team.gather_objects((len(passes), mismatch, unusable_here))
+    _refuse_mismatch([worker_mismatch for _, worker_mismatch, _ in everyone])
+    sums = np.zeros(4)
     run.trainee.eval()
+    most = max(count for count, _, _ in everyone)
     for members in itertools.islice(itertools.chain(passes, itertools.repeat([])), most):
-        chosen = [loaded[index] for index in members]
+        chosen = [samples[index] for index in members]
         ones = [np.ones(len(sample.weights_T), dtype=np.float32) for sample in chosen]
         batch = run.batcher(chosen, ones) if members else run.batcher.empty()
         _, nll_N = run.trainee(batch)
@@ -327,14 +366,17 @@ def held_out_loss(run: Run) -> tuple[float, float]:
             active = np.concatenate([sample.weights_T for sample in chosen]) != 0
             sums += [nll[active].sum(), active.sum(), nll.sum(), len(nll)]
     run.trainee.train()
-    total = team.gather(sums).sum(axis=0)
-    return (
-        float(total[0] / total[1]) if total[1] else math.nan,
-        float(total[2] / total[3]) if total[3] else math.nan,
+    active_sum, active_tokens, answer_sum, answer_tokens = team.gather(sums).sum(axis=0).tolist()
+    unusable = {key: cause for _, _, worker_unusable in everyone for key, cause in worker_unusable.items()}
+    return HeldOut(
+        active_sum / active_tokens if active_tokens else None,
+        answer_sum / answer_tokens if answer_tokens else None,
+        len(setup.held_out) - len(unusable),
+        unusable,
     )
 
 
 def save(run: Run, keeper: Keeper) -> None:
-    """A checkpoint of the state after the steps so far."""
-    scores = [line["held_out_active_loss"] for line in run.log if line["held_out_active_loss"] is not None]
-    keeper.save(run.step, run.trainee, run.optimizer, {"log": run.log}, scores[-1] if scores else None)
+    """A checkpoint of the state after the steps so far, with the held-out loss that was measured after the last one."""
+    score = run.log[-1]["held_out_active_loss"] if run.log else None
+    keeper.save(run.step, run.trainee, run.optimizer, {"log": run.log}, score)

@@ -12,7 +12,6 @@ What makes it faster than one forward a sample, with the same numbers:
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vig_ray.errors import StageError
+from vig_ray.model.head import applied_softcap, capped, forward_arguments, token_types_argument
 from vig_ray.model.positions import position_ids
 from vig_ray.model.prompt import ImageInputs, Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
@@ -69,12 +68,11 @@ class TorchEngine:
         self.max_batch_tokens = max_batch_tokens or default_batch_tokens(str(self.device))
         self._collate = collate
         self._image_token = int(model.config.image_token_id)
-        accepted = set(inspect.signature(model.model.forward).parameters)
+        accepted = forward_arguments(model)
         self._shares_images = "mm_encoder_outputs" in accepted
         self._stacked = False  # whether the model's features of several images are one tensor
-        self._type_ids = next((name for name in ("mm_token_type_ids", "token_type_ids") if name in accepted), None)
+        self._type_ids = token_types_argument(model)
         text = model.config.get_text_config()
-        self._softcap = getattr(text, "final_logit_softcapping", None)
         self._head = model.get_output_embeddings()
         self._head_weight: torch.Tensor | None = None
         self._worked = False
@@ -82,7 +80,7 @@ class TorchEngine:
         # Leaving positions out is exact where attention knows positions by their ids alone; a sliding window counts
         # places, and a recurrent layer reads every one.
         self._leaves_out = kinds == {"full_attention"} and "token_type_ids" not in accepted
-        self._check_head()
+        self._softcap = applied_softcap(model, self._uncapped_logits)
         self.description = f"torch {torch.__version__}, {type(model).__name__} on {self.device} in {self.dtype}"
 
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
@@ -229,12 +227,12 @@ class TorchEngine:
         rows = max(1, _LOGITS_AT_ONCE // vocabulary)
         slices = []
         for start in range(0, len(hidden_ND), rows):
-            logits_NV = self._logits(hidden_ND[start : start + rows])
+            logits_NV = capped(self._uncapped_logits(hidden_ND[start : start + rows]), self._softcap)
             target = target_N[start : start + rows, None]
             slices.append(logits_NV.gather(1, target)[:, 0] - logits_NV.logsumexp(dim=1))
         return torch.cat(slices)
 
-    def _logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+    def _uncapped_logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Logits in float32 whatever the dtype: bfloat16 logits near 16 lie 0.06 apart, as much as a small gain."""
         head = self._head
         if self.dtype == torch.float32 or type(head) is not torch.nn.Linear:
@@ -247,31 +245,7 @@ class TorchEngine:
             logits = hidden_ND.float() @ self._head_weight.T
         if type(head) is torch.nn.Linear and head.bias is not None and self.dtype != torch.float32:
             logits = logits + head.bias.float()
-        if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        found: torch.Tensor = logits
-        return found
-
-    @torch.inference_mode()
-    def _check_head(self) -> None:
-        """Compare with the model's own logits once: a model may change them after its head in a way not known here."""
-        limit = min(97, self.model.config.get_text_config().vocab_size)
-        candidates = [token for token in range(limit) if token != self._image_token][:8]
-        ids = torch.tensor([candidates], device=self.device)
-        extra = {self._type_ids: torch.zeros_like(ids)} if self._type_ids else {}
-        theirs = self.model(input_ids=ids, use_cache=False, **extra).logits[0].float().log_softmax(-1)
-        hidden = self.model.model(input_ids=ids, use_cache=False, **extra).last_hidden_state[0]
-        # Some models that name a soft cap for their logits apply it (Gemma 2), some don't (Gemma 3 with images).
-        for softcap in dict.fromkeys((self._softcap, None)):
-            self._softcap = softcap
-            worst = (self._logits(hidden).log_softmax(-1) - theirs).abs().max().item()
-            if worst < (1e-3 if self.dtype == torch.float32 else 1.0):
-                break
-        else:
-            raise StageError(
-                f"{type(self.model).__name__} changes its logits after the output layer in a way that the torch engine "
-                f"doesn't know (its log-probs differ by {worst:.3g}); this model can't be scored with --engine torch"
-            )
+        return torch.as_tensor(logits)
 
 
 def _alike(images: Sequence[PromptImage], most: int) -> Iterator[list[PromptImage]]:
