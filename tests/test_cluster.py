@@ -98,26 +98,13 @@ def held(local_ray: None) -> Iterator[Any]:
         ray.kill(holder)
 
 
-def test_scoring_runs_in_a_ray_of_two_cpus_and_goes_on_there(held: Any, tmp_path: Path) -> None:
-    """Its actors would hold both, and what reads, writes and filters would wait for ever."""
+def test_scoring_in_a_ray_with_too_few_cpus_says_so_at_once(held: Any, tmp_path: Path) -> None:
+    """Its actors would hold them all, and what reads, writes and filters would wait for ever."""
     held(6)
-    folder = gates.write_world(tmp_path, 40, 83)
-
-    def score(batch_tokens: int) -> Any:
-        config = {"data": str(folder), "model": CHECKPOINT, "out": str(folder), "rows_per_file": 4}
-        return job.run(ScoreConfig(**config, engine="tests.engines.own:stumbling", batch_tokens=batch_tokens))
-
-    with pytest.raises(StageError, match="the board is on fire"):
-        score(1)
-    summary = score(7)
-    assert (summary.read, summary.failed) == (40, 0)
-
-
-def test_a_ray_with_too_few_cpus_says_so(held: Any) -> None:
-    held(7)
-    told = r"8 CPUs, 1 of them free, and 2 must be free; start it with ray.init\(num_cpus=9\)"
-    with pytest.raises(StageError, match=told), machines(None, actors=4, least_cpus=2):
-        pass
+    folder = str(gates.write_world(tmp_path, 40, 83))
+    told = r"8 CPUs, 2 of them free, and 6 must be free; start it with ray.init\(num_cpus=12\)"
+    with pytest.raises(StageError, match=told):
+        job.run(ScoreConfig(data=folder, model=CHECKPOINT, out=folder, engine="tests.engines.own:burning"))
 
 
 def test_a_ray_that_runs_is_used_by_its_own_address_only(local_ray: None) -> None:

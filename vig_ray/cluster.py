@@ -27,21 +27,16 @@ log = logging.getLogger(__name__)
 
 _SPARE_CPUS = 6
 _RETRIES = 8
-_FREED_WITHIN_S = 5.0  # Ray says a little late that CPUs are free again
+_FREED_WITHIN_S = 10.0  # Ray says a little late that CPUs are free again
 _FILES_A_FOOTER_READER = 64
 
 
 @dataclass(frozen=True)
 class Machines:
-    """What Ray has now. `cores` is this machine's, None on a cluster, whose size may change while a job runs.
-
-    `cpus_each`: what one actor of a pool counts for. 0 in a Ray that this process has started with CPUs for other
-    work, where actors that held some would leave none to read and write with.
-    """
+    """What Ray has now. `cores` is this machine's, None on a cluster, whose size may change while a job runs."""
 
     cores: int | None
     gpus: int
-    cpus_each: float = 1.0
 
     def actors(self, spelled: str | None, by_default: int | None) -> tuple[int, int | None]:
         """Least and most actors of a pool: as an option spells it, else 1 to `by_default` (None: no bound)."""
@@ -119,7 +114,8 @@ def _running(least_cpus: int) -> Machines:
                 f"start it with ray.init(num_cpus={int(total - free) + least_cpus}) or more"
             )
         time.sleep(0.1)
-    return Machines(max(1, min(os.cpu_count() or 1, int(total))), _gpus(), cpus_each=0.0)
+    # Half of what is left over, since there may be two pools of actors that hold a CPU each.
+    return Machines(min(os.cpu_count() or 1, 1 + int(free - least_cpus) // 2), _gpus())
 
 
 _joined: set[str] = set()  # the addresses by which this process has joined a Ray

@@ -34,20 +34,3 @@ class Burning(Engine):
 
 def burning(**_: Any) -> Burning:
     return Burning()
-
-
-class Stumbling(Engine):
-    """An engine that does a few batches and then no more."""
-
-    batches = 0
-
-    def logprobs(self, prompts: Sequence[Any]) -> list[Any]:
-        self.batches += 1
-        if self.batches > 3:
-            raise RuntimeError("the board is on fire")
-        return super().logprobs(prompts)
-
-
-def stumbling(*, batch_tokens: int | None, **_: Any) -> Engine:
-    """One that stumbles with `--batch-tokens 1`; with others it goes on to the end."""
-    return Stumbling() if batch_tokens == 1 else Engine()

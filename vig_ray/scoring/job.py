@@ -43,7 +43,7 @@ from vig_ray.storage import check_writable, join
 log = logging.getLogger(__name__)
 
 _ROWS_PREPARED_AT_ONCE = 64
-_LEAST_CPUS = 2  # Ray Data's filter of the rows done before, and one for reading and writing in turns
+_CPUS_OF_RAY_DATA = 4  # to read, to cut into blocks, to filter the rows done before and to write, all at once
 # Options of vLLM's that change no log-prob by more than rounding does: a run may go on with others.
 _SPEED_AND_MEMORY = frozenset(
     {
@@ -117,9 +117,10 @@ def run(config: ScoreConfig) -> ScoreSummary:
     cores = os.cpu_count() or 1
     actors = sum(parse_range(spelled)[1] if spelled else cores for spelled in (config.workers, config.prepare_workers))
     began = time.time()
-    with machines(config.address, actors=actors, least_cpus=_LEAST_CPUS) as ray_has:
+    at_once = sum(parse_range(spelled)[1] if spelled else 1 for spelled in (config.workers, config.prepare_workers))
+    with machines(config.address, actors=actors, least_cpus=at_once + _CPUS_OF_RAY_DATA) as ray_has:
         if ray_has.cores is None:
-            warn_of_few_cpus(_LEAST_CPUS + 2)  # an actor of each pool
+            warn_of_few_cpus(2 + _CPUS_OF_RAY_DATA)  # an actor of each pool
         device = _device(config, ray_has)
         asked = earlier["engine"] if earlier and config.engine == "auto" else config.engine
         engine, why = _engine(asked, config.reference, ray_has, device)
@@ -224,19 +225,13 @@ def _steps(plan: Plan, pools: Pools, device: str, dtype: str, engine: str, count
         "vllm": config.vllm,
     }
     return [
-        Step(
-            Preparer,
-            prepare,
-            batch_rows=min(_ROWS_PREPARED_AT_ONCE, config.rows_per_file),
-            actors=pools.preparers,
-            cpus=pools.cpus_each,
-        ),
+        Step(Preparer, prepare, batch_rows=min(_ROWS_PREPARED_AT_ONCE, config.rows_per_file), actors=pools.preparers),
         Step(
             Scorer,
             {"engine": load, "progress": counter},
             batch_rows=min(config.window, config.rows_per_file),
             actors=pools.engines,
-            cpus=pools.cpus_each / 2 if pools.gpus_each else pools.cpus_each,
+            cpus=0.5 if pools.gpus_each else 1,
             gpus=pools.gpus_each,
             calls_ahead=4,
         ),
@@ -247,14 +242,13 @@ def _steps(plan: Plan, pools: Pools, device: str, dtype: str, engine: str, count
 class Pools:
     """How many actors of each kind, least and most (None: no bound), and what an engine has to itself.
 
-    `threads`: CPU threads an engine, None where it decides by itself. `cpus_each`: what an actor counts for.
+    `threads`: CPU threads an engine, None where it decides by itself.
     """
 
     preparers: tuple[int, int | None]
     engines: tuple[int, int | None]
     gpus_each: int
     threads: int | None
-    cpus_each: float
 
 
 def _pools(config: ScoreConfig, ray_has: Machines, device: str, engine: str) -> Pools:
@@ -271,13 +265,12 @@ def _pools(config: ScoreConfig, ray_has: Machines, device: str, engine: str) -> 
             ray_has.actors(config.workers, None if here is None else here // each),
             each,
             None,
-            ray_has.cpus_each,
         )
     # vLLM uses every core of a machine by itself.
     engines = ray_has.actors(config.workers, 1 if engine == "vllm" else ray_has.cores)
     threads = max(1, (ray_has.cores or 1) // (engines[1] or 1))
     alone = engine == "vllm" and engines[1] == 1
-    return Pools(preparers, engines, 0, None if alone else threads, ray_has.cpus_each)
+    return Pools(preparers, engines, 0, None if alone else threads)
 
 
 def _words(bounds: tuple[int, int | None]) -> str:
