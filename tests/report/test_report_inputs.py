@@ -118,12 +118,12 @@ def test_colours_are_changed_and_texts_are_not() -> None:
     assert "http" not in shown
 
 
-def test_figures_of_an_earlier_report_go(scores: str, tmp_path: Path) -> None:
+def test_figures_of_an_earlier_report_go_and_no_others(scores: str, tmp_path: Path) -> None:
     folder = tmp_path / "r-figures"
-    folder.mkdir()
-    for name in ("speech.svg", "speech-narrow.png", "mine.svg"):
-        (folder / name).write_text("old")
-    report(scores, tmp_path, gallery=0)
+    report(scores, tmp_path, gallery=0, figures=True)
+    assert (folder / "sample-gain.svg").exists()
+    (folder / "mine.svg").write_text("mine")
+    report(scores, tmp_path, gallery=0, figures=False)
     assert [path.name for path in folder.iterdir()] == ["mine.svg"]
 
 
