@@ -26,9 +26,10 @@ from vig_ray.training.checkpoints import Keeper
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.index import of_samples, of_selection
 from vig_ray.training.loader import Prompts, SampleSource
+from vig_ray.training.run import Setup
 from vig_ray.training.team import Team
 from vig_ray.training.watch import Silent
-from vig_ray.training.worker import Setup, train
+from vig_ray.training.worker import train
 
 CLEAN = ("color", "place", "caption", "turns", "prior", "knowledge")
 TEAM = Team(0, 1, torch.device("cpu"))

@@ -30,9 +30,10 @@ from vig_ray.training.collator import ActiveTokensCollator
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.index import of_selection
 from vig_ray.training.loader import Prompts
+from vig_ray.training.run import Setup
 from vig_ray.training.team import Team
 from vig_ray.training.watch import Silent
-from vig_ray.training.worker import Setup, train
+from vig_ray.training.worker import train
 
 LEFT_OUT = 3  # first steps, in which everything is warmed up
 

@@ -16,9 +16,10 @@ from vig_ray.training.config import TrainConfig
 from vig_ray.training.index import of_samples, of_selection
 from vig_ray.training.job import finish
 from vig_ray.training.loader import Prompts
+from vig_ray.training.run import Run, Setup
 from vig_ray.training.team import Team
 from vig_ray.training.watch import Silent
-from vig_ray.training.worker import Run, Setup, train
+from vig_ray.training.worker import train
 
 
 def setup_of(folder: Path, *, selection: bool = True, model: str = CHECKPOINT, **options: Any) -> Setup:

@@ -15,9 +15,10 @@ from tests.training.runs import alone, setup_of, together, weights_of
 from vig_ray.errors import StageError
 from vig_ray.training import checkpoints, worker
 from vig_ray.training.checkpoints import Checkpoint, Keeper, to_keep, whole_checkpoints
+from vig_ray.training.run import Run, Setup
 from vig_ray.training.team import Team
 from vig_ray.training.watch import Silent
-from vig_ray.training.worker import Run, Setup, held_out_loss, train
+from vig_ray.training.worker import held_out_loss, train
 
 ALONE = Team(0, 1, torch.device("cpu"))
 

@@ -26,7 +26,7 @@ from vig_ray.training.batch import TrainingSample
 from vig_ray.training.index import of_samples, of_selection
 from vig_ray.training.loader import Mismatch, Unusable, load_shares
 from vig_ray.training.rows import Rows
-from vig_ray.training.worker import BadBatchError
+from vig_ray.training.run import BadBatchError
 
 
 def changed(chosen: Path, tmp_path: Path, change: Any) -> Path:

@@ -20,7 +20,7 @@ from vig_ray.model.load import load_formatter, load_model
 from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.training import export
 from vig_ray.training.export import ExportConfig
-from vig_ray.training.worker import Run
+from vig_ray.training.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from tests.training.runs import setup_of
 from vig_ray.errors import StageError
 from vig_ray.training.checkpoints import Keeper
 from vig_ray.training.monitor import line_of
+from vig_ray.training.run import Run, Step
 from vig_ray.training.team import Team
 from vig_ray.training.watch import TeamWatch, figures_of, peak_flops, trackers
-from vig_ray.training.worker import Run, Step, train
+from vig_ray.training.worker import train
 
 ALONE = Team(0, 1, torch.device("cpu"))
 

@@ -38,10 +38,11 @@ from vig_ray.training.export import ADAPTER, MODEL, write_results
 from vig_ray.training.index import Index, of_samples, of_selection
 from vig_ray.training.loader import Prompts
 from vig_ray.training.monitor import Monitor, shown
+from vig_ray.training.run import BadBatchError, Run, Setup
 from vig_ray.training.team import Team
 from vig_ray.training.trainee import Lora
 from vig_ray.training.watch import TeamWatch
-from vig_ray.training.worker import BadBatchError, Run, Setup, train
+from vig_ray.training.worker import train
 
 log = logging.getLogger(__name__)
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from vig_ray.errors import StageError
 from vig_ray.storage import join, scheme_of
-
-if TYPE_CHECKING:
-    from vig_ray.training.worker import Run, Step
+from vig_ray.training.run import Run, Step
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,117 +17,16 @@ from vig_ray.model.load import load_model
 from vig_ray.training import checkpoints
 from vig_ray.training.batch import Batcher, TrainingSample, plan_passes, trimmed
 from vig_ray.training.checkpoints import Keeper
-from vig_ray.training.config import TrainConfig
-from vig_ray.training.index import Index
-from vig_ray.training.loader import Loaded, Mismatch, Prompts, SampleSource, Unusable, load_shares
+from vig_ray.training.loader import Loaded, Mismatch, Unusable, load_shares
 from vig_ray.training.objective import Totals, Weights, coefficients
 from vig_ray.training.optimizer import make_optimizer, rate_factor, set_rate
-from vig_ray.training.order import Order, Positions
+from vig_ray.training.run import BadBatchError, HeldOut, Run, Setup, Step
 from vig_ray.training.team import Team, shard
 from vig_ray.training.trainee import Lora, Trainee, can_pack
 from vig_ray.training.watch import Watch
 
 _CHECKED_AT_ONCE = 256
 _LOOK_EVERY_S = 15.0  # a cloud announces that it takes a machine away two minutes or half a minute before
-
-
-@dataclass(frozen=True, eq=False)
-class Setup:
-    """What a worker needs to know, decided once by the job. `dtype`: of the passes; `index`: all positions."""
-
-    config: TrainConfig
-    prompts: Prompts
-    index: Index
-    samples: str
-    selection: str | None
-    dtype: str
-    loaders: int
-    batch_tokens: int
-    checkpoint_activations: bool
-
-    @property
-    def order(self) -> Order:
-        """Which positions each step trains on; the held-out ones come after all others."""
-        config = self.config
-        trained = len(self.index) - config.held_out
-        return Order(trained, config.global_batch, config.epochs, config.seed, config.max_steps)
-
-    @property
-    def held_out(self) -> Positions:
-        """The positions that are measured and not trained on."""
-        return np.arange(self.order.samples, len(self.index))
-
-    def source(self, *, images: bool = True) -> SampleSource:
-        """The samples by their positions."""
-        return SampleSource(self.index, self.samples, self.selection, self.prompts, images=images)
-
-
-class BadBatchError(StageError):
-    """A step whose loss or gradient isn't a number; `keys`: the samples it was made of."""
-
-    def __init__(self, step: int, what: str, keys: list[str]) -> None:
-        super().__init__(f"step {step}: the {what}; lower --lr, or look at the samples of this step.")
-        self.step, self.keys = step, keys
-
-
-class Step(NamedTuple):
-    """One line of the log: a step of the samples at places [`first`, `end`) of the order.
-
-    `samples` of them were trained on, and `unusable` says of the others, by key, why not. Losses are in nats, `seconds`
-    include the wait for the samples, and `tokens` are those that were computed, without padding.
-    """
-
-    step: int
-    first: int
-    end: int
-    loss: float
-    lr: float
-    grad_norm: float
-    samples: int
-    active_tokens: int
-    answer_tokens: int
-    tokens: int
-    seconds: float
-    workers: int
-    unusable: dict[str, str]
-    held_out_active_loss: float | None = None
-    held_out_answer_loss: float | None = None
-    held_out_samples: int | None = None
-    held_out_unusable: dict[str, str] | None = None
-
-
-class HeldOut(NamedTuple):
-    """The held-out loss: means in nats over active tokens and over all answer tokens, None where there is none.
-
-    `samples` of them were measured, and `unusable` says of the others, by key, why not.
-    """
-
-    active_loss: float | None
-    answer_loss: float | None
-    samples: int
-    unusable: dict[str, str]
-
-
-@dataclass(eq=False)
-class Run:
-    """A worker in the middle of a run."""
-
-    setup: Setup
-    team: Team
-    trainee: Trainee
-    optimizer: torch.optim.AdamW
-    batcher: Batcher
-    packed: bool
-    sharded: bool
-    log: list[dict[str, Any]] = field(default_factory=list)
-    step_began: float = 0.0
-    looked: float = 0.0
-    look: bool = False
-
-    @property
-    def step(self) -> int:
-        """Steps done."""
-        return len(self.log)
 
 
 def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch, leaving: Callable[[], bool] = lambda: False) -> Run:

@@ -12,6 +12,12 @@ from vig_ray.model.prompt import Prompt, PromptError
 
 LogProbs = npt.NDArray[np.float32]
 
+NO_BLIND = (
+    "vLLM gives every token the position of its place, so it can't hide an image and leave the text where it was, "
+    "as the blind reference needs"
+)
+"""Why the blind reference needs the torch engine."""
+
 
 class EngineDiedError(RuntimeError):
     """The engine is beyond use; its process has to be replaced, and what it was given has to be given again.

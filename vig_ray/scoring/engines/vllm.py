@@ -30,8 +30,7 @@ from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage
-from vig_ray.scoring.engines import EngineDiedError, LogProbs
-from vig_ray.scoring.engines.load import NO_BLIND
+from vig_ray.scoring.engines import NO_BLIND, EngineDiedError, LogProbs
 from vig_ray.scoring.engines.vllm_faults import cause_of, wake_when_dead
 from vig_ray.storage import one_line
 
