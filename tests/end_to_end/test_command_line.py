@@ -173,7 +173,7 @@ def test_overwrite_deletes_only_what_a_scoring_run_wrote(small: Path, tmp_path: 
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "precious.txt").write_text("mine")
     line = ("--data", str(small / "data.json"), "--model", CHECKPOINT, "--out", str(tmp_path), "--overwrite")
-    assert "no scoring run wrote" in call("score", *line, status=2).stderr
+    assert "precious.txt was not written by `vig score`" in call("score", *line, status=2).stderr
     assert (tmp_path / "scores" / "precious.txt").read_text() == "mine"
 
 

@@ -50,7 +50,7 @@ def plant(folder: Path, *names: str) -> dict[str, bytes]:
 
 
 def untouched(folder: Path, planted: dict[str, bytes]) -> bool:
-    return planted.items() <= files(folder).items()
+    return all((folder / name).is_file() and (folder / name).read_bytes() == held for name, held in planted.items())
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,7 @@ def run_with_progress(config: ImportConfig) -> ImportReport:
 
 def samples_directory(uri: str) -> str | None:
     """The samples directory at `uri` or in it, if a finished import wrote one."""
-    for directory in (uri, join(uri, SAMPLES_FOLDER)):
+    for directory in (join(uri, SAMPLES_FOLDER), uri):
         try:
             record = read_stage(directory)
         except StageError:  # not a record of vig-ray's

@@ -14,7 +14,7 @@ from vig_ray.storage import absolute, filesystem, join
 
 def scores_directory(given: str) -> str:
     """The scores/ directory at the path that was given, or inside it. Raises StageError where there is none."""
-    for directory in (given, join(given, "scores")):
+    for directory in (join(given, "scores"), given):
         record = read_stage(directory)
         if record is not None and record["stage"] == "score":
             return directory
@@ -23,7 +23,7 @@ def scores_directory(given: str) -> str:
 
 def selection_directory(given: str) -> tuple[str, dict[str, Any]]:
     """The selection/ directory at the path that was given, or inside it, and its record. Raises StageError."""
-    for directory in (given, join(given, "selection")):
+    for directory in (join(given, "selection"), given):
         record = read_stage(directory)
         if record is not None and record["stage"] == "select":
             if not record["complete"] or len(record["selection"]["kept"]) > 1:

@@ -213,7 +213,7 @@ def write_llava(state: State, base: str, out: str, dtype: str) -> None:
 
 def training_directory(given: str) -> tuple[str, dict[str, Any]]:
     """The training/ directory that a user means, and its record. Raises StageError."""
-    for directory in (given, join(given, "training")):
+    for directory in (join(given, "training"), given):
         record = read_stage(directory)
         if record is not None and record["stage"] == "train":
             return directory, record
