@@ -84,7 +84,7 @@ def run_steps(
 
     `steps`: makes the steps, given the `RowCounter` that they report to. `rows_per_block`: rows of a Parquet file, and
     what a killed run has to do again. Returns when the first engine was ready and how many rows were done when. Raises
-    StageError where a step raises, where no machine comes, and where rows are missing at the end.
+    StageError where a step raises and where no machine comes.
     """
     total, done = count_samples(samples), _committed_rows(output)
     if done:

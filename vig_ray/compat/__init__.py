@@ -1,7 +1,4 @@
-"""What leans on the inside of other libraries: one small function for each thing, and a canary test in tests/compat.
+"""What leans on the inside of other libraries: one small function for each thing, with the reason for it.
 
-    ray.py, vllm.py, transformers.py   private or alpha interfaces; each function says why it is needed
-
-Nothing outside this folder uses such an interface (a test reads the sources). After raising a pin, run tests/compat
-first. Each library is imported when a function is called: scoring works where only some of them are installed.
+Each library is imported when a function is called: scoring works where only some of them are installed.
 """
