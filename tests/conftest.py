@@ -9,6 +9,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import hypothesis
 import pytest
 import torch
 
-from tests import tiny_models
+from tests import prefork, tiny_models
 from vig_ray.demo import CHECKPOINT
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.scoring.engines.load import vllm_installed
@@ -46,13 +47,17 @@ def pytest_report_header() -> str:
 
 
 # Files whose tests share something that takes long to make, the slowest first.
-TOGETHER = ("local_ray", "held_out", "browser")
+TOGETHER = ("start_ray", "browser")
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With pytest-xdist, tests that share what takes long to make are one worker's, and those of a file are, too."""
+    """Tests that share a Ray come one after the other.
+
+    With pytest-xdist, tests that share what takes long to make are one worker's, and those of a file are, too.
+    """
     if not WORKER:
+        items.sort(key=lambda item: "start_ray" in getattr(item, "fixturenames", ()))
         return
     groups: dict[pytest.Item, str] = {}
     for item in items:
@@ -74,6 +79,17 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             Path(f"{folder}.made").touch()
     return folder
+
+
+@pytest.fixture(autouse=True)
+def as_at_the_start(request: pytest.FixtureRequest) -> None:
+    """No test sees what another left: torch's number of threads, or a Ray where it asks for none.
+
+    A verb that finds a Ray in its process scans tables on it, in processes that know nothing of a monkeypatch here.
+    """
+    torch.set_num_threads(1 if WORKER else 2)
+    if "local_ray" not in request.fixturenames and "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -148,17 +164,29 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-@pytest.fixture(scope="module")
-def local_ray(s3: Any) -> None:
-    """A Ray of 8 CPUs in this process: one for all tests, made again where a module left another or none.
-
-    Its workers know the object store `s3`.
-    """
+@pytest.fixture(scope="session")
+def start_ray(s3: Any) -> Iterator[Callable[[], None]]:
+    """Starts a Ray of 8 CPUs in this process where there is none; its workers know the object store `s3`."""
     import ray
 
-    if not ray.is_initialized() or ray.cluster_resources().get("CPU") != 8:
+    with prefork.server() as python:
+
+        def start() -> None:
+            if not ray.is_initialized() or ray.cluster_resources().get("CPU") != 8:
+                ray.shutdown()
+                ray.init(
+                    "local", num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False,
+                    runtime_env={"py_executable": python},
+                )  # fmt: skip
+
+        yield start
         ray.shutdown()
-        ray.init("local", num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
+
+
+@pytest.fixture(scope="module")
+def local_ray(start_ray: Callable[[], None]) -> None:
+    """A Ray of 8 CPUs in this process: one for all tests, made again where a module left another or none."""
+    start_ray()
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests.command import call
 from tests.conftest import made_once
 from vig_ray.demo import CHECKPOINT, world
 
@@ -42,12 +43,14 @@ def read_scores(out: Path | str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def held_out(tmp_path_factory: pytest.TempPathFactory, start_ray: Callable[[], None]) -> Path:
     """2,000 demo samples that the demo model was not trained on, scored with `blur` by the command line."""
 
     def make(out: Path) -> None:
+        start_ray()
         data = world.write(str(out / "data"), 2000, HELD_OUT_SEED)
-        done = vig("score", "--data", data, "--model", CHECKPOINT, "--out", str(out), "--reference", "blur")
+        line = ("--data", data, "--model", CHECKPOINT, "--out", str(out), "--reference", "blur")
+        done = call("score", *line, "--workers", "2", "--prepare-workers", "1")
         (out / "printed.txt").write_text(done.stdout)
         (out / "progress.txt").write_text(done.stderr)
 

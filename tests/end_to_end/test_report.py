@@ -101,7 +101,7 @@ def test_wrong_options_are_one_line(held_out: Path, tmp_path: Path) -> None:
         (("--scores", str(held_out), "--out", str(tmp_path / "r.pdf")), "name a file that ends in .html"),
         (("--scores", str(held_out), "--out", str(tmp_path / "r.html"), "--p", "0"), "--p"),
         (("--scores", str(held_out), "--out", str(tmp_path / "r.html"), "--selection", str(tmp_path)), "no selection"),
-        (("--scores", str(held_out), "--out", "/proc/none/r.html"), "/proc/none"),
+        (("--scores", str(held_out), "--out", str(held_out / "printed.txt" / "r.html")), "is a file"),
         (("--scores", str(held_out), "--out", str(tmp_path / "r.html"), "--tagger", "nosuch"), "--tagger nosuch"),
     ):
         assert words in refused("report", *options)

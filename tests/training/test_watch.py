@@ -51,7 +51,7 @@ def test_event_files_hold_what_the_log_holds(chosen: Path, tmp_path: Path) -> No
     events.Reload()
     losses = {event.step: event.value for event in events.Scalars("train/loss")}
     assert losses == pytest.approx({line["step"] + 1: line["loss"] for line in run.log}, rel=1e-5)
-    assert [event.step for event in events.Scalars("held_out/active_loss")] == [3, 6]
+    assert [event.step for event in events.Scalars("held_out/active_loss")] == [2, 3, 4, 6]  # checkpoints, too
     names = {name for name, _ in told.calls}
     assert names == {"started", "checked", "step"}
     assert told.calls[0][1][:2] == (0, 6)

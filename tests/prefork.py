@@ -1,0 +1,140 @@
+"""Ray's workers as forks of one process that has imported torch and transformers.
+
+A worker that prepares or scores imports them first, which takes longer than all else in most tests here. Ray starts
+its workers with the `py_executable` of a runtime environment: here that is this file as a program, which has a server
+fork the worker in its place, hands it its arguments, environment and standard streams, and lives as long as it does.
+What a worker is and does stays Ray's own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ != "__main__" or sys.argv[1] == "server":
+    import contextlib
+    import gc
+    import importlib
+    import json
+    import runpy
+    import selectors
+    import signal
+    import socket
+    import subprocess
+    import tempfile
+    from collections.abc import Iterator
+
+    # Not ray: a worker loads it itself, threads and all.
+    MODULES = (
+        "torch", "transformers.models.auto.modeling_auto", "transformers.models.llava.modeling_llava",
+        "transformers.models.auto.processing_auto", "transformers.models.clip.modeling_clip",
+        "transformers.models.llama.modeling_llama", "sklearn.metrics", "pandas", "pyarrow.parquet", "cv2", "PIL.Image",
+    )  # fmt: skip
+
+    @contextlib.contextmanager
+    def server() -> Iterator[str]:
+        """Serve forks; gives the command that stands for Python."""
+        with tempfile.TemporaryDirectory(prefix="prefork-") as folder:
+            path = os.path.join(folder, "socket")
+            running = subprocess.Popen([sys.executable, __file__, "server", path], stdin=subprocess.PIPE)
+            try:
+                yield f"{sys.executable} -I -S {__file__} {path}"
+            finally:
+                running.communicate()  # closes its standard input, which ends it
+
+    def serve(path: str) -> None:
+        """Until standard input ends. One line of JSON and three file descriptors make a fork."""
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen(64)
+        for name in MODULES:
+            importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+        ready = selectors.DefaultSelector()
+        ready.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        ready.register(listener, selectors.EVENT_READ)
+        forks: dict[int, socket.socket] = {}
+        while True:
+            for key, _ in ready.select(timeout=0.05):
+                if key.fd == sys.stdin.fileno():
+                    for pid in forks:
+                        os.kill(pid, signal.SIGKILL)
+                    return
+                if key.fileobj is listener:
+                    client, _ = listener.accept()
+                    pid = fork(client, listener, ready)
+                    forks[pid] = client
+                    ready.register(client, selectors.EVENT_READ, pid)
+                else:  # the program that stands for the worker was killed
+                    ready.unregister(key.fileobj)
+                    if key.data in forks:
+                        os.kill(key.data, signal.SIGKILL)
+            while forks:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    break
+                client = forks.pop(pid)
+                with contextlib.suppress(OSError, KeyError):
+                    ready.unregister(client)
+                with contextlib.suppress(OSError):
+                    client.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
+                client.close()
+
+    def fork(client: socket.socket, listener: socket.socket, ready: selectors.BaseSelector) -> int:
+        """The new process's id; in the new process, run what was asked for and end."""
+        size, streams, _, _ = socket.recv_fds(client, 8, 3)
+        text = b""
+        while len(text) < int.from_bytes(size, "big"):
+            text += client.recv(1 << 20)
+        asked = json.loads(text)
+        pid = os.fork()
+        if pid:
+            for descriptor in streams:
+                os.close(descriptor)
+            return pid
+        ready.close()
+        listener.close()
+        client.close()
+        for number, descriptor in enumerate(streams):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        os.chdir(asked["folder"])
+        sys.argv = asked["arguments"]
+        searched = asked["environment"].get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:0] = [os.path.dirname(sys.argv[0]), *(folder for folder in searched if folder not in sys.path)]
+        sys.modules.pop("__main__")
+        status = 0
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main() -> None:
+    if sys.argv[1] == "server":
+        serve(sys.argv[2])
+        return
+    import json
+    import socket
+
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(sys.argv[1])
+    asked = {"arguments": sys.argv[2:], "environment": dict(os.environ), "folder": os.getcwd()}
+    text = json.dumps(asked).encode()
+    socket.send_fds(client, [len(text).to_bytes(8, "big")], [0, 1, 2])
+    client.sendall(text)
+    status = client.recv(1)
+    sys.exit(status[0] if status else 1)
+
+
+if __name__ == "__main__":
+    main()
