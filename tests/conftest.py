@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -165,22 +166,24 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def start_ray(s3: Any) -> Iterator[Callable[[], None]]:
+def preforked() -> Iterator[None]:
+    """Ray's workers start at once; not vLLM's, which has its own order in which it loads things."""
+    with contextlib.nullcontext() if vllm_installed() else prefork.server():
+        yield
+
+
+@pytest.fixture(scope="session")
+def start_ray(preforked: None, s3: Any) -> Iterator[Callable[[], None]]:
     """Starts a Ray of 8 CPUs in this process where there is none; its workers know the object store `s3`."""
     import ray
 
-    with prefork.server() as python:
+    def start() -> None:
+        if not ray.is_initialized() or ray.cluster_resources().get("CPU") != 8:
+            ray.shutdown()
+            ray.init("local", num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
 
-        def start() -> None:
-            if not ray.is_initialized() or ray.cluster_resources().get("CPU") != 8:
-                ray.shutdown()
-                ray.init(
-                    "local", num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False,
-                    runtime_env={"py_executable": python},
-                )  # fmt: skip
-
-        yield start
-        ray.shutdown()
+    yield start
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

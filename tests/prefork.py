@@ -1,9 +1,9 @@
 """Ray's workers as forks of one process that has imported torch and transformers.
 
 A worker that prepares or scores imports them first, which takes longer than all else in most tests here. Ray starts
-its workers with the `py_executable` of a runtime environment: here that is this file as a program, which has a server
-fork the worker in its place, hands it its arguments, environment and standard streams, and lives as long as it does.
-What a worker is and does stays Ray's own.
+its workers with the `py_executable` of a job's runtime environment: here that is this file as a program, which has a
+server fork the worker in its place, hands it its arguments, environment and standard streams, and lives as long as it
+does. What a worker is and does stays Ray's own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ if __name__ != "__main__" or sys.argv[1] == "server":
     import subprocess
     import tempfile
     from collections.abc import Iterator
+    from typing import Any
+
+    import pytest
+
+    SOCKET = "VIG_TESTS_PREFORK"
 
     # Not ray: a worker loads it itself, threads and all.
     MODULES = (
@@ -31,14 +36,20 @@ if __name__ != "__main__" or sys.argv[1] == "server":
         "transformers.models.llama.modeling_llama", "sklearn.metrics", "pandas", "pyarrow.parquet", "cv2", "PIL.Image",
     )  # fmt: skip
 
+    def hook(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
+        """What RAY_RUNTIME_ENV_HOOK names: Ray calls it with the runtime environment of a job that begins."""
+        return {"py_executable": f"{sys.executable} -I -S {__file__} {os.environ[SOCKET]}"} | (runtime_env or {})
+
     @contextlib.contextmanager
-    def server() -> Iterator[str]:
-        """Serve forks; gives the command that stands for Python."""
-        with tempfile.TemporaryDirectory(prefix="prefork-") as folder:
+    def server() -> Iterator[None]:
+        """Serve forks to all jobs of this process, and of those that have its environment, from now on."""
+        with tempfile.TemporaryDirectory(prefix="prefork-") as folder, pytest.MonkeyPatch.context() as patch:
             path = os.path.join(folder, "socket")
             running = subprocess.Popen([sys.executable, __file__, "server", path], stdin=subprocess.PIPE)
+            patch.setenv(SOCKET, path)
+            patch.setenv("RAY_RUNTIME_ENV_HOOK", "tests.prefork.hook")
             try:
-                yield f"{sys.executable} -I -S {__file__} {path}"
+                yield
             finally:
                 running.communicate()  # closes its standard input, which ends it
 

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from tests import gates
-from vig_ray.cluster import failure, footer_readers, machines
+from vig_ray.cluster import failure, footer_readers, machines, scans_on_ray
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.scoring import job
@@ -121,3 +121,9 @@ def test_a_ray_that_runs_is_used_by_its_own_address_only(local_ray: None) -> Non
             pass
     with pytest.raises(StageError, match="--metrics-port: "), machines(None, actors=1, metrics_port=1234):
         pass
+
+
+def test_a_ray_of_this_process_scans_only_when_asked_to(local_ray: None) -> None:
+    for address, on_ray in ((None, False), ("local", True), ("auto", True)):
+        with scans_on_ray(address) as answer:
+            assert answer == on_ray

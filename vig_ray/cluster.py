@@ -172,9 +172,13 @@ def joins(address: str | None) -> bool:
 
 
 @contextmanager
-def passes_on_ray(address: str | None) -> Iterator[bool]:
-    """Whether passes over files run on Ray: on a cluster, joined meanwhile. On one machine threads do it with less."""
-    if not joins(address):
+def scans_on_ray(address: str | None) -> Iterator[bool]:
+    """Whether scans of files run on Ray: on a cluster, joined meanwhile. On one machine threads do it with less.
+
+    A Ray that this process has started is one machine; it is used where `address` asks for it.
+    """
+    asked = bool(address or os.environ.get("RAY_ADDRESS"))
+    if not (asked or (ray.is_initialized() and not started_here())):
         yield False
         return
     with machines(address, actors=os.cpu_count() or 1):

@@ -67,7 +67,7 @@ def ray_head() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Any]:
+def server(preforked: None) -> Iterator[Any]:
     """One `vig serve` with two torch engines for all tests that leave it alive."""
     from tests.end_to_end.server import Server
 

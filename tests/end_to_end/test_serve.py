@@ -98,7 +98,7 @@ class Gated:
 
 
 @pytest.fixture(scope="module")
-def gated(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
+def gated(preforked: None, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
     started = Gated(world, tmp_path_factory.mktemp("gated") / "gates")
     yield started
     started.gates.open()

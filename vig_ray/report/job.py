@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from vig_ray.cluster import passes_on_ray
+from vig_ray.cluster import scans_on_ray
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.errors import StageError
 from vig_ray.options import Percentage, Percentages
@@ -152,7 +152,7 @@ def run(config: ReportConfig) -> Written:
     paths = parquet_files(inputs.scores)
     _check_columns(paths, fs)
     shares = tuple(sorted({*config.p, config.near_p}))
-    with passes_on_ray(config.address) as on_ray:
+    with scans_on_ray(config.address) as on_ray:
         scanned = scan_scores(
             Files(paths, fs, on_ray),
             inputs.scores,

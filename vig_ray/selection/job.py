@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vig_ray.cluster import passes_on_ray
+from vig_ray.cluster import scans_on_ray
 from vig_ray.errors import StageError
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.counts import Counted, Selection, count_rows, merge
@@ -106,7 +106,7 @@ def run(config: SelectConfig) -> Selection:
     if output.complete:
         log.info("%s: already complete, nothing to select", plan.out)
         return Selection.from_json(output.record["selection"], plan.out)
-    with passes_on_ray(config.address) as on_ray:
+    with scans_on_ray(config.address) as on_ray:
         files = Files(plan.files.paths, plan.files.filesystem, on_ray)
         output.begin(config)
         groups = _groups(plan)
