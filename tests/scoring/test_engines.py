@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import random
 from collections.abc import Callable
@@ -152,15 +153,22 @@ def test_same_numbers_as_a_plain_forward(under_test: UnderTest, pictures: list[I
     family = under_test.family
     made = make(family, pictures)
     prompts = [p for p, _ in made] + [blur(p) for p, _ in made]
-    expected = [plain_logprobs(family.model, family.image_processor, p, used) for p, used in made]
-    expected += [
-        plain_logprobs(family.model, family.image_processor, p, [blurred(x) for x in used]) for p, used in made
-    ]
     if under_test.blind:
         prompts += [blind(p) for p, used in made if used]
-        expected += [
-            plain_logprobs(family.model, family.image_processor, p, used, blind=True) for p, used in made if used
-        ]
+
+    def plain(model: Any) -> list[np.ndarray]:
+        values = [plain_logprobs(model, family.image_processor, p, used) for p, used in made]
+        values += [plain_logprobs(model, family.image_processor, p, [blurred(x) for x in used]) for p, used in made]
+        if under_test.blind:
+            values += [plain_logprobs(model, family.image_processor, p, used, blind=True) for p, used in made if used]
+        return values
+
+    expected = plain(family.model)
+    tolerance = under_test.tolerance
+    if under_test.kind == "torch":
+        # float32 itself may be off by more, on some processors: the engine is to be as near as the plain forward is.
+        in_float64 = plain(copy.deepcopy(family.model).double())
+        tolerance = max(tolerance, *(np.abs(a - b).max() for a, b in zip(expected, in_float64, strict=True)))
     order = list(range(len(prompts)))
     random.Random(batch_tokens).shuffle(order)
     found = under_test.make(batch_tokens).logprobs([prompts[i] for i in order])
@@ -168,7 +176,7 @@ def test_same_numbers_as_a_plain_forward(under_test: UnderTest, pictures: list[I
         assert isinstance(logp, np.ndarray)
         assert logp.dtype == np.float32
         assert logp.shape == prompts[index].answer_positions.shape
-        np.testing.assert_allclose(logp, expected[index], atol=under_test.tolerance, rtol=0)
+        np.testing.assert_allclose(logp, expected[index], atol=tolerance, rtol=0)
 
 
 @pytest.mark.vllm_v2
