@@ -150,12 +150,17 @@ def being_preempted() -> bool:
 
 
 def hide_uploads() -> None:
-    """Keep Ray from logging each file that submitting a job uploads: the loggers' names are those of its modules.
+    """Keep Ray from logging each package that submitting a job uploads.
 
-    Checked against ray 2.60.0.
+    The loggers are those of the modules that do it, some of which set their own level when they are imported. Checked
+    against ray 2.60.0.
     """
-    for name in ("ray.dashboard", "ray._private.runtime_env"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    from ray._private.runtime_env import packaging
+    from ray.dashboard.modules import dashboard_sdk
+    from ray.dashboard.modules.job import sdk
+
+    for module in (packaging, dashboard_sdk, sdk):
+        logging.getLogger(module.__name__).setLevel(logging.WARNING)
 
 
 def asgi_ingress(method: str) -> Callable[[type], Any]:
