@@ -1,4 +1,4 @@
-"""Nothing private of Ray, vLLM or transformers is used outside vig_ray/compat: read from the sources, nothing is run."""
+"""Nothing private of Ray, vLLM or transformers is used outside vig_ray/compat. Reads the sources, runs nothing."""
 
 from __future__ import annotations
 
