@@ -49,8 +49,8 @@ log = logging.getLogger(__name__)
 
 # What a run may be gone on with though it differs: it changes how the work is done, not what comes out.
 _HOW = {
-    "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "loaders",
-    "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
+    "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "gradient_sync",
+    "loaders", "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
     "selection", "model", "dtype",
 }  # fmt: skip
 
