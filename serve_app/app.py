@@ -33,6 +33,7 @@ from serve_app.prepare import PreparedSample
 from serve_app.routes import make_app
 from serve_app.schema import ModelFacts
 from vig_ray.cluster import parse_range
+from vig_ray.compat.ray import asgi_ingress
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint
 from vig_ray.model.load import default_dtype, load_formatter, template_fingerprint
@@ -158,14 +159,15 @@ class Replicas:
         self._under_way.set(under_way)
 
 
-@serve.ingress()
+@asgi_ingress("build_app")
 class Ingress:
     """Validates, prepares, and asks the scorers."""
 
     def __init__(self, config: dict[str, Any], hashes: list[str], scorer: Any) -> None:
         self._config, self._hashes, self._scorer = AppConfig(**config), hashes, scorer
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def build_app(self) -> FastAPI:
+        """The routes, in each replica."""
         import cv2
 
         cv2.setNumThreads(1)  # Ray runs one of these a core, and the engine may want the others

@@ -45,6 +45,7 @@ def _serve(config: Any) -> None:
     from serve_app.app import deployments, read_key_hashes
     from serve_app.draining import Draining
     from vig_ray.cluster import machines, parse_range
+    from vig_ray.compat.ray import replicas_left
     from vig_ray.model.load import load_formatter
 
     actors = sum(parse_range(spelled)[1] for spelled in (config.workers, config.prepare_workers))
@@ -79,17 +80,9 @@ def _serve(config: Any) -> None:
         draining = serve.deployment(Draining).options(name=_DRAINING, ray_actor_options={"num_cpus": 0})
         serve.run(draining.bind(), name="vig", logging_config=quiet)
         end = time.monotonic() + config.timeout + 10  # no request takes longer
-        while _replicas_left() and time.monotonic() < end:
+        while replicas_left("vig", besides=_DRAINING) and time.monotonic() < end:
             time.sleep(0.1)
         serve.shutdown()
-
-
-def _replicas_left() -> bool:
-    """Whether an ingress is still answering what it has accepted."""
-    import ray
-
-    names = (actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True))
-    return any(name.startswith("SERVE_REPLICA::vig#") and f"#{_DRAINING}#" not in name for name in names)
 
 
 VERB = Verb("score samples over HTTP, with a page to look at", "serve_app.options:ServeConfig", "serve_app.command:run")

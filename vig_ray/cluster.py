@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import dropwhile
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vig_ray.compat.ray import started_here
+from vig_ray.compat.ray import (
+    allow_worker_starts,
+    cause_of,
+    errors_in_text,
+    log_node_messages,
+    metrics_port_option,
+    parquet_footer_actors,
+    started_here,
+)
 from vig_ray.errors import StageError
 from vig_ray.storage import one_line
 
@@ -71,7 +77,7 @@ def machines(
         yield _running(least_cpus)
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    _node_messages_logged()
+    log_node_messages(log)
     # Its core warns at every start of a restartable actor pool, and of every lost object that is made again. What
     # fails for real reaches us as an error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -90,11 +96,10 @@ def machines(
     # Ray's CPUs are only a count. Reading, writing and the checkpoint filter each want one for themselves while every
     # actor holds one; with too few the job would wait for ever.
     cpus = actors + _SPARE_CPUS
-    # Otherwise Ray announces on standard output that more processes than cores have started.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(cpus))
+    allow_worker_starts(cpus)
     with _native_messages_hidden():
         # "local": one of its own even where another Ray runs on this machine.
-        ray.init("local", num_cpus=cpus, include_dashboard=False, _metrics_export_port=metrics_port, **quiet)
+        ray.init("local", num_cpus=cpus, include_dashboard=False, **metrics_port_option(metrics_port), **quiet)
     try:
         yield Machines(os.cpu_count() or 1, _gpus())
     finally:
@@ -155,15 +160,8 @@ def footer_readers(files: int) -> Iterator[None]:
     By itself it starts 32 of a core each, even for one file: seconds on one machine, and half a dozen machines with
     GPUs on a cluster that starts them on demand.
     """
-    name = "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"
-    if name in os.environ:
+    with parquet_footer_actors(min(32, max(1, files // _FILES_A_FOOTER_READER))):
         yield
-        return
-    os.environ[name] = str(min(32, max(1, files // _FILES_A_FOOTER_READER)))
-    try:
-        yield
-    finally:
-        del os.environ[name]
 
 
 def joins(address: str | None) -> bool:
@@ -203,9 +201,6 @@ def on_machines(work: Sequence[Callable[[], T]]) -> Iterator[T]:
             ray.cancel(each, force=True)
 
 
-_NEXT_ERROR = re.compile(r"\n\n(?:The above exception was|During handling of the above)[^\n]*\n\n")
-
-
 def failure(error: BaseException, what: str) -> StageError:
     """What a worker raised, on one line: its StageError, or one that says what failed, with the error and its class.
 
@@ -215,22 +210,14 @@ def failure(error: BaseException, what: str) -> StageError:
     while inner is not None:
         if isinstance(inner, StageError) and not isinstance(inner, ray.exceptions.RayError):  # Ray's is both
             return StageError(str(inner))
-        inner = getattr(inner, "cause", None) or inner.__cause__
+        inner = cause_of(inner)
     # Most of it arrives as the text of tracebacks, and Ray Data's wrapper as the exception.
-    texts = [text for text in map(_own_text, _NEXT_ERROR.split(str(error))) if text]
+    texts = errors_in_text(error)
     ours = f"{StageError.__module__}.{StageError.__name__}: "
     told = [text for text in texts if text.startswith(ours)]
     if told:
         return StageError(told[-1].removeprefix(ours))
     return StageError(f"{what} failed: {texts[0] if texts else type(error).__name__}"[:500])
-
-
-def _own_text(traceback: str) -> str:
-    """An exception's class and message, below the traceback's last place and the code there, which is indented."""
-    lines = traceback.splitlines()
-    places = [number for number, line in enumerate(lines) if line.startswith('  File "')]
-    below = lines[places[-1] + 1 :] if places else [line for line in lines if "ray::" not in line]
-    return " ".join(" ".join(dropwhile(lambda line: line.startswith("    "), below)).split())
 
 
 def with_the_driver() -> NodeAffinitySchedulingStrategy:
@@ -241,20 +228,6 @@ def with_the_driver() -> NodeAffinitySchedulingStrategy:
 def alive() -> int:
     """How many machines the cluster has now, the head included."""
     return sum(bool(node["Alive"]) for node in ray.nodes())
-
-
-def _node_messages_logged() -> None:
-    """Send to the log what Ray prints on the driver's standard output, which is for results.
-
-    A lost machine is told there with the last lines of its log, a killed worker with advice, each time.
-    """
-    from ray._private import worker
-
-    def to_log(data: Mapping[str, Any], **_: Any) -> None:
-        log.debug("%s: %s", data.get("pid"), "\n".join(data["lines"]))
-
-    if hasattr(worker, "print_to_stdstream"):  # private to Ray
-        worker.print_to_stdstream = to_log
 
 
 def _gpus() -> int:

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
-from ray.data.datasource import FilenameProvider
 from ray.data.exceptions import ExecutionTimeoutError
 
 from vig_ray.cluster import failure, footer_readers, with_the_driver
+from vig_ray.compat.ray import committed_block, file_names, written_block
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
 from vig_ray.row_counter import RowCounter, shown
@@ -130,7 +130,7 @@ def _execute(samples: str, output: Claim, table: pa.Schema, steps: Sequence[Step
         for step in steps:
             blocks = step.over(blocks)
         to_fs, to_path = whole_files(output.directory, join(output.work, "unfinished"))
-        names = FilenameProvider(dataset_uuid=output.run, file_format="parquet")
+        names = file_names(output.run)
         blocks.write_parquet(to_path, filesystem=to_fs, filename_provider=names, schema=table, compression="zstd")
 
 
@@ -147,7 +147,7 @@ def _checkpoint(output: Claim) -> str:
 
 
 def _committed_blocks(output: Claim) -> list[str]:
-    return [path for path in parquet_files(_checkpoint(output)) if not path.endswith(".pending.parquet")]
+    return [path for path in parquet_files(_checkpoint(output)) if committed_block(path) is not None]
 
 
 def _committed_rows(output: Claim) -> int:
@@ -164,9 +164,8 @@ def _committed_rows(output: Claim) -> int:
 def _delete_uncommitted(output: Claim) -> None:
     """Delete the files of blocks that no checkpoint knows: a worker of a killed run wrote them after this run looked,
     and this run has done their rows as well."""
-    committed = {path.rpartition("/")[2].removesuffix(".parquet") for path in _committed_blocks(output)}
+    committed = {committed_block(path) for path in _committed_blocks(output)}
     fs, _ = filesystem(output.directory)
     for path in parquet_files(output.directory):
-        block = path.rpartition("/")[2].rpartition("-")[0]  # Ray adds -0, -1, ... to a block's name
-        if block not in committed:
+        if written_block(path) not in committed:
             fs.delete_file(path)

@@ -25,6 +25,7 @@ import yaml
 from pydantic import Field, create_model, field_validator
 
 import vig_ray
+from vig_ray.compat.ray import hide_uploads
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import is_local
 from vig_ray.stage import StageConfig
@@ -109,8 +110,7 @@ def run(stage: str, config: Any) -> int:
     """Submit, or find the job that does this work already; follow it. Raises StageError where it doesn't succeed."""
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # which tell of each upload
-    logging.getLogger("ray._private.runtime_env").setLevel(logging.WARNING)
+    hide_uploads()
     try:
         client = JobSubmissionClient(config.address)
         jobs = {job.submission_id: str(job.status) for job in client.list_jobs() if job.submission_id}

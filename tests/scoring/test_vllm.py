@@ -19,7 +19,7 @@ import torch
 from tests.scoring.prompts import LONG, ask, picture
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT
-from vig_ray.model.prompt import Prompt, PromptError
+from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import EngineDiedError
 from vig_ray.scoring.reference import blur
 
@@ -211,15 +211,15 @@ def test_an_error_inside_vllm_is_the_engines_death(
 
 def test_images_of_several_tiles_keep_their_mask() -> None:
     """Text of the processor's own between an image's features is told to vLLM as not being features."""
-    from vig_ray.scoring.engines.vllm import _placeholder
+    from vig_ray.scoring.engines.vllm import _placed
 
+    tiles = PromptImage("tiles", lambda: np.zeros((2, 2, 3), np.uint8), lambda pixels: {"pixel_values": pixels})
     ids = np.array([1, 9, 9, 5, 9, 9, 2, 3], dtype=np.int32)
     mask = ids == 9
-    prompt = Prompt(ids, ids[7:], ids[:1] * 0, mask, np.array([[1, 6]], dtype=np.int32), ())
-    place = _placeholder(prompt, 1, 6)
-    assert (place.offset, place.length) == (1, 5)
-    assert place.is_embed.tolist() == [True, True, False, True, True]
-    assert place.get_num_embeds() == 4
+    prompt = Prompt(ids, ids[7:], ids[:1] * 0, mask, np.array([[1, 6]], dtype=np.int32), (tiles,))
+    (place,) = _placed(prompt, {"tiles": "item"})
+    assert (place.item, place.key, place.start, place.length) == ("item", "tiles", 1, 5)
+    assert place.features.tolist() == [True, True, False, True, True]
 
 
 def test_two_images_side_by_side_are_told_apart(engine: Any, sent: Sent, demo_formatter: Any) -> None:

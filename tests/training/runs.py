@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vig_ray.demo import CHECKPOINT
+from vig_ray.errors import StageError
 from vig_ray.stage import claim
 from vig_ray.training.checkpoints import Keeper
 from vig_ray.training.config import TrainConfig
@@ -18,7 +19,7 @@ from vig_ray.training.job import finish
 from vig_ray.training.loader import Prompts
 from vig_ray.training.run import Run, Setup
 from vig_ray.training.team import Team
-from vig_ray.training.watch import Silent
+from vig_ray.training.watch import Silent, Watch
 from vig_ray.training.worker import train
 
 
@@ -41,9 +42,9 @@ def setup_of(folder: Path, *, selection: bool = True, model: str = CHECKPOINT, *
     )
 
 
-def alone(setup: Setup, out: Path) -> Run:
+def alone(setup: Setup, out: Path, watch: Watch | None = None) -> Run:
     team = Team(0, 1, torch.device("cpu"))
-    return train(setup, team, Keeper(str(out), keep=2, team=team), Silent())
+    return train(setup, team, Keeper(str(out), keep=2, team=team), watch or Silent())
 
 
 def left_by(run: Run, out: Path) -> Path:
@@ -56,28 +57,67 @@ def left_by(run: Run, out: Path) -> Path:
     return out
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor without its sharding, on every worker."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
     """All weights, whole, on every worker."""
-    found = {}
-    for name, tensor in run.trainee.model.state_dict().items():
-        found[name] = (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
-    return found
+    return {name: whole(tensor) for name, tensor in run.trainee.model.state_dict().items()}
 
 
-def _work(rank: int, workers: int, folder: str, setups: Sequence[tuple[str, Setup]]) -> None:
+class Beginning(Silent):
+    """Keeps a copy of what a run began with: every parameter, whole, and every buffer, by all their names."""
+
+    def start(self, run: Run) -> None:
+        model = run.trainee.model
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        self.trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+        self.tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        self.tensors = {name: whole(tensor) for name, tensor in {**parameters, **buffers}.items()}
+
+
+def _counted_reduce_scatters() -> list[str]:
+    """A list that grows by one at each reduce-scatter of this process."""
+    seen: list[str] = []
+    plain = torch.distributed.reduce_scatter_single
+
+    def counted(*args: Any, **options: Any) -> Any:
+        seen.append("reduce-scatter")
+        return plain(*args, **options)
+
+    torch.distributed.reduce_scatter_single = counted
+    return seen
+
+
+def _work(rank: int, workers: int, folder: str, setups: Sequence[tuple[str, Setup | Sequence[Setup]]]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers)
     team = Team(rank, workers, torch.device("cpu"))
+    reduced = _counted_reduce_scatters()
     for name, setup in setups:
-        run = train(setup, team, Keeper(os.path.join(folder, name), keep=2, team=team), Silent())
-        weights = weights_of(run)
-        if rank == 0:
-            torch.save({"log": run.log, "weights": weights}, os.path.join(folder, f"{name}.pt"))
+        reduced.clear()
+        began = Beginning()
+        own = setup if isinstance(setup, Setup) else setup[rank]
+        left: dict[str, Any]
+        try:
+            run = train(own, team, Keeper(os.path.join(folder, name), keep=2, team=team), began)
+            left = {"log": run.log, "weights": weights_of(run), "reduce_scatters": len(reduced), "began": vars(began)}
+        except StageError as error:
+            left = {"refused": str(error)}
+        torch.save(left, os.path.join(folder, f"{name}.{rank}.pt"))
     torch.distributed.destroy_process_group()
 
 
-def together(workers: int, folder: Path, setups: dict[str, Setup]) -> dict[str, dict[str, Any]]:
-    """Several runs, one after the other, by the same gloo workers: each one's log and weights."""
+def together(
+    workers: int, folder: Path, setups: Mapping[str, Setup | Sequence[Setup]], *, rank: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Several runs, one after the other, by the same gloo workers: what each left, as the worker `rank` has it.
+
+    A setup may be one for each worker. Of a run that was refused, why: {"refused": ...}.
+    """
     (folder / "meet").unlink(missing_ok=True)
     torch.multiprocessing.spawn(_work, (workers, str(folder), list(setups.items())), nprocs=workers)
-    return {name: torch.load(folder / f"{name}.pt") for name in setups}
+    return {name: torch.load(folder / f"{name}.{rank}.pt") for name in setups}

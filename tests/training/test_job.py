@@ -59,7 +59,13 @@ def test_another_run_is_not_gone_on_with(chosen: Path, tmp_path: Path) -> None:
     write_bytes(f"{plan.out}/checkpoints/step-00000001-{begun.run}-5f2a91/whole.json", b"{}")
     # What only changes how the work is done doesn't matter, nor for the name that Weights & Biases knows the run by;
     # what changes what comes out does.
-    for how in ({}, {"workers": "2", "micro_batch": 3, "save_every": 7}, {"overwrite": True}, {"dtype": "float32"}):
+    hows: list[dict[str, Any]] = [
+        {},
+        {"workers": "2", "micro_batch": 3, "save_every": 7, "gradient_sync": "step"},
+        {"overwrite": True},
+        {"dtype": "float32"},
+    ]
+    for how in hows:
         again = job.claimed(job.check(config(chosen, tmp_path, **how)))
         assert (again.state, again.run) == ("go on", begun.run)
     changes = {"lr": 1e-3, "global_batch": 64, "selection": None, "lora": True, "seed": 5, "dtype": "bfloat16"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from vig_ray.training.monitor import line_of
 from vig_ray.training.run import Run, Step
 from vig_ray.training.team import Team
 from vig_ray.training.watch import TeamWatch, figures_of, peak_flops, trackers
-from vig_ray.training.worker import train
+from vig_ray.training.worker import prepare, train
 
 ALONE = Team(0, 1, torch.device("cpu"))
 
@@ -56,6 +57,15 @@ def test_event_files_hold_what_the_log_holds(chosen: Path, tmp_path: Path) -> No
     assert names == {"started", "checked", "step"}
     assert told.calls[0][1][:2] == (0, 6)
     assert [values[0] for name, values in told.calls if name == "step"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_whole_gradients_are_told_at_the_start(chosen: Path, tmp_path: Path) -> None:
+    run = prepare(setup_of(chosen, watch=("none",)), ALONE)
+    for kept in (0, 28_000_000_000):
+        told = Told()
+        TeamWatch(told, out=str(tmp_path), name="run", identity="1234").start(replace(run, whole_gradients=kept))
+        text = told.calls[0][1][2]
+        assert ("whole gradients kept until a step's end: 28.0 GB a worker" in text) == bool(kept)
 
 
 def test_what_a_run_says_in_a_line() -> None:

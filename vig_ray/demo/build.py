@@ -27,10 +27,10 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world

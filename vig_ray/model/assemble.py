@@ -122,8 +122,7 @@ def _named(config: AssembleConfig) -> dict[str, str]:
 
 def run(config: AssembleConfig) -> AssembleReport:
     """Write the assembled checkpoint to `config.out`; raises StageError where a part is missing or doesn't fit."""
-    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaImageProcessorPil, LlavaProcessor
 
     if scheme_of(config.out):
         raise StageError(f"--out {config.out}: takes a folder on this machine; copy it from there")

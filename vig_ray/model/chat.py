@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vig_ray.compat.transformers import default_image_options
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.model.prompt import (
     ImageInputs,
@@ -62,8 +63,7 @@ class ChatFormatter:
         self.image_token_id = image_token_id
         self.max_length = max_length
         self.image_token = str(processor.image_token)
-        defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
-        self._image_options = dict(defaults.get("images_kwargs", {}))  # SmolVLM's asks for rows and columns, say
+        self._image_options = default_image_options(processor)
         # Some of what an image processor gives is for the processor itself (Gemma 3's num_crops), none of the model's.
         self._model_inputs = set(processor.image_processor.model_input_names) - set(
             getattr(processor, "unused_input_names", ())

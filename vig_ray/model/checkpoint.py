@@ -59,14 +59,13 @@ def _weight_patterns(model: str) -> list[str]:
 
 def read_config(folder: str) -> Any:
     """The checkpoint's config; raises StageError where it is broken or not an image-text-to-text model."""
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise StageError(f"{folder}/config.json: can't be read: {one_line(error)[:200]}") from error
-    if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise StageError(
             f"{folder}: a {config.model_type!r} model takes no images; --model needs a vision-language one"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vig_ray.compat.transformers import processor_without_video
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
 from vig_ray.model.chat import ChatFormatter
@@ -33,7 +34,6 @@ def _template_for(config: Any, tokenizer: Any, template: Template) -> Template:
 def _load_processor(folder: str, config: Any, tokenizer: Any) -> Any:
     """The checkpoint's processor; without its video half where torchvision, which that half needs, isn't installed."""
     from transformers import AutoImageProcessor, AutoProcessor
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
     from transformers.utils import is_torchvision_available
 
     if is_torchvision_available():
@@ -41,16 +41,7 @@ def _load_processor(folder: str, config: Any, tokenizer: Any) -> Any:
     try:
         return AutoProcessor.from_pretrained(folder)
     except ImportError:
-        import transformers
-
-        kind = getattr(transformers, PROCESSOR_MAPPING_NAMES[config.model_type])
-        processor = kind.__new__(kind)  # its __init__ insists on a video processor
-        processor.tokenizer = tokenizer
-        processor.image_processor = AutoImageProcessor.from_pretrained(folder)
-        processor.chat_template = tokenizer.chat_template
-        processor.image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
-        processor.image_token_id = config.image_token_id
-        return processor
+        return processor_without_video(config, tokenizer, AutoImageProcessor.from_pretrained(folder))
 
 
 def load_formatter(model: str, template: Template = "auto", max_length: int | None = None) -> Formatter:

@@ -117,4 +117,5 @@ def _short(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling:
     return torch.bmm(scores.softmax(-1), value).view(batch, heads, length, -1)
 
 
+# Without a mask function of that name, transformers makes no mask and passes None (its docs, "Attention backends").
 AttentionInterface.register(NAME, packed_attention)

@@ -56,6 +56,11 @@ class TrainConfig(StageConfig):
     activation_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="compute activations again in the backward pass instead of keeping them; auto: on GPUs"
     )
+    gradient_sync: Literal["microbatch", "step"] = Field(
+        "microbatch",
+        description="when workers add up their gradients: after each microbatch, or once a step, which sends less and "
+        "keeps whole gradients on every worker meanwhile, 4 bytes a trained weight: 28 GB for 7 billion",
+    )
     loaders: int | None = Field(
         None, ge=0, description="processes a worker that read and decode ahead; by default 4 with a GPU, else none"
     )

@@ -116,8 +116,7 @@ def write_model(state: State, base: str, template: Template, out: str, dtype: st
 
 
 def _llava_processor(formatter: LlavaFormatter, config: Any) -> Any:
-    from transformers import LlavaProcessor
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers import LlavaImageProcessorPil, LlavaProcessor
 
     from vig_ray.model.chat_template import LLAVA_V1
 

@@ -26,6 +26,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from vig_ray.cluster import Machines, machines, parse_range, with_the_driver
+from vig_ray.compat.ray import being_preempted, worker_errors
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import load_formatter, template_fingerprint
@@ -48,8 +49,8 @@ log = logging.getLogger(__name__)
 
 # What a run may be gone on with though it differs: it changes how the work is done, not what comes out.
 _HOW = {
-    "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "loaders",
-    "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
+    "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "gradient_sync",
+    "loaders", "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
     "selection", "model", "dtype",
 }  # fmt: skip
 
@@ -277,13 +278,9 @@ def _fit(trainer: TorchTrainer, monitor: Any) -> None:
 
 def _cause(error: BaseException) -> str:
     """What went wrong in a worker, on one line: Ray Train wraps what workers raise."""
-    causes: Mapping[int, BaseException] = getattr(error, "worker_failures", None) or {}
-    for inner in causes.values():
-        base: BaseException = getattr(inner, "_base_exc", None) or getattr(inner, "cause", None) or inner
-        lines = [line.strip() for line in str(base).splitlines() if line.strip()]
-        return f"{type(base).__name__}: {lines[-1] if lines else ''}"[:500]
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:500]
+    first = next(iter(worker_errors(error)), error)
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+    return f"{type(first).__name__}: {lines[-1] if lines else ''}"[:500]
 
 
 def _log_lines(plan: Plan) -> list[dict[str, Any]]:
@@ -307,7 +304,7 @@ def _work(loop: Mapping[str, Any]) -> None:
     try:
         keeper = Keeper(join(directory, "checkpoints"), keep=config.keep, team=team, run=output.run)
         watch = TeamWatch(monitor, out=directory, name=name, identity=output.run)
-        run = train(setup, team, keeper, watch, leaving=lambda: ray.train.get_preemption_info() is not None)
+        run = train(setup, team, keeper, watch, leaving=being_preempted)
         finish(run, output)
     except BadBatchError as error:
         where = join(directory, f"bad-step-{error.step}-{output.run}.json")

@@ -97,7 +97,7 @@ class HeldOut(NamedTuple):
 
 @dataclass(eq=False)
 class Run:
-    """A worker in the middle of a run."""
+    """A worker in the middle of a run. `whole_gradients`: see `memory.whole_gradients`."""
 
     setup: Setup
     team: Team
@@ -106,6 +106,7 @@ class Run:
     batcher: Batcher
     packed: bool
     sharded: bool
+    whole_gradients: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
     step_began: float = 0.0
     looked: float = 0.0

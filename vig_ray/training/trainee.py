@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vig_ray.compat.transformers import spare_last_mlp
 from vig_ray.model.head import capped, forward_arguments
 from vig_ray.training.attention import NAME
 from vig_ray.training.batch import Batch
@@ -66,40 +67,6 @@ def can_pack(model: Any) -> bool:
         and not getattr(text, "use_bidirectional_attention", None)
         and "token_type_ids" not in forward_arguments(model)  # image tokens that see each other
     )
-
-
-def spare_last_mlp(layer: torch.nn.Module) -> bool:
-    """Let the last decoder layer run its MLP for the K tokens only whose states are asked for: `needed_K`, int64, an
-    argument of the model's forward with each token's place in [B * L] once. Others' last states are then wrong.
-
-    Exact, since an MLP works token by token. Returns False where this layer's is of another kind and stays as it is.
-    """
-    mlp = getattr(layer, "mlp", None)
-    if mlp is None or not all(
-        isinstance(part, torch.nn.Linear) for part in mlp.modules() if list(part.parameters(recurse=False))
-    ):
-        return False
-    plain = mlp.forward
-    needed: list[torch.Tensor | None] = [None]
-
-    # By the layer's own call, which is repeated where activations are computed again.
-    def entered(_: Any, __: Any, options: dict[str, Any]) -> None:
-        needed[0] = options.get("needed_K")
-
-    def left(*_: Any) -> None:
-        needed[0] = None
-
-    def forward(hidden_BLD: torch.Tensor) -> torch.Tensor:
-        needed_K = needed[0]
-        if needed_K is None:
-            return plain(hidden_BLD)  # type: ignore[no-any-return]
-        flat = hidden_BLD.flatten(0, 1)
-        return torch.zeros_like(flat).index_copy(0, needed_K, plain(flat[needed_K])).view_as(hidden_BLD)
-
-    layer.register_forward_pre_hook(entered, with_kwargs=True)
-    layer.register_forward_hook(left, always_call=True)
-    mlp.forward = forward
-    return True
 
 
 class Trainee(torch.nn.Module):

@@ -228,8 +228,9 @@ class TeamWatch:
 def _described(run: Run) -> str:
     trained = sum(parameter.numel() for parameter in run.trainee.parameters() if parameter.requires_grad)
     workers = run.team.workers
+    kept = f", whole gradients kept until a step's end: {run.whole_gradients / 1e9:,.1f} GB a worker"
     return (
         f"{workers} worker{'s' if workers > 1 else ''} on {run.team.device.type} in {run.setup.dtype}, "
         f"{trained:,} weights trained, samples {'packed' if run.packed else 'padded'}"
-        f"{', FSDP' if run.sharded else ''}"
+        f"{', FSDP' if run.sharded else ''}{kept if run.whole_gradients else ''}"
     )

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from vig_ray.errors import StageError
-from vig_ray.model.head import applied_softcap
-from vig_ray.model.load import load_model
 from vig_ray.training import checkpoints
 from vig_ray.training.batch import Batcher, TrainingSample, plan_passes, trimmed
 from vig_ray.training.checkpoints import Keeper
 from vig_ray.training.loader import Loaded, Mismatch, Unusable, load_shares
+from vig_ray.training.memory import free_bytes, whole_gradients
 from vig_ray.training.objective import Totals, Weights, coefficients
 from vig_ray.training.optimizer import make_optimizer, rate_factor, set_rate
 from vig_ray.training.run import BadBatchError, HeldOut, Run, Setup, Step
-from vig_ray.training.team import Team, shard
+from vig_ray.training.sharding import read_by_one, shard
+from vig_ray.training.team import Team
 from vig_ray.training.trainee import Lora, Trainee, can_pack
 from vig_ray.training.watch import Watch
 
@@ -81,13 +81,15 @@ def train(setup: Setup, team: Team, keeper: Keeper, watch: Watch, leaving: Calla
 
 
 def prepare(setup: Setup, team: Team) -> Run:
-    """The model, sharded, its optimizer, and what makes its batches."""
+    """The model, sharded, its optimizer, and what makes its batches; every worker of the team calls it.
+
+    Raises StageError, on all workers, where the model can't be loaded, or its whole gradients, if they are asked for,
+    have no room.
+    """
     config = setup.config
     dtype = getattr(torch, setup.dtype)
     torch.manual_seed(config.seed)
-    # As they are stored, since every worker of a machine holds a whole model until it is sharded.
-    model = load_model(setup.prompts.model, dtype="auto", device="cpu")
-    softcap = applied_softcap(model)
+    model, softcap = read_by_one(setup.prompts.model, team)
     packs = can_pack(model)
     trainee = Trainee(
         model,
@@ -98,11 +100,14 @@ def prepare(setup: Setup, team: Team) -> Run:
         softcap=softcap,
     )
     sharded = shard(trainee, team, dtype)
+    kept = 0
+    if config.gradient_sync == "step" and team.workers > 1:
+        kept = whole_gradients(trainee, team.workers, float(team.gather(np.array([free_bytes(team.device)])).min()))
     optimizer = make_optimizer(trainee, config)
     collate = setup.source().formatter.collate
     packed = packs and config.packing
     batcher = Batcher(model, collate, device=team.device, dtype=dtype, packed=packed)
-    return Run(setup, team, trainee, optimizer, batcher, packed, sharded)
+    return Run(setup, team, trainee, optimizer, batcher, packed, sharded, kept)
 
 
 def check_tokens(setup: Setup, team: Team, watch: Watch) -> None:
@@ -211,7 +216,10 @@ def _accumulate(
     is returned."""
     normalisation = run.setup.config.normalisation
     loss = torch.zeros((), device=run.team.device)
-    for members in itertools.islice(itertools.chain(passes, itertools.repeat([])), max(most, 1)):
+    most = max(most, 1)
+    for number, members in enumerate(itertools.islice(itertools.chain(passes, itertools.repeat([])), most)):
+        if run.whole_gradients:
+            run.trainee.set_requires_gradient_sync(number + 1 == most)  # type: ignore[operator]  # FSDP2's
         batch = run.batcher.empty()
         if members:
             chosen = [samples[index] for index in members]

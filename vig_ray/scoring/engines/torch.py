@@ -15,11 +15,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vig_ray.model.head import applied_softcap, capped, forward_arguments, token_types_argument
 from vig_ray.model.positions import position_ids
@@ -205,7 +205,7 @@ class TorchEngine:
                 return self._vision_inputs(prompts, features)
             features.update({image.key: feature for image, feature in zip(part, found, strict=True)})
         each = [features[image.key] for image in images]
-        shared = SimpleNamespace(pooler_output=torch.stack(each) if self._stacked else each)
+        shared = BaseModelOutputWithPooling(pooler_output=torch.stack(each) if self._stacked else each)
         arguments = {"mm_encoder_outputs": {"image": shared}}
         grids = [image.inputs["image_grid_thw"] for image in images if "image_grid_thw" in image.inputs]
         if grids:

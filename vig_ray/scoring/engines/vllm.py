@@ -22,13 +22,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import vllm
-from transformers import BatchFeature
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
-from vllm.inputs.engine import mm_input, tokens_input
-from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
-from vllm.v1.engine.exceptions import EngineDeadError
 
+from vig_ray.compat.vllm import Placed, engine_input, image_item_maker, means_death, uses_v2_runner
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import NO_BLIND, EngineDiedError, LogProbs
 from vig_ray.scoring.engines.vllm_faults import cause_of, wake_when_dead
@@ -121,12 +118,12 @@ class VllmEngine:
         self.engine = engine
         self.max_in_flight = max_in_flight
         self.max_length = int(engine.model_config.max_model_len)
-        self.way: Way = AnswerRows() if engine.vllm_config.use_v2_model_runner else FlatPrompt()
+        self.way: Way = AnswerRows() if uses_v2_runner(engine) else FlatPrompt()
         config = engine.vllm_config
         where = f"{config.device_config.device_type} in {engine.model_config.dtype}"
         self.description = f"vLLM {vllm.__version__}, {engine.model_config.architecture} on {where}: {self.way.words}"
         self._formatter = formatter
-        self._fields = engine.renderer.get_mm_processor()._get_mm_fields_config
+        self._make_item = image_item_maker(engine)
         self._numbers = itertools.count()
         wake_when_dead(engine.engine_core)
 
@@ -183,9 +180,7 @@ class VllmEngine:
         tensors = self._formatter.collate([image.inputs], "cpu", self.engine.model_config.dtype)
         # Models that cut an image into a number of tiles want that number; others leave it out.
         tiles = torch.tensor([len(tensors["pixel_values"])]) if "pixel_values" in tensors else torch.tensor([1])
-        inputs = BatchFeature({"num_patches": tiles, **tensors})
-        (item,) = MultiModalKwargsItems.from_hf_inputs(inputs, self._fields(inputs, {}))["image"]
-        return item
+        return self._make_item({"num_patches": tiles, **tensors})
 
     def _refused(self, prompt: Prompt) -> PromptError | None:
         """Why this engine can't run a prompt, where it can't."""
@@ -201,23 +196,11 @@ class VllmEngine:
 
     def _send(self, name: str, prompt: Prompt, items: Mapping[str, Any], *, from_cache: bool) -> None:
         """Queue one request; raises what vLLM raises where it refuses it."""
-        ids = prompt.token_ids.tolist()
-        if prompt.images:
-            request: Any = mm_input(
-                ids,
-                MultiModalKwargsItems({"image": [items[image.key] for image in prompt.images]}),
-                # What every cache of vLLM's knows an image by: clean and blurred have different keys.
-                {"image": [image.key for image in prompt.images]},
-                {"image": [_placeholder(prompt, *span) for span in prompt.image_spans.tolist()]},
-            )
-        else:
-            request = tokens_input(ids)
+        request = engine_input(prompt.token_ids.tolist(), _placed(prompt, items))
         try:
             self.engine.add_request(name, request, self.way.ask(prompt, from_cache=from_cache))
         except Exception as error:
-            # The client may also find its socket closed by vLLM's own watch over the engine.
-            resources = getattr(self.engine.engine_core, "resources", None)
-            if isinstance(error, EngineDeadError) or getattr(resources, "engine_dead", False):
+            if means_death(error, self.engine.engine_core):
                 raise EngineDiedError(cause_of(error)) from error
             raise
 
@@ -235,7 +218,14 @@ class VllmEngine:
         return self.way.read(prompt, output)
 
 
-def _placeholder(prompt: Prompt, start: int, past: int) -> PlaceholderRange:
-    """Where an image lies in a prompt; with a mask where the processor put text of its own between its features."""
-    features = prompt.image_mask[start:past]
-    return PlaceholderRange(start, past - start, None if features.all() else torch.from_numpy(features.copy()))
+def _placed(prompt: Prompt, items: Mapping[str, Any]) -> list[Placed]:
+    """A prompt's images at their places. Their keys are what vLLM's caches know them by: clean and blurred differ.
+
+    With a mask where the processor put text of its own between an image's features.
+    """
+    placed = []
+    for image, (start, past) in zip(prompt.images, prompt.image_spans.tolist(), strict=True):
+        features = prompt.image_mask[start:past]
+        mask = None if features.all() else torch.from_numpy(features.copy())
+        placed.append(Placed(items[image.key], image.key, start, past - start, mask))
+    return placed

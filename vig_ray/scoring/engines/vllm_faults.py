@@ -10,6 +10,7 @@ import time
 import weakref
 from typing import Any
 
+from vig_ray.compat.vllm import has_process, process_died, wake
 from vig_ray.storage import one_line
 
 _TOLD = re.compile(r"\b(\w+(?:\.\w+)*(?:Error|Exception)): (.+)")
@@ -40,19 +41,16 @@ OWNER = "VIG_RAY_VLLM_OWNER"
 def wake_when_dead(core: Any) -> None:
     """Make a dead engine process raise EngineDeadError in whoever waits for its next output.
 
-    vLLM 0.32 notices the death, marks its client and closes it, but a `get_output` that is waiting then would wait
-    for ever. An in-process engine needs no watching.
+    It would wait for ever otherwise. An in-process engine needs no watching.
     """
-    if hasattr(core, "outputs_queue"):
+    if has_process(core):
         threading.Thread(target=_watch, args=(weakref.ref(core),), daemon=True, name="vllm-death").start()
 
 
 def _watch(reference: weakref.ref[Any]) -> None:
-    from vllm.v1.engine.exceptions import EngineDeadError
-
     while (core := reference()) is not None:
-        if core.resources.engine_dead:
-            core.outputs_queue.put_nowait(EngineDeadError())
+        if process_died(core):
+            wake(core)
             return
         del core  # it may be garbage by the next look
         time.sleep(_LOOK_EVERY_S)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vig_ray.compat.vllm import images_see_both_ways, processed
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import local_folder, read_config
@@ -41,10 +42,9 @@ def start(
     to vLLM. Raises StageError where an option is wrong, where vLLM can't load or feed the model, or out of memory.
     """
     set_environment(device, threads)
-    from vllm import EngineArgs
+    from vllm import EngineArgs, LLMEngine
     from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.llm_engine import LLMEngine
 
     from vig_ray.scoring.engines.vllm import VllmEngine
 
@@ -61,8 +61,7 @@ def start(
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
     except Exception as error:  # pydantic's, torch's, a loader's, a dead process's: whatever stops it from starting
         raise StageError(_why_not(model, error)) from error
-    if device == "cpu" and engine.model_config.is_mm_prefix_lm:
-        # vLLM's attention on a CPU is causal whatever the model, and says nothing.
+    if device == "cpu" and images_see_both_ways(engine):
         raise StageError(
             f"{model}: in this model the parts of an image see each other both ways, which vLLM can't do on a CPU; "
             "take --engine torch"
@@ -164,29 +163,17 @@ def _check_images(model: str, engine: Any, formatter: Formatter) -> None:
 
     Raises StageError where vLLM's model would be fed other arrays than it is written for.
     """
-    from vllm.multimodal.processing import ProcessorInputs, TimingContext
-
     ramp = np.linspace(0, 255, _PROBE_SIDE).astype(np.uint8)
     pixels = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], ramp[::-1, None]), axis=-1)
     image = PromptImage("probe", lambda: pixels, formatter.preprocess)
     prompt = formatter.prompt([Turn("user", f"{IMAGE_MARK}\n?"), Turn("assistant", "Yes.")], [image])
     ours = engine.item(image).get_data()
-    processor = engine.engine.renderer.get_mm_processor()
     try:
-        text = processor.dummy_inputs.get_dummy_text({"image": 1})
-        theirs_whole = processor.apply(
-            ProcessorInputs(
-                prompt=processor.info.get_tokenizer().encode(text),
-                mm_data_items=processor.info.parse_mm_data({"image": [Image.fromarray(pixels)]}),
-            ),
-            TimingContext(enabled=False),
-        )
+        theirs, places = processed(engine.engine, Image.fromarray(pixels))
     except Exception as error:
         raise StageError(
             f"{model}: vLLM's processor can't take a picture: {one_line(error)[:300]}; --engine torch may"
         ) from error
-    theirs = theirs_whole["mm_kwargs"]["image"][0].get_data()
-    places = theirs_whole["mm_placeholders"]["image"][0].get_num_embeds()
     difference = _difference(ours, theirs)
     if not difference and places != int(prompt.image_mask.sum()):
         difference = f"{int(prompt.image_mask.sum())} image tokens, and vLLM wants {places}"

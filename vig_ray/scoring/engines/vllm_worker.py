@@ -5,7 +5,6 @@ It teaches vLLM to read a LLaVA as transformers 5 saves one, and ends the engine
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ import time
 
 import psutil
 
+from vig_ray.compat.vllm import rename_weights
 from vig_ray.scoring.engines.vllm_faults import OWNER
 
 _CHECK_EVERY_S = 1.0
@@ -36,13 +36,9 @@ def read_unnested_towers() -> None:
 
     transformers 5 writes the first for a model that it made itself, the second for one that it loaded.
     """
-    from vllm.model_executor.models.utils import WeightsMapper
-
     tower = re.compile(r"^(?:model\.)?vision_tower\.(?=(?:embeddings|pre_layrnorm|encoder|post_layernorm)\.)")
-    nested = WeightsMapper(orig_to_new_regex={tower: "vision_tower.vision_model."})
-    for module, name in _NESTING:
-        model = getattr(importlib.import_module(f"vllm.model_executor.models.{module}"), name)
-        model.hf_to_vllm_mapper |= nested
+    for module, model in _NESTING:
+        rename_weights(module, model, tower, "vision_tower.vision_model.")
 
 
 def end_with_owner() -> None:

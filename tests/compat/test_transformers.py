@@ -1,0 +1,117 @@
+"""transformers is as vig_ray/compat/transformers.py, the torch engine and packed attention take it to be.
+
+What fails here names what a release has changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from tests.scoring.prompts import ask, picture
+from vig_ray.compat import transformers as compat
+from vig_ray.demo import CHECKPOINT
+
+
+@pytest.fixture
+def model(demo_model: Any) -> Any:
+    return copy.deepcopy(demo_model)
+
+
+@pytest.fixture(scope="module")
+def inputs(demo_formatter: Any, demo_model: Any) -> dict[str, Any]:
+    """Ids and pixels of two prompts of one length."""
+    prompts = [ask(demo_formatter, "Seven.", picture(number, demo_formatter)) for number in (1, 2)]
+    pixels = demo_formatter.collate([prompt.images[0].inputs for prompt in prompts], "cpu", torch.float32)
+    return {"input_ids": torch.tensor([prompt.token_ids.tolist() for prompt in prompts]), "use_cache": False} | pixels
+
+
+def test_processors_have_default_options_for_images() -> None:
+    from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+
+    assert transformers.ProcessorMixin.valid_processor_kwargs._defaults == {}
+    told = "the defaults of Idefics 3 (and SmolVLM) aren't in valid_processor_kwargs._defaults any more"
+    assert compat.default_image_options(Idefics3Processor).get("return_row_col_info") is True, told
+    processor = transformers.AutoProcessor.from_pretrained(CHECKPOINT)
+    assert compat.default_image_options(processor) == {}
+    assert compat.default_image_options(object()) == {}
+
+
+def test_a_processor_works_without_its_video_half(qwen_checkpoint: str) -> None:
+    config = transformers.AutoConfig.from_pretrained(qwen_checkpoint)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(qwen_checkpoint)
+    images = transformers.AutoImageProcessor.from_pretrained(qwen_checkpoint)
+    processor = compat.processor_without_video(config, tokenizer, images)
+    # Where this no longer raises, the constructor is the public way.
+    with pytest.raises((AttributeError, TypeError, ValueError, ImportError)):
+        type(processor)(image_processor=images, tokenizer=tokenizer, video_processor=None)
+    words = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    text = processor.apply_chat_template(words, tokenize=False)
+    assert text.count(processor.image_token) == 1
+    grid = torch.tensor([[1, 4, 6]])
+    places = 4 * 6 // images.merge_size**2
+    expanded = processor.replace_image_token({"image_grid_thw": grid}, 0)
+    assert expanded == processor.image_token * places, "replace_image_token works otherwise than ChatFormatter takes it"
+
+
+@pytest.mark.parametrize("name", ["LlavaModel", "Qwen2_5_VLModel"])
+def test_models_take_features_for_images(name: str) -> None:
+    arguments = inspect.signature(getattr(transformers, name).forward).parameters
+    assert "mm_encoder_outputs" in arguments, f"{name}: without it every prompt runs the vision tower anew"
+
+
+@torch.no_grad()
+def test_features_give_what_pixels_give(model: Any, inputs: dict[str, Any]) -> None:
+    expected = model.model(**inputs).last_hidden_state
+    made = model.get_image_features(pixel_values=inputs["pixel_values"], return_dict=True).pooler_output
+    shared = {"image": BaseModelOutputWithPooling(pooler_output=list(made))}  # one tensor an image, from several calls
+    text = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    assert torch.equal(model.model(**text, mm_encoder_outputs=shared).last_hidden_state, expected)
+
+
+@torch.no_grad()
+def test_the_last_mlp_runs_for_the_tokens_that_are_needed(model: Any, inputs: dict[str, Any]) -> None:
+    expected = model.model(**inputs).last_hidden_state.flatten(0, 1)
+    last = model.get_decoder().layers[-1]
+    rows: list[int] = []
+    last.mlp.down_proj.register_forward_hook(lambda _, arguments, __: rows.append(arguments[0].shape[:-1].numel()))
+    assert compat.spare_last_mlp(last), "the last decoder layer has no mlp of linear layers"
+    needed_K = torch.tensor([2, 5, len(expected) - 1])
+    found = model.model(**inputs, needed_K=needed_K).last_hidden_state.flatten(0, 1)
+    told = "needed_K doesn't reach the last layer, or its mlp isn't called with the hidden states"
+    assert rows == [len(needed_K)], told
+    torch.testing.assert_close(found[needed_K], expected[needed_K], rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.model(**inputs).last_hidden_state.flatten(0, 1), expected)  # without it, as before
+    assert not compat.spare_last_mlp(torch.nn.Linear(2, 2))
+
+
+@torch.no_grad()
+def test_attention_without_a_mask_function_gets_no_mask_but_every_argument(model: Any, inputs: dict[str, Any]) -> None:
+    seen: list[tuple[Any, Any]] = []
+
+    def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **given: Any) -> Any:
+        seen.append((attention_mask, given.get("segments")))
+        return query.transpose(1, 2).contiguous(), None
+
+    transformers.AttentionInterface.register("canary", attention)
+    assert "canary" not in transformers.AttentionMaskInterface()
+    model.set_attn_implementation({"text_config": "canary"})
+    # Positions that begin anew, as in a packed row, would call for a mask elsewhere.
+    length = inputs["input_ids"].shape[1]
+    positions = (torch.arange(length) % 7).expand(2, -1)
+    model.model(**inputs, position_ids=positions, segments="segments")
+    layers = model.config.text_config.num_hidden_layers
+    assert seen == [(None, "segments")] * layers, "a mask was made, or an argument didn't reach the attention"
+
+
+def test_which_models_take_images_is_known_by_their_config() -> None:
+    known = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    assert transformers.LlavaConfig in known
+    assert transformers.Qwen2_5_VLConfig in known
+    assert transformers.LlamaConfig not in known

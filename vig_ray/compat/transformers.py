@@ -1,0 +1,82 @@
+"""The inside of transformers. tests/compat/test_transformers.py fails where a release changes any of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def default_image_options(processor: Any) -> dict[str, Any]:
+    """What a processor gives its image processor when nobody says otherwise: SmolVLM's asks for rows and columns, say.
+
+    They apply only where the whole processor is called, with text; we call its image processor alone. Checked against
+    transformers 5.19.0.
+    """
+    defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
+    return dict(defaults.get("images_kwargs", {}))
+
+
+def processor_without_video(config: Any, tokenizer: Any, image_processor: Any) -> Any:
+    """The processor of a checkpoint with this config, of these parts, without the video processor that it has besides.
+
+    Its constructor insists on one, which needs torchvision, so it isn't called: what it sets, and prompts of images
+    need, is set here. Raises KeyError where transformers knows no processor for this kind of model. Checked against
+    transformers 5.19.0.
+    """
+    from transformers import PROCESSOR_MAPPING
+
+    kind = PROCESSOR_MAPPING[type(config)]
+    processor = kind.__new__(kind)
+    processor.tokenizer = tokenizer
+    processor.image_processor = image_processor
+    processor.chat_template = tokenizer.chat_template
+    processor.image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
+    processor.image_token_id = config.image_token_id
+    return processor
+
+
+def spare_last_mlp(layer: torch.nn.Module) -> bool:
+    """Let the last decoder layer run its MLP for the K tokens only whose states are asked for: `needed_K`, int64, an
+    argument of the model's forward with each token's place in [B * L] once. Others' last states are then wrong.
+
+    Exact, since an MLP works token by token. Returns False where this layer's is of another kind and stays as it is.
+
+    It leans on how transformers writes decoders: the forward hands arguments that it doesn't know down to its layers,
+    which call their `mlp` once, with the hidden states [B, L, D] alone. Checked against transformers 5.19.0.
+    """
+    mlp = getattr(layer, "mlp", None)
+    if mlp is None or not all(
+        isinstance(part, torch.nn.Linear) for part in mlp.modules() if list(part.parameters(recurse=False))
+    ):
+        return False
+    needed: list[torch.Tensor | None] = [None]
+    shape = [torch.Size()]
+
+    # By the layer's own call, which is repeated where activations are computed again.
+    def entered(_: Any, __: Any, options: dict[str, Any]) -> None:
+        needed[0] = options.get("needed_K")
+
+    def left(*_: Any) -> None:
+        needed[0] = None
+
+    def pick(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+        needed_K = needed[0]
+        if needed_K is None:
+            return None
+        (hidden_BLD,) = arguments
+        shape[0] = hidden_BLD.shape
+        return (hidden_BLD.flatten(0, 1)[needed_K],)
+
+    def put_back(_: Any, __: Any, out_KD: torch.Tensor) -> torch.Tensor | None:
+        needed_K = needed[0]
+        if needed_K is None:
+            return None
+        batch, length, width = shape[0]
+        return out_KD.new_zeros(batch * length, width).index_copy(0, needed_K, out_KD).view(batch, length, width)
+
+    layer.register_forward_pre_hook(entered, with_kwargs=True)
+    layer.register_forward_hook(left, always_call=True)
+    mlp.register_forward_pre_hook(pick)
+    mlp.register_forward_hook(put_back)
+    return True

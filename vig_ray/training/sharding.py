@@ -1,0 +1,160 @@
+"""From one checkpoint to a model that is spread over all workers, read by the first of them alone.
+
+The first worker loads the model into its host memory, as it is stored; the others build it without weights, on torch's
+meta device. Then it is sharded unit by unit (FSDP2): a unit's tensors go from the first worker to the devices of all,
+become what they are trained in, and are cut into shards. So the host memory of all machines together holds one model,
+however many workers they have, and a device holds one unit more than its shards.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from vig_ray.errors import StageError
+from vig_ray.model.checkpoint import local_folder, read_config
+from vig_ray.model.head import applied_softcap
+from vig_ray.model.load import load_model
+from vig_ray.storage import one_line
+from vig_ray.training.team import Team
+from vig_ray.training.trainee import Trainee
+
+# What gradients are added up in, over microbatches and over workers.
+GRADIENT_DTYPE = torch.float32
+
+
+def read_by_one(checkpoint: str, team: Team) -> tuple[Any, float | None]:
+    """The checkpoint's model on the CPU, in the precision it is stored in, and the soft cap of its logits.
+
+    Workers other than the first get the same model without weights. Raises StageError, on every worker, where the
+    first one can't load it.
+    """
+    model: Any = None
+    softcap: float | None = None
+    failure: StageError | None = None
+    if team.rank == 0:
+        try:
+            model = load_model(checkpoint, dtype="auto", device="cpu")
+            softcap = applied_softcap(model)
+        except StageError as error:
+            failure = error
+    softcap, failure = team.gather_objects((softcap, failure))[0]
+    if failure is not None:
+        raise failure
+    return (_without_weights(checkpoint) if model is None else model), softcap
+
+
+def _without_weights(checkpoint: str) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    config = read_config(local_folder(checkpoint, weights=False))
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise StageError(
+            f"{checkpoint}: the model can't be built without its weights, as several workers need it "
+            f"({one_line(error)[:300]}); train with --workers 1"
+        ) from error
+
+
+def shard(trainee: Trainee, team: Team, dtype: torch.dtype) -> bool:
+    """Spread weights, gradients and optimizer state over the team (FSDP2); returns whether it did.
+
+    One unit a decoder layer, and one for the rest. All values are the first worker's. Weights that are trained become
+    float32, whatever the checkpoint's precision; passes run in `dtype`. A single worker in float32 needs no FSDP.
+
+    Raises StageError, on every worker, where a model built without weights has other tensors than the loaded one.
+    """
+    tensors = _same_everywhere(trainee, team)
+    sharded = team.workers > 1 or dtype != torch.float32
+    mesh = init_device_mesh(team.device.type, (team.workers,)) if sharded else None
+    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=GRADIENT_DTYPE, cast_forward_inputs=False)
+    names = {module: name for name, module in trainee.named_modules()}
+    filled: set[torch.nn.Module] = set()
+    for unit in [*trainee.layers(), trainee]:
+        modules = [module for module in unit.modules() if module not in filled]
+        _fill({names[module]: module for module in modules}, tensors, team)
+        filled.update(modules)
+        if mesh is not None:
+            fully_shard(unit, mesh=mesh, mp_policy=precision)
+    return sharded
+
+
+class _Tensor(NamedTuple):
+    """A parameter or buffer; `first`: the name of the first place where it hangs, its own unless it is tied."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    is_parameter: bool
+    trained: bool
+    first: str
+
+
+def _places(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The parameters and buffers that hang at a module itself, also those that hang elsewhere too."""
+    return [
+        *module.named_parameters(recurse=False, remove_duplicate=False),
+        *module.named_buffers(recurse=False, remove_duplicate=False),
+    ]
+
+
+def _same_everywhere(trainee: Trainee, team: Team) -> dict[str, _Tensor]:
+    """The first worker's tensors by their names, which all others' are to become: names and shapes must agree."""
+    found: dict[str, _Tensor] = {}
+    first: dict[int, str] = {}
+    for path, module in trainee.named_modules():
+        for name, tensor in _places(module):
+            where = f"{path}.{name}"
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            found[where] = _Tensor(
+                tuple(tensor.shape),
+                tensor.dtype,
+                is_parameter,
+                tensor.requires_grad,
+                first.setdefault(id(tensor), where),
+            )
+    everyone: list[dict[str, _Tensor]] = team.gather_objects(found)
+    shapes = [{where: (tensor.shape, tensor.is_parameter) for where, tensor in each.items()} for each in everyone]
+    for other in shapes[1:]:
+        odd = sorted(dict(shapes[0].items() ^ other.items()))
+        if odd:
+            raise StageError(
+                f"{type(trainee.model).__name__} has other tensors after loading than when it is built from its "
+                f"config, {odd[0]} among them: several workers can't share it; train with --workers 1"
+            )
+    return everyone[0]
+
+
+def _fill(modules: dict[str, torch.nn.Module], tensors: dict[str, _Tensor], team: Team) -> None:
+    """Put the first worker's parameters and buffers of these modules, which `tensors` describes, on every worker's
+    device, in float32 where they are trained.
+
+    Buffers that no state dict has (frequencies of rotary positions) go the same way. A tensor that hangs in several
+    places (tied embeddings) is sent once, and hangs in the same places on every worker.
+    """
+    filled: dict[str, torch.Tensor] = {}
+    for path, module in modules.items():
+        for name, tensor in _places(module):
+            where = f"{path}.{name}"
+            described = tensors[where]
+            if described.first not in filled:
+                filled[described.first] = _received(tensor, described, team)
+            setattr(module, name, filled[described.first])
+
+
+def _received(tensor: torch.Tensor, described: _Tensor, team: Team) -> torch.Tensor:
+    """The first worker's value of a tensor, on this worker's device."""
+    if team.rank == 0:
+        value = tensor.detach().to(team.device).contiguous()
+    else:
+        value = torch.empty(described.shape, dtype=described.dtype, device=team.device)
+    if team.workers > 1 and value.numel():
+        dist.broadcast(value.view(-1).view(torch.uint8), src=0)  # as bytes: not every backend knows every type
+    if not described.is_parameter:
+        return value
+    return torch.nn.Parameter(value.float() if described.trained else value, requires_grad=described.trained)
