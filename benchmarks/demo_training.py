@@ -22,17 +22,17 @@ import torch
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.demo.truth import decided_tokens
 from vig_ray.model.load import load_model
-from vig_ray.training.checkpoints import Keeper
+from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
+from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.index import of_samples, of_selection
 from vig_ray.training.loader import Prompts, SampleSource
+from vig_ray.training.metrics import SilentLogger
 from vig_ray.training.run import Setup
-from vig_ray.training.team import Team
-from vig_ray.training.watch import Silent
 from vig_ray.training.worker import train
 
 CLEAN = ("color", "place", "caption", "turns", "prior", "knowledge")
-TEAM = Team(0, 1, torch.device("cpu"))
+TEAM = DistributedContext(0, 1, torch.device("cpu"))
 
 
 def vig(*words: object) -> None:
@@ -92,8 +92,8 @@ def trained(folder: Path, selection: Path, *, batch: int, lr: float) -> tuple[An
         config, Prompts(CHECKPOINT), of_selection(samples, chosen), samples, chosen, "float32", 0, 2048, False
     )
     with tempfile.TemporaryDirectory() as out:
-        run = train(setup, TEAM, Keeper(out, keep=1, team=TEAM), Silent())
-    return run.trainee.model, sum(line["active_tokens"] for line in run.log)
+        run = train(setup, TEAM, CheckpointManager(out, keep=1, distributed=TEAM), SilentLogger())
+    return run.training_model.model, sum(line["active_tokens"] for line in run.log)
 
 
 def main() -> None:

@@ -25,14 +25,14 @@ import torch
 
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.model.load import load_model
-from vig_ray.training.checkpoints import Keeper
+from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.collator import ActiveTokensCollator
 from vig_ray.training.config import TrainConfig
+from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.index import of_selection
 from vig_ray.training.loader import Prompts
+from vig_ray.training.metrics import SilentLogger
 from vig_ray.training.run import Setup
-from vig_ray.training.team import Team
-from vig_ray.training.watch import Silent
 from vig_ray.training.worker import train
 
 LEFT_OUT = 3  # first steps, in which everything is warmed up
@@ -63,10 +63,13 @@ def setup_of(folder: Path, *, steps: int, batch: int, packing: bool) -> Setup:
 
 def ours(folder: Path, *, steps: int, batch: int, packing: bool) -> float:
     """Samples/s."""
-    team = Team(0, 1, torch.device("cpu"))
+    distributed = DistributedContext(0, 1, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as out:
         run = train(
-            setup_of(folder, steps=steps, batch=batch, packing=packing), team, Keeper(out, keep=1, team=team), Silent()
+            setup_of(folder, steps=steps, batch=batch, packing=packing),
+            distributed,
+            CheckpointManager(out, keep=1, distributed=distributed),
+            SilentLogger(),
         )
     lines = run.log[LEFT_OUT:]
     return sum(line["samples"] for line in lines) / sum(line["seconds"] for line in lines)
@@ -75,9 +78,9 @@ def ours(folder: Path, *, steps: int, batch: int, packing: bool) -> float:
 def _worker(rank: int, workers: int, folder: str, given: dict[str, int]) -> None:
     torch.set_num_threads(2 // workers)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers)
-    team = Team(rank, workers, torch.device("cpu"))
-    keeper = Keeper(f"{folder}/checkpoints", keep=1, team=team)
-    run = train(setup_of(Path(folder).parent, packing=True, **given), team, keeper, Silent())
+    distributed = DistributedContext(rank, workers, torch.device("cpu"))
+    manager = CheckpointManager(f"{folder}/checkpoints", keep=1, distributed=distributed)
+    run = train(setup_of(Path(folder).parent, packing=True, **given), distributed, manager, SilentLogger())
     if rank == 0:
         (Path(folder) / "log.json").write_text(json.dumps(run.log))
     torch.distributed.destroy_process_group()

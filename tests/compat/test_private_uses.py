@@ -109,7 +109,7 @@ def test_the_reader_sees_every_kind_of_use() -> None:
         "'''Of SERVE_REPLICA:: in a docstring.'''": [],
         "import ray.data, vllm, transformers": [],
         "from vllm import SamplingParams, __version__": [],
-        "self._private = team.ray._private": [],
+        "self._private = distributed.ray._private": [],
     }
     for line, names in lines.items():
         assert [name for _, name in private_uses(line)] == names, line

@@ -82,11 +82,11 @@ def test_the_last_mlp_runs_for_the_tokens_that_are_needed(model: Any, inputs: di
     rows: list[int] = []
     last.mlp.down_proj.register_forward_hook(lambda _, arguments, __: rows.append(arguments[0].shape[:-1].numel()))
     assert compat.spare_last_mlp(last), "the last decoder layer has no mlp of linear layers"
-    needed_K = torch.tensor([2, 5, len(expected) - 1])
-    found = model.model(**inputs, needed_K=needed_K).last_hidden_state.flatten(0, 1)
-    told = "needed_K doesn't reach the last layer, or its mlp isn't called with the hidden states"
-    assert rows == [len(needed_K)], told
-    torch.testing.assert_close(found[needed_K], expected[needed_K], rtol=1e-5, atol=1e-5)
+    unique_state_index_K = torch.tensor([2, 5, len(expected) - 1])
+    found = model.model(**inputs, unique_state_index_K=unique_state_index_K).last_hidden_state.flatten(0, 1)
+    told = "unique_state_index_K doesn't reach the last layer, or its mlp isn't called with the hidden states"
+    assert rows == [len(unique_state_index_K)], told
+    torch.testing.assert_close(found[unique_state_index_K], expected[unique_state_index_K], rtol=1e-5, atol=1e-5)
     assert torch.equal(model.model(**inputs).last_hidden_state.flatten(0, 1), expected)  # without it, as before
     assert not compat.spare_last_mlp(torch.nn.Linear(2, 2))
 

@@ -12,14 +12,14 @@ import torch
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.stage import claim
-from vig_ray.training.checkpoints import Keeper
+from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
+from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.index import of_samples, of_selection
 from vig_ray.training.job import finish
 from vig_ray.training.loader import Prompts
+from vig_ray.training.metrics import MetricsLogger, SilentLogger
 from vig_ray.training.run import Run, Setup
-from vig_ray.training.team import Team
-from vig_ray.training.watch import Silent, Watch
 from vig_ray.training.worker import train
 
 
@@ -42,9 +42,11 @@ def setup_of(folder: Path, *, selection: bool = True, model: str = CHECKPOINT, *
     )
 
 
-def alone(setup: Setup, out: Path, watch: Watch | None = None) -> Run:
-    team = Team(0, 1, torch.device("cpu"))
-    return train(setup, team, Keeper(str(out), keep=2, team=team), watch or Silent())
+def alone(setup: Setup, out: Path, metrics: MetricsLogger | None = None) -> Run:
+    distributed = DistributedContext(0, 1, torch.device("cpu"))
+    return train(
+        setup, distributed, CheckpointManager(str(out), keep=2, distributed=distributed), metrics or SilentLogger()
+    )
 
 
 def left_by(run: Run, out: Path) -> Path:
@@ -64,14 +66,14 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
     """All weights, whole, on every worker."""
-    return {name: whole(tensor) for name, tensor in run.trainee.model.state_dict().items()}
+    return {name: whole(tensor) for name, tensor in run.training_model.model.state_dict().items()}
 
 
-class Beginning(Silent):
+class Beginning(SilentLogger):
     """Keeps a copy of what a run began with: every parameter, whole, and every buffer, by all their names."""
 
     def start(self, run: Run) -> None:
-        model = run.trainee.model
+        model = run.training_model.model
         parameters = dict(model.named_parameters(remove_duplicate=False))
         buffers = dict(model.named_buffers(remove_duplicate=False))
         self.trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
@@ -95,7 +97,7 @@ def _counted_reduce_scatters() -> list[str]:
 def _work(rank: int, workers: int, folder: str, setups: Sequence[tuple[str, Setup | Sequence[Setup]]]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers)
-    team = Team(rank, workers, torch.device("cpu"))
+    distributed = DistributedContext(rank, workers, torch.device("cpu"))
     reduced = _counted_reduce_scatters()
     for name, setup in setups:
         reduced.clear()
@@ -103,7 +105,9 @@ def _work(rank: int, workers: int, folder: str, setups: Sequence[tuple[str, Setu
         own = setup if isinstance(setup, Setup) else setup[rank]
         left: dict[str, Any]
         try:
-            run = train(own, team, Keeper(os.path.join(folder, name), keep=2, team=team), began)
+            run = train(
+                own, distributed, CheckpointManager(os.path.join(folder, name), keep=2, distributed=distributed), began
+            )
             left = {"log": run.log, "weights": weights_of(run), "reduce_scatters": len(reduced), "began": vars(began)}
         except StageError as error:
             left = {"refused": str(error)}

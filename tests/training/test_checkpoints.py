@@ -14,13 +14,13 @@ import torch
 from tests.training.runs import alone, setup_of, together, weights_of
 from vig_ray.errors import StageError
 from vig_ray.training import checkpoints, worker
-from vig_ray.training.checkpoints import Checkpoint, Keeper, to_keep, whole_checkpoints
+from vig_ray.training.checkpoints import Checkpoint, CheckpointManager, committed_checkpoints, to_keep
+from vig_ray.training.distributed import DistributedContext
+from vig_ray.training.metrics import SilentLogger
 from vig_ray.training.run import Run, Setup
-from vig_ray.training.team import Team
-from vig_ray.training.watch import Silent
 from vig_ray.training.worker import held_out_loss, train
 
-ALONE = Team(0, 1, torch.device("cpu"))
+ALONE = DistributedContext(0, 1, torch.device("cpu"))
 
 
 def worst_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -28,7 +28,7 @@ def worst_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-class StopAt(Silent):
+class StopAt(SilentLogger):
     """Ends the process's run after a step, as a kill would, between two steps."""
 
     def __init__(self, step: int) -> None:
@@ -41,7 +41,7 @@ class StopAt(Silent):
 
 def stopped(setup: Setup, directory: str, step: int) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(setup, ALONE, Keeper(directory, keep=2, team=ALONE), StopAt(step))
+        train(setup, ALONE, CheckpointManager(directory, keep=2, distributed=ALONE), StopAt(step))
 
 
 def test_a_run_goes_on_as_if_it_had_never_stopped(chosen: Path, tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_a_machine_that_is_to_go_gets_a_checkpoint_at_once(
         asked.append(len(asked) + 1)
         return len(asked) >= 3  # and from then on
 
-    train(setup, ALONE, Keeper(str(tmp_path), keep=9, team=ALONE), Silent(), leaving)
-    scores = {each.step: each.score for each in whole_checkpoints(str(tmp_path))}
+    train(setup, ALONE, CheckpointManager(str(tmp_path), keep=9, distributed=ALONE), SilentLogger(), leaving)
+    scores = {each.step: each.score for each in committed_checkpoints(str(tmp_path))}
     assert sorted(scores) == [3, 5, 8]
     # There is no time to measure before the machine is gone, and no other step's loss will do.
     assert [step for step, score in scores.items() if score is None] == [3]
@@ -120,19 +120,19 @@ def test_the_last_and_the_best_stay(chosen: Path, tmp_path: Path) -> None:
     losses = {line["step"] + 1: line["held_out_active_loss"] for line in run.log if line["held_out_active_loss"]}
     assert sorted(losses) == [2, 4, 6, 8, 10]
     best = min(losses, key=lambda step: losses[step])
-    assert {each.step for each in whole_checkpoints(str(tmp_path))} == {8, 10, best}
-    assert {each.score for each in whole_checkpoints(str(tmp_path))} == {losses[step] for step in (8, 10, best)}
+    assert {each.step for each in committed_checkpoints(str(tmp_path))} == {8, 10, best}
+    assert {each.score for each in committed_checkpoints(str(tmp_path))} == {losses[step] for step in (8, 10, best)}
 
 
 def test_a_checkpoint_is_told_by_its_own_held_out_loss(chosen: Path, tmp_path: Path) -> None:
     """Whatever lies between measurements and between checkpoints."""
     setup = setup_of(chosen, max_steps=7, save_every=2, eval_every=3, held_out=16, lr=3e-2)
-    run = train(setup, ALONE, Keeper(str(tmp_path), keep=9, team=ALONE), Silent())
+    run = train(setup, ALONE, CheckpointManager(str(tmp_path), keep=9, distributed=ALONE), SilentLogger())
     assert [line["step"] + 1 for line in run.log if line["held_out_active_loss"] is not None] == [2, 3, 4, 6, 7]
-    kept = whole_checkpoints(str(tmp_path))
+    kept = committed_checkpoints(str(tmp_path))
     assert [each.step for each in kept] == [2, 4, 6, 7]
     for each in kept:
-        checkpoints.read(str(tmp_path / each.name), run.trainee, run.optimizer)
+        checkpoints.read(str(tmp_path / each.name), run.training_model, run.optimizer)
         assert each.score == pytest.approx(held_out_loss(run).active_loss, abs=1e-5), each.step
 
 
@@ -142,7 +142,7 @@ def test_held_out_samples_are_not_trained_on(chosen: Path, tmp_path: Path) -> No
     assert run.log[-1]["end"] == len(setup.index) - 20
     line = run.log[-1]
     source = setup.source()
-    run.trainee.eval()
+    run.training_model.eval()
     sums = torch.zeros(4, dtype=torch.float64)
     for position in range(len(setup.index) - 20, len(setup.index)):
         sample: Any = source[position]
@@ -150,7 +150,7 @@ def test_held_out_samples_are_not_trained_on(chosen: Path, tmp_path: Path) -> No
         images = [image.inputs for image in sample.prompt.images]
         pixels = source.formatter.collate(images, "cpu", torch.float32) if images else {}
         with torch.no_grad():
-            logp = run.trainee.model(input_ids=ids, **pixels).logits[0].log_softmax(-1)
+            logp = run.training_model.model(input_ids=ids, **pixels).logits[0].log_softmax(-1)
         nll = torch.tensor([-float(logp[p - 1, ids[0, p]]) for p in sample.prompt.answer_positions.tolist()])
         active = torch.from_numpy(sample.weights_T != 0)
         sums += torch.stack([nll[active].sum(), active.sum(), nll.sum(), torch.tensor(len(nll))])
@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(chosen: Path, tmp_path: 
 
     setup = setup_of(chosen, max_steps=8, save_every=2)
     stopped(setup, str(tmp_path / "run"), 3)
-    before = whole_checkpoints(str(tmp_path / "run"))
+    before = committed_checkpoints(str(tmp_path / "run"))
     assert [each.step for each in before] == [2]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # a file may not grow beyond that
@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(chosen: Path, tmp_path: 
             alone(setup, tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert whole_checkpoints(str(tmp_path / "run")) == before
+    assert committed_checkpoints(str(tmp_path / "run")) == before
     run = alone(setup, tmp_path / "run")
     expected = alone(setup, tmp_path / "undisturbed")
     assert worst_difference(weights_of(run), weights_of(expected)) < 1e-6
@@ -188,16 +188,16 @@ def test_in_a_bucket_that_is_lost_and_comes_back(
     directory = "s3://runs/a/checkpoints"
     setup = setup_of(chosen, max_steps=8, save_every=2)
     stopped(setup, directory, 5)
-    assert [each.step for each in whole_checkpoints(directory)][-1] in (2, 4)
+    assert [each.step for each in committed_checkpoints(directory)][-1] in (2, 4)
 
-    class LoseTheBucket(Silent):
+    class LoseTheBucket(SilentLogger):
         def step(self, step: Any) -> None:
             if step.step + 1 == 5:
-                monkeypatch.setattr(Keeper, "_upload", _to_nowhere)
+                monkeypatch.setattr(CheckpointManager, "_upload", _to_nowhere)
 
-    whole = Keeper._upload
+    whole = CheckpointManager._upload
 
-    def _to_nowhere(self: Keeper, folder: str, name: str) -> None:
+    def _to_nowhere(self: CheckpointManager, folder: str, name: str) -> None:
         self._directory, kept = "s3://no-such-bucket/a", self._directory
         try:
             whole(self, folder, name)
@@ -205,15 +205,17 @@ def test_in_a_bucket_that_is_lost_and_comes_back(
             self._directory = kept
 
     with pytest.raises(StageError, match="can't be uploaded"):
-        train(setup, ALONE, Keeper(directory, keep=2, team=ALONE), LoseTheBucket())
-    monkeypatch.setattr(Keeper, "_upload", whole)
-    before = whole_checkpoints(directory)
+        train(setup, ALONE, CheckpointManager(directory, keep=2, distributed=ALONE), LoseTheBucket())
+    monkeypatch.setattr(CheckpointManager, "_upload", whole)
+    before = committed_checkpoints(directory)
     assert before
-    run: Run = train(setup, ALONE, Keeper(directory, keep=2, team=ALONE), Silent())
+    run: Run = train(setup, ALONE, CheckpointManager(directory, keep=2, distributed=ALONE), SilentLogger())
     expected = alone(setup, tmp_path / "undisturbed")
     assert worst_difference(weights_of(run), weights_of(expected)) < 1e-6
     keys = [each["Key"].split("/") for each in client.list_objects_v2(Bucket="runs")["Contents"]]
     names = {key[2] for key in keys if len(key) > 2 and key[2]}
-    assert names == {each.name for each in whole_checkpoints(directory)}
-    record = client.get_object(Bucket="runs", Key=f"a/checkpoints/{whole_checkpoints(directory)[-1].name}/whole.json")
+    assert names == {each.name for each in committed_checkpoints(directory)}
+    record = client.get_object(
+        Bucket="runs", Key=f"a/checkpoints/{committed_checkpoints(directory)[-1].name}/whole.json"
+    )
     assert json.loads(record["Body"].read())["step"] == 8

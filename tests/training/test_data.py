@@ -24,7 +24,7 @@ from vig_ray.selection.schema import SELECTION
 from vig_ray.training import index
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.index import of_samples, of_selection
-from vig_ray.training.loader import Mismatch, Unusable, load_shares
+from vig_ray.training.loader import Mismatch, Unusable, load_steps
 from vig_ray.training.rows import Rows
 from vig_ray.training.run import BadBatchError
 
@@ -61,9 +61,9 @@ def test_each_position_is_its_own_sample_with_its_own_weights(
 
 def test_processes_that_load_ahead_give_the_same_in_the_same_order(chosen: Path) -> None:
     source = setup_of(chosen).source()
-    shares = [np.arange(start, start + 5) for start in range(0, 40, 5)]
-    here = list(load_shares(source, shares, processes=0))
-    ahead = list(load_shares(source, shares, processes=2))
+    parts = [np.arange(start, start + 5) for start in range(0, 40, 5)]
+    here = list(load_steps(source, parts, processes=0))
+    ahead = list(load_steps(source, parts, processes=2))
     for ours, theirs in zip(ahead, here, strict=True):
         assert [s.key for s in ours] == [s.key for s in theirs]
         for one, other in zip(ours, theirs, strict=True):

@@ -83,8 +83,8 @@ def test_the_scorer_reads_it(trained: tuple[Run, Path], demo_formatter: Any) -> 
     engine = TorchEngine(load_model(str(out / "model"), dtype="float32", device="cpu"), demo_formatter.collate)
     source = run.setup.source()
     prompts = [sample.prompt for sample in source.__getitems__([0, 1, 2])]  # type: ignore[union-attr]
-    run.trainee.model.eval()
-    expected = TorchEngine(run.trainee.model, demo_formatter.collate).logprobs(prompts)
+    run.training_model.model.eval()
+    expected = TorchEngine(run.training_model.model, demo_formatter.collate).logprobs(prompts)
     for ours, theirs in zip(engine.logprobs(prompts), expected, strict=True):
         assert np.allclose(np.asarray(ours), np.asarray(theirs), atol=1e-6)
 
@@ -93,7 +93,7 @@ def test_lora_merged_and_apart_are_the_same_model(adapted: tuple[Run, Path]) -> 
     from peft import PeftModel
 
     run, out = adapted
-    trained_here = logits_of(run.trainee.model)
+    trained_here = logits_of(run.training_model.model)
     merged = AutoModelForImageTextToText.from_pretrained(out / "model")
     base = AutoModelForImageTextToText.from_pretrained(CHECKPOINT)
     before = logits_of(base)
@@ -101,7 +101,7 @@ def test_lora_merged_and_apart_are_the_same_model(adapted: tuple[Run, Path]) -> 
     assert (logits_of(merged) - trained_here).abs().max() < 1e-4
     assert (logits_of(apart) - trained_here).abs().max() < 1e-4
     assert (before - trained_here).abs().max() > 0.1
-    trained = {name for name, p in run.trainee.model.named_parameters() if p.requires_grad}
+    trained = {name for name, p in run.training_model.model.named_parameters() if p.requires_grad}
     assert all(".lora_" in name or "multi_modal_projector" in name for name in trained)
 
 

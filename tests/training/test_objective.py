@@ -16,9 +16,9 @@ from tests.training.plain import plain_training
 from tests.training.runs import alone, setup_of, weights_of
 from vig_ray.demo import CHECKPOINT
 from vig_ray.model.load import load_formatter, load_model
-from vig_ray.training.batch import Batcher, TrainingSample, plan_passes
+from vig_ray.training.batch import Batcher, TrainingSample, plan_microbatches
 from vig_ray.training.objective import Totals, coefficients, weighted_cross_entropy
-from vig_ray.training.trainee import Trainee, can_pack
+from vig_ray.training.training_model import TrainingModel, can_pack
 
 WEIGHTS = st.lists(
     st.lists(st.sampled_from([0.0, 1.0, 0.25, 3.5]), min_size=1, max_size=9).map(lambda w: np.array(w, np.float32)),
@@ -54,9 +54,9 @@ def test_sample_mean_is_a_mean_of_means(weights: list[Any]) -> None:
 def test_passes_hold_every_sample_once_within_their_budget(
     lengths: list[int], most: int, each: int, packed: bool
 ) -> None:
-    passes = plan_passes(lengths, max_tokens=most, max_samples=each, packed=packed)
-    assert sorted(index for members in passes for index in members) == list(range(len(lengths)))
-    for members in passes:
+    microbatches = plan_microbatches(lengths, max_tokens=most, max_samples=each, packed=packed)
+    assert sorted(index for members in microbatches for index in members) == list(range(len(lengths)))
+    for members in microbatches:
         own = [lengths[index] for index in members]
         size = sum(own) if packed else len(own) * max(own)
         assert size <= most or len(members) == 1
@@ -104,10 +104,10 @@ def some_samples(checkpoint: str) -> tuple[list[TrainingSample], Any]:
 
 def gradients(samples: list[TrainingSample], collate: Any, checkpoint: str, *, packed: bool) -> dict[str, torch.Tensor]:
     model = load_model(checkpoint, dtype="float32", device="cpu")
-    trainee = Trainee(model, pack=can_pack(model))
+    training_model = TrainingModel(model, pack=can_pack(model))
     batcher = Batcher(model, collate, device="cpu", dtype=torch.float32, packed=packed)
     totals = Totals.of([sample.weights_T for sample in samples])
-    loss, _ = trainee(batcher(samples, [coefficients(sample.weights_T, totals, "tokens") for sample in samples]))
+    loss, _ = training_model(batcher(samples, [coefficients(sample.weights_T, totals, "tokens") for sample in samples]))
     loss.backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None} | {"loss": loss.detach()}
 
@@ -158,10 +158,10 @@ def test_other_models_pack_and_pad_to_the_same_gradients(qwen_checkpoint: str, g
         padded = gradients(samples, collate, checkpoint, packed=False)
         single: dict[str, torch.Tensor] = {}
         totals = Totals.of([sample.weights_T for sample in samples])
-        trainee = Trainee(model, pack=packs)
+        training_model = TrainingModel(model, pack=packs)
         for sample in samples:
             one = Batcher(model, collate, device="cpu", dtype=torch.float32, packed=False)
-            loss, _ = trainee(one([sample], [coefficients(sample.weights_T, totals, "tokens")]))
+            loss, _ = training_model(one([sample], [coefficients(sample.weights_T, totals, "tokens")]))
             loss.backward()
             single["loss"] = single.get("loss", torch.zeros(())) + loss.detach()
         single |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -23,7 +23,7 @@ from vig_ray.model.load import load_model
 from vig_ray.training.loader import Prompts
 from vig_ray.training.memory import whole_gradients
 from vig_ray.training.run import Setup
-from vig_ray.training.trainee import Lora, Trainee, is_adapter, is_tower
+from vig_ray.training.training_model import Lora, TrainingModel, is_adapter, is_tower
 
 STEPS = 3
 LORA = {"lora": True, "lora_rank": 4, "lora_alpha": 8.0, "lr": 1e-2}
@@ -54,7 +54,7 @@ def test_gradients_that_meet_once_a_step_are_the_same(imported: Path, tmp_path: 
     left = together(2, tmp_path, setups)
     run = alone(setups["step"], tmp_path / "alone")
     assert run.whole_gradients == 0  # which is said of a run of several workers only
-    units = len(run.trainee.layers()) + 1
+    units = len(run.training_model.layers()) + 1
     assert left["step"]["reduce_scatters"] == STEPS * units
     assert left["microbatch"]["reduce_scatters"] == STEPS * units * 4  # 8 samples a step, one at a time on each of two
     for each in left.values():
@@ -64,13 +64,13 @@ def test_gradients_that_meet_once_a_step_are_the_same(imported: Path, tmp_path: 
 
 def test_whole_gradients_without_room_are_refused() -> None:
     model = load_model(CHECKPOINT, dtype="float32", device="cpu")
-    trainee = Trainee(model, pack=True)
+    training_model = TrainingModel(model, pack=True)
     size = 4 * sum(tensor.numel() for name, tensor in model.named_parameters() if not is_tower(name))
     # Beside them: a half of the gradients and of Adam's two moments.
-    assert whole_gradients(trainee, 2, 2.5 * size) == size
+    assert whole_gradients(training_model, 2, 2.5 * size) == size
     with pytest.raises(StageError, match=r"--gradient-sync step: [\d.]+ GB .* take --gradient-sync microbatch"):
-        whole_gradients(trainee, 2, 2.5 * size - 1)
-    adapters = Trainee(load_model(CHECKPOINT, dtype="float32", device="cpu"), pack=True, lora=Lora(2, 4.0))
+        whole_gradients(training_model, 2, 2.5 * size - 1)
+    adapters = TrainingModel(load_model(CHECKPOINT, dtype="float32", device="cpu"), pack=True, lora=Lora(2, 4.0))
     assert whole_gradients(adapters, 2, 2.5 * size - 1) < size / 4
 
 
@@ -100,7 +100,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, gemma_checkpoint: str, qwen
     bfloat16 = stored_in_bfloat16(folder / "bfloat16")
     return {
         "stored in bfloat16": (bfloat16, {}),
-        "passes in bfloat16": (bfloat16, {"dtype": "bfloat16"}),
+        "computed in bfloat16": (bfloat16, {"dtype": "bfloat16"}),
         "three kinds of positions": (qwen_checkpoint, {}),
         "tied": (gemma_checkpoint, {}),
         "tied adapters": (gemma_checkpoint, LORA),
@@ -146,7 +146,7 @@ def read_by_one(imported: Path, models: dict[str, Any], tmp_path_factory: pytest
 
 
 NAMES = (
-    "stored in bfloat16", "passes in bfloat16", "three kinds of positions", "tied", "tied adapters", "untied",
+    "stored in bfloat16", "computed in bfloat16", "three kinds of positions", "tied", "tied adapters", "untied",
 )  # fmt: skip
 
 

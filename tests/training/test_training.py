@@ -41,9 +41,9 @@ def assert_same(log: list[dict[str, Any]], weights: dict[str, torch.Tensor], pla
 
 WAYS = {
     "packed": {},
-    "packed, 4 passes": {"micro_batch": 2},
+    "packed, 4 microbatches": {"micro_batch": 2},
     "padded": {"packing": False},
-    "padded, 4 passes": {"packing": False, "micro_batch": 2},
+    "padded, 4 microbatches": {"packing": False, "micro_batch": 2},
     "recomputed": {"activation_checkpointing": "on"},
 }
 

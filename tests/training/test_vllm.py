@@ -24,8 +24,8 @@ def test_vllm_computes_what_was_trained(
     run = alone(setup_of(chosen, max_steps=3, **options), tmp_path / "training" / "checkpoints")
     left_by(run, tmp_path)
     prompts = [sample.prompt for sample in run.setup.source().__getitems__(range(8))]  # type: ignore[union-attr]
-    run.trainee.model.eval()
-    expected = np.concatenate(TorchEngine(run.trainee.model, demo_formatter.collate).logprobs(prompts))
+    run.training_model.model.eval()
+    expected = np.concatenate(TorchEngine(run.training_model.model, demo_formatter.collate).logprobs(prompts))
     found = np.concatenate(vllm_engine(str(tmp_path / "model")).logprobs(prompts))
     aligned = load_model(CHECKPOINT, dtype="float32", device="cpu")
     before = np.concatenate(TorchEngine(aligned, demo_formatter.collate).logprobs(prompts))

@@ -1,6 +1,6 @@
 """From samples to the tensors of one forward and backward pass: packed end to end, or padded.
 
-A rank's share of a step is cut into passes that fit a token budget. How it is cut changes no result: the loss is a sum.
+A rank's share of a step is cut into microbatches that fit a token budget. How it is cut changes no result: the loss is a sum.
 """
 
 from __future__ import annotations
@@ -66,44 +66,44 @@ def trimmed(sample: TrainingSample) -> TrainingSample | None:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One pass. `inputs`: the model's keyword arguments. The N active tokens: `before_N`, the flat places of the
-    hidden states that predict them, `target_N`, their ids, and `coefficient_N`, their part in the loss. `needed_K`: the
-    places in `before_N`, each once: samples that share a prefix may share one.
+    """A microbatch. `inputs`: the model's keyword arguments. The N active tokens: `state_index_N`, the flat places of the
+    hidden states that predict them, `target_N`, their ids, and `coefficient_N`, their part in the loss. `unique_state_index_K`: the
+    places in `state_index_N`, each once: samples that share a prefix may share one.
 
     `tokens` that the model computes, padding included; `images` among them.
     """
 
     inputs: dict[str, Any]
-    before_N: torch.Tensor
-    needed_K: torch.Tensor
+    state_index_N: torch.Tensor
+    unique_state_index_K: torch.Tensor
     target_N: torch.Tensor
     coefficient_N: torch.Tensor
     tokens: int
     images: int
 
 
-def plan_passes(
+def plan_microbatches(
     lengths: Sequence[int], *, max_tokens: int, max_samples: int | None = None, packed: bool = True
 ) -> list[list[int]]:
-    """Indices of samples, in passes of at most `max_tokens` tokens (`packed`: their sum; else count x longest).
+    """Indices of samples, in microbatches of at most `max_tokens` tokens (`packed`: their sum; else count x longest).
 
-    Longest first, each into the first pass that has room; a sample longer than the budget gets a pass of its own.
+    Longest first, each into the first that has room; a sample longer than the budget gets one of its own.
     """
-    passes: list[list[int]] = []
+    microbatches: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         length = lengths[index]
-        for place, members in enumerate(passes):
-            # Longest first: the first of a padded pass is its longest, which every further one costs.
+        for place, members in enumerate(microbatches):
+            # Longest first: the first of a padded microbatch is its longest, which every further one costs.
             cost = length if packed else lengths[members[0]]
             if cost <= room[place] and (max_samples is None or len(members) < max_samples):
                 members.append(index)
                 room[place] -= cost
                 break
         else:
-            passes.append([index])
+            microbatches.append([index])
             room.append(max_tokens - length)
-    return passes
+    return microbatches
 
 
 def common_prefix(prompts: Sequence[Prompt]) -> int:
@@ -133,7 +133,7 @@ class Batcher:
         self._type_ids = token_types_argument(model)
 
     def __call__(self, samples: Sequence[TrainingSample], coefficients: Sequence[Weights]) -> Batch:
-        """One pass over `samples`; `coefficients[i]` is float32 [T] of `samples[i]`."""
+        """A microbatch of `samples`; `coefficients[i]` is float32 [T] of `samples[i]`."""
         prompts = [sample.prompt for sample in samples]
         lengths = [len(prompt.token_ids) for prompt in prompts]
         prefix = common_prefix(prompts) if self._packed else 0
@@ -175,7 +175,7 @@ class Batcher:
         )
 
     def empty(self) -> Batch:
-        """A pass over nothing, for a rank that has fewer than the others: ranks must call the model equally often."""
+        """A microbatch of nothing, for a rank that has fewer than the others: ranks must call the model equally often."""
         inputs: dict[str, Any] = {"input_ids": self._put(np.zeros((1, 1), np.int64)), "use_cache": False}
         if self._packed:
             inputs |= {"segments": Segments([1], self._device), "position_ids": inputs["input_ids"]}

@@ -33,8 +33,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_state
 
 from vig_ray.errors import StageError
 from vig_ray.storage import filesystem, join, one_line, read_bytes, write_bytes
-from vig_ray.training.team import Team
-from vig_ray.training.trainee import Trainee
+from vig_ray.training.distributed import DistributedContext
+from vig_ray.training.training_model import TrainingModel
 
 _PROGRESS, _WHOLE = "progress.json", "whole.json"
 _UPLOAD_TRIES = 3
@@ -49,7 +49,7 @@ class Checkpoint:
     score: float | None
 
 
-def whole_checkpoints(directory: str) -> list[Checkpoint]:
+def committed_checkpoints(directory: str) -> list[Checkpoint]:
     """The checkpoints under `directory` that are complete, oldest first."""
     fs, path = filesystem(directory)
     infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
@@ -88,15 +88,15 @@ def on_this_machine(directory: str, name: str) -> Iterator[str]:
         yield folder
 
 
-def read(folder: str, trainee: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def read(folder: str, training_model: TrainingModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load a state, in place; returns its progress."""
     options = StateDictOptions(ignore_frozen_params=True)
-    model, moments = get_state_dict(trainee.model, optimizer, options=options)
+    model, moments = get_state_dict(training_model.model, optimizer, options=options)
     state: dict[str, Any] = {"model": model, "optimizer": moments}
     with alone_on_purpose():
         load_state(state, checkpoint_id=folder)
     set_state_dict(
-        trainee.model,
+        training_model.model,
         optimizer,
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
@@ -112,19 +112,19 @@ def _is_of_a_lost_worker(error: BaseException) -> bool:
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error) or "DistBackendError" in str(error)
 
 
-class Keeper:
-    """Writes the checkpoints of one team under a directory or URI, uploads them while training goes on, and keeps the
+class CheckpointManager:
+    """Writes the checkpoints of a group of workers under a directory or URI, uploads them while training goes on, and keeps the
     last `keep` and the best.
 
-    `save` and `settle` are called by every worker alike; a folder on this machine is written in place, a remote one is
+    `save` and `finalize` are called by every worker alike; a folder on this machine is written in place, a remote one is
     written to a temporary folder and copied by a thread.
     """
 
-    def __init__(self, directory: str, *, keep: int, team: Team, run: str = "") -> None:
+    def __init__(self, directory: str, *, keep: int, distributed: DistributedContext, run: str = "") -> None:
         """`run`: the run id that the names of its checkpoints hold."""
-        self._directory, self._keep, self._team = directory, keep, team
+        self._directory, self._keep, self._distributed = directory, keep, distributed
         self._run = run
-        attempt: str = team.gather_objects(secrets.token_hex(3))[0]
+        attempt: str = distributed.gather_objects(secrets.token_hex(3))[0]
         self._attempt = f"{run}-{attempt}" if run else attempt
         self._pool = ThreadPoolExecutor(1)
         self._pending: tuple[Checkpoint, Future[None]] | None = None
@@ -135,28 +135,32 @@ class Keeper:
     def latest(self) -> Iterator[str | None]:
         """A local folder with the newest whole checkpoint, or None; what an earlier attempt left unfinished goes."""
         # One looks for all: a store may not show everyone the same at the same moment.
-        whole = self._team.gather_objects(whole_checkpoints(self._directory) if self._team.rank == 0 else None)[0]
-        if self._team.rank == 0:
+        whole = self._distributed.gather_objects(
+            committed_checkpoints(self._directory) if self._distributed.rank == 0 else None
+        )[0]
+        if self._distributed.rank == 0:
             self._delete_all_but({each.name for each in whole})
         if not whole:
             yield None
             return
         with on_this_machine(self._directory, whole[-1].name) as folder:
             yield folder
-            self._team.gather_objects(None)  # nobody goes on, and deletes, while another reads
+            self._distributed.gather_objects(None)  # nobody goes on, and deletes, while another reads
 
     def save(
         self,
         step: int,
-        trainee: Trainee,
+        training_model: TrainingModel,
         optimizer: torch.optim.Optimizer,
         progress: dict[str, Any],
         score: float | None,
     ) -> None:
         """Begin to keep the state after `step` steps. Raises StageError where the one before can't be kept."""
-        self.settle(wait=True)
+        self.finalize(wait=True)
         checkpoint = Checkpoint(f"step-{step:08d}-{self._attempt}", step, score)
-        model, moments = get_state_dict(trainee.model, optimizer, options=StateDictOptions(ignore_frozen_params=True))
+        model, moments = get_state_dict(
+            training_model.model, optimizer, options=StateDictOptions(ignore_frozen_params=True)
+        )
         folder = (
             os.path.join(self._path, checkpoint.name) if self._local else tempfile.mkdtemp(prefix="vig-checkpoint-")
         )
@@ -164,7 +168,7 @@ class Keeper:
             os.makedirs(folder, exist_ok=True)
             with alone_on_purpose():
                 save_state({"model": model, "optimizer": moments}, checkpoint_id=folder)
-            if self._team.rank == 0:
+            if self._distributed.rank == 0:
                 with open(os.path.join(folder, _PROGRESS), "w", encoding="utf-8") as file:
                     json.dump(progress, file)
         except (Exception, CheckpointException) as error:  # the latter, which wraps what workers raise, is none
@@ -173,7 +177,7 @@ class Keeper:
             raise StageError(f"{folder}: a checkpoint can't be written: {one_line(error)[-300:]}") from error
         self._pending = checkpoint, self._pool.submit(self._upload, folder, checkpoint.name)
         if self._local:
-            self.settle(wait=True)
+            self.finalize(wait=True)
 
     def _upload(self, folder: str, name: str) -> None:
         if self._local:
@@ -195,7 +199,7 @@ class Keeper:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def settle(self, *, wait: bool = False) -> None:
+    def finalize(self, *, wait: bool = False) -> None:
         """Make the checkpoint on its way a whole one, if every worker's files are there; `wait` until they are.
 
         Raises StageError, on every worker, where they can't be.
@@ -203,17 +207,19 @@ class Keeper:
         if self._pending is None:
             return
         checkpoint, upload = self._pending
-        if not wait and not all(self._team.gather_objects(upload.done())):
+        if not wait and not all(self._distributed.gather_objects(upload.done())):
             return
         cause = upload.exception()
-        causes = [each for each in self._team.gather_objects(str(cause) if cause else None) if each]
+        causes = [each for each in self._distributed.gather_objects(str(cause) if cause else None) if each]
         self._pending = None
         if causes:
             raise StageError(causes[0])
-        if self._team.rank == 0:
-            record = json.dumps({"step": checkpoint.step, "score": checkpoint.score, "workers": self._team.workers})
+        if self._distributed.rank == 0:
+            record = json.dumps(
+                {"step": checkpoint.step, "score": checkpoint.score, "workers": self._distributed.workers}
+            )
             write_bytes(join(self._directory, checkpoint.name, _WHOLE), record.encode())
-            whole = whole_checkpoints(self._directory)
+            whole = committed_checkpoints(self._directory)
             self._delete_all_but(to_keep(whole, self._keep))
 
     def _delete_all_but(self, names: set[str]) -> None:

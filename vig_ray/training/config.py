@@ -41,7 +41,7 @@ class TrainConfig(StageConfig):
     )
     dtype: Literal["float32", "bfloat16"] | None = Field(
         None,
-        description="precision of the passes; weights and optimizer are float32 in any case; by default bfloat16 on "
+        description="precision of forward and backward; weights and optimizer are float32 in any case; by default bfloat16 on "
         "GPUs, float32 on CPUs",
     )
     device: Device = Field("auto", description="auto takes GPUs if Ray has any at the start")
@@ -49,9 +49,9 @@ class TrainConfig(StageConfig):
     lora_rank: int = Field(128, ge=1, description="LoRA's r")
     lora_alpha: float = Field(256.0, gt=0, description="LoRA's alpha")
     batch_tokens: int | None = Field(
-        None, ge=1, description="tokens of one pass of one worker; by default 16384 on a GPU, 2048 on a CPU"
+        None, ge=1, description="tokens of one microbatch of one worker; by default 16384 on a GPU, 2048 on a CPU"
     )
-    micro_batch: int | None = Field(None, ge=1, description="most samples of one pass of one worker")
+    micro_batch: int | None = Field(None, ge=1, description="most samples of one microbatch of one worker")
     packing: bool = Field(True, description="lay samples end to end instead of padding them; the result is the same")
     activation_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="compute activations again in the backward pass instead of keeping them; auto: on GPUs"

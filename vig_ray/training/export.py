@@ -31,8 +31,8 @@ from vig_ray.model.load import load_formatter, load_model
 from vig_ray.options import Precision, Template
 from vig_ray.stage import Claim, StageConfig, claim, read_stage
 from vig_ray.storage import absolute, check_writable, join, scheme_of
-from vig_ray.training.checkpoints import Checkpoint, alone_on_purpose, on_this_machine, whole_checkpoints
-from vig_ray.training.trainee import Lora, is_adapter, is_projector, projector_module
+from vig_ray.training.checkpoints import Checkpoint, alone_on_purpose, committed_checkpoints, on_this_machine
+from vig_ray.training.training_model import Lora, is_adapter, is_projector, projector_module
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class ExportConfig(StageConfig):
         "hub", description="hub: transformers' and vLLM's; llava: LLaVA's original layout; adapter: LoRA apart (peft)"
     )
     dtype: Precision | None = Field(
-        None, description="precision of the written weights; by default that of the run's passes"
+        None, description="precision of the written weights; by default that of the run's forward and backward"
     )
 
 
@@ -265,7 +265,7 @@ def run_without_bars(config: ExportConfig) -> Exported:
 
 def _checkpoint(directory: str, step: Literal["last", "best"]) -> Checkpoint:
     """The checkpoint that is meant, of those of a training/ directory. Raises StageError where there is none."""
-    checkpoints = whole_checkpoints(join(directory, "checkpoints"))
+    checkpoints = committed_checkpoints(join(directory, "checkpoints"))
     if step == "best":
         checkpoints = sorted((each for each in checkpoints if each.score is not None), key=lambda each: -each.score)  # type: ignore[operator]
     if not checkpoints:
@@ -275,12 +275,12 @@ def _checkpoint(directory: str, step: Literal["last", "best"]) -> Checkpoint:
 
 def _whole_state(directory: str, name: str, base: str, lora: Lora | None) -> dict[str, torch.Tensor]:
     """The model's weights after a checkpoint: those that were trained from there, the frozen ones from `base`."""
-    from vig_ray.training.trainee import Trainee
+    from vig_ray.training.training_model import TrainingModel
 
     model = load_model(base, dtype="float32", device="cpu")
-    trainee = Trainee(model, pack=False, lora=lora)
-    state: dict[str, torch.Tensor] = {key: tensor.detach() for key, tensor in trainee.model.state_dict().items()}
-    trained = {key for key, parameter in trainee.model.named_parameters() if parameter.requires_grad}
+    training_model = TrainingModel(model, pack=False, lora=lora)
+    state: dict[str, torch.Tensor] = {key: tensor.detach() for key, tensor in training_model.model.state_dict().items()}
+    trained = {key for key, parameter in training_model.model.named_parameters() if parameter.requires_grad}
     with on_this_machine(directory, name) as folder, alone_on_purpose():
         load_state({"model": {key: state[key] for key in trained}}, checkpoint_id=folder, no_dist=True)
     return state

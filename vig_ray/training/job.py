@@ -33,16 +33,16 @@ from vig_ray.model.load import load_formatter, template_fingerprint
 from vig_ray.stage import Claim, claim, read_stage
 from vig_ray.storage import absolute, check_writable, filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.directories import samples_beside, selection_directory
-from vig_ray.training.checkpoints import Keeper
+from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
+from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.export import ADAPTER, MODEL, write_results
 from vig_ray.training.index import Index, of_samples, of_selection
 from vig_ray.training.loader import Prompts
-from vig_ray.training.monitor import Monitor, shown
+from vig_ray.training.metrics import JobMetricsLogger
+from vig_ray.training.progress_actor import ProgressActor, shown
 from vig_ray.training.run import BadBatchError, Run, Setup
-from vig_ray.training.team import Team
-from vig_ray.training.trainee import Lora
-from vig_ray.training.watch import TeamWatch
+from vig_ray.training.training_model import Lora
 from vig_ray.training.worker import train
 
 log = logging.getLogger(__name__)
@@ -220,10 +220,10 @@ def _train(plan: Plan, output: Claim, index: Index, ray_has: Machines, device: s
         checkpoint_activations=recompute,
     )
     least, most = parse_range(config.workers) if config.workers else (1, ray_has.gpus or 1 if on_gpu else 1)
-    monitor: Any = Monitor.options(scheduling_strategy=with_the_driver()).remote()  # type: ignore[attr-defined]
+    progress_actor: Any = ProgressActor.options(scheduling_strategy=with_the_driver()).remote()  # type: ignore[attr-defined]
     loop = {
         "setup": ray.put(setup),
-        "monitor": monitor,
+        "progress_actor": progress_actor,
         "output": output,
         "threads": None if on_gpu or ray_has.cores is None else max(1, ray_has.cores // most),
     }
@@ -246,15 +246,15 @@ def _train(plan: Plan, output: Claim, index: Index, ray_has: Machines, device: s
         run_config=RunConfig(name="run", failure_config=FailureConfig(max_failures=config.max_failures), **storage),
     )
     try:
-        with shown(monitor, setup.order.steps):
-            _fit(trainer, monitor)
+        with shown(progress_actor, setup.sampler.steps):
+            _fit(trainer, progress_actor)
     finally:
         if records is not None:
             shutil.rmtree(records, ignore_errors=True)
     return _log_lines(plan)
 
 
-def _fit(trainer: TorchTrainer, monitor: Any) -> None:
+def _fit(trainer: TorchTrainer, progress_actor: Any) -> None:
     """`trainer.fit()`; raises StageError with the cause where it fails."""
     failure: list[BaseException] = []
 
@@ -269,7 +269,7 @@ def _fit(trainer: TorchTrainer, monitor: Any) -> None:
     thread.start()
     while thread.is_alive():
         thread.join(timeout=0.5)
-    why = ray.get(monitor.given_up.remote())
+    why = ray.get(progress_actor.given_up.remote())
     if why is not None:
         raise StageError(why[0])
     if failure:
@@ -289,8 +289,8 @@ def _log_lines(plan: Plan) -> list[dict[str, Any]]:
 
 def _work(loop: Mapping[str, Any]) -> None:
     """What runs in each worker of Ray Train's group, from its start to the end or the next resize."""
-    monitor = loop["monitor"]
-    if ray.get(monitor.given_up.remote()) is not None:
+    progress_actor = loop["progress_actor"]
+    if ray.get(progress_actor.given_up.remote()) is not None:
         return
     setup: Setup = ray.get(loop["setup"])
     config, output = setup.config, loop["output"]
@@ -298,21 +298,23 @@ def _work(loop: Mapping[str, Any]) -> None:
         torch.set_num_threads(loop["threads"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    team = Team(context.get_world_rank(), context.get_world_size(), device)
+    distributed = DistributedContext(context.get_world_rank(), context.get_world_size(), device)
     directory = output.directory
     name = config.name or directory.split("/")[-2]
     try:
-        keeper = Keeper(join(directory, "checkpoints"), keep=config.keep, team=team, run=output.run)
-        watch = TeamWatch(monitor, out=directory, name=name, identity=output.run)
-        run = train(setup, team, keeper, watch, leaving=being_preempted)
+        manager = CheckpointManager(
+            join(directory, "checkpoints"), keep=config.keep, distributed=distributed, run=output.run
+        )
+        metrics = JobMetricsLogger(progress_actor, out=directory, name=name, identity=output.run)
+        run = train(setup, distributed, manager, metrics, leaving=being_preempted)
         finish(run, output)
     except BadBatchError as error:
         where = join(directory, f"bad-step-{error.step}-{output.run}.json")
-        if team.rank == 0:
+        if distributed.rank == 0:
             write_bytes(where, json.dumps({"why": str(error), "sample_keys": error.keys}, indent=2).encode())
-        ray.get(monitor.give_up.remote(f"{error} Their keys are in {where}", error.keys))
+        ray.get(progress_actor.give_up.remote(f"{error} Their keys are in {where}", error.keys))
     except StageError as error:
-        ray.get(monitor.give_up.remote(str(error), []))
+        ray.get(progress_actor.give_up.remote(str(error), []))
         raise
 
 
@@ -320,11 +322,11 @@ def finish(run: Run, output: Claim) -> None:
     """Write the log and the trained model to where training claimed to; every worker calls it."""
     config, setup = run.setup.config, run.setup
     state: Any = get_model_state_dict(
-        run.trainee.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        run.training_model.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
     )
-    if run.team.rank == 0:
+    if run.distributed.rank == 0:
         lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
         write_results(state, setup.prompts.model, setup.prompts.template, lora, output, setup.dtype)
         lines = "".join(json.dumps(line) + "\n" for line in run.log)
         write_bytes(join(output.directory, "log.jsonl"), lines.encode(), by_way_of=join(output.work, "log.jsonl"))
-    run.team.gather_objects(None)
+    run.distributed.gather_objects(None)

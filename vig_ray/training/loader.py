@@ -21,8 +21,8 @@ from vig_ray.options import Template
 from vig_ray.storage import scheme_of
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.index import Index
-from vig_ray.training.order import Positions
 from vig_ray.training.rows import Rows
+from vig_ray.training.sampler import Positions
 
 SAMPLE_COLUMNS = ("sample_key", "images", "conversation", "error")
 SELECTION_COLUMNS = ("sample_key", "token_ids", "token_weights")
@@ -189,11 +189,11 @@ def _difference(prompt: Prompt, chosen: Mapping[str, Any]) -> str | None:
     return None
 
 
-def load_shares(source: SampleSource, shares: Iterable[Positions], *, processes: int) -> Iterator[list[Loaded]]:
-    """The samples of each share, in order, made by `processes` processes ahead of time, or here where it is 0."""
-    lists = (share.tolist() for share in shares)
+def load_steps(source: SampleSource, positions: Iterable[Positions], *, processes: int) -> Iterator[list[Loaded]]:
+    """The samples at each group of positions, in order, made by `processes` processes ahead of time, or here where it is 0."""
+    lists = (part.tolist() for part in positions)
     if not processes:
-        yield from (source.__getitems__(share) for share in lists)
+        yield from (source.__getitems__(part) for part in lists)
         return
     # Not fork: this process may hold a GPU, and threads of Ray's.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

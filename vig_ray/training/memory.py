@@ -8,18 +8,18 @@ import torch
 
 from vig_ray.errors import StageError
 from vig_ray.training.sharding import GRADIENT_DTYPE
-from vig_ray.training.trainee import Trainee
+from vig_ray.training.training_model import TrainingModel
 
 _MOMENTS = 2  # of AdamW, as wide as the gradients
 
 
-def whole_gradients(trainee: Trainee, workers: int, free: float) -> int:
+def whole_gradients(training_model: TrainingModel, workers: int, free: float) -> int:
     """The bytes of the gradients that each worker keeps whole until a step's end.
 
     `free`: bytes that the fullest device has left for them, before the first step. Raises StageError where they don't
     fit beside the worker's share of gradients and optimizer state; what activations need is not known.
     """
-    trained = sum(parameter.numel() for parameter in trainee.parameters() if parameter.requires_grad)
+    trained = sum(parameter.numel() for parameter in training_model.parameters() if parameter.requires_grad)
     whole = trained * GRADIENT_DTYPE.itemsize
     share = whole * (1 + _MOMENTS) / workers
     if whole + share > free:

@@ -9,7 +9,7 @@ The weights come with the selection, so that all of these are
     loss = sum over the global batch of c_t * -log q(a_t | a_<t, Q, image)
 
 where `coefficients` makes c_t of w_t. c_t is known before the forward pass: a rank needs nothing of the others but two
-totals, and gradients of ranks and of accumulated passes simply add up.
+totals, and gradients of ranks and of accumulated microbatches simply add up.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def coefficients(weights_T: Weights, totals: Totals, normalisation: Normalisatio
     tokens of its sample x active samples): a mean over each sample's tokens first, as in equation 1. A sample without
     an active token has no part in either.
 
-    LLaVA's own code does neither: it takes the mean over the tokens of each process's own pass and then the mean over
-    passes and processes, so a token counts more the fewer there are beside it, and the loss depends on the number of
+    LLaVA's own code does neither: it takes the mean over the tokens of each process's own microbatch and then the mean over
+    microbatches and processes, so a token counts more the fewer there are beside it, and the loss depends on the number of
     GPUs.
     """
     active = int(np.count_nonzero(weights_T))

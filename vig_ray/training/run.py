@@ -11,16 +11,16 @@ import torch
 from vig_ray.errors import StageError
 from vig_ray.training.batch import Batcher
 from vig_ray.training.config import TrainConfig
+from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.index import Index
 from vig_ray.training.loader import Prompts, SampleSource
-from vig_ray.training.order import Order, Positions
-from vig_ray.training.team import Team
-from vig_ray.training.trainee import Trainee
+from vig_ray.training.sampler import Positions, StepSampler
+from vig_ray.training.training_model import TrainingModel
 
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What a worker needs to know, decided once by the job. `dtype`: of the passes; `index`: all positions."""
+    """What a worker needs to know, decided once by the job. `dtype`: of forward and backward; `index`: all positions."""
 
     config: TrainConfig
     prompts: Prompts
@@ -33,16 +33,16 @@ class Setup:
     checkpoint_activations: bool
 
     @property
-    def order(self) -> Order:
+    def sampler(self) -> StepSampler:
         """Which positions each step trains on; the held-out ones come after all others."""
         config = self.config
         trained = len(self.index) - config.held_out
-        return Order(trained, config.global_batch, config.epochs, config.seed, config.max_steps)
+        return StepSampler(trained, config.global_batch, config.epochs, config.seed, config.max_steps)
 
     @property
     def held_out(self) -> Positions:
         """The positions that are measured and not trained on."""
-        return np.arange(self.order.samples, len(self.index))
+        return np.arange(self.sampler.samples, len(self.index))
 
     def source(self, *, images: bool = True) -> SampleSource:
         """The samples by their positions."""
@@ -100,8 +100,8 @@ class Run:
     """A worker in the middle of a run. `whole_gradients`: see `memory.whole_gradients`."""
 
     setup: Setup
-    team: Team
-    trainee: Trainee
+    distributed: DistributedContext
+    training_model: TrainingModel
     optimizer: torch.optim.AdamW
     batcher: Batcher
     packed: bool

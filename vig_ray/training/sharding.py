@@ -20,14 +20,14 @@ from vig_ray.model.checkpoint import local_folder, read_config
 from vig_ray.model.head import applied_softcap
 from vig_ray.model.load import load_model
 from vig_ray.storage import one_line
-from vig_ray.training.team import Team
-from vig_ray.training.trainee import Trainee
+from vig_ray.training.distributed import DistributedContext
+from vig_ray.training.training_model import TrainingModel
 
 # What gradients are added up in, over microbatches and over workers.
 GRADIENT_DTYPE = torch.float32
 
 
-def read_by_one(checkpoint: str, team: Team) -> tuple[Any, float | None]:
+def read_by_one(checkpoint: str, distributed: DistributedContext) -> tuple[Any, float | None]:
     """The checkpoint's model on the CPU, in the precision it is stored in, and the soft cap of its logits.
 
     Workers other than the first get the same model without weights. Raises StageError, on every worker, where the
@@ -36,13 +36,13 @@ def read_by_one(checkpoint: str, team: Team) -> tuple[Any, float | None]:
     model: Any = None
     softcap: float | None = None
     failure: StageError | None = None
-    if team.rank == 0:
+    if distributed.rank == 0:
         try:
             model = load_model(checkpoint, dtype="auto", device="cpu")
             softcap = applied_softcap(model)
         except StageError as error:
             failure = error
-    softcap, failure = team.gather_objects((softcap, failure))[0]
+    softcap, failure = distributed.gather_objects((softcap, failure))[0]
     if failure is not None:
         raise failure
     return (_without_weights(checkpoint) if model is None else model), softcap
@@ -62,23 +62,23 @@ def _without_weights(checkpoint: str) -> Any:
         ) from error
 
 
-def shard(trainee: Trainee, team: Team, dtype: torch.dtype) -> bool:
-    """Spread weights, gradients and optimizer state over the team (FSDP2); returns whether it did.
+def shard(training_model: TrainingModel, distributed: DistributedContext, dtype: torch.dtype) -> bool:
+    """Spread weights, gradients and optimizer state over all workers (FSDP2); returns whether it did.
 
     One unit a decoder layer, and one for the rest. All values are the first worker's. Weights that are trained become
-    float32, whatever the checkpoint's precision; passes run in `dtype`. A single worker in float32 needs no FSDP.
+    float32, whatever the checkpoint's precision; forward and backward run in `dtype`. A single worker in float32 needs no FSDP.
 
     Raises StageError, on every worker, where a model built without weights has other tensors than the loaded one.
     """
-    tensors = _same_everywhere(trainee, team)
-    sharded = team.workers > 1 or dtype != torch.float32
-    mesh = init_device_mesh(team.device.type, (team.workers,)) if sharded else None
+    tensors = _same_everywhere(training_model, distributed)
+    sharded = distributed.workers > 1 or dtype != torch.float32
+    mesh = init_device_mesh(distributed.device.type, (distributed.workers,)) if sharded else None
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=GRADIENT_DTYPE, cast_forward_inputs=False)
-    names = {module: name for name, module in trainee.named_modules()}
+    names = {module: name for name, module in training_model.named_modules()}
     filled: set[torch.nn.Module] = set()
-    for unit in [*trainee.layers(), trainee]:
+    for unit in [*training_model.layers(), training_model]:
         modules = [module for module in unit.modules() if module not in filled]
-        _fill({names[module]: module for module in modules}, tensors, team)
+        _fill({names[module]: module for module in modules}, tensors, distributed)
         filled.update(modules)
         if mesh is not None:
             fully_shard(unit, mesh=mesh, mp_policy=precision)
@@ -103,11 +103,11 @@ def _places(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     ]
 
 
-def _same_everywhere(trainee: Trainee, team: Team) -> dict[str, _Tensor]:
+def _same_everywhere(training_model: TrainingModel, distributed: DistributedContext) -> dict[str, _Tensor]:
     """The first worker's tensors by their names, which all others' are to become: names and shapes must agree."""
     found: dict[str, _Tensor] = {}
     first: dict[int, str] = {}
-    for path, module in trainee.named_modules():
+    for path, module in training_model.named_modules():
         for name, tensor in _places(module):
             where = f"{path}.{name}"
             is_parameter = isinstance(tensor, torch.nn.Parameter)
@@ -118,19 +118,19 @@ def _same_everywhere(trainee: Trainee, team: Team) -> dict[str, _Tensor]:
                 tensor.requires_grad,
                 first.setdefault(id(tensor), where),
             )
-    everyone: list[dict[str, _Tensor]] = team.gather_objects(found)
+    everyone: list[dict[str, _Tensor]] = distributed.gather_objects(found)
     shapes = [{where: (tensor.shape, tensor.is_parameter) for where, tensor in each.items()} for each in everyone]
     for other in shapes[1:]:
         odd = sorted(dict(shapes[0].items() ^ other.items()))
         if odd:
             raise StageError(
-                f"{type(trainee.model).__name__} has other tensors after loading than when it is built from its "
+                f"{type(training_model.model).__name__} has other tensors after loading than when it is built from its "
                 f"config, {odd[0]} among them: several workers can't share it; train with --workers 1"
             )
     return everyone[0]
 
 
-def _fill(modules: dict[str, torch.nn.Module], tensors: dict[str, _Tensor], team: Team) -> None:
+def _fill(modules: dict[str, torch.nn.Module], tensors: dict[str, _Tensor], distributed: DistributedContext) -> None:
     """Put the first worker's parameters and buffers of these modules, which `tensors` describes, on every worker's
     device, in float32 where they are trained.
 
@@ -143,17 +143,17 @@ def _fill(modules: dict[str, torch.nn.Module], tensors: dict[str, _Tensor], team
             where = f"{path}.{name}"
             described = tensors[where]
             if described.first not in filled:
-                filled[described.first] = _received(tensor, described, team)
+                filled[described.first] = _received(tensor, described, distributed)
             setattr(module, name, filled[described.first])
 
 
-def _received(tensor: torch.Tensor, described: _Tensor, team: Team) -> torch.Tensor:
+def _received(tensor: torch.Tensor, described: _Tensor, distributed: DistributedContext) -> torch.Tensor:
     """The first worker's value of a tensor, on this worker's device."""
-    if team.rank == 0:
-        value = tensor.detach().to(team.device).contiguous()
+    if distributed.rank == 0:
+        value = tensor.detach().to(distributed.device).contiguous()
     else:
-        value = torch.empty(described.shape, dtype=described.dtype, device=team.device)
-    if team.workers > 1 and value.numel():
+        value = torch.empty(described.shape, dtype=described.dtype, device=distributed.device)
+    if distributed.workers > 1 and value.numel():
         dist.broadcast(value.view(-1).view(torch.uint8), src=0)  # as bytes: not every backend knows every type
     if not described.is_parameter:
         return value

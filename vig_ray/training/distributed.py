@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True)
-class Team:
+class DistributedContext:
     """`rank` of `workers`, each with one `device`. Needs an initialised process group where there are several."""
 
     rank: int

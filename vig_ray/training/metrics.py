@@ -21,7 +21,7 @@ _PEAK = {
 }  # fmt: skip
 
 
-class Watch(Protocol):
+class MetricsLogger(Protocol):
     """Is told what happens, on every worker; the first of them speaks."""
 
     def start(self, run: Run) -> None:
@@ -37,20 +37,20 @@ class Watch(Protocol):
         """All steps are done."""
 
 
-class Silent:
-    """A `Watch` that says nothing."""
+class SilentLogger:
+    """A `MetricsLogger` that says nothing."""
 
     def start(self, run: Run) -> None:
-        """See `Watch`."""
+        """See `MetricsLogger`."""
 
     def checked(self, done: int, total: int) -> None:
-        """See `Watch`."""
+        """See `MetricsLogger`."""
 
     def step(self, step: Step) -> None:
-        """See `Watch`."""
+        """See `MetricsLogger`."""
 
     def end(self) -> None:
-        """See `Watch`."""
+        """See `MetricsLogger`."""
 
 
 class Tracker(Protocol):
@@ -143,7 +143,7 @@ def trackers(
 
 
 def figures_of(step: Step, flops_per_token: float, device: torch.device) -> dict[str, float]:
-    """A step's line as what trackers show. Rates are of the whole team; memory is the first worker's."""
+    """A step's line as what trackers show. Rates are of all workers together; memory is the first worker's."""
     seconds = max(step.seconds, 1e-9)
     found = {
         "train/loss": step.loss,
@@ -175,7 +175,7 @@ def flops_per_token(run: Run) -> float:
     """FLOP a token of a forward and backward pass, by the usual estimate: 6 a trained weight, 4 a frozen one of the
     language model (no gradient of its own); embeddings, attention scores and the vision tower aren't counted.
     """
-    decoder = run.trainee.model.get_decoder()
+    decoder = run.training_model.model.get_decoder()
     trained = frozen = 0
     for name, parameter in decoder.named_parameters():
         if "embed" not in name:
@@ -184,7 +184,7 @@ def flops_per_token(run: Run) -> float:
     return 6.0 * trained + 4.0 * frozen
 
 
-class TeamWatch:
+class JobMetricsLogger:
     """The first worker's: sends figures to trackers and lines to `tell`, an object with `checked` and `step`."""
 
     def __init__(self, tell: Any, *, out: str, name: str, identity: str) -> None:
@@ -195,24 +195,24 @@ class TeamWatch:
         self._speaks = False
 
     def start(self, run: Run) -> None:
-        """See `Watch`."""
-        self._speaks = run.team.rank == 0
-        self._device, self._flops = run.team.device, flops_per_token(run)
+        """See `MetricsLogger`."""
+        self._speaks = run.distributed.rank == 0
+        self._device, self._flops = run.distributed.device, flops_per_token(run)
         if self._speaks:
             config = run.setup.config
             self._trackers = trackers(
                 config.watch, out=self._out, name=self._name, config=config.model_dump(mode="json"),
                 identity=self._identity, first=run.step,
             )  # fmt: skip
-            self._tell.started.remote(run.step, run.setup.order.steps, _described(run))
+            self._tell.started.remote(run.step, run.setup.sampler.steps, _described(run))
 
     def checked(self, done: int, total: int) -> None:
-        """See `Watch`."""
+        """See `MetricsLogger`."""
         if self._speaks:
             self._tell.checked.remote(min(done, total), total)
 
     def step(self, step: Step) -> None:
-        """See `Watch`."""
+        """See `MetricsLogger`."""
         if self._speaks:
             figures = figures_of(step, self._flops, self._device)
             for tracker in self._trackers:
@@ -220,17 +220,17 @@ class TeamWatch:
             self._tell.step.remote(step.step + 1, figures)
 
     def end(self) -> None:
-        """See `Watch`."""
+        """See `MetricsLogger`."""
         for tracker in self._trackers:
             tracker.close()
 
 
 def _described(run: Run) -> str:
-    trained = sum(parameter.numel() for parameter in run.trainee.parameters() if parameter.requires_grad)
-    workers = run.team.workers
+    trained = sum(parameter.numel() for parameter in run.training_model.parameters() if parameter.requires_grad)
+    workers = run.distributed.workers
     kept = f", whole gradients kept until a step's end: {run.whole_gradients / 1e9:,.1f} GB a worker"
     return (
-        f"{workers} worker{'s' if workers > 1 else ''} on {run.team.device.type} in {run.setup.dtype}, "
+        f"{workers} worker{'s' if workers > 1 else ''} on {run.distributed.device.type} in {run.setup.dtype}, "
         f"{trained:,} weights trained, samples {'packed' if run.packed else 'padded'}"
         f"{', FSDP' if run.sharded else ''}{kept if run.whole_gradients else ''}"
     )

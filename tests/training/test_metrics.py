@@ -12,14 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.training.runs import setup_of
 from vig_ray.errors import StageError
-from vig_ray.training.checkpoints import Keeper
-from vig_ray.training.monitor import line_of
+from vig_ray.training.checkpoints import CheckpointManager
+from vig_ray.training.distributed import DistributedContext
+from vig_ray.training.metrics import JobMetricsLogger, figures_of, peak_flops, trackers
+from vig_ray.training.progress_actor import line_of
 from vig_ray.training.run import Run, Step
-from vig_ray.training.team import Team
-from vig_ray.training.watch import TeamWatch, figures_of, peak_flops, trackers
 from vig_ray.training.worker import prepare, train
 
-ALONE = Team(0, 1, torch.device("cpu"))
+ALONE = DistributedContext(0, 1, torch.device("cpu"))
 
 
 class Told:
@@ -40,9 +40,9 @@ class Told:
 
 
 def watched(chosen: Path, out: Path, told: Told, **options: Any) -> Run:
-    watch = TeamWatch(told, out=str(out), name="run", identity="1234")
+    metrics = JobMetricsLogger(told, out=str(out), name="run", identity="1234")
     setup = setup_of(chosen, max_steps=6, held_out=10, eval_every=3, save_every=2, **options)
-    return train(setup, ALONE, Keeper(str(out / "checkpoints"), keep=2, team=ALONE), watch)
+    return train(setup, ALONE, CheckpointManager(str(out / "checkpoints"), keep=2, distributed=ALONE), metrics)
 
 
 def test_event_files_hold_what_the_log_holds(chosen: Path, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_whole_gradients_are_told_at_the_start(chosen: Path, tmp_path: Path) -> 
     run = prepare(setup_of(chosen, watch=("none",)), ALONE)
     for kept in (0, 28_000_000_000):
         told = Told()
-        TeamWatch(told, out=str(tmp_path), name="run", identity="1234").start(replace(run, whole_gradients=kept))
+        JobMetricsLogger(told, out=str(tmp_path), name="run", identity="1234").start(replace(run, whole_gradients=kept))
         text = told.calls[0][1][2]
         assert ("whole gradients kept until a step's end: 28.0 GB a worker" in text) == bool(kept)
 

@@ -1,4 +1,4 @@
-"""The model in training: what is frozen, what LoRA adds, and one pass from a batch to its part of the loss."""
+"""The model in training: what is frozen, what LoRA adds, and the forward from a batch to its part of the loss."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def can_pack(model: Any) -> bool:
     )
 
 
-class Trainee(torch.nn.Module):
+class TrainingModel(torch.nn.Module):
     """A transformers image-text-to-text model whose forward takes a `Batch` and gives its part of the loss.
 
     The vision tower is frozen, as LLaVA-1.5's instruction tuning has it; projector and language model are trained, or
     with `lora` the projector and adapters on the language model's linear layers. What is frozen is kept in `dtype`,
-    that of the passes. `pack`: use `packed_attention`, which takes padded batches too. `softcap`: what
+    that of forward and backward. `pack`: use `packed_attention`, which takes padded batches too. `softcap`: what
     `applied_softcap` says of the model.
     """
 
@@ -113,9 +113,9 @@ class Trainee(torch.nn.Module):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The batch's part of the loss, a scalar, and -log q of each active token, float32 [N]."""
         # Terms on the last states of other tokens would need all of them.
-        spared = {"needed_K": batch.needed_K} if self._sparing else {}
+        spared = {"unique_state_index_K": batch.unique_state_index_K} if self._sparing else {}
         hidden_BLD = self.model.model(**batch.inputs, **spared).last_hidden_state
-        hidden_ND = hidden_BLD.flatten(0, 1)[batch.before_N]
+        hidden_ND = hidden_BLD.flatten(0, 1)[batch.state_index_N]
         loss, nll_N = weighted_cross_entropy(
             hidden_ND, self._logits, batch.target_N, batch.coefficient_N, vocabulary=self._vocabulary
         )

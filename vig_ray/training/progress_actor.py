@@ -14,7 +14,7 @@ from vig_ray.progress import RowProgress
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Monitor:
+class ProgressActor:
     """An actor that the first worker reports to.
 
     It tells Ray's metrics as well, on the metrics port of the driver's machine, with `ray_` before the names.
@@ -26,7 +26,7 @@ class Monitor:
         self._gauges: dict[str, Gauge] = {}
         self._seen: dict[str, Any] = {
             "starts": 0,
-            "team": "",
+            "workers": "",
             "steps": None,
             "done": 0,
             "from": 0,
@@ -35,11 +35,17 @@ class Monitor:
         }
         self._fatal: tuple[str, list[str]] | None = None
 
-    def started(self, done: int, steps: int, team: str) -> None:
+    def started(self, done: int, steps: int, distributed: str) -> None:
         """Workers begin, after `done` of `steps` steps."""
         self._starts.inc()
         self._step.set(done)
-        self._seen |= {"starts": self._seen["starts"] + 1, "team": team, "steps": steps, "done": done, "from": done}
+        self._seen |= {
+            "starts": self._seen["starts"] + 1,
+            "workers": workers,
+            "steps": steps,
+            "done": done,
+            "from": done,
+        }
 
     def checked(self, done: int, total: int) -> None:
         """So many samples of `total` have had their tokens compared."""
@@ -84,8 +90,8 @@ def line_of(figures: Mapping[str, float]) -> str:
 
 
 @contextmanager
-def shown(monitor: Any, steps: int) -> Iterator[None]:
-    """Show a monitor's progress while a job runs."""
+def shown(progress_actor: Any, steps: int) -> Iterator[None]:
+    """Show a progress_actor's progress while a job runs."""
     stop = threading.Event()
 
     def follow(bar: RowProgress) -> None:
@@ -93,12 +99,12 @@ def shown(monitor: Any, steps: int) -> Iterator[None]:
         while not ended:
             ended = stop.wait(0.5)
             try:
-                seen = ray.get(monitor.seen.remote(), timeout=5)
+                seen = ray.get(progress_actor.seen.remote(), timeout=5)
             except ray.exceptions.RayError:
                 continue
             if seen["starts"] > starts:
                 starts = seen["starts"]
-                bar.say(f"{'going on' if seen['from'] else 'training'} at step {seen['from']:,}: {seen['team']}")
+                bar.say(f"{'going on' if seen['from'] else 'training'} at step {seen['from']:,}: {seen['workers']}")
                 bar.restart(seen["from"])
             note = line_of(seen["figures"])
             if seen["checked"]:

@@ -16,7 +16,7 @@ Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Order:
+class StepSampler:
     """The steps of a run over `samples` positions in global batches of `batch`; the last one takes what is left.
 
     `max_steps` ends the run earlier, or, where it asks for more than `epochs` has, goes on into further epochs.
@@ -47,7 +47,7 @@ class Order:
             found[inside] = self._epoch(epoch)[places[inside] % self.samples] if epoch else places[inside]
         return found
 
-    def share(self, step: int, rank: int, workers: int) -> Positions:
+    def rank_positions(self, step: int, rank: int, workers: int) -> Positions:
         """The positions of one step that one of `workers` trains on; together they are all of them, each once."""
         return self.positions(step)[rank::workers]
 
