@@ -89,8 +89,9 @@ def as_at_the_start(request: pytest.FixtureRequest) -> None:
     A verb that finds a Ray in its process scans tables on it, in processes that know nothing of a monkeypatch here.
     """
     torch.set_num_threads(1 if WORKER else 2)
-    if "local_ray" not in request.fixturenames and "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and "local_ray" not in request.fixturenames:
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -20,11 +20,13 @@ if __name__ != "__main__" or sys.argv[1] == "server":
     import selectors
     import signal
     import socket
+    import struct
     import subprocess
     import tempfile
     from collections.abc import Iterator
     from typing import Any
 
+    import psutil
     import pytest
 
     SOCKET = "VIG_TESTS_PREFORK"
@@ -53,6 +55,16 @@ if __name__ != "__main__" or sys.argv[1] == "server":
             finally:
                 running.communicate()  # closes its standard input, which ends it
 
+    def descendants(pid: int) -> list[psutil.Process]:
+        """All processes that a process started, those that were forked in the place of others among them."""
+        folder = os.path.dirname(os.environ.get(SOCKET, ""))
+        found = []
+        for process in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error, OSError, ValueError), open(f"{folder}/{process.pid}") as file:
+                process = psutil.Process(int(file.read()))
+            found.append(process)
+        return found
+
     def serve(path: str) -> None:
         """Until standard input ends. One line of JSON and three file descriptors make a fork."""
         listener = socket.socket(socket.AF_UNIX)
@@ -76,6 +88,9 @@ if __name__ != "__main__" or sys.argv[1] == "server":
                     client, _ = listener.accept()
                     pid = fork(client, listener, ready)
                     forks[pid] = client
+                    (asked_by,) = struct.unpack("i8x", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                    with open(f"{os.path.dirname(path)}/{asked_by}", "w") as file:  # for `descendants`
+                        file.write(str(pid))
                     ready.register(client, selectors.EVENT_READ, pid)
                 else:  # the program that stands for the worker was killed
                     ready.unregister(key.fileobj)

@@ -8,7 +8,6 @@ import io
 import os
 import struct
 import threading
-import time
 import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -184,7 +183,6 @@ def test_the_first_frame_of_an_animation(container: str) -> None:
 @pytest.mark.parametrize("size", [(100_000, 100_000), (12_000, 12_000), (9_460, 9_459)])
 def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
     bomb = png_of(*size, 8, 2, b"\0" * 100)
-    begin = time.perf_counter()
     tracemalloc.start()
     try:
         with pytest.raises(ImageError, match="TooLarge"):
@@ -192,8 +190,7 @@ def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 5_000_000
-    assert time.perf_counter() - begin < 2
+    assert peak < 5_000_000  # nothing was decoded
 
 
 @pytest.mark.filterwarnings("error")

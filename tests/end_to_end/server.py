@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from tests import prefork
 from tests.end_to_end.conftest import ROOT
 from vig_ray.demo import CHECKPOINT
 
@@ -62,7 +63,7 @@ class Server:
 
     def replicas(self, name: str) -> list[psutil.Process]:
         found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
+        for process in prefork.descendants(self.process.pid):
             try:
                 if f":{name}" in " ".join(process.cmdline()):
                     found.append(process)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests import gates as gating
+from tests import prefork
 from tests.end_to_end.conftest import HELD_OUT_SEED, ROOT, read_scores, vig
 from tests.end_to_end.server import wait_until
 from tests.end_to_end.test_demo_truth import GOLDEN
@@ -190,7 +190,7 @@ def test_killed_actors_cost_nothing(
         here.wait_for(3)
         store.wait_for("late")
         (preparer,) = (
-            process for process in psutil.Process().children(recursive=True)
+            process for process in prefork.descendants(os.getpid())
             if "ray::" in (name := " ".join(process.cmdline())) and "Preparer" in name
         )  # fmt: skip
         preparer.kill()

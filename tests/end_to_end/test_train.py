@@ -22,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import prefork
 from tests.cluster.spot import SOON, announce
 from tests.end_to_end.conftest import ROOT, vig
 from tests.end_to_end.server import wait_until
@@ -103,7 +104,7 @@ def steps_kept(out: Path) -> int:
 
 def workers_of(pid: int) -> list[int]:
     workers = []
-    for process in psutil.Process(pid).children(recursive=True):
+    for process in prefork.descendants(pid):
         try:
             if "RayTrainWorker" in " ".join(process.cmdline()):
                 workers.append(process.pid)
