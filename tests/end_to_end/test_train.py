@@ -98,7 +98,7 @@ def assert_as_undisturbed(out: Path, undisturbed: Undisturbed) -> None:
 
 def steps_kept(out: Path) -> int:
     """The step of the newest whole checkpoint; 0 where there is none."""
-    names = [path.parent.name for path in (out / "training" / "checkpoints").glob("step-*/whole.json")]
+    names = [path.parent.name for path in (out / "training" / "checkpoints").glob("step-*/commit.json")]
     return max((int(name.split("-")[1]) for name in names), default=0)
 
 
@@ -287,7 +287,7 @@ def test_data_and_results_in_a_bucket(
     listed = client.list_objects_v2(Bucket="vig", Prefix="run/")["Contents"]
     names = [each["Key"] for each in listed if not each["Key"].endswith("/")]
     assert any("tfevents" in name for name in names)
-    assert sum(name.endswith("whole.json") for name in names) == 2
+    assert sum(name.endswith("commit.json") for name in names) == 2
     assert not any("/.train-" in name for name in names)
     for name in names:
         path = tmp_path / name

@@ -124,6 +124,14 @@ def test_the_last_and_the_best_stay(chosen: Path, tmp_path: Path) -> None:
     assert {each.score for each in committed_checkpoints(str(tmp_path))} == {losses[step] for step in (8, 10, best)}
 
 
+def test_a_commit_marker_of_an_earlier_version_counts(tmp_path: Path) -> None:
+    for step, marker in ((4, "whole.json"), (6, "commit.json"), (8, "progress.json")):
+        folder = tmp_path / f"step-{step:08d}-abcdef"
+        folder.mkdir()
+        (folder / marker).write_text(json.dumps({"step": step, "score": None, "workers": 1}))
+    assert [checkpoint.step for checkpoint in committed_checkpoints(str(tmp_path))] == [4, 6]
+
+
 def test_a_checkpoint_is_told_by_its_own_held_out_loss(chosen: Path, tmp_path: Path) -> None:
     """Whatever lies between measurements and between checkpoints."""
     setup = setup_of(chosen, max_steps=7, save_every=2, eval_every=3, held_out=16, lr=3e-2)
@@ -176,7 +184,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(chosen: Path, tmp_path: 
     run = alone(setup, tmp_path / "run")
     expected = alone(setup, tmp_path / "undisturbed")
     assert worst_difference(weights_of(run), weights_of(expected)) < 1e-6
-    assert all((tmp_path / "run" / name / "whole.json").exists() for name in os.listdir(tmp_path / "run"))
+    assert all((tmp_path / "run" / name / "commit.json").exists() for name in os.listdir(tmp_path / "run"))
 
 
 def test_in_a_bucket_that_is_lost_and_comes_back(
@@ -216,6 +224,6 @@ def test_in_a_bucket_that_is_lost_and_comes_back(
     names = {key[2] for key in keys if len(key) > 2 and key[2]}
     assert names == {each.name for each in committed_checkpoints(directory)}
     record = client.get_object(
-        Bucket="runs", Key=f"a/checkpoints/{committed_checkpoints(directory)[-1].name}/whole.json"
+        Bucket="runs", Key=f"a/checkpoints/{committed_checkpoints(directory)[-1].name}/commit.json"
     )
     assert json.loads(record["Body"].read())["step"] == 8

@@ -11,7 +11,7 @@ from vig_ray.training.sampler import StepSampler
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 4), st.integers(0, 3))
 def test_every_epoch_has_every_position_once(samples: int, batch: int, epochs: int, seed: int) -> None:
-    order = StepSampler(samples, batch, epochs, seed)
+    sampler = StepSampler(samples, batch, epochs, seed)
     steps = [sampler.positions(step) for step in range(sampler.steps)]
     assert all(len(step) == batch for step in steps[:-1])
     places = np.concatenate(steps)
@@ -23,7 +23,7 @@ def test_every_epoch_has_every_position_once(samples: int, batch: int, epochs: i
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 9), st.integers(0, 7))
 def test_workers_share_a_step_between_them(samples: int, batch: int, workers: int, step: int) -> None:
-    order = StepSampler(samples, batch, 3, 0, max_steps=8)
+    sampler = StepSampler(samples, batch, 3, 0, max_steps=8)
     parts = [sampler.rank_positions(step, rank, workers) for rank in range(workers)]
     assert sorted(np.concatenate(parts).tolist()) == sorted(sampler.positions(step).tolist())
     assert max(map(len, parts)) - min(map(len, parts)) <= 1

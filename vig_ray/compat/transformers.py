@@ -37,8 +37,10 @@ def processor_without_video(config: Any, tokenizer: Any, image_processor: Any) -
 
 
 def spare_last_mlp(layer: torch.nn.Module) -> bool:
-    """Let the last decoder layer run its MLP for the K tokens only whose states are asked for: `unique_state_index_K`, int64, an
-    argument of the model's forward with each token's place in [B * L] once. Others' last states are then wrong.
+    """Let the last decoder layer run its MLP for the K tokens only whose states are asked for.
+
+    `unique_state_index_K`, int64, is an argument of the model's forward: each token's place in [B * L] once. Others'
+    last states are then wrong.
 
     Exact, since an MLP works token by token. Returns False where this layer's is of another kind and stays as it is.
 
@@ -61,23 +63,19 @@ def spare_last_mlp(layer: torch.nn.Module) -> bool:
         needed[0] = None
 
     def pick(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
-        unique_state_index_K = needed[0]
-        if unique_state_index_K is None:
+        index_K = needed[0]
+        if index_K is None:
             return None
         (hidden_BLD,) = arguments
         shape[0] = hidden_BLD.shape
-        return (hidden_BLD.flatten(0, 1)[unique_state_index_K],)
+        return (hidden_BLD.flatten(0, 1)[index_K],)
 
     def put_back(_: Any, __: Any, out_KD: torch.Tensor) -> torch.Tensor | None:
-        unique_state_index_K = needed[0]
-        if unique_state_index_K is None:
+        index_K = needed[0]
+        if index_K is None:
             return None
         batch, length, width = shape[0]
-        return (
-            out_KD.new_zeros(batch * length, width)
-            .index_copy(0, unique_state_index_K, out_KD)
-            .view(batch, length, width)
-        )
+        return out_KD.new_zeros(batch * length, width).index_copy(0, index_K, out_KD).view(batch, length, width)
 
     layer.register_forward_pre_hook(entered, with_kwargs=True)
     layer.register_forward_hook(left, always_call=True)

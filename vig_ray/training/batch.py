@@ -1,6 +1,7 @@
 """From samples to the tensors of one forward and backward pass: packed end to end, or padded.
 
-A rank's share of a step is cut into microbatches that fit a token budget. How it is cut changes no result: the loss is a sum.
+A rank's part of a step is cut into microbatches that fit a token budget. How it is cut changes no result: the loss is a
+sum.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ def trimmed(sample: TrainingSample) -> TrainingSample | None:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A microbatch. `inputs`: the model's keyword arguments. The N active tokens: `state_index_N`, the flat places of the
-    hidden states that predict them, `target_N`, their ids, and `coefficient_N`, their part in the loss. `unique_state_index_K`: the
-    places in `state_index_N`, each once: samples that share a prefix may share one.
+    """A microbatch. `inputs`: the model's keyword arguments. The N active tokens: `state_index_N`, the flat indices of
+    the hidden states that predict them, `target_N`, their ids, and `coefficient_N`, their part in the loss.
+    `unique_state_index_K`: those indices, each once: samples that share a prefix may share one.
 
     `tokens` that the model computes, padding included; `images` among them.
     """
@@ -175,7 +176,7 @@ class Batcher:
         )
 
     def empty(self) -> Batch:
-        """A microbatch of nothing, for a rank that has fewer than the others: ranks must call the model equally often."""
+        """One without samples, for a rank that has fewer than others: ranks must call the model equally often."""
         inputs: dict[str, Any] = {"input_ids": self._put(np.zeros((1, 1), np.int64)), "use_cache": False}
         if self._packed:
             inputs |= {"segments": Segments([1], self._device), "position_ids": inputs["input_ids"]}

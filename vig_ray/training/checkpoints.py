@@ -6,7 +6,7 @@ them. What is trained is in it, the optimizer's state, and the log up to that st
     OUT/checkpoints/step-00000200-3f9a12bc-5f2a91/     the run's id, and one of the attempt's own: no two ever write the
                                                        same folder
         __0_0.distcp, ..., .metadata, progress.json
-        whole.json                            comes last, when every worker's files are there; without it, it is none
+        commit.json                           comes last, when every worker's files are there; without it, it is none
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ from vig_ray.storage import filesystem, join, one_line, read_bytes, write_bytes
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.training_model import TrainingModel
 
-_PROGRESS, _WHOLE = "progress.json", "whole.json"
+_PROGRESS, _COMMIT = "progress.json", "commit.json"
+_EARLIER_COMMIT = "whole.json"  # its name in checkpoints of earlier versions
 _UPLOAD_TRIES = 3
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole one. `score`: its own held-out loss, None where that wasn't measured."""
+    """A committed one. `score`: its own held-out loss, None where that wasn't measured."""
 
     name: str
     step: int
@@ -53,12 +54,14 @@ def committed_checkpoints(directory: str) -> list[Checkpoint]:
     """The checkpoints under `directory` that are complete, oldest first."""
     fs, path = filesystem(directory)
     infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
-    found = []
+    checkpoints = []
     for name in sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory):
-        if fs.get_file_info(f"{path}/{name}/{_WHOLE}").type == pafs.FileType.File:
-            record = json.loads(read_bytes(join(directory, name, _WHOLE)))
-            found.append(Checkpoint(name, record["step"], record["score"]))
-    return sorted(found, key=lambda each: each.step)
+        for marker in (_COMMIT, _EARLIER_COMMIT):
+            if fs.get_file_info(f"{path}/{name}/{marker}").type == pafs.FileType.File:
+                record = json.loads(read_bytes(join(directory, name, marker)))
+                checkpoints.append(Checkpoint(name, record["step"], record["score"]))
+                break
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
 def to_keep(checkpoints: list[Checkpoint], last: int) -> set[str]:
@@ -113,11 +116,11 @@ def _is_of_a_lost_worker(error: BaseException) -> bool:
 
 
 class CheckpointManager:
-    """Writes the checkpoints of a group of workers under a directory or URI, uploads them while training goes on, and keeps the
-    last `keep` and the best.
+    """Writes a run's checkpoints under a directory or URI, uploads them while training goes on, and keeps the last
+    `keep` and the best.
 
-    `save` and `finalize` are called by every worker alike; a folder on this machine is written in place, a remote one is
-    written to a temporary folder and copied by a thread.
+    `save` and `finalize` are called by every worker alike; a folder on this machine is written in place, a remote one
+    is written to a temporary folder and copied by a thread.
     """
 
     def __init__(self, directory: str, *, keep: int, distributed: DistributedContext, run: str = "") -> None:
@@ -133,17 +136,17 @@ class CheckpointManager:
 
     @contextmanager
     def latest(self) -> Iterator[str | None]:
-        """A local folder with the newest whole checkpoint, or None; what an earlier attempt left unfinished goes."""
+        """A local folder with the newest committed checkpoint, or None; what an earlier attempt left goes."""
         # One looks for all: a store may not show everyone the same at the same moment.
-        whole = self._distributed.gather_objects(
-            committed_checkpoints(self._directory) if self._distributed.rank == 0 else None
-        )[0]
-        if self._distributed.rank == 0:
-            self._delete_all_but({each.name for each in whole})
-        if not whole:
+        is_first = self._distributed.rank == 0
+        listed = committed_checkpoints(self._directory) if is_first else None
+        committed = self._distributed.gather_objects(listed)[0]
+        if is_first:
+            self._delete_all_but({checkpoint.name for checkpoint in committed})
+        if not committed:
             yield None
             return
-        with on_this_machine(self._directory, whole[-1].name) as folder:
+        with on_this_machine(self._directory, committed[-1].name) as folder:
             yield folder
             self._distributed.gather_objects(None)  # nobody goes on, and deletes, while another reads
 
@@ -200,7 +203,7 @@ class CheckpointManager:
             shutil.rmtree(folder, ignore_errors=True)
 
     def finalize(self, *, wait: bool = False) -> None:
-        """Make the checkpoint on its way a whole one, if every worker's files are there; `wait` until they are.
+        """Commit the checkpoint on its way, if every worker's files are there; `wait` until they are.
 
         Raises StageError, on every worker, where they can't be.
         """
@@ -215,12 +218,10 @@ class CheckpointManager:
         if causes:
             raise StageError(causes[0])
         if self._distributed.rank == 0:
-            record = json.dumps(
-                {"step": checkpoint.step, "score": checkpoint.score, "workers": self._distributed.workers}
-            )
-            write_bytes(join(self._directory, checkpoint.name, _WHOLE), record.encode())
-            whole = committed_checkpoints(self._directory)
-            self._delete_all_but(to_keep(whole, self._keep))
+            workers = self._distributed.workers
+            record = json.dumps({"step": checkpoint.step, "score": checkpoint.score, "workers": workers})
+            write_bytes(join(self._directory, checkpoint.name, _COMMIT), record.encode())
+            self._delete_all_but(to_keep(committed_checkpoints(self._directory), self._keep))
 
     def _delete_all_but(self, names: set[str]) -> None:
         fs, path = filesystem(self._directory)

@@ -41,8 +41,8 @@ class TrainConfig(StageConfig):
     )
     dtype: Literal["float32", "bfloat16"] | None = Field(
         None,
-        description="precision of forward and backward; weights and optimizer are float32 in any case; by default bfloat16 on "
-        "GPUs, float32 on CPUs",
+        description="precision of forward and backward; weights and optimizer are float32 in any case; by default "
+        "bfloat16 on GPUs, float32 on CPUs",
     )
     device: Device = Field("auto", description="auto takes GPUs if Ray has any at the start")
     lora: bool = Field(False, description="train adapters (LoRA) on the language model's linear layers, and projector")

@@ -190,7 +190,7 @@ def _difference(prompt: Prompt, chosen: Mapping[str, Any]) -> str | None:
 
 
 def load_steps(source: SampleSource, positions: Iterable[Positions], *, processes: int) -> Iterator[list[Loaded]]:
-    """The samples at each group of positions, in order, made by `processes` processes ahead of time, or here where it is 0."""
+    """The samples at each group of positions, in order, made ahead of time by `processes` processes, or here."""
     lists = (part.tolist() for part in positions)
     if not processes:
         yield from (source.__getitems__(part) for part in lists)

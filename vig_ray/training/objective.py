@@ -50,9 +50,9 @@ def coefficients(weights_T: Weights, totals: Totals, normalisation: Normalisatio
     tokens of its sample x active samples): a mean over each sample's tokens first, as in equation 1. A sample without
     an active token has no part in either.
 
-    LLaVA's own code does neither: it takes the mean over the tokens of each process's own microbatch and then the mean over
-    microbatches and processes, so a token counts more the fewer there are beside it, and the loss depends on the number of
-    GPUs.
+    LLaVA's own code does neither: it takes the mean over the tokens of each process's own microbatch and then the mean
+    over microbatches and processes, so a token counts more the fewer there are beside it, and the loss depends on the
+    number of GPUs.
     """
     active = int(np.count_nonzero(weights_T))
     if not active:

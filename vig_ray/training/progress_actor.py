@@ -35,7 +35,7 @@ class ProgressActor:
         }
         self._fatal: tuple[str, list[str]] | None = None
 
-    def started(self, done: int, steps: int, distributed: str) -> None:
+    def started(self, done: int, steps: int, workers: str) -> None:
         """Workers begin, after `done` of `steps` steps."""
         self._starts.inc()
         self._step.set(done)
@@ -82,16 +82,16 @@ def line_of(figures: Mapping[str, float]) -> str:
     """A step's figures on one short line."""
     if not figures:
         return ""
-    told = f"loss {figures['train/loss']:.4f}, lr {figures['train/learning_rate']:.2e}"
-    told += f", {figures['speed/tokens_per_s']:,.0f} tokens/s ({figures['speed/active_tokens_per_s']:,.0f} active)"
+    line = f"loss {figures['train/loss']:.4f}, lr {figures['train/learning_rate']:.2e}"
+    line += f", {figures['speed/tokens_per_s']:,.0f} tokens/s ({figures['speed/active_tokens_per_s']:,.0f} active)"
     if "held_out/active_loss" in figures:
-        told += f", held out {figures['held_out/active_loss']:.4f}"
-    return told
+        line += f", held out {figures['held_out/active_loss']:.4f}"
+    return line
 
 
 @contextmanager
 def shown(progress_actor: Any, steps: int) -> Iterator[None]:
-    """Show a progress_actor's progress while a job runs."""
+    """Show what the actor knows while a job runs."""
     stop = threading.Event()
 
     def follow(bar: RowProgress) -> None:

@@ -20,7 +20,7 @@ from vig_ray.training.training_model import TrainingModel
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What a worker needs to know, decided once by the job. `dtype`: of forward and backward; `index`: all positions."""
+    """What a worker needs to know, decided once by the job. `dtype`: of the forward; `index`: all positions."""
 
     config: TrainConfig
     prompts: Prompts

@@ -1,6 +1,6 @@
 """Which samples each optimizer step trains on: arithmetic on positions, the same on any number of workers.
 
-Step s takes places [s B, (s + 1) B) of a sequence of epochs. The first epoch is `selection/`'s own order, its
+Step s takes the indices [s B, (s + 1) B) of a sequence of epochs. The first epoch is `selection/`'s own order, its
 `position` column; each later one is shuffled anew from the seed. Nothing else decides the order: neither the number
 of workers nor how often a run was stopped.
 """
@@ -39,12 +39,12 @@ class StepSampler:
         end = (step + 1) * self.batch
         if self.max_steps is None:
             end = min(end, self.samples * self.epochs)
-        places = np.arange(step * self.batch, end)
-        epochs = places // self.samples
-        found = np.empty(len(places), dtype=np.int64)
+        indices = np.arange(step * self.batch, end)
+        epochs = indices // self.samples
+        found = np.empty(len(indices), dtype=np.int64)
         for epoch in np.unique(epochs).tolist():
             inside = epochs == epoch
-            found[inside] = self._epoch(epoch)[places[inside] % self.samples] if epoch else places[inside]
+            found[inside] = self._epoch(epoch)[indices[inside] % self.samples] if epoch else indices[inside]
         return found
 
     def rank_positions(self, step: int, rank: int, workers: int) -> Positions:

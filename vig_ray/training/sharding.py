@@ -66,7 +66,8 @@ def shard(training_model: TrainingModel, distributed: DistributedContext, dtype:
     """Spread weights, gradients and optimizer state over all workers (FSDP2); returns whether it did.
 
     One unit a decoder layer, and one for the rest. All values are the first worker's. Weights that are trained become
-    float32, whatever the checkpoint's precision; forward and backward run in `dtype`. A single worker in float32 needs no FSDP.
+    float32, whatever the checkpoint's precision; forward and backward run in `dtype`. A single worker in float32 needs
+    no FSDP.
 
     Raises StageError, on every worker, where a model built without weights has other tensors than the loaded one.
     """

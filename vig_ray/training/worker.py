@@ -110,10 +110,11 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
     sharded = shard(training_model, distributed, dtype)
     kept = 0
     if config.gradient_sync == "step" and distributed.workers > 1:
+        free = float(distributed.gather(np.array([free_bytes(distributed.device)])).min())
         kept = whole_gradients(
             training_model,
             distributed.workers,
-            float(distributed.gather(np.array([free_bytes(distributed.device)])).min()),
+            free,
         )
     optimizer = make_optimizer(training_model, config)
     collate = setup.source().formatter.collate
@@ -226,8 +227,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
 def _accumulate(
     run: Run, samples: Sequence[TrainingSample], microbatches: list[list[int]], most: int, totals: Totals
 ) -> float:
-    """Run `most` microbatches, empty ones after this worker's own, leaving the gradient of the global batch's loss, which
-    is returned."""
+    """Run `most` microbatches, empty ones after this worker's, leaving the gradient of the global batch's loss."""
     normalisation = run.setup.config.normalisation
     loss = torch.zeros((), device=run.distributed.device)
     most = max(most, 1)

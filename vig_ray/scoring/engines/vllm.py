@@ -6,9 +6,9 @@ see the same numbers.
 
 There are two ways to ask, by what the vLLM at hand can do:
 
-    AnswerRows   V2 model runner (GPUs): the head runs from the first answer token on, the answer is a float32 array,
-                 and samples of one image start from its cached prefix
-    FlatPrompt   V1 model runner (CPUs, some models): log-probs of the whole prompt, images too, in flat lists
+    AnswerRowsRequest    V2 model runner (GPUs): the head runs from the first answer token on, the answer is a float32
+                         array, and samples of one image start from its cached prefix
+    WholePromptRequest   V1 model runner (CPUs, some models): log-probs of the whole prompt, images too, in flat lists
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ MAX_IN_FLIGHT = 256
 """Requests that vLLM holds at a time: several steps' worth, so that it never waits for the next one."""
 
 
-class Way(Protocol):
+class LogprobRequest(Protocol):
     """How to ask for a prompt's answer tokens, and how to read the answer."""
 
     words: str
 
     def ask(self, prompt: Prompt, *, from_cache: bool) -> SamplingParams:
-        """What to send with a prompt; `from_cache`: it may start from a cached prefix, where the way can."""
+        """What to send with a prompt; `from_cache`: it may start from a cached prefix, where the request can."""
 
     def read(self, prompt: Prompt, output: Any) -> LogProbs | None:
         """The answer tokens' log-probs, float32 [T]; None where they have to be asked for again, not from the cache."""
 
 
-class AnswerRows:
+class AnswerRowsRequest:
     """Rows of the head from the one that predicts the first answer token: `prompt_logprob_start` and its ids."""
 
     words = "answer rows only, an image's prefix computed once (V2 model runner)"
@@ -79,7 +79,7 @@ class AnswerRows:
         return np.asarray(rows[prompt.answer_positions - 1 - start, 0], dtype=np.float32)
 
 
-class FlatPrompt:
+class WholePromptRequest:
     """Every token of the prompt: `prompt_logprobs=0`, the actual token only, in vLLM's flat lists."""
 
     words = "log-probs of whole prompts, prefixes not shared (V1 model runner)"
@@ -118,10 +118,12 @@ class VllmEngine:
         self.engine = engine
         self.max_in_flight = max_in_flight
         self.max_length = int(engine.model_config.max_model_len)
-        self.way: Way = AnswerRows() if uses_v2_runner(engine) else FlatPrompt()
+        self.logprob_request: LogprobRequest = AnswerRowsRequest() if uses_v2_runner(engine) else WholePromptRequest()
         config = engine.vllm_config
         where = f"{config.device_config.device_type} in {engine.model_config.dtype}"
-        self.description = f"vLLM {vllm.__version__}, {engine.model_config.architecture} on {where}: {self.way.words}"
+        self.description = (
+            f"vLLM {vllm.__version__}, {engine.model_config.architecture} on {where}: {self.logprob_request.words}"
+        )
         self._formatter = formatter
         self._make_item = image_item_maker(engine)
         self._numbers = itertools.count()
@@ -198,7 +200,7 @@ class VllmEngine:
         """Queue one request; raises what vLLM raises where it refuses it."""
         request = engine_input(prompt.token_ids.tolist(), _placed(prompt, items))
         try:
-            self.engine.add_request(name, request, self.way.ask(prompt, from_cache=from_cache))
+            self.engine.add_request(name, request, self.logprob_request.ask(prompt, from_cache=from_cache))
         except Exception as error:
             if means_death(error, self.engine.engine_core):
                 raise EngineDiedError(cause_of(error)) from error
@@ -215,7 +217,7 @@ class VllmEngine:
         reason = output.outputs[0].finish_reason if output.outputs else None
         if reason not in ("length", "stop"):
             return PromptError("Vllm", f"the request ended with {reason!r}")
-        return self.way.read(prompt, output)
+        return self.logprob_request.read(prompt, output)
 
 
 def _placed(prompt: Prompt, items: Mapping[str, Any]) -> list[Placed]:
