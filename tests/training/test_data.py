@@ -204,5 +204,5 @@ def test_a_loss_that_is_no_number_stops_with_the_keys_of_its_step(chosen: Path, 
     keys = {row["sample_key"] for p in (folder / "selection").glob("*.parquet") for row in pq.read_table(p).to_pylist()
             if 16 <= row["position"] < 24}  # fmt: skip
     assert set(caught.value.keys) == keys
-    whole = sorted(path.parent.name for path in (tmp_path / "out").glob("*/whole.json"))
-    assert json.loads((tmp_path / "out" / whole[-1] / "whole.json").read_text())["step"] <= 2
+    committed = sorted(path.parent.name for path in (tmp_path / "out").glob("*/commit.json"))
+    assert json.loads((tmp_path / "out" / committed[-1] / "commit.json").read_text())["step"] <= 2
