@@ -91,15 +91,15 @@ def test_ray_job_submit_runs_the_scripts(cluster: Head, scored: Path, tmp_path: 
     assert cluster.ended("my-select") == "SUCCEEDED", cluster.ray("job", "logs", "my-select").stdout
     order = [row["sample_key"] for row in selected(scored)]
     with image_store() as images:
-        data = hold_images(scored, tmp_path / "held", images, {"step 3": order[3 * 8 : 4 * 8]})
+        data = hold_images(scored, tmp_path / "held", images, {"third": order[3 * 8 : 4 * 8]})
         submit("train", "--model", CHECKPOINT, "--samples", data, "--selection", scored, "--out", scored / "trained",
                "--max-steps", 5, "--global-batch", 8, "--workers", 1)  # fmt: skip
-        images.wait_for("step 3")
+        images.wait_for("third")
         # While it trains.
         wait_until(lambda: cluster.measured("ray_vig_train_loss") is not None)
         wait_until(lambda: (cluster.measured("ray_vig_train_step") or 0) >= 1)
         assert cluster.measured("ray_vig_train_starts_total") == 1
-        images.let_go("step 3")
+        images.let_go("third")
         assert cluster.ended("my-train") == "SUCCEEDED", cluster.ray("job", "logs", "my-train").stdout
     assert (scored / "trained" / "model" / "config.json").exists()
 
