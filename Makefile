@@ -32,7 +32,7 @@ check: .venv/ready  ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready  ## the README's numbers
+bench: .venv/ready  ## the numbers of docs/speed.md
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/train.py

@@ -33,7 +33,7 @@ class SelectConfig(StageConfig):
 
     scores: str = Field(description="scores/ of a finished `vig score`, or the directory that holds it")
     out: str = Field(description="directory that gets selection/")
-    strategy: StrategyName = Field("vig", description="how to choose; the README says what each does")
+    strategy: StrategyName = Field("vig", description="how to choose; docs/selecting.md says what each does")
     p: Percentages = Field(
         (70.0,),
         description="per cent of the samples with an image that vig, vig-samples and random keep; several, as "
