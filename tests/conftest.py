@@ -179,9 +179,18 @@ def start_ray(preforked: None, s3: Any) -> Iterator[Callable[[], None]]:
     import ray
 
     def start() -> None:
-        if not ray.is_initialized() or ray.cluster_resources().get("CPU") != 8:
-            ray.shutdown()
-            ray.init("local", num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
+        if ray.is_initialized() and ray.cluster_resources().get("CPU") == 8:
+            return
+        ray.shutdown()
+        options: Any = {"num_cpus": 8, "object_store_memory": 300 * 2**20, "include_dashboard": False}
+        for tries_left in (2, 1, 0):
+            try:
+                ray.init("local", **options, log_to_driver=False)
+                return
+            except Exception:  # Ray gives itself 30 seconds, which is too little on a machine that is busy
+                if not tries_left:
+                    raise
+                ray.shutdown()
 
     yield start
     ray.shutdown()

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.command import call, refused
-from tests.end_to_end.conftest import vig
 from tests.selection.made import write_selected
 from vig_ray.demo import CHECKPOINT, world
 
@@ -59,8 +58,8 @@ def test_its_lowest_samples_are_the_wrong_ones(told: dict[str, Any], held_out: P
     assert {kinds[int(key.rsplit("/", 1)[1])] for key in lowest} == {"mismatched"}
 
 
-def test_the_demo_ends_by_writing_one(tmp_path: Path) -> None:
-    done = vig("demo", "--out", str(tmp_path / "demo"), "--samples", "60")
+def test_the_demo_ends_by_writing_one(tmp_path: Path, local_ray: None) -> None:
+    done = call("demo", "--out", str(tmp_path / "demo"), "--samples", "60")
     assert done.stdout.rstrip().endswith(f"report: {tmp_path}/demo/report.html")
     html = (tmp_path / "demo" / "report.html").read_text()
     assert "What the demo&#x27;s images contribute" in html
