@@ -86,7 +86,11 @@ if __name__ != "__main__" or sys.argv[1] == "server":
                     return
                 if key.fileobj is listener:
                     client, _ = listener.accept()
-                    pid = fork(client, listener, ready)
+                    try:
+                        pid = fork(client, listener, ready)
+                    except (OSError, ValueError):  # the program that stood for the worker was killed meanwhile
+                        client.close()
+                        continue
                     forks[pid] = client
                     (asked_by,) = struct.unpack("i8x", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
                     with open(f"{os.path.dirname(path)}/{asked_by}", "w") as file:  # for `descendants`
@@ -112,7 +116,10 @@ if __name__ != "__main__" or sys.argv[1] == "server":
         size, streams, _, _ = socket.recv_fds(client, 8, 3)
         text = b""
         while len(text) < int.from_bytes(size, "big"):
-            text += client.recv(1 << 20)
+            part = client.recv(1 << 20)
+            if not part:
+                break
+            text += part
         asked = json.loads(text)
         pid = os.fork()
         if pid:

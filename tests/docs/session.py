@@ -112,6 +112,7 @@ class Session:
     def _bash(self, text: str) -> str:
         path = f"{self._bin}{os.pathsep}{os.environ['PATH']}"
         environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+        environment.pop("RAY_RUNTIME_ENV_HOOK", None)  # a program of its own starts its workers as a reader's does
         log = self._folder / ".log"
         with log.open("w") as printed:  # a file: a server in the background would keep a pipe open
             process = subprocess.Popen(
