@@ -126,30 +126,31 @@ if __name__ != "__main__" or sys.argv[1] == "server":
             for descriptor in streams:
                 os.close(descriptor)
             return pid
-        ready.close()
-        listener.close()
-        client.close()
-        for number, descriptor in enumerate(streams):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-        os.environ.clear()
-        os.environ.update(asked["environment"])
-        os.chdir(asked["folder"])
-        sys.argv = asked["arguments"]
-        searched = asked["environment"].get("PYTHONPATH", "").split(os.pathsep)
-        sys.path[:0] = [os.path.dirname(sys.argv[0]), *(folder for folder in searched if folder not in sys.path)]
-        sys.modules.pop("__main__")
-        status = 0
+        status = 1
         try:
+            ready.close()
+            listener.close()
+            client.close()
+            for number, descriptor in enumerate(streams):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            os.environ.clear()
+            os.environ.update(asked["environment"])
+            os.chdir(asked["folder"])
+            sys.argv = asked["arguments"]
+            searched = asked["environment"].get("PYTHONPATH", "").split(os.pathsep)
+            sys.path[:0] = [os.path.dirname(sys.argv[0]), *(folder for folder in searched if folder not in sys.path)]
+            sys.modules.pop("__main__")
             runpy.run_path(sys.argv[0], run_name="__main__")
+            status = 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException:
             sys.excepthook(*sys.exc_info())
-            status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        finally:  # never back into the server
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
 
 
 def main() -> None:
