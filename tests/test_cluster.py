@@ -10,7 +10,6 @@ import pytest
 import ray
 
 from tests import gates
-from tests.end_to_end.server import wait_until
 from vig_ray.cluster import failure, footer_readers, machines, scans_on_ray
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
@@ -88,7 +87,6 @@ class Holder:
 def held(local_ray: None) -> Iterator[Any]:
     """Takes CPUs of the 8 that this process's Ray has, until the test ends."""
     holders = []
-    wait_until(lambda: ray.available_resources().get("CPU") == 8)  # actors of the test before may be on their way out
 
     def hold(cpus: int) -> None:
         holder = Holder.options(num_cpus=cpus).remote()  # type: ignore[attr-defined]
