@@ -58,12 +58,12 @@ if __name__ != "__main__" or sys.argv[1] == "server":
     def descendants(pid: int) -> list[psutil.Process]:
         """All processes that a process started, those that were forked in the place of others among them."""
         folder = os.path.dirname(os.environ.get(SOCKET, ""))
-        found = []
+        processes = []
         for process in psutil.Process(pid).children(recursive=True):
             with contextlib.suppress(psutil.Error, OSError, ValueError), open(f"{folder}/{process.pid}") as file:
                 process = psutil.Process(int(file.read()))
-            found.append(process)
-        return found
+            processes.append(process)
+        return processes
 
     def serve(path: str) -> None:
         """Until standard input ends. One line of JSON and three file descriptors make a fork."""

@@ -53,23 +53,23 @@ def private_uses(source: str) -> Iterator[tuple[int, str]]:
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names if inside(alias.name)]
+            used = [alias.name for alias in node.names if inside(alias.name)]
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             imported = [f"{module}.{alias.name}" for alias in node.names]
-            found = [name for name in imported if inside(name) or name.rpartition(".")[2] in NAMES]
+            used = [name for name in imported if inside(name) or name.rpartition(".")[2] in NAMES]
         elif isinstance(node, ast.Attribute):
-            found = [node.attr] if node.attr in NAMES else [name for name in [dotted(node)] if inside(name)]
+            used = [node.attr] if node.attr in NAMES else [name for name in [dotted(node)] if inside(name)]
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            found = [node.name] if node.name in NAMES else []
+            used = [node.name] if node.name in NAMES else []
         elif isinstance(node, ast.keyword):
-            found = [node.arg] if node.arg in NAMES else []
+            used = [node.arg] if node.arg in NAMES else []
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             marks = [mark for mark in MARKS if mark in node.value]
-            found = [node.value] if node.value in NAMES or inside(node.value) else marks
+            used = [node.value] if node.value in NAMES or inside(node.value) else marks
         else:
             continue
-        yield from ((getattr(node, "lineno", 0), name) for name in found)
+        yield from ((getattr(node, "lineno", 0), name) for name in used)
 
 
 def test_private_things_are_used_in_compat_alone() -> None:

@@ -102,11 +102,14 @@ def _work(rank: int, workers: int, folder: str, setups: Sequence[tuple[str, Setu
     for name, setup in setups:
         reduced.clear()
         began = Beginning()
-        own = setup if isinstance(setup, Setup) else setup[rank]
+        rank_setup = setup if isinstance(setup, Setup) else setup[rank]
         left: dict[str, Any]
         try:
             run = train(
-                own, distributed, CheckpointManager(os.path.join(folder, name), keep=2, distributed=distributed), began
+                rank_setup,
+                distributed,
+                CheckpointManager(os.path.join(folder, name), keep=2, distributed=distributed),
+                began,
             )
             left = {"log": run.log, "weights": weights_of(run), "reduce_scatters": len(reduced), "began": vars(began)}
         except StageError as error:

@@ -135,5 +135,5 @@ def rename_weights(module: str, model: str, pattern: re.Pattern[str], name: str)
     """
     from vllm.model_executor.models.utils import WeightsMapper
 
-    made = getattr(importlib.import_module(f"vllm.model_executor.models.{module}"), model)
-    made.hf_to_vllm_mapper |= WeightsMapper(orig_to_new_regex={pattern: name})
+    model_class = getattr(importlib.import_module(f"vllm.model_executor.models.{module}"), model)
+    model_class.hf_to_vllm_mapper |= WeightsMapper(orig_to_new_regex={pattern: name})

@@ -23,18 +23,18 @@ class DistributedContext:
         """Every worker's values, float64 [workers, n]; each gives as many."""
         if self.workers == 1:
             return values[None]
-        own = torch.from_numpy(values).to(self.device)
-        found = torch.empty(self.workers * len(values), dtype=own.dtype, device=self.device)
-        dist.all_gather_into_tensor(found, own)
-        return found.view(self.workers, -1).cpu().numpy()
+        sent = torch.from_numpy(values).to(self.device)
+        received = torch.empty(self.workers * len(values), dtype=sent.dtype, device=self.device)
+        dist.all_gather_into_tensor(received, sent)
+        return received.view(self.workers, -1).cpu().numpy()
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every worker's value, whatever it is; for rare and small things."""
         if self.workers == 1:
             return [value]
-        found: list[Any] = [None] * self.workers
-        dist.all_gather_object(found, value)
-        return found
+        received: list[Any] = [None] * self.workers
+        dist.all_gather_object(received, value)
+        return received
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all workers."""

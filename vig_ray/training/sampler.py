@@ -41,11 +41,11 @@ class StepSampler:
             end = min(end, self.samples * self.epochs)
         indices = np.arange(step * self.batch, end)
         epochs = indices // self.samples
-        found = np.empty(len(indices), dtype=np.int64)
+        positions = np.empty(len(indices), dtype=np.int64)
         for epoch in np.unique(epochs).tolist():
             inside = epochs == epoch
-            found[inside] = self._epoch(epoch)[indices[inside] % self.samples] if epoch else indices[inside]
-        return found
+            positions[inside] = self._epoch(epoch)[indices[inside] % self.samples] if epoch else indices[inside]
+        return positions
 
     def rank_positions(self, step: int, rank: int, workers: int) -> Positions:
         """The positions of one step that one of `workers` trains on; together they are all of them, each once."""

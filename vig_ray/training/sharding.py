@@ -106,21 +106,23 @@ def _places(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def _same_everywhere(training_model: TrainingModel, distributed: DistributedContext) -> dict[str, _Tensor]:
     """The first worker's tensors by their names, which all others' are to become: names and shapes must agree."""
-    found: dict[str, _Tensor] = {}
+    tensors: dict[str, _Tensor] = {}
     first: dict[int, str] = {}
     for path, module in training_model.named_modules():
         for name, tensor in _places(module):
             where = f"{path}.{name}"
             is_parameter = isinstance(tensor, torch.nn.Parameter)
-            found[where] = _Tensor(
+            tensors[where] = _Tensor(
                 tuple(tensor.shape),
                 tensor.dtype,
                 is_parameter,
                 tensor.requires_grad,
                 first.setdefault(id(tensor), where),
             )
-    everyone: list[dict[str, _Tensor]] = distributed.gather_objects(found)
-    shapes = [{where: (tensor.shape, tensor.is_parameter) for where, tensor in each.items()} for each in everyone]
+    everyone: list[dict[str, _Tensor]] = distributed.gather_objects(tensors)
+    shapes = [
+        {where: (tensor.shape, tensor.is_parameter) for where, tensor in described.items()} for described in everyone
+    ]
     for other in shapes[1:]:
         odd = sorted(dict(shapes[0].items() ^ other.items()))
         if odd:

@@ -197,10 +197,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
         raise RuntimeError(f"step {run.step} trained on other positions than its own")  # a fault of this program
     loss = _accumulate(run, needed, microbatches, int(everyone[:, 0].max()), totals)
     norm = _grad_norm(run)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        keys = [key for part in distributed.gather_objects([sample.key for sample in samples]) for key in part]
-        what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
-        raise BadBatchError(run.step, what, keys)
+    _refuse_non_finite(run, loss, norm, samples)
     factor = rate_factor(run.step, sampler.steps, setup.config.warmup, setup.config.schedule)
     set_rate(run.optimizer, factor)
     run.optimizer.step()
@@ -222,6 +219,15 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
         workers=distributed.workers,
         unusable=unusable,
     )
+
+
+def _refuse_non_finite(run: Run, loss: float, norm: float, samples: Sequence[TrainingSample]) -> None:
+    """Raises BadBatchError, on all workers, with the keys of the whole step's samples; loss and norm are alike."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    keys = [key for part in run.distributed.gather_objects([sample.key for sample in samples]) for key in part]
+    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
+    raise BadBatchError(run.step, what, keys)
 
 
 def _accumulate(
