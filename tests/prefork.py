@@ -1,174 +1,161 @@
 """Ray's workers as forks of one process that has imported torch and transformers.
 
 A worker that prepares or scores imports them first, which takes longer than all else in most tests here. Ray starts
-its workers with the `py_executable` of a job's runtime environment: here that is this file as a program, which has a
+its workers with the `py_executable` of a job's runtime environment: here that is `stand_in.py`, which has this file's
 server fork the worker in its place, hands it its arguments, environment and standard streams, and lives as long as it
 does. What a worker is and does stays Ray's own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
+import json
 import os
+import runpy
+import selectors
+import signal
+import socket
+import struct
+import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
 
-if __name__ != "__main__" or sys.argv[1] == "server":
-    import contextlib
-    import gc
-    import importlib
-    import json
-    import runpy
-    import selectors
-    import signal
-    import socket
-    import struct
-    import subprocess
-    import tempfile
-    from collections.abc import Iterator
-    from typing import Any
+import psutil
+import pytest
 
-    import psutil
-    import pytest
+SOCKET = "VIG_TESTS_PREFORK"
+STAND_IN = os.path.join(os.path.dirname(__file__), "stand_in.py")
 
-    SOCKET = "VIG_TESTS_PREFORK"
+# Not ray: a worker loads it itself, threads and all.
+MODULES = (
+    "torch", "transformers.models.auto.modeling_auto", "transformers.models.llava.modeling_llava",
+    "transformers.models.auto.processing_auto", "transformers.models.clip.modeling_clip",
+    "transformers.models.llama.modeling_llama", "sklearn.metrics", "pandas", "pyarrow.parquet", "cv2", "PIL.Image",
+)  # fmt: skip
 
-    # Not ray: a worker loads it itself, threads and all.
-    MODULES = (
-        "torch", "transformers.models.auto.modeling_auto", "transformers.models.llava.modeling_llava",
-        "transformers.models.auto.processing_auto", "transformers.models.clip.modeling_clip",
-        "transformers.models.llama.modeling_llama", "sklearn.metrics", "pandas", "pyarrow.parquet", "cv2", "PIL.Image",
-    )  # fmt: skip
 
-    def hook(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
-        """What RAY_RUNTIME_ENV_HOOK names: Ray calls it with the runtime environment of a job that begins."""
-        return {"py_executable": f"{sys.executable} -I -S {__file__} {os.environ[SOCKET]}"} | (runtime_env or {})
+def hook(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
+    """What RAY_RUNTIME_ENV_HOOK names: Ray calls it with the runtime environment of a job that begins."""
+    return {"py_executable": f"{sys.executable} -I -S {STAND_IN} {os.environ[SOCKET]}"} | (runtime_env or {})
 
-    @contextlib.contextmanager
-    def server() -> Iterator[None]:
-        """Serve forks to all jobs of this process, and of those that have its environment, from now on."""
-        with tempfile.TemporaryDirectory(prefix="prefork-") as folder, pytest.MonkeyPatch.context() as patch:
-            path = os.path.join(folder, "socket")
-            running = subprocess.Popen([sys.executable, __file__, "server", path], stdin=subprocess.PIPE)
-            patch.setenv(SOCKET, path)
-            patch.setenv("RAY_RUNTIME_ENV_HOOK", "tests.prefork.hook")
-            try:
-                yield
-            finally:
-                running.communicate()  # closes its standard input, which ends it
 
-    def descendants(pid: int) -> list[psutil.Process]:
-        """All processes that a process started, those that were forked in the place of others among them."""
-        folder = os.path.dirname(os.environ.get(SOCKET, ""))
-        processes = []
-        for process in psutil.Process(pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error, OSError, ValueError), open(f"{folder}/{process.pid}") as file:
-                process = psutil.Process(int(file.read()))
-            processes.append(process)
-        return processes
-
-    def serve(path: str) -> None:
-        """Until standard input ends. One line of JSON and three file descriptors make a fork."""
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(path)
-        listener.listen(64)
-        for name in MODULES:
-            importlib.import_module(name)
-        gc.collect()
-        gc.freeze()
-        ready = selectors.DefaultSelector()
-        ready.register(sys.stdin.fileno(), selectors.EVENT_READ)
-        ready.register(listener, selectors.EVENT_READ)
-        forks: dict[int, socket.socket] = {}
-        while True:
-            for key, _ in ready.select(timeout=0.05):
-                if key.fd == sys.stdin.fileno():
-                    for pid in forks:
-                        os.kill(pid, signal.SIGKILL)
-                    return
-                if key.fileobj is listener:
-                    client, _ = listener.accept()
-                    try:
-                        pid = fork(client, listener, ready)
-                    except (OSError, ValueError):  # the program that stood for the worker was killed meanwhile
-                        client.close()
-                        continue
-                    forks[pid] = client
-                    (asked_by,) = struct.unpack("i8x", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-                    with open(f"{os.path.dirname(path)}/{asked_by}", "w") as file:  # for `descendants`
-                        file.write(str(pid))
-                    ready.register(client, selectors.EVENT_READ, pid)
-                else:  # the program that stands for the worker was killed
-                    ready.unregister(key.fileobj)
-                    if key.data in forks:
-                        os.kill(key.data, signal.SIGKILL)
-            while forks:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    break
-                client = forks.pop(pid)
-                with contextlib.suppress(OSError, KeyError):
-                    ready.unregister(client)
-                with contextlib.suppress(OSError):
-                    client.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
-                client.close()
-
-    def fork(client: socket.socket, listener: socket.socket, ready: selectors.BaseSelector) -> int:
-        """The new process's id; in the new process, run what was asked for and end."""
-        size, streams, _, _ = socket.recv_fds(client, 8, 3)
-        text = b""
-        while len(text) < int.from_bytes(size, "big"):
-            part = client.recv(1 << 20)
-            if not part:
-                break
-            text += part
-        asked = json.loads(text)
-        pid = os.fork()
-        if pid:
-            for descriptor in streams:
-                os.close(descriptor)
-            return pid
-        status = 1
+@contextlib.contextmanager
+def server() -> Iterator[None]:
+    """Serve forks to all jobs of this process, and of those that have its environment, from now on."""
+    with tempfile.TemporaryDirectory(prefix="prefork-") as folder, pytest.MonkeyPatch.context() as patch:
+        path = os.path.join(folder, "socket")
+        running = subprocess.Popen([sys.executable, __file__, path], stdin=subprocess.PIPE)
+        patch.setenv(SOCKET, path)
+        patch.setenv("RAY_RUNTIME_ENV_HOOK", "tests.prefork.hook")
         try:
-            ready.close()
-            listener.close()
+            yield
+        finally:
+            running.communicate()  # closes its standard input, which ends it
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """All processes that a process started, those that were forked in the place of others among them."""
+    folder = os.path.dirname(os.environ.get(SOCKET, ""))
+    processes = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error, OSError, ValueError), open(f"{folder}/{process.pid}") as file:
+            process = psutil.Process(int(file.read()))
+        processes.append(process)
+    return processes
+
+
+def serve(path: str) -> None:
+    """Until standard input ends. One line of JSON and three file descriptors make a fork."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(64)
+    for name in MODULES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    ready = selectors.DefaultSelector()
+    ready.register(sys.stdin.fileno(), selectors.EVENT_READ)
+    ready.register(listener, selectors.EVENT_READ)
+    forks: dict[int, socket.socket] = {}
+    while True:
+        for key, _ in ready.select(timeout=0.05):
+            if key.fd == sys.stdin.fileno():
+                for pid in forks:
+                    os.kill(pid, signal.SIGKILL)
+                return
+            if key.fileobj is listener:
+                client, _ = listener.accept()
+                try:
+                    pid = fork(client, listener, ready)
+                except (OSError, ValueError):  # the program that stood for the worker was killed meanwhile
+                    client.close()
+                    continue
+                forks[pid] = client
+                (asked_by,) = struct.unpack("i8x", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                with open(f"{os.path.dirname(path)}/{asked_by}", "w") as file:  # for `descendants`
+                    file.write(str(pid))
+                ready.register(client, selectors.EVENT_READ, pid)
+            else:  # the program that stands for the worker was killed
+                ready.unregister(key.fileobj)
+                if key.data in forks:
+                    os.kill(key.data, signal.SIGKILL)
+        while forks:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            client = forks.pop(pid)
+            with contextlib.suppress(OSError, KeyError):
+                ready.unregister(client)
+            with contextlib.suppress(OSError):
+                client.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
             client.close()
-            for number, descriptor in enumerate(streams):
-                os.dup2(descriptor, number)
-                os.close(descriptor)
-            os.environ.clear()
-            os.environ.update(asked["environment"])
-            os.chdir(asked["folder"])
-            sys.argv = asked["arguments"]
-            searched = asked["environment"].get("PYTHONPATH", "").split(os.pathsep)
-            sys.path[:0] = [os.path.dirname(sys.argv[0]), *(folder for folder in searched if folder not in sys.path)]
-            sys.modules.pop("__main__")
-            runpy.run_path(sys.argv[0], run_name="__main__")
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:  # never back into the server
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
 
 
-def main() -> None:
-    if sys.argv[1] == "server":
-        serve(sys.argv[2])
-        return
-    import json
-    import socket
-
-    client = socket.socket(socket.AF_UNIX)
-    client.connect(sys.argv[1])
-    asked = {"arguments": sys.argv[2:], "environment": dict(os.environ), "folder": os.getcwd()}
-    text = json.dumps(asked).encode()
-    socket.send_fds(client, [len(text).to_bytes(8, "big")], [0, 1, 2])
-    client.sendall(text)
-    status = client.recv(1)
-    sys.exit(status[0] if status else 1)
+def fork(client: socket.socket, listener: socket.socket, ready: selectors.BaseSelector) -> int:
+    """The new process's id; in the new process, run what was asked for and end."""
+    size, streams, _, _ = socket.recv_fds(client, 8, 3)
+    text = b""
+    while len(text) < int.from_bytes(size, "big"):
+        part = client.recv(1 << 20)
+        if not part:
+            break
+        text += part
+    asked = json.loads(text)
+    pid = os.fork()
+    if pid:
+        for descriptor in streams:
+            os.close(descriptor)
+        return pid
+    status = 1
+    try:
+        ready.close()
+        listener.close()
+        client.close()
+        for number, descriptor in enumerate(streams):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        os.chdir(asked["folder"])
+        sys.argv = asked["arguments"]
+        searched = asked["environment"].get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:0] = [os.path.dirname(sys.argv[0]), *(folder for folder in searched if folder not in sys.path)]
+        sys.modules.pop("__main__")
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:  # never back into the server
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":
-    main()
+    serve(sys.argv[1])
