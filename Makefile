@@ -15,7 +15,7 @@ demo: .venv/ready  ## import, score, print and report the demo dataset
 	$(BIN)/vig demo --out demo-out
 
 test: .venv/ready  ## every test that needs no cluster and no second environment
-	$(BIN)/python -m pytest -m "not cluster and not long and not vllm"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not cluster and not long and not vllm"
 
 test-cluster: .venv/ready  ## Ray clusters: jobs submitted, machines that come, go and are lost
 	$(BIN)/python -m pytest -m "cluster and not long and not vllm"

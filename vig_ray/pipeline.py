@@ -10,6 +10,7 @@ Steps get and give blocks row for row, so that every sample comes out once.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +100,7 @@ def run_steps(
                 "--workers ask for; the same command goes on from here"
             ) from error
         except ray.exceptions.RayError as error:
+            _release_actors(error)
             raise failure(error, f"vig {output.stage}") from error
     _delete_uncommitted(output)
     try:
@@ -132,6 +134,21 @@ def _execute(samples: str, output: Claim, table: pa.Schema, steps: Sequence[Step
         to_fs, to_path = whole_files(output.directory, join(output.work, "unfinished"))
         names = file_names(output.run)
         blocks.write_parquet(to_path, filesystem=to_fs, filename_provider=names, schema=table, compression="zstd")
+
+
+def _release_actors(error: BaseException) -> None:
+    """Drop the tracebacks of `error` and of what led to it, so that Ray takes the actors' CPUs and GPUs back.
+
+    They hold Ray Data's executor, and it its actors, as long as the caller keeps the error (a notebook does, in
+    sys.last_value). What was raised in a worker keeps its own traceback, which is text.
+    """
+    dropped, left = set[BaseException](), [error]
+    while left:
+        one = left.pop()
+        one.__traceback__ = None
+        dropped.add(one)
+        left += [each for each in (one.__cause__, one.__context__) if each is not None and each not in dropped]
+    gc.collect()
 
 
 def count_samples(samples: str) -> int:

@@ -14,6 +14,7 @@ import ray
 
 from tests import gates as gating
 from tests.end_to_end.conftest import read_scores
+from tests.end_to_end.server import wait_until
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.scoring import job
@@ -48,6 +49,8 @@ def test_what_it_raises_is_the_one_line(out: Path, local_ray: None) -> None:
     with pytest.raises(StageError) as raised:
         job.run(config(out, "tests.engines.own:burning"))
     assert str(raised.value) == "vig score failed: RuntimeError: the board is on fire"
+    # Its actors are gone while the error is still in somebody's hands: a notebook's, where a GPU would stay taken.
+    wait_until(lambda: ray.available_resources().get("CPU") == 8, 60)
 
 
 def test_a_module_that_is_not_there_is_told_before_anything_starts(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import dropwhile
 from typing import Any
 
@@ -67,6 +68,8 @@ def parquet_footer_actors(most: int) -> Iterator[None]:
     if name in os.environ:
         yield
         return
+    # What is set when this is loaded would stay its default, for other jobs of this process too.
+    import_module("ray.data._internal.datasource_v2.formats.parquet.footer_file_indexer")
     os.environ[name] = str(most)
     try:
         yield
