@@ -48,7 +48,7 @@ def pytest_report_header() -> str:
 
 
 # Files whose tests share something that takes long to make, the slowest first.
-TOGETHER = ("start_ray", "browser")
+TOGETHER = ("ray_head", "start_ray", "browser")
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
@@ -178,19 +178,15 @@ def start_ray(preforked: None, s3: Any) -> Iterator[Callable[[], None]]:
     """Starts a Ray of 8 CPUs in this process where there is none; its workers know the object store `s3`."""
     import ray
 
+    from vig_ray import cluster
+
     def start() -> None:
         if ray.is_initialized() and ray.cluster_resources().get("CPU") == 8:
             return
         ray.shutdown()
-        options: Any = {"num_cpus": 8, "object_store_memory": 300 * 2**20, "include_dashboard": False}
-        for tries_left in (2, 1, 0):
-            try:
-                ray.init("local", **options, log_to_driver=False)
-                return
-            except Exception:  # Ray gives itself 30 seconds, which is too little on a machine that is busy
-                if not tries_left:
-                    raise
-                ray.shutdown()
+        cluster.start(
+            num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False
+        )  # fmt: skip
 
     yield start
     ray.shutdown()

@@ -51,6 +51,8 @@ def server() -> Iterator[None]:
         running = subprocess.Popen([sys.executable, __file__, path], stdin=subprocess.PIPE)
         patch.setenv(SOCKET, path)
         patch.setenv("RAY_RUNTIME_ENV_HOOK", "tests.prefork.hook")
+        # A Ray begins with as many workers as it has CPUs, which no job here takes: theirs are forks.
+        patch.setenv("RAY_prestart_worker_first_driver", "0")
         try:
             yield
         finally:

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from tests import gates
-from vig_ray.cluster import failure, footer_readers, machines, scans_on_ray
+from vig_ray.cluster import failure, footer_readers, machines, scans_on_ray, start
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.scoring import job
@@ -127,3 +127,25 @@ def test_a_ray_of_this_process_scans_only_when_asked_to(local_ray: None) -> None
     for address, on_ray in ((None, False), ("local", True), ("auto", True)):
         with scans_on_ray(address) as answer:
             assert answer == on_ray
+
+
+def test_a_ray_that_does_not_start_in_time_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray itself gives up after 30 seconds, on a machine that is busy with something else."""
+    tries: list[tuple[str, int]] = []
+    late = 2
+
+    def init(address: str, num_cpus: int) -> None:
+        tries.append((address, num_cpus))
+        if len(tries) <= late:
+            raise Exception("The current node timed out during startup. This could\nhappen because ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    start(num_cpus=3)
+    assert tries == [("local", 3)] * 3
+    assert caplog.text.count("Ray didn't start; again: ") == 2
+    tries.clear()
+    late = 3
+    with pytest.raises(StageError, match="no Ray starts on this machine; in 3 tries: The current node timed out"):
+        start(num_cpus=3)

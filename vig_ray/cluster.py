@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 import ray.data
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _SPARE_CPUS = 6
 _RETRIES = 8
+_STARTS = 3
 _FREED_WITHIN_S = 10.0  # Ray says a little late that CPUs are free again
 _FILES_A_FOOTER_READER = 64
 
@@ -98,12 +99,30 @@ def machines(
     cpus = actors + _SPARE_CPUS
     allow_worker_starts(cpus)
     with _native_messages_hidden():
-        # "local": one of its own even where another Ray runs on this machine.
-        ray.init("local", num_cpus=cpus, include_dashboard=False, **metrics_port_option(metrics_port), **quiet)
+        start(num_cpus=cpus, include_dashboard=False, **metrics_port_option(metrics_port), **quiet)
     try:
         yield Machines(os.cpu_count() or 1, _gpus())
     finally:
         ray.shutdown()
+
+
+def start(**options: Any) -> None:
+    """Start a Ray in this process, even where another one runs on this machine, by `ray.init` with these options.
+
+    Ray gives each part of itself 30 seconds to begin, which may be too few on a machine that does much else, and then
+    ends with an error: so it is tried again. Raises StageError where it doesn't start in three tries.
+    """
+    for tries_left in range(_STARTS - 1, -1, -1):
+        try:
+            ray.init("local", **options)
+            return
+        except Exception as error:  # Ray raises just that, too
+            ray.shutdown()
+            if not tries_left:
+                raise StageError(
+                    f"no Ray starts on this machine; in {_STARTS} tries: {one_line(error)[:300]}"
+                ) from error
+            log.warning("Ray didn't start; again: %s", one_line(error)[:300])
 
 
 def _running(least_cpus: int) -> Machines:

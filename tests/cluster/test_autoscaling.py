@@ -33,7 +33,9 @@ def machines(cluster: Head) -> Counter[str]:
 
 
 @pytest.mark.cluster
-def test_machines_come_with_the_work_and_go_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_come_with_the_work_and_go_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preforked: None
+) -> None:
     config: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     config["idle_timeout_minutes"] = 0.2
     data = world.write(str(tmp_path / "data"), ROWS, 82)

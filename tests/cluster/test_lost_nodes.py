@@ -37,7 +37,7 @@ def gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gates:
 
 
 @pytest.fixture
-def cluster(gates: Gates) -> Iterator[Any]:
+def cluster(gates: Gates, preforked: None) -> Iterator[Any]:
     """A head that does no work."""
     from ray.cluster_utils import Cluster
 

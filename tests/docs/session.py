@@ -68,8 +68,10 @@ def _write_other_formats(folder: Path) -> None:
 class Session:
     """One page's commands, one after the other, in one folder; what they started ends with `close`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, forks: bool) -> None:
+        """`forks`: Ray's workers start as the tests' do (`preforked`), not as a reader's."""
         self._folder = folder
+        self._forks = forks
         self._port = str(free_port())
         self._names: dict[str, Any] = {"__name__": "__main__"}
         self._started: list[int] = []
@@ -112,7 +114,8 @@ class Session:
     def _bash(self, text: str) -> str:
         path = f"{self._bin}{os.pathsep}{os.environ['PATH']}"
         environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
-        environment.pop("RAY_RUNTIME_ENV_HOOK", None)  # a program of its own starts its workers as a reader's does
+        if not self._forks:
+            environment.pop("RAY_RUNTIME_ENV_HOOK", None)
         log = self._folder / ".log"
         with log.open("w") as printed:  # a file: a server in the background would keep a pipe open
             process = subprocess.Popen(

@@ -50,7 +50,7 @@ def test_the_commands_of_a_page_run(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest, local_ray: None
 ) -> None:
     start: Path = request.getfixturevalue("scored" if page.name in SCORED else "furnished")
-    session = Session(copy_of(start, tmp_path / "reader"))
+    session = Session(copy_of(start, tmp_path / "reader"), forks=page.name != "README.md")
     try:
         for block in blocks(page):
             if block.mark in ("run", "cluster"):

@@ -58,7 +58,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory, start_ray: Callable[[], N
 
 
 @pytest.fixture(scope="session")
-def ray_head() -> Iterator[Any]:
+def ray_head(preforked: None) -> Iterator[Any]:
     """One cluster's head for all tests that submit jobs or deploy to a cluster."""
     from tests.end_to_end.head import head
 

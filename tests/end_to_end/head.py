@@ -73,6 +73,8 @@ def head(*, cpus: int = 12, scaling: Mapping[str, Any] | None = None) -> Iterato
              "--min-worker-port", 0, "--max-worker-port", 0, "--metrics-export-port", metrics]  # fmt: skip
     path = f"{Path(RAY).parent}{os.pathsep}{os.environ['PATH']}"  # a job's `python` is this one
     environment = os.environ | {"PATH": path, "RAY_metrics_report_interval_ms": "1000"}
+    # Its jobs find the hook that `preforked` names, from whatever folder they run in.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as folder:
         if scaling is not None:
             file = Path(folder, "scaling.json")

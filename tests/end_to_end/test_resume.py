@@ -31,7 +31,7 @@ from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.stage import read_stage
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("preforked")]
 
 ROWS, BATCH = 300, 32
 
@@ -157,12 +157,14 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gates]:
     """Gates of engines that a Ray in this process starts."""
     import ray
 
+    from vig_ray import cluster
+
     gates = Gates(tmp_path / "gates")
     for name, value in gates.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(str(gating.ENGINES))
     ray.shutdown()
-    ray.init("local", num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
+    cluster.start(num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
     yield gates
     ray.shutdown()
 

@@ -32,7 +32,7 @@ from tests.training.runs import alone, setup_of, weights_of
 from vig_ray.demo import CHECKPOINT
 from vig_ray.model.export import hub_name
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("preforked")]
 
 BATCH, STEPS = 8, 16
 # So high that one wrong sample in a step shows in the weights, so low that the steps of AdamW don't blow up what
