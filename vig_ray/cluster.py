@@ -158,11 +158,11 @@ def _is_running(address: str) -> bool:
 def _numbers_of(host: str) -> set[str]:
     """The IP addresses of a host, with this machine's own by one name."""
     try:
-        numbers = {str(found[4][0]) for found in socket.getaddrinfo(host.strip("[]"), None)}
+        numbers = {str(info[4][0]) for info in socket.getaddrinfo(host.strip("[]"), None)}
     except OSError:
         return set()
-    own = {"127.0.0.1", "::1", ray.util.get_node_ip_address()}
-    return numbers | own if numbers & own else numbers
+    this_machine = {"127.0.0.1", "::1", ray.util.get_node_ip_address()}
+    return numbers | this_machine if numbers & this_machine else numbers
 
 
 def warn_of_few_cpus(needed: int) -> None:
@@ -233,9 +233,9 @@ def failure(error: BaseException, what: str) -> StageError:
     # Most of it arrives as the text of tracebacks, and Ray Data's wrapper as the exception.
     texts = errors_in_text(error)
     ours = f"{StageError.__module__}.{StageError.__name__}: "
-    told = [text for text in texts if text.startswith(ours)]
-    if told:
-        return StageError(told[-1].removeprefix(ours))
+    stage_errors = [text for text in texts if text.startswith(ours)]
+    if stage_errors:
+        return StageError(stage_errors[-1].removeprefix(ours))
     return StageError(f"{what} failed: {texts[0] if texts else type(error).__name__}"[:500])
 
 

@@ -283,16 +283,7 @@ def claim(
     the folder that `directory` lies in.
     """
     folders = [_name(directory)] if folders is None else folders
-    record = _read_record(directory)
-    if record is None and (exists(join(directory, _OLD_RECORD)).name == "File"):
-        _read_json(join(directory, _OLD_RECORD))
-        raise StageError(
-            f"{directory}: written by an earlier version, whose record lies in it; it can be read, not written to: "
-            "choose another --out, or delete it"
-        )
-    record = record or {}
-    if record and record["stage"] != stage:
-        raise StageError(f"{directory}: holds the output of 'vig {record['stage']}'; choose another --out")
+    record = _record_to_go_on_with(directory, stage)
     changed = differing(record.get("identity", {}), identity, left_open)
     finished = bool(record.get("complete"))
     if record and not changed and finished and not (extend or again):
@@ -319,20 +310,34 @@ def claim(
     return Claim(directory, stage, state, run, record, identity, tuple(folders), tuple(files))
 
 
+def _record_to_go_on_with(directory: str, stage: str) -> Record:
+    """The record of an output, {} where there is none. Raises StageError on another stage's or an earlier version's."""
+    record = _read_record(directory)
+    if record is None and exists(join(directory, _OLD_RECORD)).name == "File":
+        _read_json(join(directory, _OLD_RECORD))
+        raise StageError(
+            f"{directory}: written by an earlier version, whose record lies in it; it can be read, not written to: "
+            "choose another --out, or delete it"
+        )
+    if record is not None and record["stage"] != stage:
+        raise StageError(f"{directory}: holds the output of 'vig {record['stage']}'; choose another --out")
+    return record or {}
+
+
 def _check_owned(directory: str, stage: str, record: Record, folders: Sequence[str], files: Sequence[str]) -> list[str]:
     """The files that runs of the stage left in their places. Raises StageError, naming the first, where others lie."""
     parent = _parent(directory)
     listed = {*record.get("files", ()), *record.get("stale_files", ())}
     holds_run = _pattern([*record.get("runs", ()), *_earlier(record, committed=False)])
-    found = [f"{folder}/{name}".rstrip("/") for folder in folders for name in list_files(join(parent, folder))]
-    found += [name for name in files if exists(join(parent, name)).name != "NotFound"]
-    for name in sorted(found):
+    present = [f"{folder}/{name}".rstrip("/") for folder in folders for name in list_files(join(parent, folder))]
+    present += [name for name in files if exists(join(parent, name)).name != "NotFound"]
+    for name in sorted(present):
         if name not in listed and not holds_run.search(name):
             raise StageError(
                 f"{directory}: {join(parent, name)} was not written by `vig {stage}`; move it away, or choose another "
                 "--out"
             )
-    return found
+    return present
 
 
 def _earlier(record: Record, *, committed: bool) -> list[str]:

@@ -54,8 +54,8 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
             path = uri.split("://", 1)[1].rstrip("/")
             return _s3(path.split("/", 1)[0]), path
         if scheme in _ARROW_SCHEMES:
-            found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(uri)
-            return found
+            location: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(uri)
+            return location
         import fsspec
 
         fs, path = fsspec.core.url_to_fs(uri)

@@ -80,8 +80,8 @@ def config_of(stage: type[StageConfig]) -> type[StageConfig]:
 
 def stage_options(config: StageConfig) -> dict[str, Any]:
     """What was given of the stage's own options, in JSON's types; paths of this machine in full."""
-    own = config.model_fields_set - set(SubmitOptions.model_fields)
-    values = config.model_dump(mode="json", include=own)
+    stage_options = config.model_fields_set - set(SubmitOptions.model_fields)
+    values = config.model_dump(mode="json", include=stage_options)
     return {name: _in_full(name, value) for name, value in sorted(values.items())}
 
 
@@ -95,8 +95,8 @@ def _in_full(name: str, value: Any) -> Any:
 
 def name_of(stage: str, options: dict[str, Any]) -> str:
     """The job's name, the same for the same options."""
-    told = json.dumps(options, sort_keys=True).encode()
-    return f"vig-{stage}-{hashlib.blake2b(told, digest_size=6).hexdigest()}"
+    canonical = json.dumps(options, sort_keys=True).encode()
+    return f"vig-{stage}-{hashlib.blake2b(canonical, digest_size=6).hexdigest()}"
 
 
 def pack(folder: Path, options: dict[str, Any]) -> None:

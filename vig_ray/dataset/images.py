@@ -136,11 +136,11 @@ def _unreadable(error: BaseException, uri: str) -> ImageError:
 
 
 def _read_local(path: str) -> bytes:
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):  # opening a pipe that nobody writes to would never return
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe that nobody writes to would never return
         raise ImageError("NotAFile", f"{path}: not a regular file")
-    if found.st_size > MAX_FILE_BYTES:
-        raise ImageError("TooLarge", f"{path}: {found.st_size} bytes, and {MAX_FILE_BYTES} are allowed")
+    if status.st_size > MAX_FILE_BYTES:
+        raise ImageError("TooLarge", f"{path}: {status.st_size} bytes, and {MAX_FILE_BYTES} are allowed")
     with open(path, "rb") as file:
         return file.read()
 

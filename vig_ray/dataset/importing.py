@@ -290,9 +290,9 @@ def import_files(
 
 def _identifier(row: Row) -> str | None:
     """The id of a row that failed, where it can be told and stored."""
-    found = None if isinstance(row.content, RowError) else identifier(row.content)
+    name = None if isinstance(row.content, RowError) else identifier(row.content)
     try:
-        (found or "").encode()
+        (name or "").encode()
     except UnicodeEncodeError:
         return None
-    return found
+    return name

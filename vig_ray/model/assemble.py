@@ -120,46 +120,42 @@ def _named(config: AssembleConfig) -> dict[str, str]:
     return named | {"projector": absolute(config.projector), "dtype": config.dtype}
 
 
-def run(config: AssembleConfig) -> AssembleReport:
-    """Write the assembled checkpoint to `config.out`; raises StageError where a part is missing or doesn't fit."""
-    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaImageProcessorPil, LlavaProcessor
-
-    if scheme_of(config.out):
-        raise StageError(f"--out {config.out}: takes a folder on this machine; copy it from there")
-    check_writable(config.out)
-    output = claim(config.out, "assemble", {"options": _named(config)}, resumes=False)
-    if output.complete:
-        log.info("%s: already complete, nothing to assemble", config.out)
-        return AssembleReport(config.out, **output.record["counts"])
-    projector = read_projector(config.projector)
-    dtype = getattr(torch, config.dtype)
-    language_model, tokenizer, tower, images = _load_parts(config, dtype)
-    into, out_of = projector["linear_1.weight"].shape[1], projector["linear_2.weight"].shape[0]
-    wide, deep = tower.config.hidden_size, language_model.config.hidden_size
-    if (into, out_of) != (wide, deep):
+def _check_fit(config: AssembleConfig, projector: dict[str, torch.Tensor], tower: Any, language_model: Any) -> None:
+    ends = projector["linear_1.weight"].shape[1], projector["linear_2.weight"].shape[0]
+    widths = tower.config.hidden_size, language_model.config.hidden_size
+    if ends != widths:
         raise StageError(
-            f"--projector {config.projector}: leads from {into} to {out_of} dimensions, "
-            f"but the vision tower has {wide} and the language model {deep}"
+            f"--projector {config.projector}: leads from {ends[0]} to {ends[1]} dimensions, "
+            f"but the vision tower has {widths[0]} and the language model {widths[1]}"
         )
+
+
+def _prepare_tokenizer(tokenizer: Any) -> None:
+    """As llava-hf's checkpoints have it: an image token, a padding token, a length."""
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.model_max_length = MAX_LENGTH
-    size = language_model.config.vocab_size
-    rows = -(-max(size, len(tokenizer)) // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+
+
+def _put_together(
+    config: AssembleConfig, language_model: Any, tower: Any, projector: dict[str, torch.Tensor], tokenizer: Any
+) -> Any:
+    """The LLaVA of these parts, none of which is copied. Raises StageError where one of its weights is in no part."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    text, vision = language_model.config, tower.config
+    rows = -(-max(text.vocab_size, len(tokenizer)) // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
     head = language_model.lm_head.weight  # read before the embedding grows: the two may be one tensor
     language_model.model.embed_tokens.weight = _grown(language_model.model.embed_tokens.weight, rows)
     language_model.lm_head.weight = _grown(head, rows)
-    text = language_model.config
     text.vocab_size = rows
     text.tie_word_embeddings = False
-    vision = tower.config
-    patches = (vision.image_size // vision.patch_size) ** 2
     llava = LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=patches,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
@@ -171,11 +167,19 @@ def run(config: AssembleConfig) -> AssembleReport:
     model.model.language_model = language_model.model
     model.lm_head = language_model.lm_head
     model.model.vision_tower = tower
+    dtype = getattr(torch, config.dtype)
     model.model.multi_modal_projector.load_state_dict({k: v.to(dtype) for k, v in projector.items()}, assign=True)
     left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if left:
         raise StageError(f"no weights for {', '.join(left[:3])}: the parts don't make a whole LLaVA")
-    processor = LlavaProcessor(
+    return model
+
+
+def _processor(tokenizer: Any, vision: Any, images: Any) -> Any:
+    """LLaVA's processor: images as the vision tower's own processor has them, but padded to squares."""
+    from transformers import LlavaImageProcessorPil, LlavaProcessor
+
+    return LlavaProcessor(
         image_processor=LlavaImageProcessorPil(
             size={"shortest_edge": vision.image_size},
             crop_size={"height": vision.image_size, "width": vision.image_size},
@@ -189,6 +193,23 @@ def run(config: AssembleConfig) -> AssembleReport:
         num_additional_image_tokens=1,
         chat_template=LLAVA_V1,
     )
+
+
+def run(config: AssembleConfig) -> AssembleReport:
+    """Write the assembled checkpoint to `config.out`; raises StageError where a part is missing or doesn't fit."""
+    if scheme_of(config.out):
+        raise StageError(f"--out {config.out}: takes a folder on this machine; copy it from there")
+    check_writable(config.out)
+    output = claim(config.out, "assemble", {"options": _named(config)}, resumes=False)
+    if output.complete:
+        log.info("%s: already complete, nothing to assemble", config.out)
+        return AssembleReport(config.out, **output.record["counts"])
+    projector = read_projector(config.projector)
+    language_model, tokenizer, tower, images = _load_parts(config, getattr(torch, config.dtype))
+    _check_fit(config, projector, tower, language_model)
+    _prepare_tokenizer(tokenizer)
+    model = _put_together(config, language_model, tower, projector, tokenizer)
+    processor = _processor(tokenizer, tower.config, images)
     counts = {"parameters": sum(p.numel() for p in model.parameters()), "tensors": len(model.state_dict())}
     output.begin(config)
     save_checkpoint(model, processor, output.work)

@@ -55,15 +55,15 @@ def applied_softcap(model: Any, head: Callable[[torch.Tensor], torch.Tensor] | N
         scale = 2.0 * named / float(raw.abs().max()) if named and raw.any() else 1.0
         hook = output_layer.register_forward_hook(lambda _, __, logits: logits * scale)
         try:
-            own = model(**inputs).logits[0].float()
+            model_logits = model(**inputs).logits[0].float()
         finally:
             hook.remove()
     finally:
         model.train(was_training)
     answers = {cap: capped(raw * scale, cap) for cap in dict.fromkeys((named, None))}
-    distance = {cap: float((logits - own).abs().max()) for cap, logits in answers.items()}
+    distance = {cap: float((logits - model_logits).abs().max()) for cap, logits in answers.items()}
     nearest = min(distance, key=lambda cap: distance[cap])
-    largest = max(1.0, float(own.abs().max()))
+    largest = max(1.0, float(model_logits.abs().max()))
     if distance[nearest] > _ROUNDING.get(model.dtype, 0.05) * largest:
         raise StageError(
             f"{type(model).__name__} changes its logits after the output layer in a way that vig-ray doesn't know "

@@ -16,10 +16,10 @@ def position_ids(model: Any, prompt: Prompt) -> torch.Tensor:
         return torch.arange(len(prompt.token_ids))
     grid = np.concatenate([image.inputs["image_grid_thw"] for image in prompt.images])
     ids = torch.from_numpy(prompt.token_ids.astype(np.int64))[None]
-    found: torch.Tensor = model.model.get_rope_index(
+    position_ids_3BT: torch.Tensor = model.model.get_rope_index(
         input_ids=ids,
         mm_token_type_ids=torch.from_numpy(prompt.image_mask.astype(np.int64))[None],
         image_grid_thw=torch.from_numpy(grid),
         attention_mask=torch.ones_like(ids),
     )[0]
-    return found[:, 0].cpu()
+    return position_ids_3BT[:, 0].cpu()

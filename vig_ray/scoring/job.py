@@ -179,10 +179,10 @@ def _engine(asked: str, reference: str, ray_has: Machines, device: str) -> tuple
         return choose_engine(asked, device=device, reference=reference)
     ask = ray.remote(num_cpus=0, num_gpus=1, max_retries=8)(choose_engine)
     try:
-        found: tuple[str, str] = ray.get(ask.remote(asked, device=device, reference=reference))
+        answer: tuple[str, str] = ray.get(ask.remote(asked, device=device, reference=reference))
     except ray.exceptions.RayError as error:
         raise failure(error, "asking a machine with a GPU for its engine") from error
-    return found
+    return answer
 
 
 def _identity(plan: Plan, samples: str) -> dict[str, Any]:

@@ -23,9 +23,9 @@ def score_pairs(
     engine: Engine, pairs: Sequence[tuple[Prompt, Prompt]]
 ) -> list[tuple[LogProbs, LogProbs] | PromptError]:
     """Clean and reference log-probs of each pair, both float32 [T], the two passes in flight together."""
-    found = engine.logprobs([prompt for pair in pairs for prompt in pair])
+    logprobs = engine.logprobs([prompt for pair in pairs for prompt in pair])
     results: list[tuple[LogProbs, LogProbs] | PromptError] = []
-    for clean, reference in zip(found[::2], found[1::2], strict=True):
+    for clean, reference in zip(logprobs[::2], logprobs[1::2], strict=True):
         if isinstance(clean, PromptError) or isinstance(reference, PromptError):
             results.append(clean if isinstance(clean, PromptError) else reference)  # type: ignore[arg-type]
         elif not (np.isfinite(clean).all() and np.isfinite(reference).all()):

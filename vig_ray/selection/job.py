@@ -1,7 +1,7 @@
-"""The selection job: scores in, `selection/` out, in a few passes over the files, none of which holds the dataset.
+"""The selection job: scores in, `selection/` out, in a few scans of the files, none of which holds the dataset.
 
     survey       how many rows of which kind and source, and the first digit of every threshold
-    thresholds   three more digits, a pass each over the one column that samples are ranked by
+    thresholds   three more digits, a scan each of the one column that samples are ranked by
     order        the hashes of the kept keys, 8 bytes a sample, sorted: the only thing that grows here
     write        kept rows with their position and weights (or, for several p, only their counts)
 
@@ -94,7 +94,7 @@ def check(config: SelectConfig) -> Plan:
 def run(config: SelectConfig) -> Selection:
     """Select; returns the counts and thresholds, which the record holds too.
 
-    Raises StageError, before any pass, where the config, the scores or what is in `OUT` is wrong, and after the
+    Raises StageError, before any scan, where the config, the scores or what is in `OUT` is wrong, and after the
     survey where nothing would be left.
     """
     plan = check(config)
@@ -136,22 +136,24 @@ def _groups(plan: Plan) -> Groups:
 
 @dataclass(frozen=True)
 class _Survey:
-    """The first pass over a block: its rows by kind and source, and the first digits of what they are ranked by."""
+    """The first scan of a block: its rows by kind and source, and the first digits of what they are ranked by."""
 
     strategy: Strategy
     groups: Groups
     config: SelectConfig
 
     def __call__(self, table: pa.Table) -> tuple[Counted, Any]:
-        found = ranks(table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative)
-        rows = count_rows(table, found.scored)
-        present = {int(group): (int(group), Search(1)) for group in np.unique(found.group[found.eligible])}
-        return rows, count(found, present) if self.strategy.ranking else {}
+        ranked = ranks(
+            table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative
+        )
+        rows = count_rows(table, ranked.scored)
+        present = {int(group): (int(group), Search(1)) for group in np.unique(ranked.group[ranked.eligible])}
+        return rows, count(ranked, present) if self.strategy.ranking else {}
 
 
 @dataclass(frozen=True)
 class _Count:
-    """A later pass: the next digit of each search."""
+    """A later scan: the next digit of each search."""
 
     strategy: Strategy
     groups: Groups
@@ -159,8 +161,10 @@ class _Count:
     searches: dict[Any, tuple[int, Search]]
 
     def __call__(self, table: pa.Table) -> Any:
-        found = ranks(table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative)
-        return count(found, self.searches)
+        ranked = ranks(
+            table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative
+        )
+        return count(ranked, self.searches)
 
 
 def _thresholds(plan: Plan, files: Files, groups: Groups) -> tuple[Counted, list[np.ndarray[Any, Any]]]:
@@ -215,8 +219,10 @@ class _Keys:
     wanted: Hashes | None = None
 
     def __call__(self, table: pa.Table) -> Any:
-        found = ranks(table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative)
-        kept = found.kept(self.thresholds) | text_only(table, found.scored)
+        ranked = ranks(
+            table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative
+        )
+        kept = ranked.kept(self.thresholds) | text_only(table, ranked.scored)
         keys = table["sample_key"].filter(pa.array(kept))
         of_keys = hashes(keys, self.config.seed)
         if self.wanted is None:
@@ -245,11 +251,13 @@ class _Write:
     prefix: str = ""  # of the files' paths
 
     def __call__(self, table: pa.Table) -> Counted:
-        found = ranks(table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative)
-        text = text_only(table, found.scored)
-        kept = found.kept(self.thresholds) | text
+        ranked = ranks(
+            table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative
+        )
+        text = text_only(table, ranked.scored)
+        kept = ranked.kept(self.thresholds) | text
         table = table.filter(pa.array(kept))
-        scored, text, group = found.scored[kept], text[kept], found.group[kept]
+        scored, text, group = ranked.scored[kept], text[kept], ranked.group[kept]
         lengths = pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False).astype(np.int64)
         weights = self._weights(table, scored, lengths, self.thresholds[group])
         counted = count_rows(table, scored, lengths=lengths, weights=weights)
@@ -267,18 +275,19 @@ class _Write:
             pc.list_flatten(table[name]).to_numpy(zero_copy_only=False).astype(np.float64)
             for name in ("clean_logprobs", "reference_logprobs")
         )
-        own = lengths[scored]
-        if len(clean) != own.sum() or len(reference) != own.sum():
+        scored_lengths = lengths[scored]
+        if len(clean) != scored_lengths.sum() or len(reference) != scored_lengths.sum():
             raise StageError("the scores' log-probs and their num_answer_tokens don't agree; score again")
         tau = np.asarray([value_of(int(bits)) if bits else -np.inf for bits in thresholds[scored]])
         weights = np.ones(int(lengths.sum()), dtype=np.float32)
-        weights[np.repeat(scored, lengths)] = self.strategy.weigh(Tokens(own, clean, reference, tau), self.config.alpha)
+        tokens = Tokens(scored_lengths, clean, reference, tau)
+        weights[np.repeat(scored, lengths)] = self.strategy.weigh(tokens, self.config.alpha)
         return weights
 
     def _write(self, table: pa.Table, weights: Any) -> None:
-        own = hashes(table["sample_key"], self.config.seed)
+        key_hashes = hashes(table["sample_key"], self.config.seed)
         assert self.order is not None
-        place = self.order().of(table["sample_key"], own)
+        place = self.order().of(table["sample_key"], key_hashes)
         nothing = pa.nulls(table.num_rows, pa.list_(pa.float32()))
         ids = table["token_ids"] if self.has_tokens else pa.nulls(table.num_rows, pa.list_(pa.int32()))
         if weights is not None:
@@ -293,7 +302,7 @@ class _Write:
 def _select(
     plan: Plan, output: Claim, files: Files, groups: Groups, surveyed: Counted, thresholds: list[np.ndarray[Any, Any]]
 ) -> Selection:
-    """The last passes: the order and the rows, or for several p their counts only."""
+    """The last scans: the order and the rows, or for several p their counts only."""
     config, strategy = plan.config, plan.strategy
     needed = {*columns(strategy, groups), "sample_key", "source", "num_answer_tokens", "error"}
     if strategy.weigh:

@@ -22,36 +22,36 @@ class Segments:
     """Where S samples lie in a row of N tokens, and in a batch [S, longest] that pads them on the right.
 
     The row begins with `prefix` tokens that all samples begin with (a system prompt, say), there once for all of them;
-    then come each sample's own tokens, `own[i]` of them. A state depends on the tokens before it alone, so the shared
-    ones are the same in every sample, and their gradients add up.
+    then come each sample's own tokens, `lengths[i]` of them. A state depends on the tokens before it alone, so the
+    shared ones are the same in every sample, and their gradients add up.
     """
 
-    def __init__(self, own: Sequence[int], device: Any, *, prefix: int = 0) -> None:
-        longest = prefix + max(own)
+    def __init__(self, lengths: Sequence[int], device: Any, *, prefix: int = 0) -> None:
+        longest = prefix + max(lengths)
         self.prefix, self.longest = prefix, longest
-        starts = prefix + np.cumsum([0, *own[:-1]])
+        starts = prefix + np.cumsum([0, *lengths[:-1]])
         places = np.arange(longest)
         behind = places[None, :] - prefix  # a place among the sample's own tokens
-        inside = behind < np.asarray(own)[:, None]
+        inside = behind < np.asarray(lengths)[:, None]
         # A padding place holds some token of the row. It stands behind its sample, where no token looks, and its own
         # result is dropped, so neither the values nor the gradients know of it.
         padded = np.where(behind < 0, places[None, :], np.where(inside, starts[:, None] + behind, 0))
         wanted = inside & (behind >= 0)
         self._padded_SL = torch.from_numpy(padded).to(device)
-        self._own = torch.from_numpy(np.flatnonzero(wanted[:, prefix:])).to(device)
+        self._unshared = torch.from_numpy(np.flatnonzero(wanted[:, prefix:])).to(device)
         # Of the shared tokens' results, the first sample's is as good as any.
         wanted[0, :prefix] = True
         self._all = torch.from_numpy(np.flatnonzero(wanted)).to(device)
 
-    def pad(self, x_1HND: torch.Tensor, *, own: bool = False) -> torch.Tensor:
-        """[1, heads, N, D] to [S, heads, longest, D]; `own`: without the prefix."""
+    def pad(self, x_1HND: torch.Tensor, *, unshared: bool = False) -> torch.Tensor:
+        """[1, heads, N, D] to [S, heads, longest, D]; `unshared`: without the prefix."""
         _, heads, _, width = x_1HND.shape
-        at_SL = self._padded_SL[:, self.prefix :] if own else self._padded_SL
+        at_SL = self._padded_SL[:, self.prefix :] if unshared else self._padded_SL
         return x_1HND[0].index_select(1, at_SL.flatten()).view(heads, *at_SL.shape, width).transpose(0, 1)
 
-    def unpad(self, x_SHLD: torch.Tensor, *, own: bool = False) -> torch.Tensor:
-        """[S, heads, longest, D] to [1, N, heads, D]; `own`: both without the prefix."""
-        return x_SHLD.transpose(1, 2).flatten(0, 1).index_select(0, self._own if own else self._all)[None]
+    def unpad(self, x_SHLD: torch.Tensor, *, unshared: bool = False) -> torch.Tensor:
+        """[S, heads, longest, D] to [1, N, heads, D]; `unshared`: both without the prefix."""
+        return x_SHLD.transpose(1, 2).flatten(0, 1).index_select(0, self._unshared if unshared else self._all)[None]
 
 
 def packed_attention(
@@ -74,17 +74,17 @@ def packed_attention(
     longest = segments.longest if segments is not None else query.shape[2]
     short = query.device.type == "cpu" and query.dtype == torch.float32 and longest <= _MOST_SHORT and not dropout
     if segments is None:
-        found = _short(query, key, value, scaling) if short else _fused(query, key, value, scaling, dropout)
-        return found.transpose(1, 2).contiguous(), None
+        output = _short(query, key, value, scaling) if short else _fused(query, key, value, scaling, dropout)
+        return output.transpose(1, 2).contiguous(), None
     keys, values = segments.pad(key), segments.pad(value)
     if not short:
         return segments.unpad(_fused(segments.pad(query), keys, values, scaling, dropout)).contiguous(), None
-    own = segments.unpad(_short(segments.pad(query, own=True), keys, values, scaling), own=True)
+    unshared = segments.unpad(_short(segments.pad(query, unshared=True), keys, values, scaling), unshared=True)
     if not segments.prefix:
-        return own, None
+        return unshared, None
     shared_query, shared_key, shared_value = (x[:, :, : segments.prefix] for x in (query, key, value))
     shared = _short(shared_query, shared_key, shared_value, scaling).transpose(1, 2)
-    return torch.cat([shared, own], dim=1), None
+    return torch.cat([shared, unshared], dim=1), None
 
 
 def _fused(

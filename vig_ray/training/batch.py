@@ -138,10 +138,10 @@ class Batcher:
         prompts = [sample.prompt for sample in samples]
         lengths = [len(prompt.token_ids) for prompt in prompts]
         prefix = common_prefix(prompts) if self._packed else 0
-        own = [length - prefix for length in lengths]
-        width = prefix + sum(own) if self._packed else max(lengths)
+        suffix_lengths = [length - prefix for length in lengths]
+        width = prefix + sum(suffix_lengths) if self._packed else max(lengths)
         # Where each sample's tokens lie, those behind the prefix, in the row or rows laid end to end.
-        starts = np.cumsum([0, *own[:-1]]) if self._packed else np.arange(len(samples)) * width
+        starts = np.cumsum([0, *suffix_lengths[:-1]]) if self._packed else np.arange(len(samples)) * width
         rows = 1 if self._packed else len(samples)
         ids = np.zeros(rows * width, dtype=np.int64)
         is_image = np.zeros(rows * width, dtype=np.int64)
@@ -152,7 +152,7 @@ class Batcher:
         inputs: dict[str, Any] = {"input_ids": self._put(ids.reshape(rows, width)), "use_cache": False}
         inputs["position_ids"] = self._positions(prompts, width, prefix)
         if self._packed:
-            inputs["segments"] = Segments(own, self._device, prefix=prefix)
+            inputs["segments"] = Segments(suffix_lengths, self._device, prefix=prefix)
         if self._type_ids:
             inputs[self._type_ids] = self._put(is_image.reshape(rows, width))
         images = [image.inputs for prompt in prompts for image in prompt.images]

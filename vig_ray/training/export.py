@@ -77,7 +77,7 @@ def merged(state: State, lora: Lora | None) -> dict[str, torch.Tensor]:
     """The model's own weights: W + alpha / r * B A where a layer has adapters, names as without them."""
     if lora is None:
         return dict(state)
-    found = {}
+    tensors = {}
     for name, tensor in state.items():
         if is_adapter(name):
             continue
@@ -86,8 +86,8 @@ def merged(state: State, lora: Lora | None) -> dict[str, torch.Tensor]:
         if down is not None:
             up = state[plain.removesuffix(".weight") + _B]
             tensor = tensor.float() + (up.float() @ down.float()) * (lora.alpha / lora.rank)
-        found[plain] = tensor
-    return found
+        tensors[plain] = tensor
+    return tensors
 
 
 def write_model(state: State, base: str, template: Template, out: str, dtype: str) -> None:
@@ -110,8 +110,8 @@ def write_model(state: State, base: str, template: Template, out: str, dtype: st
         return
     model.save_pretrained(out, state_dict=weights)
     for name in os.listdir(folder):
-        told = name.endswith((".json", ".jinja", ".txt", ".model")) and not name.endswith(".index.json")
-        if told and name not in ("config.json", "generation_config.json"):
+        is_text = name.endswith((".json", ".jinja", ".txt", ".model")) and not name.endswith(".index.json")
+        if is_text and name not in ("config.json", "generation_config.json"):
             shutil.copy(os.path.join(folder, name), os.path.join(out, name))
 
 

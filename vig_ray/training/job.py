@@ -82,16 +82,16 @@ class Trained:
 
     def text(self) -> str:
         """For a person."""
-        told = f"{self.steps:,} steps, {self.samples:,} samples, last loss {self.loss:.4f}"
+        text = f"{self.steps:,} steps, {self.samples:,} samples, last loss {self.loss:.4f}"
         if self.held_out:
-            told += f"; held out: {self.held_out[0]:.4f} on active tokens, {self.held_out[1]:.4f} on all answer tokens"
+            text += f"; held out: {self.held_out[0]:.4f} on active tokens, {self.held_out[1]:.4f} on all answer tokens"
         if self.unusable:
             key, cause = next(iter(self.unusable.items()))
-            told += f"\n{len(self.unusable):,} samples could not be trained on, such as {key}: {cause}"
+            text += f"\n{len(self.unusable):,} samples could not be trained on, such as {key}: {cause}"
         if self.held_out_unusable:
             key, cause = next(iter(self.held_out_unusable.items()))
-            told += f"\n{len(self.held_out_unusable):,} held-out samples could not be measured, such as {key}: {cause}"
-        return f"{told}\nmodel: {self.model}"
+            text += f"\n{len(self.held_out_unusable):,} held-out samples could not be measured, such as {key}: {cause}"
+        return f"{text}\nmodel: {self.model}"
 
 
 def check(config: TrainConfig) -> Plan:

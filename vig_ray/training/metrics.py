@@ -126,26 +126,26 @@ def trackers(
     names: Sequence[str], *, out: str, name: str, config: Mapping[str, Any], identity: str, first: int
 ) -> list[Tracker]:
     """Those asked for. Raises StageError where one isn't installed."""
-    found: list[Tracker] = []
+    trackers: list[Tracker] = []
     for which in dict.fromkeys(names):
         try:
             if which == "tensorboard":
                 folder = join(out, "tensorboard")
                 local = folder.removeprefix("file://") if scheme_of(folder) == "file" else folder
-                found.append(TensorBoard(local, first, identity))
+                trackers.append(TensorBoard(local, first, identity))
             elif which == "wandb":
-                found.append(Wandb(name, config, identity))
+                trackers.append(Wandb(name, config, identity))
             elif which == "mlflow":
-                found.append(MLflow(name, config, identity))
+                trackers.append(MLflow(name, config, identity))
         except ImportError as error:
             raise StageError(f"--watch {which}: {error}; pip install {which} on the machines that train") from error
-    return found
+    return trackers
 
 
 def figures_of(step: Step, flops_per_token: float, device: torch.device) -> dict[str, float]:
     """A step's line as what trackers show. Rates are of all workers together; memory is the first worker's."""
     seconds = max(step.seconds, 1e-9)
-    found = {
+    values = {
         "train/loss": step.loss,
         "train/learning_rate": step.lr,
         "train/grad_norm": step.grad_norm,
@@ -156,14 +156,14 @@ def figures_of(step: Step, flops_per_token: float, device: torch.device) -> dict
         "speed/tflops_per_worker": flops_per_token * step.tokens / seconds / step.workers / 1e12,
     }
     if step.held_out_active_loss is not None and step.held_out_answer_loss is not None:
-        found["held_out/active_loss"] = step.held_out_active_loss
-        found["held_out/answer_loss"] = step.held_out_answer_loss
+        values["held_out/active_loss"] = step.held_out_active_loss
+        values["held_out/answer_loss"] = step.held_out_answer_loss
     if device.type == "cuda":
-        found["memory/allocated_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+        values["memory/allocated_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
         peak = peak_flops(torch.cuda.get_device_name(device))
         if peak:
-            found["speed/mfu"] = found["speed/tflops_per_worker"] * 1e12 / peak
-    return found
+            values["speed/mfu"] = values["speed/tflops_per_worker"] * 1e12 / peak
+    return values
 
 
 def peak_flops(device: str) -> float | None:

@@ -58,8 +58,8 @@ def coefficients(weights_T: Weights, totals: Totals, normalisation: Normalisatio
     if not active:
         return np.zeros(len(weights_T), dtype=np.float32)
     share = totals.active_tokens if normalisation == "tokens" else active * totals.active_samples
-    found: Weights = (weights_T.astype(np.float64) / share).astype(np.float32)
-    return found
+    normalised_T: Weights = (weights_T.astype(np.float64) / share).astype(np.float32)
+    return normalised_T
 
 
 def weighted_cross_entropy(

@@ -43,14 +43,14 @@ class Rows:
 
     def get(self, wanted: Places) -> list[dict[str, Any]]:
         """The rows at these places, in their order."""
-        found: list[dict[str, Any]] = [{}] * len(wanted)
+        rows: list[dict[str, Any]] = [{}] * len(wanted)
         for index in np.argsort(wanted, kind="stable").tolist():
             file, row = int(wanted[index]) >> _ROW_BITS, int(wanted[index]) & ((1 << _ROW_BITS) - 1)
             _, starts = self._file(file)
             group = int(np.searchsorted(starts, row, side="right")) - 1
             table = self._group(file, group)
-            found[index] = table.slice(row - int(starts[group]), 1).to_pylist()[0]
-        return found
+            rows[index] = table.slice(row - int(starts[group]), 1).to_pylist()[0]
+        return rows
 
     def _file(self, file: int) -> tuple[pq.ParquetFile, npt.NDArray[np.int64]]:
         if file not in self._files:

@@ -24,9 +24,9 @@ def is_projector(name: str) -> bool:
 
 def projector_module(name: str) -> str:
     """The projector's own name in that of one of its parameters."""
-    found = _PROJECTOR.search(name)
-    assert found is not None
-    return found[2]
+    match = _PROJECTOR.search(name)
+    assert match is not None
+    return match[2]
 
 
 def is_tower(name: str) -> bool:

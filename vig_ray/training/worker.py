@@ -136,8 +136,8 @@ def check_tokens(setup: Setup, distributed: DistributedContext, metrics: Metrics
     used = len(positions)
     # Rows that lie together are read together: by place, not by position.
     positions = positions[np.argsort(setup.index.sample_at[positions], kind="stable")]
-    own = np.array_split(positions, distributed.workers)[distributed.rank]
-    parts = (own[start : start + _CHECKED_AT_ONCE] for start in range(0, len(own), _CHECKED_AT_ONCE))
+    ours = np.array_split(positions, distributed.workers)[distributed.rank]
+    parts = (ours[start : start + _CHECKED_AT_ONCE] for start in range(0, len(ours), _CHECKED_AT_ONCE))
     wrong: Mismatch | None = None
     done = 0
     for loaded in load_steps(setup.source(images=False), parts, processes=setup.loaders):
@@ -174,7 +174,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
         packed=run.packed,
     )
     most = -(-sampler.batch // distributed.workers)
-    own = Totals.of([sample.weights_T for sample in samples])
+    rank_totals = Totals.of([sample.weights_T for sample in samples])
     answers = sum(len(sample.weights_T) for sample in samples)
     tokens = sum(sample.length for sample in needed)
     positions = np.full(most, -1.0)
@@ -182,7 +182,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     wrong = next((each for each in loaded if isinstance(each, Mismatch)), None)
     due = time.monotonic() > run.looked + _LOOK_EVERY_S
     counts = np.array(
-        [len(microbatches), *own, answers, tokens, len(unusable), wrong is not None, due], dtype=np.float64
+        [len(microbatches), *rank_totals, answers, tokens, len(unusable), wrong is not None, due], dtype=np.float64
     )
     everyone = distributed.gather(np.concatenate([counts, positions]))
     if everyone[:, 6].any():

@@ -42,13 +42,13 @@ def own_engine(asked: str) -> Callable[..., Engine]:
     """
     module, _, name = asked.partition(":")
     try:
-        found: Callable[..., Engine] = getattr(importlib.import_module(module), name)
+        factory: Callable[..., Engine] = getattr(importlib.import_module(module), name)
     except Exception as error:  # whatever a module does when it is imported
         raise StageError(
             f"--engine {asked}: {type(error).__name__}: {one_line(error)}; the module must be installed, or its folder "
             "on PYTHONPATH"
         ) from error
-    return found
+    return factory
 
 
 def check_engine(asked: str, reference: str, options: Mapping[str, Any], *, joins_cluster: bool) -> None:

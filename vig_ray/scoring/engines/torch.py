@@ -106,21 +106,21 @@ class TorchEngine:
             alike = [i for i in waiting if prompts[i].hide_images == prompts[waiting[0]].hide_images]
             budget = 1 if waiting[0] in alone else self.max_batch_tokens
             batch = next(plan_batches(lengths, alike, budget))
-            found = self._attempt([prompts[index] for index in batch], features)
-            if isinstance(found, PromptError) and len(batch) > 1:
+            outcome = self._attempt([prompts[index] for index in batch], features)
+            if isinstance(outcome, PromptError) and len(batch) > 1:
                 # Out of memory at this size, or one prompt spoils the batch: nothing is settled yet.
-                if found.kind == _OUT_OF_MEMORY:
+                if outcome.kind == _OUT_OF_MEMORY:
                     self.max_batch_tokens = max(1, len(batch) * lengths[batch[0]] // 2)
                     log.warning("out of memory: going on with at most %d tokens a batch", self.max_batch_tokens)
                 else:
                     alone.update(batch)
                 continue
-            if isinstance(found, PromptError):
-                results[batch[0]] = found
-                failure = found.__cause__ if isinstance(found.__cause__, Exception) else failure
+            if isinstance(outcome, PromptError):
+                results[batch[0]] = outcome
+                failure = outcome.__cause__ if isinstance(outcome.__cause__, Exception) else failure
             else:
                 self._worked = True
-                for index, logp_T in zip(batch, found, strict=True):
+                for index, logp_T in zip(batch, outcome, strict=True):
                     results[index] = logp_T
             for image in (image for i in batch if not prompts[i].hide_images for image in prompts[i].images):
                 needed[image.key] -= 1
@@ -144,9 +144,9 @@ class TorchEngine:
                 raise EngineDiedError(f"the GPU failed: {one_line(error)[:300]}") from error
             failed = error.with_traceback(None)  # its frames hold the batch's tensors
         if not _out_of_memory(failed):
-            told = PromptError(type(failed).__name__, one_line(failed)[:300])
-            told.__cause__ = failed
-            return told
+            refusal = PromptError(type(failed).__name__, one_line(failed)[:300])
+            refusal.__cause__ = failed
+            return refusal
         features.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -197,13 +197,13 @@ class TorchEngine:
         for part in _alike(list(missing.values()), most):
             arguments = self._collate([image.inputs for image in part], self.device, self.dtype)
             output = self.model.get_image_features(**arguments, return_dict=True)
-            found = output.pooler_output
-            self._stacked = isinstance(found, torch.Tensor)
-            if getattr(output, "deepstack_features", None) is not None or len(found) != len(part):
+            pooled = output.pooler_output
+            self._stacked = isinstance(pooled, torch.Tensor)
+            if getattr(output, "deepstack_features", None) is not None or len(pooled) != len(part):
                 # Features that can't be told apart by image: let the model take the pixels of every prompt.
                 self._shares_images = False
                 return self._vision_inputs(prompts, features)
-            features.update({image.key: feature for image, feature in zip(part, found, strict=True)})
+            features.update({image.key: feature for image, feature in zip(part, pooled, strict=True)})
         each = [features[image.key] for image in images]
         shared = BaseModelOutputWithPooling(pooler_output=torch.stack(each) if self._stacked else each)
         arguments = {"mm_encoder_outputs": {"image": shared}}
@@ -261,8 +261,8 @@ def _alike(images: Sequence[PromptImage], most: int) -> Iterator[list[PromptImag
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether a device or the host ran out of memory; some of PyTorch's allocators raise a plain RuntimeError."""
-    told = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
+    phrases = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in phrases)
 
 
 class _Row:

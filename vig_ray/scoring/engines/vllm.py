@@ -163,9 +163,9 @@ class VllmEngine:
                     if not output.finished:
                         continue
                     index, from_cache = flying.pop(output.request_id)
-                    found = self._read(prompts[index], output)
-                    if found is not None:
-                        results[index] = found
+                    logp_T = self._read(prompts[index], output)
+                    if logp_T is not None:
+                        results[index] = logp_T
                     elif from_cache:
                         waiting.append((index, False))
                     else:

@@ -72,8 +72,8 @@ def cause_of(error: BaseException) -> str:
 def _logged_soon() -> str | None:
     """The last error logged, waiting a little: an engine may announce its death before it has told everything."""
     for _ in range(5):
-        if (found := _last_error_logged()) is not None:
-            return found
+        if (cause := _last_error_logged()) is not None:
+            return cause
         time.sleep(_LOOK_EVERY_S)
     return None
 
@@ -89,7 +89,7 @@ def _last_error_logged() -> str | None:
     except OSError:
         return None
     for line in reversed(lines):
-        found = _TOLD.search(line)
-        if found and not any(words in line for words in _NO_CAUSE):
-            return f"{found[1].rpartition('.')[2]}: {' '.join(found[2].split())}"
+        match = _TOLD.search(line)
+        if match and not any(words in line for words in _NO_CAUSE):
+            return f"{match[1].rpartition('.')[2]}: {' '.join(match[2].split())}"
     return None

@@ -66,9 +66,9 @@ def start(
             f"{model}: in this model the parts of an image see each other both ways, which vLLM can't do on a CPU; "
             "take --engine torch"
         )
-    found = VllmEngine(engine, formatter)
-    _check_images(model, found, formatter)
-    return found
+    wrapped = VllmEngine(engine, formatter)
+    _check_images(model, wrapped, formatter)
+    return wrapped
 
 
 def set_environment(device: str, threads: int | None) -> None:
