@@ -134,6 +134,7 @@ def fork(client: socket.socket, listener: socket.socket, ready: selectors.BaseSe
         return pid
     status = 1
     try:
+        os.setpgid(0, 0)  # Ray kills the process group of a worker that ends
         ready.close()
         listener.close()
         client.close()
