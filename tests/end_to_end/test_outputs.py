@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import random
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,7 @@ import polars as pl
 import pyarrow.dataset as pads
 import pytest
 
+from tests.end_to_end.conftest import ROOT
 from tests.selection.made import made_up, write, write_selected
 from vig_ray.cli import main
 from vig_ray.dataset import importing
@@ -253,6 +260,61 @@ def test_foreign_files_around_outputs_stay(
     assert untouched(tmp_path / "out2", planted_there)
     assert not [name for name in files(out) if name in before and name.endswith(".parquet") and name not in planted]
     assert not list(out.glob(".*-????????"))
+
+
+ANY_NAME = (
+    "notes.txt", "stage.json", "config.json", "part-00000.parquet", "log.jsonl", ".hidden", "a b.png", "[x]*.txt",
+    "ä.json", "deep/er/x.parquet", "commit.json", "run.json", "0.parquet.tmp",
+)  # fmt: skip
+ANY_FOLDER = ("", "mine", "samples-old", "scores.bak", "trained", "..", "../beside/scores", ".cache", "figures")
+OF_A_STAGE = ("samples", "scores", "selection", "training", "model", "exported", "out.jsonl.images", "data")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(int(os.environ.get("VIG_TEST_TREES", "3"))))
+def test_any_files_stay_whenever_a_verb_is_killed(selected: Path, tmp_path: Path, seed: int) -> None:
+    """Files at random in and around OUT; every verb as a program, killed at any moment and given again, with and
+    without --overwrite. Where one of them lies in a stage's own folder, that stage refuses."""
+    rng = random.Random(seed)
+    out = tmp_path / "work" / "out"
+    out.mkdir(parents=True)
+    planted: dict[str, bytes] = {}
+
+    def plant_some(folders: Sequence[str], count: int) -> None:
+        for _ in range(count):
+            name = os.path.normpath(f"{rng.choice(folders) or '.'}/{rng.choice(ANY_NAME)}")
+            path = out / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(rng.randbytes(rng.randrange(100)))
+            planted[name] = path.read_bytes()
+
+    plant_some(ANY_FOLDER, 12)
+    refusing = rng.sample(OF_A_STAGE, 2)
+    plant_some(refusing, 2)
+    statuses = Counter[int]()
+    for options in (42, 43):  # the second time with other options
+        for verb, words in verbs(selected, out, seed=options).items():
+            if verb == "demo":  # its data lies where the stages' outputs are
+                continue
+            if verb == "export" and not (out / "training.stage.json").exists():
+                continue
+            overwrite = ["--overwrite"] * (verb in ("import", "score", "select", "train", "export-data"))
+            line = [sys.executable, "-m", "vig_ray.cli", *map(str, words), *(overwrite if options == 43 else [])]
+            killed = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                killed.wait(rng.uniform(2, 12))
+            killed.kill()
+            killed.wait()
+            assert untouched(out, planted), verb
+            done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+            assert untouched(out, planted), verb
+            assert done.returncode in (0, 2), done.stderr
+            if done.returncode == 2:
+                assert "Traceback" not in done.stderr
+                assert verb == "export" or "was not written by" in done.stderr or "exist" in done.stderr, done.stderr
+            statuses[done.returncode] += 1
+    assert statuses[0] >= 6
+    assert statuses[2] >= 1
 
 
 def test_relative_paths_are_the_same_run_as_absolute_ones(
