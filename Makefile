@@ -8,6 +8,8 @@ SITE = import sysconfig; print(sysconfig.get_path("purelib"))
 # By name: what other tests import (Flask, for one) doesn't get on with vLLM in one process.
 VLLM_TESTS = tests/scoring/test_engines.py $(wildcard tests/*/test_vllm*.py)
 VLLM_PYTEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest $(VLLM_TESTS)
+# In two processes, a file's tests in one of them.
+IN_TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-cluster test-vllm test-long check bench clean
 
@@ -15,10 +17,10 @@ demo: .venv/ready  ## import, score, print and report the demo dataset
 	$(BIN)/vig demo --out demo-out
 
 test: .venv/ready  ## every test that needs no cluster and no second environment
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not cluster and not long and not vllm"
+	$(BIN)/python -m pytest $(IN_TWO) -m "not cluster and not long and not vllm"
 
 test-cluster: .venv/ready  ## Ray clusters: jobs submitted, machines that come, go and are lost
-	$(BIN)/python -m pytest -m "cluster and not long and not vllm"
+	$(BIN)/python -m pytest $(IN_TWO) -m "cluster and not long and not vllm"
 
 test-vllm: .venv-vllm/ready  ## the vLLM engine; what its V2 model runner does otherwise, with its GPU kernels interpreted
 	$(VLLM_PYTEST) -m "vllm and not long"

@@ -47,26 +47,25 @@ def pytest_report_header() -> str:
     return "vLLM: here" if collect_ignore_glob == [] else "vLLM: not installed here, its tests are left to test-vllm"
 
 
-# Files whose tests share something that takes long to make, the slowest first.
-TOGETHER = ("ray_head", "start_ray", "browser")
+# What takes long to make and is made once for all tests that use it, in the order in which these come.
+SHARED = ("ray_head", "start_ray", "browser")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in its own
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that share a Ray come one after the other.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a Ray come one after the other, and a file's tests stay together.
 
-    With pytest-xdist, tests that share what takes long to make are one worker's, and those of a file are, too.
+    Files go to pytest-xdist's processes one by one in this order (`--dist loadfile --no-loadscope-reorder`), so that
+    those which take longest don't begin last.
     """
-    if not WORKER:
-        items.sort(key=lambda item: "start_ray" in getattr(item, "fixturenames", ()))
-        return
-    groups: dict[pytest.Item, str] = {}
-    for item in items:
+
+    def first_shared(item: pytest.Item) -> int:
         used = getattr(item, "fixturenames", ())
-        groups[item] = next((name for name in TOGETHER if name in used), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    order = {name: number for number, name in enumerate(TOGETHER)}
-    items.sort(key=lambda item: order.get(groups[item], len(order)))
+        return next((number for number, name in enumerate(SHARED) if name in used), len(SHARED))
+
+    of_file: dict[Path, int] = {}
+    for item in items:
+        of_file[item.path] = min(of_file.get(item.path, len(SHARED)), first_shared(item))
+    items.sort(key=lambda item: (of_file[item.path], str(item.path), first_shared(item)))
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
