@@ -46,7 +46,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"--images": "{small}/no-folder"}, "no-folder"),
         ({"--model": "./no-model"}, "./no-model: no such folder"),
         ({"--model": "no-model"}, "no-model: no such folder"),
-        ({"--model": "nobody/nothing"}, "nobody/nothing: no such folder, and the hub gave"),
+        ({"--model": "nobody/nothing"}, "nobody/nothing: no such folder here; the hub can't be reached"),
         ({"--model": "{small}/empty"}, "no config.json"),
         ({"--model": "{small}/broken"}, "config.json: can't be read"),
         ({"--model": "{small}/lm"}, "takes no images"),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import shutil
+import threading
 from pathlib import Path
 
+import huggingface_hub.constants
+import huggingface_hub.hf_api
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import fingerprint
+from vig_ray.model.checkpoint import fingerprint, local_folder
 from vig_ray.model.load import load_formatter, load_model, template_fingerprint
 
 
@@ -109,3 +113,40 @@ def test_both_templates_of_the_demo_model_mark_the_same_tokens(copy: Path) -> No
     words = [formatter.tokenizer.decode(prompt.answer_ids) for prompt in prompts]
     assert words[0] == words[1]
     assert one.image_mask.sum() == other.image_mask.sum() == 16
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """A hub that refuses: by the model's name with the header that tells the client why."""
+
+    def do_GET(self) -> None:
+        gated = "gated" in self.path
+        self.send_response(403 if gated else 401)
+        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("somebody/gated", "those who have accepted its terms there and are logged in"),
+        ("somebody/private", "on the hub no such model, or a private one"),
+    ],
+)
+def test_what_the_hub_refuses_is_told(model: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    # Read from the environment when the package is loaded, into two places.
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", huggingface_hub.constants.ENDPOINT)
+    try:
+        with pytest.raises(StageError, match=told):
+            local_folder(model, weights=True)
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -36,13 +36,30 @@ def local_folder(model: str, *, weights: bool, option: str = "--model") -> str:
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise StageError(f"{model}: no such folder; {option} takes a checkpoint's folder or a hub id such as org/name")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         wanted = _CONFIG_FILES + (_weight_patterns(model) if weights else [])
         return str(snapshot_download(model, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise StageError(f"{model}: no such folder, and the hub gave: {one_line(error)[:200]}") from error
+    except GatedRepoError as error:
+        raise StageError(
+            f"{model}: the hub gives it to those who have accepted its terms there and are logged in (`hf auth login`)"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise StageError(
+            f"{model}: no such folder here, and on the hub no such model, or a private one (`hf auth login`)"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise StageError(
+            f"{model}: no such folder here; the hub can't be reached, and its cache on this machine hasn't got it"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise StageError(f"{model}: no such folder here, and the hub gave: {one_line(error)[:200]}") from error
 
 
 def _weight_patterns(model: str) -> list[str]:
