@@ -62,12 +62,12 @@ def server() -> Iterator[None]:
 def descendants(pid: int) -> list[psutil.Process]:
     """All processes that a process started, those that were forked in the place of others among them."""
     folder = os.path.dirname(os.environ.get(SOCKET, ""))
-    processes = []
+    processes = {}  # the server may itself be one of those that `pid` started
     for process in psutil.Process(pid).children(recursive=True):
         with contextlib.suppress(psutil.Error, OSError, ValueError), open(f"{folder}/{process.pid}") as file:
             process = psutil.Process(int(file.read()))
-        processes.append(process)
-    return processes
+        processes[process.pid] = process
+    return list(processes.values())
 
 
 def serve(path: str) -> None:
