@@ -23,7 +23,7 @@ test-cluster: .venv/ready  ## Ray clusters: jobs submitted, machines that come, 
 	$(BIN)/python -m pytest $(IN_TWO) -m "cluster and not long and not vllm"
 
 test-vllm: .venv-vllm/ready  ## the vLLM engine; what its V2 model runner does otherwise, with its GPU kernels interpreted
-	$(VLLM_PYTEST) -m "vllm and not long"
+	$(VLLM_PYTEST) $(IN_TWO) -m "vllm and not long"
 	VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 $(VLLM_PYTEST) -m "vllm and vllm_v2"
 
 test-long: .venv/ready  ## what takes longer than the rest together; run by hand
