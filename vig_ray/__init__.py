@@ -1,3 +1,7 @@
 """vig-ray: visual information gain for vision-language datasets, on one machine or a Ray cluster."""
 
+from vig_ray.compat import torchvision
+
 __version__ = "0.1.0"
+
+torchvision.make_importable()

@@ -3,6 +3,10 @@
 The chat template renders the conversation; the trained spans are each assistant answer and the end-of-turn token
 that the template puts after it. Answers are found by rendering once more with marks in their place, so nothing is
 guessed from the wording of the answer.
+
+There are two ways from there to the prompt. The processor's own takes every sample through it as a whole, and is right
+by definition. The other one puts the prompt together from parts, so that samples share an image's arrays; it is taken
+where `probe.py` finds it to give what the processor gives.
 """
 
 from __future__ import annotations
@@ -15,33 +19,49 @@ import numpy as np
 
 from vig_ray.compat.transformers import default_image_options
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
+from vig_ray.model.processor import Noted, NotingProcessor
 from vig_ray.model.prompt import (
     ImageInputs,
     Pixels,
     Prompt,
     PromptError,
     PromptImage,
+    WholeInputs,
     answer_token_turns,
 )
+from vig_ray.storage import one_line
 
 _MARK = "\ue0f0{}\ue0f1"  # private-use characters: no chat template writes them
 _ANY_MARK = re.compile("\ue0f0(\\d+)\ue0f1")
 
 
-def _messages(conversation: Sequence[Turn], answers: Sequence[str]) -> list[dict[str, Any]]:
-    """The conversation as content lists, its assistant turns replaced by `answers`."""
+def _messages(
+    conversation: Sequence[Turn], answers: Sequence[str], pictures: Sequence[Pixels] | None = None
+) -> list[dict[str, Any]]:
+    """The conversation as content lists, its assistant turns replaced by `answers`; with `pictures` at its marks."""
     remaining = iter(answers)
+    images = iter(pictures or ())
     messages = []
     for turn in conversation:
         text = next(remaining) if turn.role == "assistant" else turn.text
-        parts: list[dict[str, str]] = []
+        parts: list[dict[str, Any]] = []
         for index, piece in enumerate(text.split(IMAGE_MARK)):
             if index:
-                parts.append({"type": "image"})
+                parts.append({"type": "image"} if pictures is None else {"type": "image", "image": next(images)})
             if piece:
                 parts.append({"type": "text", "text": piece})
         messages.append({"role": turn.role, "content": parts})
     return messages
+
+
+def _padded(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """Arrays joined along their first dimension, each padded with zeros at the end of the others."""
+    shapes = [array.shape[1:] for array in arrays]
+    if len(set(shapes)) == 1:
+        return np.concatenate(arrays)
+    largest = np.max(shapes, axis=0)
+    ends = [[(0, 0), *((0, most - size) for most, size in zip(largest, shape, strict=True))] for shape in shapes]
+    return np.concatenate([np.pad(array, end) for array, end in zip(arrays, ends, strict=True)])
 
 
 def _placed(text: str, start: int, answer: str) -> tuple[int, int]:
@@ -54,20 +74,31 @@ def _placed(text: str, start: int, answer: str) -> tuple[int, int]:
     return start - (len(answer) - len(answer.lstrip())), len(answer)
 
 
+def _answers(conversation: Sequence[Turn]) -> list[str]:
+    answers = [turn.text for turn in conversation if turn.role == "assistant"]
+    if not answers:
+        raise PromptError("NoAnswer", "no assistant turn")
+    return answers
+
+
 class ChatFormatter:
-    """Prompts and images by a transformers `processor` (tokenizer, image processor and chat template)."""
+    """Prompts and images by a transformers `processor` (tokenizer, image processor and chat template).
+
+    `by_parts`: put prompts together from parts, instead of taking each sample through the processor as a whole.
+    """
 
     def __init__(self, processor: Any, *, image_token_id: int, max_length: int) -> None:
+        self.by_parts = True
         self.processor = processor
+        self._noting = NotingProcessor(processor)
         self.tokenizer = processor.tokenizer
         self.image_token_id = image_token_id
         self.max_length = max_length
-        self.image_token = str(processor.image_token)
+        self.image_token = str(getattr(processor, "image_token", self.tokenizer.convert_ids_to_tokens(image_token_id)))
         self._image_options = default_image_options(processor)
         # Some of what an image processor gives is for the processor itself (Gemma 3's num_crops), none of the model's.
-        self._model_inputs = set(processor.image_processor.model_input_names) - set(
-            getattr(processor, "unused_input_names", ())
-        )
+        self.unused_names = set(getattr(processor, "unused_input_names", ()))
+        self._model_inputs = set(processor.image_processor.model_input_names) - self.unused_names
         if not (getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)):
             raise PromptError("Template", "the checkpoint has no chat template; add a chat_template.jinja to it")
         specials = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
@@ -80,14 +111,16 @@ class ChatFormatter:
 
         Raises PromptError where the template refuses the conversation or rewrites an answer.
         """
-        answers = [turn.text for turn in conversation if turn.role == "assistant"]
-        if not answers:
-            raise PromptError("NoAnswer", "no assistant turn")
+        answers = _answers(conversation)
         marked = self._apply(conversation, [_MARK.format(i) for i in range(len(answers))])
+        rendered = self._apply(conversation, answers)
+        return rendered, self._spans(marked, rendered, answers)
+
+    def _spans(self, marked: str, rendered: str, answers: Sequence[str]) -> list[tuple[int, int, int]]:
+        """Where the answers lie in a rendered text, by the same text with marks in their place."""
         pieces = _ANY_MARK.split(marked)
         if pieces[1::2] != [str(i) for i in range(len(answers))]:
             raise PromptError("Template", "the chat template drops or reorders assistant turns")
-        rendered = self._apply(conversation, answers)
         for texts in (answers, [answer.strip() for answer in answers]):  # some templates trim every turn
             text, spans = pieces[0], []
             for turn, (answer, after) in enumerate(zip(texts, pieces[2::2], strict=True)):
@@ -97,7 +130,7 @@ class ChatFormatter:
                 spans.append((start, len(text) + (end_of_turn.end() if end_of_turn else 0), turn))
                 text += after
             if text == rendered:
-                return text, spans
+                return spans
         raise PromptError(
             "Template", "the chat template rewrites assistant turns, so answer tokens can't be told apart"
         )
@@ -110,6 +143,46 @@ class ChatFormatter:
         return str(text)
 
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
+        """The conversation's prompt, its answers marked."""
+        return self.from_parts(conversation, images) if self.by_parts else self.as_a_whole(conversation, images)
+
+    def as_a_whole(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
+        """By the processor's own call; its arrays are in `whole`."""
+        answers = _answers(conversation)
+
+        def processed(texts: Sequence[str], given: Sequence[PromptImage]) -> Noted:
+            try:
+                return self._noting(_messages(conversation, texts, [image.pixels for image in given]))
+            except PromptError:
+                raise
+            except Exception as error:  # a processor raises whatever its author wrote
+                cause = f"{type(error).__name__}: {one_line(error)[:300]}"
+                raise PromptError("Processor", f"the processor refuses this sample: {cause}") from error
+
+        noted = processed(answers, images)
+        marked = processed([_MARK.format(i) for i in range(len(answers))], images)
+        spans = self._spans(marked.text, noted.text, answers)
+
+        def arrays_of(others: Sequence[PromptImage]) -> ImageInputs:
+            if tuple(others) == tuple(images):
+                return noted.arrays
+            again = processed(answers, others)
+            if not np.array_equal(again.token_ids, noted.token_ids):
+                raise PromptError("Processor", "another picture of the same size gives other token ids")
+            return again.arrays
+
+        return Prompt.marked(
+            noted.token_ids,
+            answer_token_turns(noted.offsets, spans),
+            image_token_id=self.image_token_id,
+            image_spans=(),
+            images=images,
+            offsets=noted.offsets,
+            answers={turn: _placed(noted.text, start, answers[turn]) for start, _, turn in spans},
+            whole=WholeInputs(arrays_of, images) if noted.arrays else None,
+        )
+
+    def from_parts(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """Render, expand each image token to the image's features, tokenise once, mark the answers."""
         text, spans = self.render(conversation)
         pieces = text.split(self.image_token)
@@ -146,7 +219,7 @@ class ChatFormatter:
             if not len(inside):
                 raise PromptError("Template", f"image {index} has no image token in the prompt")
             image_spans.append((int(inside[0]), int(inside[-1]) + 1))
-        answers = [turn.text for turn in conversation if turn.role == "assistant"]
+        answers = _answers(conversation)
         return Prompt.marked(
             token_ids,
             turn_of,
@@ -158,24 +231,32 @@ class ChatFormatter:
         )
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:
+        """One image through the checkpoint's own image processor; nothing where samples go through it as a whole."""
+        return self.arrays_of(pixels) if self.by_parts else {}
+
+    def arrays_of(self, pixels: Pixels) -> ImageInputs:
         """One image through the checkpoint's own image processor."""
         options = {**self._image_options, "return_tensors": "np", "input_data_format": "channels_last"}
         out = self.processor.image_processor(images=[pixels], **options)
         return {name: np.asarray(value) for name, value in out.items()}
 
     def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
-        """Arrays of several images, joined along their first dimension; floats in `dtype`."""
+        """Arrays of several images, joined along their first dimension, others padded with zeros; floats in `dtype`.
+
+        So processors do it too, for tiles and sizes that differ: what is padding is told by sizes, masks or grids.
+        """
         import torch
 
         joined = {}
         for name in self._model_inputs & set(inputs[0]):
-            tensor = torch.from_numpy(np.concatenate([np.asarray(image[name]) for image in inputs])).to(device)
+            tensor = torch.from_numpy(_padded([np.asarray(image[name]) for image in inputs])).to(device)
             joined[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
         return joined
 
     def identity(self) -> dict[str, Any]:
         """Chat template, tokenizer and image processor."""
-        return {
+        whole = {} if self.by_parts else {"processor": type(self.processor).__name__}
+        return whole | {
             "template": getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template,
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
             "image_token_id": self.image_token_id,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from typing import Any
 
-import numpy as np
-
-from vig_ray.compat.transformers import processor_without_video
-from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
 from vig_ray.model.chat import ChatFormatter
 from vig_ray.model.checkpoint import local_folder, read_config
 from vig_ray.model.llava import LlavaFormatter
-from vig_ray.model.prompt import Formatter, PromptError, PromptImage
+from vig_ray.model.probe import differences
+from vig_ray.model.prompt import Formatter
 from vig_ray.options import Template
 from vig_ray.storage import one_line
+
+log = logging.getLogger(__name__)
 
 
 def _template_for(config: Any, tokenizer: Any, template: Template) -> Template:
@@ -31,17 +31,11 @@ def _template_for(config: Any, tokenizer: Any, template: Template) -> Template:
     return "llava_v1" if is_llava else "chat"
 
 
-def _load_processor(folder: str, config: Any, tokenizer: Any) -> Any:
-    """The checkpoint's processor; without its video half where torchvision, which that half needs, isn't installed."""
-    from transformers import AutoImageProcessor, AutoProcessor
-    from transformers.utils import is_torchvision_available
+def _load_processor(folder: str) -> Any:
+    """The checkpoint's processor, as transformers makes it."""
+    from transformers import AutoProcessor
 
-    if is_torchvision_available():
-        return AutoProcessor.from_pretrained(folder)
-    try:
-        return AutoProcessor.from_pretrained(folder)
-    except ImportError:
-        return processor_without_video(config, tokenizer, AutoImageProcessor.from_pretrained(folder))
+    return AutoProcessor.from_pretrained(folder)
 
 
 def load_formatter(model: str, template: Template = "auto", max_length: int | None = None) -> Formatter:
@@ -60,7 +54,7 @@ def load_formatter(model: str, template: Template = "auto", max_length: int | No
         if not tokenizer.is_fast:
             raise StageError(f"{model}: its tokenizer gives no character offsets; add a tokenizer.json")
         chosen = _template_for(config, tokenizer, template)
-        processor = _load_processor(folder, config, tokenizer)
+        processor = _load_processor(folder)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise StageError(f"{model}: tokenizer or processor can't be loaded: {one_line(error)[:300]}") from error
     limit = getattr(config.get_text_config(), "max_position_embeddings", None) or 4096
@@ -82,23 +76,13 @@ def load_formatter(model: str, template: Template = "auto", max_length: int | No
             image_token_id=config.image_token_id,
             max_length=max_length or min(limit, tokenizer.model_max_length),
         )
-        _try(formatter)
+        differing = differences(formatter)
     except Exception as error:  # whatever a processor that works in another way raises
         raise StageError(f"{model}: its processor or chat template can't be used: {one_line(error)[:300]}") from error
+    if differing:
+        formatter.by_parts = False
+        log.info("%s: each sample goes through its processor as a whole (%s)", model, "; ".join(differing)[:300])
     return formatter
-
-
-def _try(formatter: Formatter) -> None:
-    """Make a prompt of two images of different shapes, so that a processor that doesn't fit is told at once."""
-    shapes = ((64, 96), (96, 64))
-    images = [
-        PromptImage(str(shape), lambda shape=shape: np.zeros((*shape, 3), np.uint8), formatter.preprocess)  # type: ignore[misc]
-        for shape in shapes
-    ]
-    turns = [Turn("user", f"{IMAGE_MARK}{IMAGE_MARK}?"), Turn("assistant", "Yes.")]
-    prompt = formatter.prompt(turns, images)
-    if not prompt.image_mask.any() or not len(prompt.answer_positions):
-        raise PromptError("Template", "a prompt of two images came out without image tokens or without answer tokens")
 
 
 def template_fingerprint(formatter: Formatter) -> str:

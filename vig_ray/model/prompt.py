@@ -85,6 +85,35 @@ def _prepared_image(key: str, inputs: ImageInputs) -> PromptImage:
     return image
 
 
+class WholeInputs:
+    """The arrays of a sample's images as its processor gives them for the sample as a whole; made at first use.
+
+    Pickling makes them, and leaves the pixels behind.
+    """
+
+    def __init__(self, make: Any, images: Sequence[PromptImage]) -> None:
+        self._make, self._images = make, tuple(images)
+
+    def of(self, images: Sequence[PromptImage]) -> WholeInputs:
+        """The same sample with other images of the same sizes."""
+        return WholeInputs(self._make, images)
+
+    @cached_property
+    def arrays(self) -> ImageInputs:
+        """By the names of the model's arguments. Raises PromptError where the images change the token ids."""
+        arrays: ImageInputs = self._make(self._images)
+        return arrays
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made, (dict(self.arrays),)
+
+
+def _made(arrays: ImageInputs) -> WholeInputs:
+    whole = WholeInputs(None, ())
+    whole.__dict__["arrays"] = arrays
+    return whole
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """A tokenised conversation with its answer tokens marked.
@@ -99,6 +128,8 @@ class Prompt:
     last; the end-of-turn token covers none, at the text's end.
     `hide_images`: run as if the image positions were padding, attention 0, while the text keeps its positions.
     `truncated`: how many answer tokens the length limit cut off.
+    `whole`: the images' arrays for this sample as a whole, where its processor makes them of text and images together;
+    the images then have none of their own, and `image_spans` is empty.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -110,6 +141,7 @@ class Prompt:
     answer_chars: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int32))
     hide_images: bool = False
     truncated: int = 0
+    whole: WholeInputs | None = None
 
     @classmethod
     def marked(
@@ -122,6 +154,7 @@ class Prompt:
         images: Sequence[PromptImage],
         offsets: npt.NDArray[np.int64],
         answers: Mapping[int, tuple[int, int]],
+        whole: WholeInputs | None = None,
     ) -> Prompt:
         """A prompt from its tokens [L], each token's assistant turn [L], -1 where it is no answer, and image spans.
 
@@ -133,7 +166,8 @@ class Prompt:
         begin, length = np.asarray([answers[turn] for turn in turns.tolist()], dtype=np.int64).reshape(-1, 2).T
         chars = np.clip(offsets[positions] - begin[:, None], 0, length[:, None]).astype(np.int32)
         spans = np.asarray(image_spans, dtype=np.int32).reshape(-1, 2)
-        return cls(token_ids, positions, turns, token_ids == image_token_id, spans, tuple(images), chars)
+        mask = token_ids == image_token_id
+        return cls(token_ids, positions, turns, mask, spans, tuple(images), chars, whole=whole)
 
     @property
     def answer_ids(self) -> npt.NDArray[np.int32]:
@@ -190,6 +224,11 @@ def truncate(prompt: Prompt, max_length: int) -> Prompt:
     """The first `max_length` tokens of a prompt; raises PromptError where an image or all answer tokens would go."""
     if len(prompt.token_ids) <= max_length:
         return prompt
+    if prompt.whole is not None:
+        raise PromptError(
+            "TooLong", f"{len(prompt.token_ids)} tokens, and this model's samples, which its processor makes as a "
+            f"whole, can't be cut at the limit of {max_length}"
+        )  # fmt: skip
     if prompt.image_mask[max_length:].any():
         raise PromptError("TooLong", f"{len(prompt.token_ids)} tokens, and the limit of {max_length} cuts an image")
     kept = prompt.answer_positions < max_length

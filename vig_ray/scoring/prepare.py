@@ -58,8 +58,9 @@ def prepare(
     if not images:
         return Prepared(prompt, None)
     pair = (prompt, without_image(prompt))
-    for image in (*pair[0].images, *pair[1].images):
-        _ = image.inputs  # computed now, so that a broken image is this row's error
+    for one in pair:  # computed now, so that a broken image is this row's error
+        _ = [image.inputs for image in one.images]
+        _ = one.whole and one.whole.arrays
     for image in images:
         image.release()
     return Prepared(prompt, pair)

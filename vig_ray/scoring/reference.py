@@ -35,7 +35,8 @@ def blur_pixels(pixels: Pixels) -> Pixels:
 
 def blur(prompt: Prompt) -> Prompt:
     """The prompt with every image blurred."""
-    return replace(prompt, images=tuple(image.derive("blur", blur_pixels) for image in prompt.images))
+    images = tuple(image.derive("blur", blur_pixels) for image in prompt.images)
+    return replace(prompt, images=images, whole=prompt.whole and prompt.whole.of(images))
 
 
 def blind(prompt: Prompt) -> Prompt:

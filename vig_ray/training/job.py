@@ -112,7 +112,12 @@ def check(config: TrainConfig) -> Plan:
         model, config.template or of_then.get("template") or "auto", config.max_length or of_then.get("max_length")
     )
     check_writable(config.out)
-    template = template_fingerprint(load_formatter(*prompts))
+    formatter = load_formatter(*prompts)
+    if not getattr(formatter, "by_parts", True):
+        raise StageError(
+            f"{prompts.model}: can be scored, but not trained here: its processor makes samples as a whole"
+        )
+    template = template_fingerprint(formatter)
     if record and record.get("template") != template:
         log.warning(
             "%s was made with another prompt or tokenizer than %s has; every sample's tokens are compared before the "

@@ -134,6 +134,12 @@ def load_engine(
     if name == "vllm":
         from vig_ray.scoring.engines.vllm_start import start
 
+        if not getattr(formatter, "by_parts", True):
+            raise StageError(
+                f"{model}: its prompts come from its processor sample by sample, which vLLM isn't given; take "
+                "--engine torch"
+            )
+
         engine: Engine = start(
             model,
             formatter,
@@ -150,4 +156,7 @@ def load_engine(
 
     if threads:
         torch.set_num_threads(threads)
-    return TorchEngine(load_model(model, dtype=dtype, device=device), formatter.collate, max_batch_tokens=batch_tokens)
+    loaded = load_model(model, dtype=dtype, device=device)
+    torch_engine = TorchEngine(loaded, formatter.collate, max_batch_tokens=batch_tokens)
+    torch_engine.check_numbers(formatter)
+    return torch_engine

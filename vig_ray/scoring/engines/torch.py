@@ -8,22 +8,29 @@ What makes it faster than one forward a sample, with the same numbers:
     - one vision pass an image: prompts that share an image share its features
     - hidden images (the blind reference) are left out, and the text keeps its position ids: what attention can't
       see needs no computing (models with a sliding window or recurrent layers get a mask instead)
+
+Not every model stands all of this. `check_numbers` holds it against one plain forward a sample, and where they differ,
+or where a sample has arrays as a whole, samples are run plainly, one by one.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vig_ray.errors import StageError
 from vig_ray.model.head import applied_softcap, capped, forward_arguments, token_types_argument
 from vig_ray.model.positions import position_ids
-from vig_ray.model.prompt import ImageInputs, Prompt, PromptError, PromptImage
+from vig_ray.model.probe import PROBES, pictures
+from vig_ray.model.prompt import Formatter, ImageInputs, Pixels, Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
 from vig_ray.storage import one_line
 
@@ -31,6 +38,9 @@ log = logging.getLogger(__name__)
 
 _LOGITS_AT_ONCE = 1 << 26  # elements: 256 MB of float32
 _OUT_OF_MEMORY = "OutOfMemory"
+_SMALL = 1 << 18  # pixels of a probe's image: seconds on a CPU, whatever the model
+# How far apart two orders of the same sums may be, in nats.
+_ROUNDING = {torch.float32: 1e-3, torch.float16: 0.1}
 Collate = Callable[[Sequence[ImageInputs], Any, Any], dict[str, Any]]
 
 
@@ -68,8 +78,10 @@ class TorchEngine:
         self.max_batch_tokens = max_batch_tokens or default_batch_tokens(str(self.device))
         self._collate = collate
         self._image_token = int(model.config.image_token_id)
-        accepted = forward_arguments(model)
+        self._name = type(model).__name__
+        self._arguments = accepted = forward_arguments(model)
         self._shares_images = "mm_encoder_outputs" in accepted
+        self._makes_features = model if hasattr(model, "get_image_features") else model.model
         self._stacked = False  # whether the model's features of several images are one tensor
         self._type_ids = token_types_argument(model)
         text = model.config.get_text_config()
@@ -81,6 +93,7 @@ class TorchEngine:
         # places, and a recurrent layer reads every one.
         self._leaves_out = kinds == {"full_attention"} and "token_type_ids" not in accepted
         self._softcap = applied_softcap(model, self._uncapped_logits)
+        self._plainly = False  # whether samples are run one by one, in the model's own way
         self.description = f"torch {torch.__version__}, {type(model).__name__} on {self.device} in {self.dtype}"
 
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
@@ -104,7 +117,10 @@ class TorchEngine:
         failure: Exception | None = None
         while waiting:
             alike = [i for i in waiting if prompts[i].hide_images == prompts[waiting[0]].hide_images]
-            budget = 1 if waiting[0] in alone else self.max_batch_tokens
+            plainly = self._plainly or prompts[waiting[0]].whole is not None
+            budget = 1 if plainly or waiting[0] in alone else self.max_batch_tokens
+            if not plainly:
+                alike = [i for i in alike if prompts[i].whole is None]
             batch = next(plan_batches(lengths, alike, budget))
             outcome = self._attempt([prompts[index] for index in batch], features)
             if isinstance(outcome, PromptError) and len(batch) > 1:
@@ -139,6 +155,8 @@ class TorchEngine:
         """
         try:
             return self._run(prompts, features)
+        except PromptError as error:
+            return error
         except Exception as error:
             if "CUDA error" in str(error):
                 raise EngineDiedError(f"the GPU failed: {one_line(error)[:300]}") from error
@@ -156,6 +174,8 @@ class TorchEngine:
     @torch.inference_mode()
     def _run(self, prompts: Sequence[Prompt], features: dict[str, torch.Tensor]) -> list[LogProbs]:
         """One batch: all prompts with visible images, or all with hidden ones."""
+        if self._plainly or prompts[0].whole is not None:
+            return [self._run_plainly(prompt) for prompt in prompts]
         hidden = prompts[0].hide_images
         rows = [_Row(prompt, leave_out=hidden and self._leaves_out) for prompt in prompts]
         longest = max(len(row.ids) for row in rows)
@@ -182,6 +202,104 @@ class TorchEngine:
         logp_N = self._head_logprobs(hidden_ND, self._to_device(targets.astype(np.int64))).cpu().numpy()
         return np.split(logp_N, np.cumsum([len(row.answers) for row in rows])[:-1])
 
+    @torch.inference_mode()
+    def _run_plainly(self, prompt: Prompt) -> LogProbs:
+        """One sample as its family's own forward takes it, images hidden by the attention mask. Raises PromptError."""
+        ids_1L = self._to_device(prompt.token_ids.astype(np.int64)[None])
+        mask_1L = torch.ones_like(ids_1L)
+        arguments: dict[str, Any] = {}
+        if prompt.whole is not None:
+            for name, array in prompt.whole.arrays.items():
+                tensor = self._to_device(np.ascontiguousarray(array))
+                arguments[name] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        elif prompt.images:
+            arguments = self._collate([image.inputs for image in prompt.images], self.device, self.dtype)
+        if self._type_ids and self._type_ids not in arguments:
+            arguments[self._type_ids] = self._to_device(prompt.image_mask.astype(np.int64)[None])
+        if prompt.hide_images:
+            if "cross_attention_mask" in arguments:
+                raise PromptError("Blind", "this model reads images beside the text, where no position can be hidden")
+            mask_1L -= self._to_device(prompt.image_mask.astype(np.int64)[None])
+            arguments["position_ids"] = self._positions_plainly(ids_1L, arguments)
+        hidden_1LD = self.model.model(
+            input_ids=ids_1L, attention_mask=mask_1L, use_cache=False, **self._accepted(arguments)
+        ).last_hidden_state
+        places = self._to_device(prompt.answer_positions.astype(np.int64) - 1)
+        targets = self._to_device(prompt.answer_ids.astype(np.int64))
+        return np.asarray(self._head_logprobs(hidden_1LD[0, places], targets).cpu())
+
+    def _accepted(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Without what a processor gives for others than the model."""
+        outer = inspect.signature(self.model.forward).parameters
+        for name in arguments.keys() - self._arguments:
+            if name in outer:
+                raise RuntimeError(f"{name} is for the model around {type(self.model.model).__name__}")
+        return {name: value for name, value in arguments.items() if name in self._arguments}
+
+    def _positions_plainly(self, ids_1L: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
+        """Position ids of the clean run: int64 [1, L], or [3, 1, L] for M-RoPE."""
+        if not hasattr(self.model.model, "get_rope_index") or "image_grid_thw" not in arguments:
+            return torch.arange(ids_1L.shape[1], device=self.device)[None]
+        types = (ids_1L == self._image_token).long()
+        positions: torch.Tensor = self.model.model.get_rope_index(
+            input_ids=ids_1L, mm_token_type_ids=types, image_grid_thw=arguments["image_grid_thw"],
+            attention_mask=torch.ones_like(ids_1L),
+        )[0]  # fmt: skip
+        return positions
+
+    def check_numbers(self, formatter: Formatter) -> float:
+        """Hold batches against one plain forward a sample, on the conversations of `probe.py`.
+
+        Where they differ by more than rounding, samples are run plainly from then on, which is said. Returns the
+        largest difference of a log-prob, in nats. Raises StageError where the model's own forward refuses a sample.
+        """
+        prompts = probe_prompts(formatter)
+        plain = []
+        for prompt in prompts:
+            try:
+                plain.append(self._run_plainly(prompt))
+            except PromptError as error:
+                log.warning("%s: --reference blind is an error in every row with an image: %s", self._name, error)
+                return 0.0
+            except Exception as error:
+                raise StageError(
+                    f"{self._name}: its forward refuses a sample of {len(prompt.images)} images: "
+                    f"{one_line(error)[:200]}"
+                ) from error
+        self._check_causality(prompts[0], plain[0])
+        if any(prompt.whole is not None for prompt in prompts):
+            return 0.0  # there are no batches of them
+        apart, cause = 0.0, ""
+        for hidden in (False, True):
+            alike = [index for index, prompt in enumerate(prompts) if prompt.hide_images == hidden]
+            try:
+                together = self._run([prompts[index] for index in alike], {})
+            except Exception as error:
+                apart, cause = float("inf"), one_line(error)[:200]
+                break
+            for index, logp_T in zip(alike, together, strict=True):
+                apart = max(apart, float(np.abs(logp_T - plain[index]).max()))
+        if not apart <= _ROUNDING.get(self.dtype, 0.25):
+            self._plainly = True
+            cause = cause or f"they differ by {apart:.2g} nats"
+            log.warning("%s: samples are run one by one, since in batches %s", self._name, cause)
+        return apart
+
+    def _check_causality(self, prompt: Prompt, logp_T: LogProbs) -> None:
+        """Another last answer token must leave all before it as they are: else answers are seen before they are told.
+
+        Raises StageError.
+        """
+        ids = prompt.token_ids.copy()
+        last = int(prompt.answer_positions[-1])
+        ids[last] = ids[int(prompt.answer_positions[0])]
+        seen = np.abs(self._run_plainly(replace(prompt, token_ids=ids))[:-1] - logp_T[:-1]).max(initial=0.0)
+        if seen > _ROUNDING.get(self.dtype, 0.25):
+            raise StageError(
+                f"{self._name}: its attention looks ahead: another last token of an answer changes the log-probs of "
+                f"those before it by {seen:.2g} nats, so they say nothing; it can't be scored"
+            )
+
     def _to_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
@@ -196,7 +314,7 @@ class TorchEngine:
         most = max(1, self.max_batch_tokens // max(1, int(prompts[0].image_mask.sum())))
         for part in _alike(list(missing.values()), most):
             arguments = self._collate([image.inputs for image in part], self.device, self.dtype)
-            output = self.model.get_image_features(**arguments, return_dict=True)
+            output = self._makes_features.get_image_features(**arguments, return_dict=True)
             pooled = output.pooler_output
             self._stacked = isinstance(pooled, torch.Tensor)
             if getattr(output, "deepstack_features", None) is not None or len(pooled) != len(part):
@@ -257,6 +375,26 @@ def _alike(images: Sequence[PromptImage], most: int) -> Iterator[list[PromptImag
     for group in groups.values():
         for start in range(0, len(group), most):
             yield group[start : start + most]
+
+
+def probe_prompts(formatter: Formatter) -> list[Prompt]:
+    """Prompts of the probes whose images are small, each also with hidden images."""
+
+    def made(pixels: Pixels) -> Callable[[], Pixels]:
+        return lambda: pixels
+
+    prompts = []
+    for probe in (probe for probe in PROBES if all(height * width <= _SMALL for height, width in probe.sizes)):
+        images = [
+            PromptImage(f"{probe.name} {number}", made(pixels), formatter.preprocess)
+            for number, pixels in enumerate(pictures(probe))
+        ]
+        try:
+            prompt = formatter.prompt(probe.conversation, images)
+        except PromptError:  # a sample that its processor refuses is that row's error
+            continue
+        prompts += [prompt, replace(prompt, hide_images=True)] if images else [prompt]
+    return prompts
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -1,0 +1,159 @@
+"""Every family against its own processor and its own forward, one sample at a time: ids, answers, clean, blurred, blind.
+
+The oracle is transformers' alone: `apply_chat_template(tokenize=True)`, then `model(**inputs)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tests.model import families
+from tests.oracle import blurred
+from vig_ray.dataset.schema import IMAGE_MARK, Turn
+from vig_ray.model.load import load_formatter
+from vig_ray.model.prompt import Prompt, PromptError, PromptImage
+from vig_ray.scoring.engines.load import load_engine
+from vig_ray.scoring.reference import blind, blur
+
+NAMES = [module.name for module in pkgutil.iter_modules(families.__path__) if module.name != "base"]
+TOLERANCE = 1e-5
+# Where images are read beside the text, no position can be hidden.
+NO_BLIND = ("mllama",)
+# Which take no sample of this kind at all, by their own processor's word.
+REFUSED = {"paligemma": ("text",)}
+
+
+class Sample(NamedTuple):
+    """Turns, the first a question, and the sizes of the images (width, height) at its marks."""
+
+    turns: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+
+I = IMAGE_MARK  # noqa: E741
+SAMPLES = {
+    "one image": Sample((f"{I}\nWhat is on the left?", "A red circle."), ((100, 80),)),
+    "two turns": Sample((f"{I}\nWhat?", "12 beans.", "And on the right?", "Où est le café? 红色 😀"), ((70, 90),)),
+    "two images": Sample((f"{I} and {I}: which is red?", "The first."), ((100, 80), (60, 200))),
+    "text": Sample(("What is red?", "The circle."), ()),
+    "wide": Sample((f"{I}\nWhat?", "A line."), ((300, 60),)),
+    "large": Sample((f"{I}\nWhat?", "A square."), ((640, 480),)),
+    "tall": Sample((f"{I}\nWhat?", "A tower."), ((60, 200),)),
+    "a later image": Sample((f"{I}\nWhat?", "One.", f"And {I}?", "Two."), ((64, 64), (90, 60))),
+}
+
+
+def picture(size: tuple[int, int], seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+class Family:
+    """A checkpoint, by vig-ray and by transformers alone."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        importlib.import_module(f"tests.model.families.{name}").make(str(folder))
+        self.formatter: Any = load_formatter(str(folder))
+        self.engine: Any = load_engine(
+            "torch", model=str(folder), template="auto", max_length=None, dtype="float32", device="cpu"
+        )
+        self.processor = AutoProcessor.from_pretrained(folder)
+        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def pictures(self, sample: Sample) -> list[Image.Image]:
+        return [picture(size, seed) for seed, size in enumerate(sample.sizes)]
+
+    def prompt(self, name: str, sample: Sample) -> Prompt:
+        turns = [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(sample.turns)]
+        images = [
+            PromptImage(f"{name} {i}", lambda p=p: np.asarray(p), self.formatter.preprocess)  # type: ignore[misc]
+            for i, p in enumerate(self.pictures(sample))
+        ]
+        return self.formatter.prompt(turns, images)
+
+    def inputs(self, sample: Sample, *, blur: bool = False) -> Any:
+        """What transformers' own processor makes of the sample."""
+        pictures = iter(map(blurred, self.pictures(sample)) if blur else self.pictures(sample))
+        messages = []
+        for number, text in enumerate(sample.turns):
+            content: list[dict[str, Any]] = []
+            for index, piece in enumerate(text.split(I)):
+                content += [{"type": "image", "image": next(pictures)}] if index else []
+                content += [{"type": "text", "text": piece}] if piece else []
+            messages.append({"role": ("user", "assistant")[number % 2], "content": content})
+        return self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+
+    @torch.no_grad()
+    def logprobs(self, inputs: Any, prompt: Prompt, *, hidden: bool = False) -> np.ndarray[Any, Any]:
+        inputs = dict(inputs)
+        ids = inputs["input_ids"][0]
+        if hidden:
+            image = inputs["input_ids"] == self.model.config.image_token_id
+            inputs["attention_mask"] = (~image).long()
+            if hasattr(self.model.model, "get_rope_index") and "image_grid_thw" in inputs:
+                inputs["position_ids"] = self.model.model.get_rope_index(
+                    inputs["input_ids"], mm_token_type_ids=image.int(), image_grid_thw=inputs["image_grid_thw"]
+                )[0]
+            else:
+                inputs["position_ids"] = torch.arange(len(ids))[None]
+        everything = self.model(**inputs, use_cache=False).logits[0].float().log_softmax(-1)
+        return np.array([everything[p - 1, ids[p]] for p in prompt.answer_positions.tolist()], dtype=np.float32)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return Family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(params=SAMPLES)
+def sample(request: pytest.FixtureRequest, family: Family) -> str:
+    if request.param in REFUSED.get(family.name, ()):
+        with pytest.raises(PromptError, match="the processor refuses this sample"):
+            family.prompt(request.param, SAMPLES[request.param])
+        with pytest.raises(ValueError, match=r"."):
+            family.inputs(SAMPLES[request.param])
+        pytest.skip("its processor takes no such sample")
+    return str(request.param)
+
+
+def test_ids_and_answers_are_the_processors(family: Family, sample: str) -> None:
+    prompt = family.prompt(sample, SAMPLES[sample])
+    assert prompt.token_ids.tolist() == family.inputs(SAMPLES[sample])["input_ids"][0].tolist()
+    for number, answer in enumerate(SAMPLES[sample].turns[1::2]):
+        said = family.processor.tokenizer.decode(prompt.answer_ids[prompt.turns == number].tolist())
+        assert said.strip() == f"{answer}<|im_end|>" if family.name != "gemma3" else f"{answer}<end_of_turn>"
+
+
+def test_numbers_are_the_models(family: Family) -> None:
+    """All samples at once, each also blurred and blind."""
+    names = [name for name in SAMPLES if name not in REFUSED.get(family.name, ())]
+    prompts = {name: family.prompt(name, SAMPLES[name]) for name in names}
+    with_images = [name for name in names if SAMPLES[name].sizes]
+    asked = [*prompts.values(), *(blur(prompts[name]) for name in with_images)]
+    hidden = [blind(prompts[name]) for name in with_images]
+    scored = family.engine.logprobs([*asked, *hidden])
+    worst = 0.0
+    for name, ours in zip(names, scored, strict=False):
+        theirs = family.logprobs(family.inputs(SAMPLES[name]), prompts[name])
+        worst = max(worst, float(np.abs(ours - theirs).max()))
+    for name, ours in zip(with_images, scored[len(names) :], strict=False):
+        theirs = family.logprobs(family.inputs(SAMPLES[name], blur=True), prompts[name])
+        worst = max(worst, float(np.abs(ours - theirs).max()))
+    for name, ours in zip(with_images, scored[len(asked) :], strict=True):
+        if family.name in NO_BLIND:
+            assert isinstance(ours, PromptError)
+            assert ours.kind == "Blind"
+            continue
+        theirs = family.logprobs(family.inputs(SAMPLES[name]), prompts[name], hidden=True)
+        worst = max(worst, float(np.abs(ours - theirs).max()))
+    print(f"{family.name}: largest difference of a log-prob {worst:.1e}")
+    assert worst < TOLERANCE
