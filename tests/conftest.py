@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import vig_ray  # noqa: I001  before transformers: it makes torchvision importable
-
 import filelock
 import hypothesis
 import pytest

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vig_ray.compat.transformers import default_image_options
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
@@ -36,7 +37,7 @@ _ANY_MARK = re.compile("\ue0f0(\\d+)\ue0f1")
 
 
 def _messages(
-    conversation: Sequence[Turn], answers: Sequence[str], pictures: Sequence[Pixels] | None = None
+    conversation: Sequence[Turn], answers: Sequence[str], pictures: Sequence[Image.Image] | None = None
 ) -> list[dict[str, Any]]:
     """The conversation as content lists, its assistant turns replaced by `answers`; with `pictures` at its marks."""
     remaining = iter(answers)
@@ -152,7 +153,7 @@ class ChatFormatter:
 
         def processed(texts: Sequence[str], given: Sequence[PromptImage]) -> Noted:
             try:
-                return self._noting(_messages(conversation, texts, [image.pixels for image in given]))
+                return self._noting(_messages(conversation, texts, [Image.fromarray(image.pixels) for image in given]))
             except PromptError:
                 raise
             except Exception as error:  # a processor raises whatever its author wrote

@@ -16,11 +16,11 @@ _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
 def forward_arguments(model: Any) -> frozenset[str]:
-    """The names of the arguments that the forward of `model` (without its head) takes.
+    """The names of the arguments that the forward of `model` takes: without its head, where it can be had so.
 
     Read from the signature, which looks through decorators; a function's code object is the outermost decorator's.
     """
-    return frozenset(inspect.signature(model.model.forward).parameters)
+    return frozenset(inspect.signature(getattr(model, "model", model).forward).parameters)
 
 
 def token_types_argument(model: Any) -> str | None:

@@ -40,14 +40,14 @@ def tokenizer_of(specials: Sequence[str], *, bos: str | None = None, **named: st
     )  # fmt: skip
 
 
-def write(folder: str, config: Any, processor: Any) -> None:
-    """Random weights, large enough for the image to matter."""
+def write(folder: str, config: Any, processor: Any, *, std: float = 0.3) -> None:
+    """Random weights, large enough for the image to matter, and so small that float32 loses less than 1e-5 nats."""
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
-                parameter.normal_(std=0.3 if parameter.shape[-1] < 100 else 0.1)
+                parameter.normal_(std=std if parameter.shape[-1] < 100 else std / 3)
             elif "norm" not in name and parameter.ndim == 1 and "gate" in name:
                 parameter.fill_(0.7)  # a gate of zero would shut the image out
     model.save_pretrained(folder)

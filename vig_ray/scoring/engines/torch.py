@@ -81,7 +81,7 @@ class TorchEngine:
         self._name = type(model).__name__
         self._arguments = accepted = forward_arguments(model)
         self._shares_images = "mm_encoder_outputs" in accepted
-        self._makes_features = model if hasattr(model, "get_image_features") else model.model
+        self._makes_features = model if hasattr(model, "get_image_features") else getattr(model, "model", model)
         self._stacked = False  # whether the model's features of several images are one tensor
         self._type_ids = token_types_argument(model)
         text = model.config.get_text_config()
@@ -92,8 +92,10 @@ class TorchEngine:
         # Leaving positions out is exact where attention knows positions by their ids alone; a sliding window counts
         # places, and a recurrent layer reads every one.
         self._leaves_out = kinds == {"full_attention"} and "token_type_ids" not in accepted
-        self._softcap = applied_softcap(model, self._uncapped_logits)
-        self._plainly = False  # whether samples are run one by one, in the model's own way
+        # Llama 4 has no part without its head: then its own logits are read.
+        self._has_base = hasattr(model, "model")
+        self._softcap = applied_softcap(model, self._uncapped_logits) if self._has_base else None
+        self._plainly = not self._has_base  # whether samples are run one by one, in the model's own way
         self.description = f"torch {torch.__version__}, {type(model).__name__} on {self.device} in {self.dtype}"
 
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
@@ -221,11 +223,13 @@ class TorchEngine:
                 raise PromptError("Blind", "this model reads images beside the text, where no position can be hidden")
             mask_1L -= self._to_device(prompt.image_mask.astype(np.int64)[None])
             arguments["position_ids"] = self._positions_plainly(ids_1L, arguments)
-        hidden_1LD = self.model.model(
-            input_ids=ids_1L, attention_mask=mask_1L, use_cache=False, **self._accepted(arguments)
-        ).last_hidden_state
+        arguments |= {"input_ids": ids_1L, "attention_mask": mask_1L, "use_cache": False}
         places = self._to_device(prompt.answer_positions.astype(np.int64) - 1)
         targets = self._to_device(prompt.answer_ids.astype(np.int64))
+        if not self._has_base:
+            logp_TV = self.model(**self._accepted(arguments)).logits[0, places].float().log_softmax(dim=-1)
+            return np.asarray(logp_TV.gather(1, targets[:, None])[:, 0].cpu())
+        hidden_1LD = self.model.model(**self._accepted(arguments)).last_hidden_state
         return np.asarray(self._head_logprobs(hidden_1LD[0, places], targets).cpu())
 
     def _accepted(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -233,12 +237,12 @@ class TorchEngine:
         outer = inspect.signature(self.model.forward).parameters
         for name in arguments.keys() - self._arguments:
             if name in outer:
-                raise RuntimeError(f"{name} is for the model around {type(self.model.model).__name__}")
+                raise RuntimeError(f"{name} is for the model around the one that is asked")
         return {name: value for name, value in arguments.items() if name in self._arguments}
 
     def _positions_plainly(self, ids_1L: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
         """Position ids of the clean run: int64 [1, L], or [3, 1, L] for M-RoPE."""
-        if not hasattr(self.model.model, "get_rope_index") or "image_grid_thw" not in arguments:
+        if not self._has_base or not hasattr(self.model.model, "get_rope_index") or "image_grid_thw" not in arguments:
             return torch.arange(ids_1L.shape[1], device=self.device)[None]
         types = (ids_1L == self._image_token).long()
         positions: torch.Tensor = self.model.model.get_rope_index(
