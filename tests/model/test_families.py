@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from tests.oracle import blurred
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_formatter
+from vig_ray.model.probe import differences
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines.load import load_engine
 from vig_ray.scoring.reference import blind, blur
@@ -153,6 +156,69 @@ def test_numbers_are_the_models(family: Family) -> None:
         worst = max(worst, apart(ours, theirs))
     print(f"{family.name}: largest difference of a log-prob {worst:.1e}")
     assert worst < TOLERANCE
+
+
+def dropped(prompt: Prompt) -> Prompt:
+    """A token of the question is missing."""
+    at = int(prompt.answer_positions[0]) - 1
+    ids, mask = np.delete(prompt.token_ids, at), np.delete(prompt.image_mask, at)
+    return replace(prompt, token_ids=ids, image_mask=mask, answer_positions=prompt.answer_positions - 1)
+
+
+def unmarked(prompt: Prompt) -> Prompt:
+    """The end of a turn isn't trained."""
+    return replace(prompt, answer_positions=prompt.answer_positions[:-1], turns=prompt.turns[:-1])
+
+
+def swapped(prompt: Prompt) -> Prompt:
+    """The first image's pixels stand where the last one's should."""
+    return replace(prompt, images=(*prompt.images[1:], *prompt.images[:1]))
+
+
+@pytest.mark.parametrize("fault", [dropped, unmarked, swapped])
+def test_a_fault_in_the_prompt_is_caught_at_the_start(
+    family: Family, fault: Callable[[Prompt], Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not family.formatter.by_parts:
+        pytest.skip("its samples go through its processor as a whole")
+    right = family.formatter.from_parts
+    assert differences(family.formatter) == []
+    monkeypatch.setattr(family.formatter, "from_parts", lambda *sample: fault(right(*sample)))
+    assert differences(family.formatter)
+
+
+def test_a_fault_in_the_arrays_is_caught_at_the_start(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not family.formatter.by_parts:
+        pytest.skip("its samples go through its processor as a whole")
+    right = family.formatter.collate
+    for name in right([family.formatter.preprocess(np.zeros((64, 64, 3), np.uint8))], "cpu", torch.float32):
+        faulty = lambda *given, name=name: {k: v for k, v in right(*given).items() if k != name}  # noqa: E731
+        monkeypatch.setattr(family.formatter, "collate", faulty)
+        assert differences(family.formatter), name
+
+
+def test_a_fault_in_the_batches_is_caught_at_the_start(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images swapped on their way into a batch: samples are run one by one, and come out right."""
+    if family.engine._plainly or not family.formatter.by_parts:
+        pytest.skip("its samples are run one by one")
+    right = family.engine._vision_inputs
+
+    def faulty(prompts: Sequence[Prompt], features: dict[str, Any]) -> Any:
+        turned = [replace(prompt, images=prompt.images) for prompt in prompts]
+        with_image = [prompt for prompt in turned if prompt.images]
+        images = [image for prompt in with_image for image in prompt.images]
+        order = iter([*images[1:], *images[:1]])
+        alike = [replace(p, images=tuple(next(order) for _ in p.images)) for p in with_image]
+        return right(alike, features)
+
+    monkeypatch.setattr(family.engine, "_vision_inputs", faulty)
+    monkeypatch.setattr(family.engine, "_shares_images", family.engine._shares_images)
+    assert family.engine.check_numbers(family.formatter) > 1e-3
+    assert family.engine._plainly
+    prompt = family.prompt("one image", SAMPLES["one image"])
+    (ours,) = family.engine.logprobs([prompt])
+    monkeypatch.setattr(family.engine, "_plainly", False)
+    assert apart(ours, family.logprobs(family.inputs(SAMPLES["one image"]), prompt)) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", NOT_SCORED)

@@ -1,9 +1,9 @@
 """Read by Python at the start of every process of the vLLM tests (`make test-vllm` puts this folder on PYTHONPATH).
 
-It mends two things of the test machine; neither belongs to vig-ray:
+It mends two things of the test machine:
 
-    - PyPI's torchvision is built for CUDA. Beside a CPU build of torch its extension can't load, and its Python part
-      fails for want of two operators, which are declared here. (With torchvision's own CPU build nothing is missing.)
+    - PyPI's torchvision is built for CUDA, and beside a CPU build of torch it can be imported where vig_ray was before:
+      vLLM's own processes, which it isn't, need it too.
     - With TRITON_INTERPRET=1, Triton's interpreter stands in for a GPU, so that vLLM's V2 model runner, kernels and
       all, runs on a CPU.
 """
@@ -14,26 +14,13 @@ import importlib.abc
 import os
 import sys
 
-_KEPT = []
-
 
 class _Mender(importlib.abc.MetaPathFinder):
     """Finds nothing; acts just before a module is looked for."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname == "torchvision" and not _KEPT:
-            _declare_operators()
         if fullname == "vllm.triton_utils" and os.environ.get("TRITON_INTERPRET") == "1":
             _offer_interpreter()
-
-
-def _declare_operators() -> None:
-    import torch
-
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    _KEPT.append(library)
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def _offer_interpreter() -> None:
@@ -71,3 +58,5 @@ def _offer_interpreter() -> None:
 
 
 sys.meta_path.insert(0, _Mender())
+
+import vig_ray  # noqa: E402, F401

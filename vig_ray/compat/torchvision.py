@@ -52,6 +52,6 @@ def _declare_what_is_missing(folder: str) -> None:
     except OSError as error:
         log.info("torchvision goes without its compiled part, which vig-ray doesn't need: %s", error)
     library = Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
+    for name in (name for name in ("nms", "qnms") if not hasattr(ops.torchvision, name)):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _declared.append(library)

@@ -17,25 +17,6 @@ def default_image_options(processor: Any) -> dict[str, Any]:
     return dict(defaults.get("images_kwargs", {}))
 
 
-def processor_without_video(config: Any, tokenizer: Any, image_processor: Any) -> Any:
-    """The processor of a checkpoint with this config, of these parts, without the video processor that it has besides.
-
-    Its constructor insists on one, which needs torchvision, so it isn't called: what it sets, and prompts of images
-    need, is set here. Raises KeyError where transformers knows no processor for this kind of model. Checked against
-    transformers 5.19.0.
-    """
-    from transformers import PROCESSOR_MAPPING
-
-    kind = PROCESSOR_MAPPING[type(config)]
-    processor = kind.__new__(kind)
-    processor.tokenizer = tokenizer
-    processor.image_processor = image_processor
-    processor.chat_template = tokenizer.chat_template
-    processor.image_token = tokenizer.convert_ids_to_tokens(config.image_token_id)
-    processor.image_token_id = config.image_token_id
-    return processor
-
-
 def spare_last_mlp(layer: torch.nn.Module) -> bool:
     """Let the last decoder layer run its MLP for the K tokens only whose states are asked for.
 
