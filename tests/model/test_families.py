@@ -5,6 +5,7 @@ The oracle is transformers' alone: `apply_chat_template(tokenize=True)`, then `m
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
@@ -22,11 +23,14 @@ from tests.model import families
 from tests.oracle import blurred
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
+from vig_ray.model.head import applied_softcap
 from vig_ray.model.load import load_formatter
 from vig_ray.model.probe import differences
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines.load import load_engine
 from vig_ray.scoring.reference import blind, blur
+from vig_ray.training.batch import Batcher, TrainingSample
+from vig_ray.training.training_model import TrainingModel, can_pack
 
 # Refused at the start: with which words.
 NOT_SCORED = {"paligemma": "its attention looks ahead"}
@@ -156,6 +160,27 @@ def test_numbers_are_the_models(family: Family) -> None:
         worst = max(worst, apart(ours, theirs))
     print(f"{family.name}: largest difference of a log-prob {worst:.1e}")
     assert worst < TOLERANCE
+
+
+def test_training_computes_the_same(family: Family) -> None:
+    """All samples in one batch, packed where the model can be, and padded: -log q of every answer token."""
+    if not family.formatter.by_parts:
+        pytest.skip("its samples go through its processor as a whole")
+    prompts = {name: family.prompt(name, sample) for name, sample in SAMPLES.items()}
+    expected = np.concatenate([-family.logprobs(family.inputs(SAMPLES[name]), p) for name, p in prompts.items()])
+    for packed in {can_pack(family.model), False}:
+        model = copy.deepcopy(family.model)
+        training_model = TrainingModel(model, pack=packed, softcap=applied_softcap(model))
+        weights = [np.ones(len(prompt.answer_positions), dtype=np.float32) for prompt in prompts.values()]
+        samples = [
+            TrainingSample(number, name, prompt, weights[number])
+            for number, (name, prompt) in enumerate(prompts.items())
+        ]
+        batcher = Batcher(model, family.formatter.collate, device="cpu", dtype=torch.float32, packed=packed)
+        loss, nll_N = training_model(batcher(samples, weights))
+        assert apart(nll_N.detach().numpy(), expected) < 2 * TOLERANCE, packed
+        loss.backward()
+        assert loss.item() == pytest.approx(expected.sum(), rel=1e-5)
 
 
 def dropped(prompt: Prompt) -> Prompt:
