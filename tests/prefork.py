@@ -32,7 +32,7 @@ STAND_IN = os.path.join(os.path.dirname(__file__), "stand_in.py")
 
 # Not ray: a worker loads it itself, threads and all.
 MODULES = (
-    "torch", "transformers.models.auto.modeling_auto", "transformers.models.llava.modeling_llava",
+    "vig_ray", "torch", "transformers.models.auto.modeling_auto", "transformers.models.llava.modeling_llava",
     "transformers.models.auto.processing_auto", "transformers.models.clip.modeling_clip",
     "transformers.models.llama.modeling_llama", "sklearn.metrics", "pandas", "pyarrow.parquet", "cv2", "PIL.Image",
 )  # fmt: skip

@@ -32,7 +32,7 @@ from vig_ray.options import Precision, Template
 from vig_ray.stage import Claim, StageConfig, claim, read_stage
 from vig_ray.storage import absolute, check_writable, join, scheme_of
 from vig_ray.training.checkpoints import Checkpoint, alone_on_purpose, committed_checkpoints, on_this_machine
-from vig_ray.training.training_model import Lora, is_adapter, is_projector, projector_module
+from vig_ray.training.training_model import Lora, beside_adapters, is_adapter, is_projector, projector_module
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def write_adapter(state: State, base: str, lora: Lora, out: str) -> None:
     from peft import LoraConfig, TaskType
 
     modules = sorted({name.split(".lora_A.")[0] for name in state if ".lora_A." in name})
-    whole = sorted({projector_module(name) for name in state if is_projector(name)})
+    whole = sorted({projector_module(name) for name in state if beside_adapters(name) and is_projector(name)})
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -158,7 +158,7 @@ def write_adapter(state: State, base: str, lora: Lora, out: str) -> None:
     tensors = {
         f"base_model.model.{name.replace('.default', '')}": tensor.contiguous()
         for name, tensor in state.items()
-        if is_adapter(name) or is_projector(name)
+        if beside_adapters(name)
     }
     save_file(tensors, os.path.join(out, "adapter_model.safetensors"), metadata={"format": "pt"})
 

@@ -8,13 +8,19 @@ from typing import Any, NamedTuple
 import torch
 
 from vig_ray.compat.transformers import spare_last_mlp
+from vig_ray.errors import StageError
 from vig_ray.model.head import capped, forward_arguments
 from vig_ray.training.attention import NAME
 from vig_ray.training.batch import Batch
 from vig_ray.training.objective import weighted_cross_entropy
 
-_VISION = re.compile(r"(^|\.)(vision_tower|vision_model|visual|vision_encoder)\.")
-_PROJECTOR = re.compile(r"(^|\.)(multi_modal_projector|mm_projector|merger|connector|aligner)\.")
+# Janus's other half, which makes images, has no part in reading them and stays as it is, too.
+_VISION = re.compile(
+    r"(^|\.)(vision_tower|vision_model|visual|vision_encoder|vqmodel|generation_(?:embeddings|aligner|head))\."
+)
+_PROJECTOR = re.compile(
+    r"(^|\.)(multi_modal_projector|mm_projector|merger|connector|aligner|image_newline|visual_embeddings_table)(?:\.|$)"
+)
 
 
 def is_projector(name: str) -> bool:
@@ -34,9 +40,29 @@ def is_tower(name: str) -> bool:
     return bool(_VISION.search(name)) and not is_projector(name)
 
 
+def check_parts(model: Any) -> None:
+    """Every parameter must be known as the vision tower's, the projector's or the language model's.
+
+    Raises StageError naming the first that isn't: it would be trained, or not, by chance.
+    """
+    layers = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    language = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    for name, parameter in model.named_parameters():
+        known = id(parameter) in language
+        if known == (is_tower(name) or is_projector(name)):
+            what = "both the language model's and the vision tower's" if known else "no part that vig-ray knows"
+            raise StageError(f"{type(model).__name__}: the parameter {name} is {what}; it can be scored, not trained")
+
+
 def is_adapter(name: str) -> bool:
     """Whether a parameter is LoRA's."""
     return ".lora_" in name
+
+
+def beside_adapters(name: str) -> bool:
+    """Whether a parameter is trained with LoRA: adapters, and the projector but for a row's end, which is no module, so
+    that PEFT can't keep it."""
+    return is_adapter(name) or (is_projector(name) and not name.endswith("image_newline"))
 
 
 class Lora(NamedTuple):
@@ -89,13 +115,14 @@ class TrainingModel(torch.nn.Module):
         softcap: float | None = None,
     ) -> None:
         super().__init__()
+        check_parts(model)
         self.model = model
         if pack:
             model.set_attn_implementation({"text_config": NAME})
         if lora is not None:
             _add_adapters(model, lora)
         for name, parameter in model.named_parameters():
-            trained = is_projector(name) or (is_adapter(name) if lora is not None else not is_tower(name))
+            trained = beside_adapters(name) if lora is not None else not is_tower(name)
             parameter.requires_grad_(trained)
             if not trained:
                 parameter.data = parameter.data.to(dtype)
