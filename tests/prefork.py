@@ -161,4 +161,5 @@ def fork(client: socket.socket, listener: socket.socket, ready: selectors.BaseSe
 
 
 if __name__ == "__main__":
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # this checkout's vig_ray
     serve(sys.argv[1])
