@@ -10,7 +10,7 @@ VLLM_PYTEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest $(VLLM_TE
 # In two processes, a file's tests in one of them.
 IN_TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-cluster test-vllm test-long check bench clean
+.PHONY: demo test test-cluster test-vllm test-long check bench families clean
 
 demo: .venv/ready  ## import, score, print and report the demo dataset
 	$(BIN)/vig demo --out demo-out
@@ -32,6 +32,9 @@ check: .venv/ready  ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+families: .venv/ready  ## the table of docs/models.md: each model family against its own processor and forward
+	$(BIN)/python -m tests.model.families_table
 
 bench: .venv/ready  ## the numbers of docs/speed.md
 	$(BIN)/python benchmarks/score.py

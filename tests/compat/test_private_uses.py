@@ -19,7 +19,7 @@ NAMES = frozenset({
     "get_preemption_info", "__serve_build_asgi_app__", "list_named_actors",
     "_get_mm_fields_config", "get_mm_processor", "outputs_queue", "engine_dead", "hf_to_vllm_mapper",
     "use_v2_model_runner", "is_mm_prefix_lm",
-    "valid_processor_kwargs", "_defaults",
+    "valid_processor_kwargs", "_merge_kwargs", "_process_images",
 })  # fmt: skip
 
 # Parts of strings by which the inside of a library is known.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from PIL import Image
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from tests.scoring.prompts import ask, picture
@@ -35,20 +36,20 @@ def inputs(demo_formatter: Any, demo_model: Any) -> dict[str, Any]:
 def test_processors_have_default_options_for_images() -> None:
     from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 
-    assert transformers.ProcessorMixin.valid_processor_kwargs._defaults == {}
-    told = "the defaults of Idefics 3 (and SmolVLM) aren't in valid_processor_kwargs._defaults any more"
-    assert compat.default_image_options(Idefics3Processor).get("return_row_col_info") is True, told
     processor = transformers.AutoProcessor.from_pretrained(CHECKPOINT)
-    assert compat.default_image_options(processor) == {}
-    assert compat.default_image_options(object()) == {}
+    assert compat.image_options(processor) == {"return_tensors": "pt"}
+    assert compat.image_options(object()) == {"return_tensors": "pt"}
+    told = "the defaults of Idefics 3 (and SmolVLM) aren't merged by _merge_kwargs any more"
+    images = transformers.Idefics3ImageProcessor()
+    idefics = Idefics3Processor(images, processor.tokenizer)
+    assert compat.image_options(idefics).get("return_row_col_info") is True, told
 
 
 def test_a_processor_tells_what_stands_for_an_image(qwen_checkpoint: str) -> None:
     processor = transformers.AutoProcessor.from_pretrained(qwen_checkpoint)
-    grid = torch.tensor([[1, 4, 6]])
-    places = 4 * 6 // processor.image_processor.merge_size**2
-    expanded = processor.replace_image_token({"image_grid_thw": grid}, 0)
-    assert expanded == processor.image_token * places, "replace_image_token works otherwise than ChatFormatter takes it"
+    tensors, text = compat.process_image(processor, Image.new("RGB", (112, 168)), compat.image_options(processor))
+    places = int(tensors["image_grid_thw"].prod()) // processor.image_processor.merge_size**2
+    assert text == processor.image_token * places, "_process_images gives no text for an image any more"
 
 
 @pytest.mark.parametrize("name", ["LlavaModel", "Qwen2_5_VLModel"])

@@ -177,7 +177,7 @@ def test_unusual_images_are_seen_as_they_look(bad, demo_formatter, demo_model) -
     from vig_ray.model.prompt import PromptImage
 
     _, rows, looks = bad
-    processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT, backend="pil")  # as LLaVA does
     turns = [Turn("user", "<image>\nDescribe the image."), Turn("assistant", "A red circle.")]
     image = PromptImage("p", lambda: np.zeros((9, 9, 3), np.uint8), demo_formatter.preprocess)
     prompt = demo_formatter.prompt(turns, [image])

@@ -164,8 +164,8 @@ def test_numbers_are_the_models(family: Family) -> None:
 
 def test_training_computes_the_same(family: Family) -> None:
     """All samples in one batch, packed where the model can be, and padded: -log q of every answer token."""
-    if not family.formatter.by_parts:
-        pytest.skip("its samples go through its processor as a whole")
+    if not family.formatter.by_parts or not hasattr(family.model, "model"):
+        pytest.skip("it can't be trained")
     prompts = {name: family.prompt(name, sample) for name, sample in SAMPLES.items()}
     expected = np.concatenate([-family.logprobs(family.inputs(SAMPLES[name]), p) for name, p in prompts.items()])
     for packed in {can_pack(family.model), False}:

@@ -137,7 +137,7 @@ def test_a_real_trainer_counts_the_active_tokens_only(scored: Path, tmp_path: Pa
     rows = [row for row in exported(scored, tmp_path, "out.jsonl") if row["images"] and any(row["token_weights"])][:8]
     model = load_model(CHECKPOINT, dtype="float32", device="cpu")
     collator = ActiveTokensCollator(CHECKPOINT)
-    processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT, backend="pil")  # as LLaVA does
     losses: list[float] = []
     for row in rows:
         prompt = collator._formatter.prompt(

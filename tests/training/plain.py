@@ -25,7 +25,7 @@ def plain_training(checkpoint, samples, selection, *, steps, batch, lr, warmup=0
     chosen = pd.concat([pd.read_parquet(path) for path in sorted(Path(selection).glob("*.parquet"))])
     chosen = chosen.sort_values("position").reset_index(drop=True)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    images = AutoImageProcessor.from_pretrained(checkpoint)
+    images = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")  # as LLaVA does
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).train()
     vision = model.config.vision_config
     features = (vision.image_size // vision.patch_size) ** 2

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoImageProcessor, AutoProcessor
 
 from tests.training.written import llava
 from vig_ray.demo import CHECKPOINT, world
@@ -19,8 +19,10 @@ from vig_ray.training.collator import ActiveTokensCollator
 def processor_of(checkpoint: str) -> Any:
     """The checkpoint's own processor, padding on the right as one does in training."""
     formatter = load_formatter(checkpoint)
-    # Where torchvision isn't installed, transformers can't load a processor with a video half by itself.
-    processor = getattr(formatter, "processor", None) or AutoProcessor.from_pretrained(checkpoint)
+    processor = getattr(formatter, "processor", None)
+    if processor is None:  # LLaVA-1.5's images are resized by Pillow, as in LLaVA
+        processor = AutoProcessor.from_pretrained(checkpoint)
+        processor.image_processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
     processor.tokenizer.padding_side = "right"
     return processor
 

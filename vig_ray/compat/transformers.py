@@ -7,14 +7,28 @@ from typing import Any
 import torch
 
 
-def default_image_options(processor: Any) -> dict[str, Any]:
+def image_options(processor: Any) -> dict[str, Any]:
     """What a processor gives its image processor when nobody says otherwise: SmolVLM's asks for rows and columns, say.
 
-    They apply only where the whole processor is called, with text; we call its image processor alone. Checked against
+    The whole processor merges them of several places at each call; we take single images through it. Checked against
     transformers 5.19.0.
     """
-    defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
-    return dict(defaults.get("images_kwargs", {}))
+    kinds = getattr(processor, "valid_processor_kwargs", None)
+    if kinds is None or not hasattr(processor, "_merge_kwargs"):
+        return {"return_tensors": "pt"}
+    given = {"tokenizer_init_kwargs": processor.tokenizer.init_kwargs, "return_tensors": "pt"}
+    return dict(processor._merge_kwargs(kinds, **given)["images_kwargs"])
+
+
+def process_image(processor: Any, picture: Any, options: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """One PIL image through the image half of a processor's call: its tensors, and the text that stands for it, None
+    where the processor has no such text.
+
+    Some processors change the options there (Pixtral's takes patches of merged size). Checked against transformers
+    5.19.0.
+    """
+    tensors, replacements = processor._process_images([picture], **options)
+    return dict(tensors), str(replacements[0]) if replacements else None
 
 
 def spare_last_mlp(layer: torch.nn.Module) -> bool:

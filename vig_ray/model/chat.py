@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vig_ray.compat.transformers import default_image_options
+from vig_ray.compat.transformers import image_options, process_image
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
-from vig_ray.model.processor import Noted, NotingProcessor
+from vig_ray.model.processor import Noted, NotingProcessor, as_array
 from vig_ray.model.prompt import (
     ImageInputs,
     Pixels,
@@ -33,6 +33,7 @@ from vig_ray.model.prompt import (
 from vig_ray.storage import one_line
 
 _MARK = "\ue0f0{}\ue0f1"  # private-use characters: no chat template writes them
+_REPLACEMENT = "text_in_its_place"
 _ANY_MARK = re.compile("\ue0f0(\\d+)\ue0f1")
 
 
@@ -96,7 +97,7 @@ class ChatFormatter:
         self.image_token_id = image_token_id
         self.max_length = max_length
         self.image_token = str(getattr(processor, "image_token", self.tokenizer.convert_ids_to_tokens(image_token_id)))
-        self._image_options = default_image_options(processor)
+        self._image_options = image_options(processor)
         # Some of what an image processor gives is for the processor itself (Gemma 3's num_crops), none of the model's.
         self.unused_names = set(getattr(processor, "unused_input_names", ()))
         self._model_inputs = set(processor.image_processor.model_input_names) - self.unused_names
@@ -193,7 +194,9 @@ class ChatFormatter:
         places = []  # each image's characters in `expanded`
         place = len(pieces[0])
         for image, piece in zip(images, pieces[1:], strict=True):
-            replacement = self.processor.replace_image_token(dict(image.inputs), 0)
+            if _REPLACEMENT not in image.inputs:
+                raise PromptError("Template", "the processor has no text that stands for an image by itself")
+            replacement = str(image.inputs[_REPLACEMENT])
             growth = len(replacement) - len(self.image_token)
             moved = [
                 (new[0] + growth, new[1] + growth, new[2]) if old[0] >= place else new
@@ -236,10 +239,10 @@ class ChatFormatter:
         return self.arrays_of(pixels) if self.by_parts else {}
 
     def arrays_of(self, pixels: Pixels) -> ImageInputs:
-        """One image through the checkpoint's own image processor."""
-        options = {**self._image_options, "return_tensors": "np", "input_data_format": "channels_last"}
-        out = self.processor.image_processor(images=[pixels], **options)
-        return {name: np.asarray(value) for name, value in out.items()}
+        """One image through the image half of the checkpoint's processor; with the text that stands for it."""
+        tensors, text = process_image(self.processor, Image.fromarray(pixels), self._image_options)
+        arrays = {name: as_array(value) for name, value in tensors.items()}
+        return arrays if text is None else arrays | {_REPLACEMENT: np.asarray(text)}
 
     def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
         """Arrays of several images, joined along their first dimension, others padded with zeros; floats in `dtype`.

@@ -67,7 +67,7 @@ class NotingProcessor:
         if mask is not None and not np.asarray(mask).all():
             raise PromptError("Processor", "the processor masks tokens of a sample that stands alone")
         text, _, offsets = whole[-1]
-        arrays = {name: _array(value) for name, value in out.items() if name != "labels"}  # they decide nothing
+        arrays = {name: as_array(value) for name, value in out.items() if name != "labels"}  # they decide nothing
         return Noted(text, ids, offsets, arrays)
 
 
@@ -91,8 +91,8 @@ def _note_calls(tokenizer: Any, calls: _Calls) -> None:
     tokenizer.__class__ = Noting
 
 
-def _array(value: Any) -> npt.NDArray[Any]:
-    """NumPy has no bfloat16; float32 holds every one of its numbers."""
+def as_array(value: Any) -> npt.NDArray[Any]:
+    """A tensor as an array. NumPy has no bfloat16; float32 holds every one of its numbers."""
     if hasattr(value, "is_floating_point") and value.is_floating_point():
         return np.asarray(value.float())
     return np.asarray(value)

@@ -45,6 +45,8 @@ def check_parts(model: Any) -> None:
 
     Raises StageError naming the first that isn't: it would be trained, or not, by chance.
     """
+    if not hasattr(model, "model"):  # Llama 4
+        raise StageError(f"{type(model).__name__}: has no part that gives states without logits; it can't be trained")
     layers = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     language = {id(parameter) for layer in layers for parameter in layer.parameters()}
     for name, parameter in model.named_parameters():

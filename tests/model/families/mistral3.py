@@ -19,4 +19,4 @@ def make(folder: str) -> None:
         PixtralImageProcessor(size={"longest_edge": 112}, patch_size={"height": 14, "width": 14}), tokenizer,
         patch_size=14, spatial_merge_size=2, chat_template=chatml("[IMG]", begin="{{ bos_token }}"),
     )  # fmt: skip
-    write(folder, config, processor)
+    write(folder, config, processor, std=0.2)

@@ -257,11 +257,13 @@ class TorchEngine:
         Where they differ by more than rounding, samples are run plainly from then on, which is said. Returns the
         largest difference of a log-prob, in nats. Raises StageError where the model's own forward refuses a sample.
         """
-        prompts = probe_prompts(formatter)
+        prompts = probe_prompts(formatter, formatter.prompt)
+        # As the processor itself gives them, where there are two ways.
+        law = getattr(formatter, "as_a_whole", None)
         plain = []
-        for prompt in prompts:
+        for prompt, whole in zip(prompts, probe_prompts(formatter, law) if law else prompts, strict=True):
             try:
-                plain.append(self._run_plainly(prompt))
+                plain.append(self._run_plainly(whole))
             except PromptError as error:
                 log.warning("%s: --reference blind is an error in every row with an image: %s", self._name, error)
                 return 0.0
@@ -381,7 +383,7 @@ def _alike(images: Sequence[PromptImage], most: int) -> Iterator[list[PromptImag
             yield group[start : start + most]
 
 
-def probe_prompts(formatter: Formatter) -> list[Prompt]:
+def probe_prompts(formatter: Formatter, prompt_of: Callable[..., Prompt]) -> list[Prompt]:
     """Prompts of the probes whose images are small, each also with hidden images."""
 
     def made(pixels: Pixels) -> Callable[[], Pixels]:
@@ -394,7 +396,7 @@ def probe_prompts(formatter: Formatter) -> list[Prompt]:
             for number, pixels in enumerate(pictures(probe))
         ]
         try:
-            prompt = formatter.prompt(probe.conversation, images)
+            prompt = prompt_of(probe.conversation, images)
         except PromptError:  # a sample that its processor refuses is that row's error
             continue
         prompts += [prompt, replace(prompt, hide_images=True)] if images else [prompt]
