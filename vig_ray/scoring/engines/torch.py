@@ -39,8 +39,10 @@ log = logging.getLogger(__name__)
 _LOGITS_AT_ONCE = 1 << 26  # elements: 256 MB of float32
 _OUT_OF_MEMORY = "OutOfMemory"
 _SMALL = 1 << 18  # pixels of a probe's image: seconds on a CPU, whatever the model
-# How far apart two orders of the same sums may be, in nats.
-_ROUNDING = {torch.float32: 1e-3, torch.float16: 0.1}
+# How far apart two orders of the same sums may be, in nats: any token in float32, a prompt's mean in half precision,
+# where single tokens of low probability scatter.
+_ROUNDING = {torch.float32: 1e-3, torch.float16: 0.03}
+_ROUNDING_OF_BFLOAT16 = 0.1
 Collate = Callable[[Sequence[ImageInputs], Any, Any], dict[str, Any]]
 
 
@@ -95,6 +97,7 @@ class TorchEngine:
         # Llama 4 has no part without its head: then its own logits are read.
         self._has_base = hasattr(model, "model")
         self._softcap = applied_softcap(model, self._uncapped_logits) if self._has_base else None
+        self._rounding = _ROUNDING.get(self.dtype, _ROUNDING_OF_BFLOAT16)
         self._plainly = not self._has_base  # whether samples are run one by one, in the model's own way
         self.description = f"torch {torch.__version__}, {type(model).__name__} on {self.device} in {self.dtype}"
 
@@ -255,7 +258,7 @@ class TorchEngine:
         """Hold batches against one plain forward a sample, on the conversations of `probe.py`.
 
         Where they differ by more than rounding, samples are run plainly from then on, which is said. Returns the
-        largest difference of a log-prob, in nats. Raises StageError where the model's own forward refuses a sample.
+        largest difference of a log-prob, in nats (in half precision of a prompt's mean). Raises StageError where the model's own forward refuses a sample.
         """
         prompts = probe_prompts(formatter, formatter.prompt)
         # As the processor itself gives them, where there are two ways.
@@ -284,12 +287,16 @@ class TorchEngine:
                 apart, cause = float("inf"), one_line(error)[:200]
                 break
             for index, logp_T in zip(alike, together, strict=True):
-                apart = max(apart, float(np.abs(logp_T - plain[index]).max()))
-        if not apart <= _ROUNDING.get(self.dtype, 0.25):
+                apart = max(apart, self._distance(logp_T, plain[index]))
+        if not apart <= self._rounding:
             self._plainly = True
             cause = cause or f"they differ by {apart:.2g} nats"
             log.warning("%s: samples are run one by one, since in batches %s", self._name, cause)
         return apart
+
+    def _distance(self, one_T: LogProbs, other_T: LogProbs) -> float:
+        apart_T = np.abs(one_T - other_T)
+        return float(apart_T.max() if self.dtype == torch.float32 else apart_T.mean())
 
     def _check_causality(self, prompt: Prompt, logp_T: LogProbs) -> None:
         """Another last answer token must leave all before it as they are: else answers are seen before they are told.
@@ -299,8 +306,8 @@ class TorchEngine:
         ids = prompt.token_ids.copy()
         last = int(prompt.answer_positions[-1])
         ids[last] = ids[int(prompt.answer_positions[0])]
-        seen = np.abs(self._run_plainly(replace(prompt, token_ids=ids))[:-1] - logp_T[:-1]).max(initial=0.0)
-        if seen > _ROUNDING.get(self.dtype, 0.25):
+        seen = self._distance(self._run_plainly(replace(prompt, token_ids=ids))[:-1], logp_T[:-1])
+        if seen > self._rounding:
             raise StageError(
                 f"{self._name}: its attention looks ahead: another last token of an answer changes the log-probs of "
                 f"those before it by {seen:.2g} nats, so they say nothing; it can't be scored"
