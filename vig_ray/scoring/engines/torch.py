@@ -258,7 +258,8 @@ class TorchEngine:
         """Hold batches against one plain forward a sample, on the conversations of `probe.py`.
 
         Where they differ by more than rounding, samples are run plainly from then on, which is said. Returns the
-        largest difference of a log-prob, in nats (in half precision of a prompt's mean). Raises StageError where the model's own forward refuses a sample.
+        largest difference of a log-prob, in nats (in half precision, of a prompt's mean). Raises StageError where the
+        model's own forward refuses a sample.
         """
         prompts = probe_prompts(formatter, formatter.prompt)
         # As the processor itself gives them, where there are two ways.
