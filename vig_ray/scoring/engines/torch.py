@@ -261,42 +261,57 @@ class TorchEngine:
         largest difference of a log-prob, in nats (in half precision, of a prompt's mean). Raises StageError where the
         model's own forward refuses a sample.
         """
-        prompts = probe_prompts(formatter, formatter.prompt)
-        # As the processor itself gives them, where there are two ways.
-        law = getattr(formatter, "as_a_whole", None)
-        plain = []
-        for prompt, whole in zip(prompts, probe_prompts(formatter, law) if law else prompts, strict=True):
+        pairs = probe_prompts(formatter)
+        prompts = [prompt for prompt, _ in pairs]
+        plain: list[LogProbs] = []
+        for _, as_given in pairs:
             try:
-                plain.append(self._run_plainly(whole))
+                plain.append(self._run_plainly(as_given))
             except PromptError as error:
                 log.warning("%s: --reference blind is an error in every row with an image: %s", self._name, error)
                 return 0.0
             except Exception as error:
                 raise StageError(
-                    f"{self._name}: its forward refuses a sample of {len(prompt.images)} images: "
+                    f"{self._name}: its forward refuses a sample of {len(as_given.images)} images: "
                     f"{one_line(error)[:200]}"
                 ) from error
-        self._check_causality(prompts[0], plain[0])
+            if not np.isfinite(plain[-1]).all():
+                raise StageError(f"{self._name}: its log-probs in {self.dtype} are no numbers; take another --dtype")
+            if len(plain) == 1:
+                self._check_causality(as_given, plain[0])
         if any(prompt.whole is not None for prompt in prompts):
             return 0.0  # there are no batches of them
-        apart, cause = 0.0, ""
+        apart, cause = self._apart_in_batches(prompts, plain)
+        if apart > self._rounding:
+            alone = max(
+                self._distance(self._run_plainly(prompt), logp_T) for prompt, logp_T in zip(prompts, plain, strict=True)
+            )
+            if alone > self._rounding:
+                raise StageError(
+                    f"{self._name}: prompts put together from parts give other log-probs than its processor's own, by "
+                    f"{alone:.2g} nats; it can't be scored"
+                )
+            self._plainly = True
+            log.warning("%s: samples are run one by one, since in batches %s", self._name, cause)
+        return apart
+
+    def _apart_in_batches(self, prompts: Sequence[Prompt], plain: Sequence[LogProbs]) -> tuple[float, str]:
+        """How far batches of the prompts are from these log-probs, infinitely where they fail, and that in words."""
+        apart = 0.0
         for hidden in (False, True):
             alike = [index for index, prompt in enumerate(prompts) if prompt.hide_images == hidden]
             try:
                 together = self._run([prompts[index] for index in alike], {})
             except Exception as error:
-                apart, cause = float("inf"), one_line(error)[:200]
-                break
+                return float("inf"), one_line(error)[:200]
             for index, logp_T in zip(alike, together, strict=True):
                 apart = max(apart, self._distance(logp_T, plain[index]))
-        if not apart <= self._rounding:
-            self._plainly = True
-            cause = cause or f"they differ by {apart:.2g} nats"
-            log.warning("%s: samples are run one by one, since in batches %s", self._name, cause)
-        return apart
+        return apart, f"they differ by {apart:.2g} nats"
 
     def _distance(self, one_T: LogProbs, other_T: LogProbs) -> float:
         apart_T = np.abs(one_T - other_T)
+        if np.isnan(apart_T).any():
+            return float("inf")
         return float(apart_T.max() if self.dtype == torch.float32 else apart_T.mean())
 
     def _check_causality(self, prompt: Prompt, logp_T: LogProbs) -> None:
@@ -391,24 +406,28 @@ def _alike(images: Sequence[PromptImage], most: int) -> Iterator[list[PromptImag
             yield group[start : start + most]
 
 
-def probe_prompts(formatter: Formatter, prompt_of: Callable[..., Prompt]) -> list[Prompt]:
-    """Prompts of the probes whose images are small, each also with hidden images."""
+def probe_prompts(formatter: Formatter) -> list[tuple[Prompt, Prompt]]:
+    """Prompts of the probes whose images are small, each also with hidden images; beside each the same as the model's
+    own processor gives it, where there are two ways to it."""
+    as_given = getattr(formatter, "as_a_whole", formatter.prompt)
 
     def made(pixels: Pixels) -> Callable[[], Pixels]:
         return lambda: pixels
 
-    prompts = []
+    pairs = []
     for probe in (probe for probe in PROBES if all(height * width <= _SMALL for height, width in probe.sizes)):
         images = [
             PromptImage(f"{probe.name} {number}", made(pixels), formatter.preprocess)
             for number, pixels in enumerate(pictures(probe))
         ]
         try:
-            prompt = prompt_of(probe.conversation, images)
+            pair = formatter.prompt(probe.conversation, images), as_given(probe.conversation, images)
         except PromptError:  # a sample that its processor refuses is that row's error
             continue
-        prompts += [prompt, replace(prompt, hide_images=True)] if images else [prompt]
-    return prompts
+        pairs.append(pair)
+        if images:
+            pairs.append((replace(pair[0], hide_images=True), replace(pair[1], hide_images=True)))
+    return pairs
 
 
 def _out_of_memory(error: Exception) -> bool:
