@@ -39,7 +39,7 @@ from vig_ray.model.checkpoint import fingerprint
 from vig_ray.model.load import default_dtype, load_formatter, template_fingerprint
 from vig_ray.model.prompt import Prompt, PromptError
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
-from vig_ray.scoring.engines.load import check_engine, choose_engine, gpus_an_engine, load_engine
+from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine, load_engine
 from vig_ray.scoring.score import score_pairs
 
 log = logging.getLogger("vig_ray.serve")
@@ -213,9 +213,10 @@ def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any
     if device == "auto":
         device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"
     check_engine(config.engine, config.reference, config.vllm, joins_cluster=False)
-    engine, _ = choose_engine(config.engine, device=device, reference=config.reference)
-    dtype = config.dtype or default_dtype(config.model, device)
     formatter = load_formatter(config.model, config.template, config.max_length)
+    asked = engine_for(config.engine, formatter, config.model)
+    engine, _ = choose_engine(asked, device=device, reference=config.reference)
+    dtype = config.dtype or default_dtype(config.model, device)
     facts = {
         "name": os.path.basename(config.model.rstrip("/")) if os.path.isdir(config.model) else config.model,
         "fingerprint": fingerprint(config.model),

@@ -98,8 +98,7 @@ def machines(
     # actor holds one; with too few the job would wait for ever.
     cpus = actors + _SPARE_CPUS
     allow_worker_starts(cpus)
-    with _native_messages_hidden():
-        start(num_cpus=cpus, include_dashboard=False, **metrics_port_option(metrics_port), **quiet)
+    start(num_cpus=cpus, include_dashboard=False, **metrics_port_option(metrics_port), **quiet)
     try:
         yield Machines(os.cpu_count() or 1, _gpus())
     finally:
@@ -114,7 +113,8 @@ def start(**options: Any) -> None:
     """
     for tries_left in range(_STARTS - 1, -1, -1):
         try:
-            ray.init("local", **options)
+            with _native_messages_hidden():
+                ray.init("local", **options)
             return
         except Exception as error:  # Ray raises just that, too
             ray.shutdown()

@@ -95,6 +95,7 @@ def run_steps(
         try:
             _execute(samples, output, table, steps(counter), rows_per_block)
         except ExecutionTimeoutError as error:
+            _release_actors(error)
             raise StageError(
                 f"no row was done for {_WAIT_FOR_MACHINES_S // 3600} hours: no machine came, or none that has what "
                 "--workers ask for; the same command goes on from here"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,9 +28,10 @@ from vig_ray.model.head import applied_softcap
 from vig_ray.model.load import load_formatter
 from vig_ray.model.probe import differences
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
-from vig_ray.scoring.engines.load import load_engine
+from vig_ray.scoring.engines.load import engine_for, load_engine
 from vig_ray.scoring.reference import blind, blur
 from vig_ray.training.batch import Batcher, TrainingSample
+from vig_ray.training.collator import ActiveTokensCollator
 from vig_ray.training.training_model import TrainingModel, can_pack
 
 # Refused at the start: with which words.
@@ -72,7 +74,7 @@ class Family:
     """A checkpoint, by vig-ray and by transformers alone."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.name = name
+        self.name, self.folder = name, str(folder)
         importlib.import_module(f"tests.model.families.{name}").make(str(folder))
         self.formatter: Any = load_formatter(str(folder))
         self.engine: Any = load_engine(
@@ -183,6 +185,30 @@ def test_training_computes_the_same(family: Family) -> None:
         assert loss.item() == pytest.approx(expected.sum(), rel=1e-5)
 
 
+def test_who_cannot_take_whole_samples_says_so(family: Family) -> None:
+    """Instead of taking them without their images."""
+    if family.formatter.by_parts:
+        pytest.skip("its prompts are put together from parts")
+    assert engine_for("auto", family.formatter, "m") == engine_for("torch", family.formatter, "m") == "torch"
+    for asked in ("vllm", "mine:engine"):
+        with pytest.raises(StageError, match="m: its processor makes each sample as a whole"):
+            engine_for(asked, family.formatter, "m")
+    with pytest.raises(StageError, match="which this collator can't do yet"):
+        ActiveTokensCollator(family.folder)
+    with pytest.raises(PromptError, match="ImageCount: 1 <image> in the conversation, and 0 images"):
+        family.formatter.prompt([Turn("user", f"{I}?"), Turn("assistant", "No.")], [])
+
+
+def test_whole_samples_are_pickled_without_their_pixels(family: Family) -> None:
+    if family.formatter.by_parts:
+        pytest.skip("its prompts are put together from parts")
+    prompt = family.prompt("one image", SAMPLES["one image"])
+    pair = pickle.loads(pickle.dumps((prompt, blur(prompt))))
+    assert not any(image.inputs for one in pair for image in one.images)
+    for ours, theirs in zip(family.engine.logprobs(pair), family.engine.logprobs([prompt, blur(prompt)]), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
 def dropped(prompt: Prompt) -> Prompt:
     """A token of the question is missing."""
     at = int(prompt.answer_positions[0]) - 1
@@ -226,6 +252,7 @@ def test_a_fault_in_the_batches_is_caught_at_the_start(family: Family, monkeypat
     """Images swapped on their way into a batch: samples are run one by one, and come out right."""
     if family.engine._plainly or not family.formatter.by_parts:
         pytest.skip("its samples are run one by one")
+    monkeypatch.setattr(family.engine, "_plainly", set())  # put back at the end
     right = family.engine._vision_inputs
 
     def faulty(prompts: Sequence[Prompt], features: dict[str, Any]) -> Any:
@@ -239,10 +266,9 @@ def test_a_fault_in_the_batches_is_caught_at_the_start(family: Family, monkeypat
     monkeypatch.setattr(family.engine, "_vision_inputs", faulty)
     monkeypatch.setattr(family.engine, "_shares_images", family.engine._shares_images)
     assert family.engine.check_numbers(family.formatter) > 1e-3
-    assert family.engine._plainly
+    assert False in family.engine._plainly
     prompt = family.prompt("one image", SAMPLES["one image"])
     (ours,) = family.engine.logprobs([prompt])
-    monkeypatch.setattr(family.engine, "_plainly", False)
     assert apart(ours, family.logprobs(family.inputs(SAMPLES["one image"]), prompt)) < TOLERANCE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from typing import Any
 
@@ -116,3 +117,12 @@ def test_labels_are_the_answers_with_their_end_of_turn(rows: list[dict[str, Any]
         answer = row["messages"][1]["content"][0]["text"]
         assert tokenizer.decode(labels[labels != -100]) == f"{answer}<|im_end|>"
         assert torch.equal(labels[labels != -100], ids[labels != -100])
+
+
+def test_workers_that_are_started_anew_get_one_like_it(rows: list[dict[str, Any]], qwen_checkpoint: str) -> None:
+    """A DataLoader pickles it where its processes are spawned."""
+    collator = ActiveTokensCollator(qwen_checkpoint)
+    expected = collator(rows)
+    batch = pickle.loads(pickle.dumps(collator))(rows)
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)

@@ -22,6 +22,7 @@ from vig_ray.compat.transformers import image_options, process_image
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.model.processor import Noted, NotingProcessor, as_array
 from vig_ray.model.prompt import (
+    ImageArrays,
     ImageInputs,
     Pixels,
     Prompt,
@@ -33,7 +34,6 @@ from vig_ray.model.prompt import (
 from vig_ray.storage import one_line
 
 _MARK = "\ue0f0{}\ue0f1"  # private-use characters: no chat template writes them
-_REPLACEMENT = "text_in_its_place"
 _ANY_MARK = re.compile("\ue0f0(\\d+)\ue0f1")
 
 
@@ -151,6 +151,9 @@ class ChatFormatter:
     def as_a_whole(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """By the processor's own call; its arrays are in `whole`."""
         answers = _answers(conversation)
+        marks = sum(turn.text.count(IMAGE_MARK) for turn in conversation)
+        if marks != len(images):
+            raise PromptError("ImageCount", f"{marks} {IMAGE_MARK} in the conversation, and {len(images)} images")
 
         def processed(texts: Sequence[str], given: Sequence[PromptImage]) -> Noted:
             try:
@@ -194,9 +197,9 @@ class ChatFormatter:
         places = []  # each image's characters in `expanded`
         place = len(pieces[0])
         for image, piece in zip(images, pieces[1:], strict=True):
-            if _REPLACEMENT not in image.inputs:
+            replacement = getattr(image.inputs, "text", None)
+            if replacement is None:
                 raise PromptError("Template", "the processor has no text that stands for an image by itself")
-            replacement = str(image.inputs[_REPLACEMENT])
             growth = len(replacement) - len(self.image_token)
             moved = [
                 (new[0] + growth, new[1] + growth, new[2]) if old[0] >= place else new
@@ -242,12 +245,14 @@ class ChatFormatter:
         """One image through the image half of the checkpoint's processor; with the text that stands for it."""
         tensors, text = process_image(self.processor, Image.fromarray(pixels), self._image_options)
         arrays = {name: as_array(value) for name, value in tensors.items()}
-        return arrays if text is None else arrays | {_REPLACEMENT: np.asarray(text)}
+        made = ImageArrays(arrays)
+        made.text = text
+        return made
 
     def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
         """Arrays of several images, joined along their first dimension, others padded with zeros; floats in `dtype`.
 
-        So processors do it too, for tiles and sizes that differ: what is padding is told by sizes, masks or grids.
+        Processors pad in the same way; a model tells padding by sizes, masks, grids or tiles of zeros.
         """
         import torch
 
@@ -258,9 +263,12 @@ class ChatFormatter:
         return joined
 
     def identity(self) -> dict[str, Any]:
-        """Chat template, tokenizer and image processor."""
-        whole = {} if self.by_parts else {"processor": type(self.processor).__name__}
-        return whole | {
+        """Chat template, tokenizer, image processor and the processor's own settings."""
+        parts = ("tokenizer", "image_processor", "video_processor", "chat_template")
+        settings = {name: value for name, value in self.processor.to_dict().items() if name not in parts}
+        return {
+            "by_parts": self.by_parts,
+            "processor": settings,
             "template": getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template,
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
             "image_token_id": self.image_token_id,

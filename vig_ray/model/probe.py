@@ -69,7 +69,10 @@ def differences(formatter: ChatFormatter) -> list[str]:
         except PromptError:
             if probe is PROBES[0]:
                 raise
-            continue  # such a sample is its row's error: some families take one image, and none without
+            # Some families take one image, and none without: such a sample is its row's error.
+            if _made_from_parts(formatter, probe, images):
+                found.append(f"{probe.name}: the processor refuses it")
+            continue
         _check_answers(formatter, probe, whole)
         try:
             parts = formatter.from_parts(probe.conversation, images)
@@ -79,6 +82,14 @@ def differences(formatter: ChatFormatter) -> list[str]:
         if differing:
             found.append(f"{probe.name}: {differing}")
     return found
+
+
+def _made_from_parts(formatter: ChatFormatter, probe: Probe, images: Sequence[PromptImage]) -> bool:
+    try:
+        formatter.from_parts(probe.conversation, images)
+    except Exception:  # whatever a processor raises
+        return False
+    return True
 
 
 def _check_answers(formatter: ChatFormatter, probe: Probe, prompt: Prompt) -> None:

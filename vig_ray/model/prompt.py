@@ -23,6 +23,12 @@ ImageInputs = Mapping[str, npt.NDArray[Any]]
 """One image's arrays for the model, without a batch dimension of their own unless the model's processor gives one."""
 
 
+class ImageArrays(dict[str, npt.NDArray[Any]]):
+    """One image's arrays, with the text that stands for it in a prompt. Pickling keeps the arrays only."""
+
+    text: str | None = None
+
+
 class PromptError(ValueError):
     """Why a conversation can't be made into a prompt, or a prompt can't be scored: becomes its row's error.
 

@@ -31,7 +31,7 @@ from vig_ray.model.load import default_dtype, load_formatter, template_fingerpri
 from vig_ray.pipeline import Step, count_samples, run_steps
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
-from vig_ray.scoring.engines.load import check_engine, choose_engine, gpus_an_engine
+from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine
 from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.reference import REFERENCES
 from vig_ray.scoring.schema import SCORES
@@ -60,6 +60,7 @@ class Plan:
     """A config that has been checked against what is really there.
 
     `model`, `template`: fingerprints. `samples`: the samples directory, None where the data is still to be imported.
+    `engine`: the one that is asked for, "auto" where both can take the model's prompts.
     """
 
     config: ScoreConfig
@@ -67,6 +68,7 @@ class Plan:
     template: str
     samples: str | None
     scores: str
+    engine: str
 
 
 def check(config: ScoreConfig) -> Plan:
@@ -81,7 +83,8 @@ def check(config: ScoreConfig) -> Plan:
     check_engine(config.engine, config.reference, config.vllm, joins_cluster=joins(config.address))
     formatter = load_formatter(config.model, config.template, config.max_length)
     template = template_fingerprint(formatter)
-    return Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"))
+    engine = engine_for(config.engine, formatter, config.model)
+    return Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine)
 
 
 def import_config(config: ScoreConfig) -> importing.ImportConfig:
@@ -122,7 +125,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
         if ray_has.cores is None:
             warn_of_few_cpus(2 + _CPUS_OF_RAY_DATA)  # an actor of each pool
         device = _device(config, ray_has)
-        asked = earlier["engine"] if earlier and config.engine == "auto" else config.engine
+        asked = earlier["engine"] if earlier and plan.engine == "auto" else plan.engine
         engine, why = _engine(asked, config.reference, ray_has, device)
         if config.vllm and engine != "vllm":
             log.warning("--vllm has no effect: the %s engine runs", engine)

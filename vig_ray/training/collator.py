@@ -15,6 +15,7 @@ import numpy as np
 
 from vig_ray.dataset.images import load_image
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
+from vig_ray.errors import StageError
 from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import PromptImage
 from vig_ray.options import Template
@@ -27,15 +28,21 @@ class ActiveTokensCollator:
 
     `model`: the checkpoint that the weights were computed with, or one of the same tokenizer and template; a row whose
     tokens don't fit its weights raises ValueError. Weights other than 0 and 1 raise ValueError too: labels can't carry
-    them.
+    them. Raises StageError for a model whose samples go through its processor as a whole.
     """
 
     def __init__(self, model: str, *, template: Template = "auto", max_length: int | None = None) -> None:
+        self._arguments = (model, template, max_length)
         self._formatter = load_formatter(model, template, max_length)
+        if not getattr(self._formatter, "by_parts", True):
+            raise StageError(f"{model}: its processor makes each sample as a whole, which this collator can't do yet")
         self._processor = getattr(self._formatter, "processor", None)
         self._token_types = _token_types_name(self._processor)
         tokenizer = self._formatter.tokenizer
         self._padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _collator, self._arguments
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """input_ids, attention_mask and labels, int64 [B, L], padded on the right, and whatever else the checkpoint's
@@ -75,6 +82,10 @@ class ActiveTokensCollator:
 
     def _image(self, image: str) -> PromptImage:
         return PromptImage(image, lambda: load_image({"uri": image}), self._formatter.preprocess)
+
+
+def _collator(model: str, template: Template, max_length: int | None) -> ActiveTokensCollator:
+    return ActiveTokensCollator(model, template=template, max_length=max_length)
 
 
 def _token_types_name(processor: Any) -> str | None:

@@ -19,7 +19,7 @@ _VISION = re.compile(
     r"(^|\.)(vision_tower|vision_model|visual|vision_encoder|vqmodel|generation_(?:embeddings|aligner|head))\."
 )
 _PROJECTOR = re.compile(
-    r"(^|\.)(multi_modal_projector|mm_projector|merger|connector|aligner|image_newline|visual_embeddings_table)(?:\.|$)"
+    r"(^|\.)(multi_modal_projector|mm_projector|merger|deepstack_merger_list|connector|aligner|image_newline|visual_embeddings_table)(?:\.|$)"
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_formatter, load_model
+from vig_ray.model.prompt import Formatter
 from vig_ray.options import Template
 from vig_ray.scoring.engines import NO_BLIND, Engine
 from vig_ray.storage import one_line
@@ -69,6 +70,18 @@ def check_engine(asked: str, reference: str, options: Mapping[str, Any], *, join
             check_options(options)
     elif asked == "vllm" and not joins_cluster:
         raise StageError(_NOT_INSTALLED)
+
+
+def engine_for(asked: str, formatter: Formatter, model: str) -> str:
+    """The engine to ask for, given how the model's prompts are made. Raises StageError where that one can't take them.
+
+    The torch engine alone takes samples that go through their processor as a whole.
+    """
+    if getattr(formatter, "by_parts", True) or asked == "torch":
+        return asked
+    if asked == "auto":
+        return "torch"
+    raise StageError(f"{model}: its processor makes each sample as a whole, which --engine torch alone takes")
 
 
 def choose_engine(asked: str, *, device: str, reference: str) -> tuple[str, str]:
@@ -134,11 +147,7 @@ def load_engine(
     if name == "vllm":
         from vig_ray.scoring.engines.vllm_start import start
 
-        if not getattr(formatter, "by_parts", True):
-            raise StageError(
-                f"{model}: its prompts come from its processor sample by sample, which vLLM isn't given; take "
-                "--engine torch"
-            )
+        engine_for(name, formatter, model)
 
         engine: Engine = start(
             model,

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 _LOGITS_AT_ONCE = 1 << 26  # elements: 256 MB of float32
 _OUT_OF_MEMORY = "OutOfMemory"
-_SMALL = 1 << 18  # pixels of a probe's image: seconds on a CPU, whatever the model
+_SMALL = 1 << 18  # pixels of a probe's image: few enough tokens for a dozen forwards at every start
 # How far apart two orders of the same sums may be, in nats: any token in float32, a prompt's mean in half precision,
 # where single tokens of low probability scatter.
 _ROUNDING = {torch.float32: 1e-3, torch.float16: 0.03}
@@ -94,11 +94,13 @@ class TorchEngine:
         # Leaving positions out is exact where attention knows positions by their ids alone; a sliding window counts
         # places, and a recurrent layer reads every one.
         self._leaves_out = kinds == {"full_attention"} and "token_type_ids" not in accepted
-        # Llama 4 has no part without its head: then its own logits are read.
+        # Llama 4 has no part without its head: what its head is given is caught on the way.
         self._has_base = hasattr(model, "model")
         self._softcap = applied_softcap(model, self._uncapped_logits) if self._has_base else None
         self._rounding = _ROUNDING.get(self.dtype, _ROUNDING_OF_BFLOAT16)
-        self._plainly = not self._has_base  # whether samples are run one by one, in the model's own way
+        # Which prompts are run one by one, in the model's own way: those with images, those with hidden ones.
+        self._plainly: set[bool] = set() if self._has_base else {False, True}
+        self._no_blind: PromptError | None = None  # why images can't be hidden
         self.description = f"torch {torch.__version__}, {type(model).__name__} on {self.device} in {self.dtype}"
 
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
@@ -113,6 +115,8 @@ class TorchEngine:
                 results[index] = PromptError(
                     "Blind", "an answer token directly follows an image, and nothing predicts it"
                 )
+            elif prompt.hide_images and self._no_blind is not None:
+                results[index] = self._no_blind
             else:
                 waiting.append(index)
         waiting.sort(key=lambda index: (prompts[index].hide_images, -lengths[index]))
@@ -122,7 +126,7 @@ class TorchEngine:
         failure: Exception | None = None
         while waiting:
             alike = [i for i in waiting if prompts[i].hide_images == prompts[waiting[0]].hide_images]
-            plainly = self._plainly or prompts[waiting[0]].whole is not None
+            plainly = prompts[waiting[0]].hide_images in self._plainly or prompts[waiting[0]].whole is not None
             budget = 1 if plainly or waiting[0] in alone else self.max_batch_tokens
             if not plainly:
                 alike = [i for i in alike if prompts[i].whole is None]
@@ -179,7 +183,7 @@ class TorchEngine:
     @torch.inference_mode()
     def _run(self, prompts: Sequence[Prompt], features: dict[str, torch.Tensor]) -> list[LogProbs]:
         """One batch: all prompts with visible images, or all with hidden ones."""
-        if self._plainly or prompts[0].whole is not None:
+        if prompts[0].hide_images in self._plainly or prompts[0].whole is not None:
             return [self._run_plainly(prompt) for prompt in prompts]
         hidden = prompts[0].hide_images
         rows = [_Row(prompt, leave_out=hidden and self._leaves_out) for prompt in prompts]
@@ -229,11 +233,21 @@ class TorchEngine:
         arguments |= {"input_ids": ids_1L, "attention_mask": mask_1L, "use_cache": False}
         places = self._to_device(prompt.answer_positions.astype(np.int64) - 1)
         targets = self._to_device(prompt.answer_ids.astype(np.int64))
-        if not self._has_base:
-            logp_TV = self.model(**self._accepted(arguments)).logits[0, places].float().log_softmax(dim=-1)
-            return np.asarray(logp_TV.gather(1, targets[:, None])[:, 0].cpu())
-        hidden_1LD = self.model.model(**self._accepted(arguments)).last_hidden_state
+        hidden_1LD = self._last_states(self._accepted(arguments))
         return np.asarray(self._head_logprobs(hidden_1LD[0, places], targets).cpu())
+
+    def _last_states(self, arguments: dict[str, Any]) -> torch.Tensor:
+        """What the head is given, [1, L, D]."""
+        if self._has_base:
+            hidden_1LD: torch.Tensor = self.model.model(**arguments).last_hidden_state
+            return hidden_1LD
+        given: list[torch.Tensor] = []
+        hook = self._head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+        try:
+            self.model(**arguments)
+        finally:
+            hook.remove()
+        return given[0]
 
     def _accepted(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Without what a processor gives for others than the model."""
@@ -262,49 +276,70 @@ class TorchEngine:
         model's own forward refuses a sample.
         """
         pairs = probe_prompts(formatter)
-        prompts = [prompt for prompt, _ in pairs]
-        plain: list[LogProbs] = []
-        for _, as_given in pairs:
-            try:
-                plain.append(self._run_plainly(as_given))
-            except PromptError as error:
-                log.warning("%s: --reference blind is an error in every row with an image: %s", self._name, error)
-                return 0.0
-            except Exception as error:
-                raise StageError(
-                    f"{self._name}: its forward refuses a sample of {len(as_given.images)} images: "
-                    f"{one_line(error)[:200]}"
-                ) from error
-            if not np.isfinite(plain[-1]).all():
-                raise StageError(f"{self._name}: its log-probs in {self.dtype} are no numbers; take another --dtype")
-            if len(plain) == 1:
-                self._check_causality(as_given, plain[0])
-        if any(prompt.whole is not None for prompt in prompts):
+        clean = [pair for pair in pairs if not pair[0].hide_images]
+        plain = [self._plain_probe(as_given) for _, as_given in clean]
+        self._check_causality(clean[0][1], plain[0])
+        apart = self._settle([prompt for prompt, _ in clean], plain)
+        hidden = [pair for pair in pairs if pair[0].hide_images]
+        try:
+            plain = [self._plain_probe(as_given) for _, as_given in hidden]
+        except (PromptError, StageError) as error:
+            self._no_blind = PromptError("Blind", getattr(error, "args", ("",))[-1])
+            return apart
+        return max(apart, self._settle([prompt for prompt, _ in hidden], plain))
+
+    def _plain_probe(self, prompt: Prompt) -> LogProbs:
+        """Raises PromptError where images can't be hidden, StageError where the forward fails, EngineDiedError."""
+        try:
+            logp_T = self._run_plainly(prompt)
+        except PromptError:
+            raise
+        except Exception as error:
+            if "CUDA error" in str(error):
+                raise EngineDiedError(f"the GPU failed: {one_line(error)[:300]}") from error
+            kind = f"a sample of {len(prompt.images)} images"
+            raise StageError(f"{self._name}: its forward refuses {kind}: {one_line(error)[:200]}") from error
+        if not np.isfinite(logp_T).all():
+            raise StageError(f"{self._name}: its log-probs in {self.dtype} are no numbers; take another --dtype")
+        return logp_T
+
+    def _settle(self, prompts: Sequence[Prompt], plain: Sequence[LogProbs]) -> float:
+        """Whether such prompts are run in batches from now on, by their plain log-probs; how far the batches are off.
+
+        Raises StageError where the prompts are wrong one by one, too.
+        """
+        if any(prompt.whole is not None for prompt in prompts) or not prompts:
             return 0.0  # there are no batches of them
         apart, cause = self._apart_in_batches(prompts, plain)
-        if apart > self._rounding:
-            alone = max(
-                self._distance(self._run_plainly(prompt), logp_T) for prompt, logp_T in zip(prompts, plain, strict=True)
+        if apart <= self._rounding:
+            return apart
+        alone = max(
+            self._distance(self._plain_probe(prompt), logp_T) for prompt, logp_T in zip(prompts, plain, strict=True)
+        )
+        if alone > self._rounding:
+            raise StageError(
+                f"{self._name}: prompts put together from parts give other log-probs than its processor's own, by "
+                f"{alone:.2g} nats; it can't be scored"
             )
-            if alone > self._rounding:
-                raise StageError(
-                    f"{self._name}: prompts put together from parts give other log-probs than its processor's own, by "
-                    f"{alone:.2g} nats; it can't be scored"
-                )
-            self._plainly = True
-            log.warning("%s: samples are run one by one, since in batches %s", self._name, cause)
+        hidden = prompts[0].hide_images
+        self._plainly.add(hidden)
+        told = "with images hidden, " if hidden else ""
+        log.warning("%s: %ssamples are run one by one, since in batches %s", self._name, told, cause)
         return apart
 
     def _apart_in_batches(self, prompts: Sequence[Prompt], plain: Sequence[LogProbs]) -> tuple[float, str]:
         """How far batches of the prompts are from these log-probs, infinitely where they fail, and that in words."""
         apart = 0.0
-        for hidden in (False, True):
-            alike = [index for index, prompt in enumerate(prompts) if prompt.hide_images == hidden]
+        lengths = [len(prompt.token_ids) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: -lengths[index])
+        for batch in plan_batches(lengths, order, self.max_batch_tokens):
             try:
-                together = self._run([prompts[index] for index in alike], {})
+                together = self._run([prompts[index] for index in batch], {})
             except Exception as error:
+                if _out_of_memory(error):  # smaller batches will do, which are found when scoring
+                    continue
                 return float("inf"), one_line(error)[:200]
-            for index, logp_T in zip(alike, together, strict=True):
+            for index, logp_T in zip(batch, together, strict=True):
                 apart = max(apart, self._distance(logp_T, plain[index]))
         return apart, f"they differ by {apart:.2g} nats"
 
