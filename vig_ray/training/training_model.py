@@ -16,10 +16,12 @@ from vig_ray.training.objective import weighted_cross_entropy
 
 # What has no part in reading images stays as it is, too: hearing, and the half of Janus that makes images.
 _VISION = re.compile(
-    r"(^|\.)(vision_tower|vision_model|visual|vision_encoder|audio_tower|embed_audio|vqmodel|generation_(?:embeddings|aligner|head))\."
+    r"(^|\.)(?:vision_tower|vision_model|visual|vision_encoder|high_res_vision_\w+|audio_tower|embed_audio|vqmodel"
+    r"|generation_(?:embeddings|aligner|head))(?:\.|$)"
 )
 _PROJECTOR = re.compile(
-    r"(^|\.)(multi_modal_projector|mm_projector|merger|deepstack_merger_list|connector|aligner|embed_vision|image_newline|visual_embeddings_table)(?:\.|$)"
+    r"(^|\.)(multi_modal_projector|mm_projector|merger|deepstack_merger_list|connector|aligner|embed_vision"
+    r"|image_newline|visual_embeddings_table)(?:\.|$)"
 )
 
 
