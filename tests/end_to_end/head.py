@@ -75,7 +75,7 @@ def head(*, cpus: int = 12, scaling: Mapping[str, Any] | None = None) -> Iterato
     environment = os.environ | {"PATH": path, "RAY_metrics_report_interval_ms": "1000"}
     # Its jobs find the hook that `preforked` names, from whatever folder they run in.
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         if scaling is not None:
             file = Path(folder, "scaling.json")
             file.write_text(json.dumps(_on_this_machine(scaling, port)))
@@ -83,6 +83,9 @@ def head(*, cpus: int = 12, scaling: Mapping[str, Any] | None = None) -> Iterato
             environment |= {"RAY_enable_autoscaler_v2": "1"}  # as `ray up` sets it
             environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
             environment |= {"RAY_CLOUD_INSTANCE_ID": _HEAD_NODE, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_NODE}
+        else:
+            # A job joins the cluster that began last in its folder: with the usual one, another test's.
+            words += ["--temp-dir", folder]
         process = subprocess.Popen(
             [RAY, *map(str, words)], cwd=ROOT, env=environment,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
