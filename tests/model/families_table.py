@@ -25,7 +25,7 @@ def row(name: str, folder: Path) -> str:
     except StageError as error:
         return f"| {name} | | refused: {error} | | | |"
     parts = family.formatter.by_parts
-    batched = parts and False not in family.engine._plainly
+    batched = parts and False not in family.engine.plainly
     clean, hidden = [0.0], [0.0]
     for sample, given in SAMPLES.items():
         prompt = family.prompt(sample, given)

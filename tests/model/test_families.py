@@ -28,6 +28,7 @@ from vig_ray.model.head import applied_softcap
 from vig_ray.model.load import load_formatter
 from vig_ray.model.probe import differences
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
+from vig_ray.scoring.engines.check import check_numbers
 from vig_ray.scoring.engines.load import engine_for, load_engine
 from vig_ray.scoring.reference import blind, blur
 from vig_ray.training.batch import Batcher, TrainingSample
@@ -38,6 +39,12 @@ from vig_ray.training.training_model import TrainingModel, can_pack
 NOT_SCORED = {"paligemma": "its attention looks ahead"}
 NAMES = [each.name for each in pkgutil.iter_modules(families.__path__) if each.name not in ("base", *NOT_SCORED)]
 TOLERANCE = 1e-5  # or of a log-prob below -10, 1e-6 of it: float32 has steps of 1e-6 there
+# Whose samples go through their processor as a whole, and whose are run one by one though their prompts have parts; all
+# others must be scored in batches, from parts.
+WHOLE = ("idefics2", "lfm2_vl", "llava_onevision", "mllama")
+ONE_BY_ONE = ("llama4",)
+FROM_PARTS = [name for name in NAMES if name not in WHOLE]
+IN_BATCHES = [name for name in FROM_PARTS if name not in ONE_BY_ONE]
 # Where images are read beside the text, no position can be hidden.
 NO_BLIND = ("mllama",)
 
@@ -124,9 +131,21 @@ class Family:
         return np.array([everything[p - 1, ids[p]] for p in prompt.answer_positions.tolist()], dtype=np.float32)
 
 
+def of(names: Sequence[str]) -> pytest.MarkDecorator:
+    """A test of these families."""
+    return pytest.mark.parametrize("family", names, indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module", params=NAMES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
     return Family(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def test_it_goes_the_way_that_it_can(family: Family) -> None:
+    """Never the slower one unseen."""
+    assert family.formatter.by_parts == (family.name not in WHOLE)
+    assert family.engine.plainly == ({False, True} if family.name in ONE_BY_ONE else set())
+    assert (family.engine.no_blind is not None) == (family.name in NO_BLIND)
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
@@ -164,10 +183,9 @@ def test_numbers_are_the_models(family: Family) -> None:
     assert worst < TOLERANCE
 
 
+@of(IN_BATCHES)
 def test_training_computes_the_same(family: Family) -> None:
     """All samples in one batch, packed where the model can be, and padded: -log q of every answer token."""
-    if not family.formatter.by_parts or not hasattr(family.model, "model"):
-        pytest.skip("it can't be trained")
     prompts = {name: family.prompt(name, sample) for name, sample in SAMPLES.items()}
     expected = np.concatenate([-family.logprobs(family.inputs(SAMPLES[name]), p) for name, p in prompts.items()])
     for packed in {can_pack(family.model), False}:
@@ -185,10 +203,9 @@ def test_training_computes_the_same(family: Family) -> None:
         assert loss.item() == pytest.approx(expected.sum(), rel=1e-5)
 
 
+@of(WHOLE)
 def test_who_cannot_take_whole_samples_says_so(family: Family) -> None:
     """Instead of taking them without their images."""
-    if family.formatter.by_parts:
-        pytest.skip("its prompts are put together from parts")
     assert engine_for("auto", family.formatter, "m") == engine_for("torch", family.formatter, "m") == "torch"
     for asked in ("vllm", "mine:engine"):
         with pytest.raises(StageError, match="m: its processor makes each sample as a whole"):
@@ -199,9 +216,8 @@ def test_who_cannot_take_whole_samples_says_so(family: Family) -> None:
         family.formatter.prompt([Turn("user", f"{I}?"), Turn("assistant", "No.")], [])
 
 
+@of(WHOLE)
 def test_whole_samples_are_pickled_without_their_pixels(family: Family) -> None:
-    if family.formatter.by_parts:
-        pytest.skip("its prompts are put together from parts")
     prompt = family.prompt("one image", SAMPLES["one image"])
     pair = pickle.loads(pickle.dumps((prompt, blur(prompt))))
     assert not any(image.inputs for one in pair for image in one.images)
@@ -226,21 +242,19 @@ def swapped(prompt: Prompt) -> Prompt:
     return replace(prompt, images=(*prompt.images[1:], *prompt.images[:1]))
 
 
+@of(FROM_PARTS)
 @pytest.mark.parametrize("fault", [dropped, unmarked, swapped])
 def test_a_fault_in_the_prompt_is_caught_at_the_start(
     family: Family, fault: Callable[[Prompt], Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not family.formatter.by_parts:
-        pytest.skip("its samples go through its processor as a whole")
     right = family.formatter.from_parts
     assert differences(family.formatter) == []
     monkeypatch.setattr(family.formatter, "from_parts", lambda *sample: fault(right(*sample)))
     assert differences(family.formatter)
 
 
+@of(FROM_PARTS)
 def test_a_fault_in_the_arrays_is_caught_at_the_start(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not family.formatter.by_parts:
-        pytest.skip("its samples go through its processor as a whole")
     right = family.formatter.collate
     for name in right([family.formatter.preprocess(np.zeros((64, 64, 3), np.uint8))], "cpu", torch.float32):
         faulty = lambda *given, name=name: {k: v for k, v in right(*given).items() if k != name}  # noqa: E731
@@ -248,11 +262,10 @@ def test_a_fault_in_the_arrays_is_caught_at_the_start(family: Family, monkeypatc
         assert differences(family.formatter), name
 
 
+@of(IN_BATCHES)
 def test_a_fault_in_the_batches_is_caught_at_the_start(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images swapped on their way into a batch: samples are run one by one, and come out right."""
-    if family.engine._plainly or not family.formatter.by_parts:
-        pytest.skip("its samples are run one by one")
-    monkeypatch.setattr(family.engine, "_plainly", set())  # put back at the end
+    monkeypatch.setattr(family.engine, "plainly", set())  # put back at the end
     right = family.engine._vision_inputs
 
     def faulty(prompts: Sequence[Prompt], features: dict[str, Any]) -> Any:
@@ -265,8 +278,8 @@ def test_a_fault_in_the_batches_is_caught_at_the_start(family: Family, monkeypat
 
     monkeypatch.setattr(family.engine, "_vision_inputs", faulty)
     monkeypatch.setattr(family.engine, "_shares_images", family.engine._shares_images)
-    assert family.engine.check_numbers(family.formatter) > 1e-3
-    assert False in family.engine._plainly
+    assert check_numbers(family.engine, family.formatter) > 1e-3
+    assert False in family.engine.plainly
     prompt = family.prompt("one image", SAMPLES["one image"])
     (ours,) = family.engine.logprobs([prompt])
     assert apart(ours, family.logprobs(family.inputs(SAMPLES["one image"]), prompt)) < TOLERANCE

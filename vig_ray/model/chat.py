@@ -245,9 +245,7 @@ class ChatFormatter:
         """One image through the image half of the checkpoint's processor; with the text that stands for it."""
         tensors, text = process_image(self.processor, Image.fromarray(pixels), self._image_options)
         arrays = {name: as_array(value) for name, value in tensors.items()}
-        made = ImageArrays(arrays)
-        made.text = text
-        return made
+        return ImageArrays(arrays, text)
 
     def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
         """Arrays of several images, joined along their first dimension, others padded with zeros; floats in `dtype`.

@@ -61,7 +61,7 @@ def differences(formatter: ChatFormatter) -> list[str]:
     Raises PromptError where the processor itself can't be used: it refuses one image and a question, or the answers
     can't be found in what it makes of a conversation.
     """
-    found = []
+    named = []
     for probe in PROBES:
         images = [PromptImage(str(i), lambda p=p: p, formatter.arrays_of) for i, p in enumerate(pictures(probe))]  # type: ignore[misc]
         try:
@@ -71,7 +71,7 @@ def differences(formatter: ChatFormatter) -> list[str]:
                 raise
             # Some families take one image, and none without: such a sample is its row's error.
             if _made_from_parts(formatter, probe, images):
-                found.append(f"{probe.name}: the processor refuses it")
+                named.append(f"{probe.name}: the processor refuses it")
             continue
         _check_answers(formatter, probe, whole)
         try:
@@ -80,8 +80,8 @@ def differences(formatter: ChatFormatter) -> list[str]:
         except Exception as error:  # whatever a processor that works in another way raises
             differing = one_line(error)[:200] or type(error).__name__
         if differing:
-            found.append(f"{probe.name}: {differing}")
-    return found
+            named.append(f"{probe.name}: {differing}")
+    return named
 
 
 def _made_from_parts(formatter: ChatFormatter, probe: Probe, images: Sequence[PromptImage]) -> bool:
@@ -131,9 +131,9 @@ def _same_tiles(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> boo
     """
     if ours.ndim < 4 or ours.ndim != theirs.ndim or ours.shape[2:] != theirs.shape[2:]:
         return False
-    one, other = (array.reshape(-1, *array.shape[2:]) for array in (ours, theirs))
-    beside = tuple(range(1, one.ndim))
-    return np.array_equal(one[one.any(axis=beside)], other[other.any(axis=beside)])
+    our_tiles, their_tiles = (array.reshape(-1, *array.shape[2:]) for array in (ours, theirs))
+    beside = tuple(range(1, our_tiles.ndim))
+    return np.array_equal(our_tiles[our_tiles.any(axis=beside)], their_tiles[their_tiles.any(axis=beside)])
 
 
 def _joined(formatter: ChatFormatter, inputs: Sequence[ImageInputs]) -> Mapping[str, Any]:

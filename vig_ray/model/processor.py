@@ -80,10 +80,10 @@ def _note_calls(tokenizer: Any, calls: _Calls) -> None:
                 return super().__call__(text, *arguments, **options)
             encoded = super().__call__(text, *arguments, **(options | {"return_offsets_mapping": True}))
             offsets = np.asarray(encoded.pop("offset_mapping"), dtype=object)
-            one = text[0] if isinstance(text, list) and len(text) == 1 else text
-            if isinstance(one, str):
+            sample = text[0] if isinstance(text, list) and len(text) == 1 else text
+            if isinstance(sample, str):
                 ids = np.asarray(encoded["input_ids"]).astype(np.int32).reshape(-1)
-                calls.noted.append((one, ids, offsets.reshape(-1, 2).astype(np.int64)))
+                calls.noted.append((sample, ids, offsets.reshape(-1, 2).astype(np.int64)))
             return encoded
 
     # Processors look at its name ("Fast" in it), and save it.

@@ -24,9 +24,14 @@ ImageInputs = Mapping[str, npt.NDArray[Any]]
 
 
 class ImageArrays(dict[str, npt.NDArray[Any]]):
-    """One image's arrays, with the text that stands for it in a prompt. Pickling keeps the arrays only."""
+    """One image's arrays, with the text that stands for it in a prompt, None where it has none by itself.
 
-    text: str | None = None
+    A `PromptImage` is pickled without the text, which its prompt has used by then.
+    """
+
+    def __init__(self, arrays: ImageInputs, text: str | None) -> None:
+        super().__init__(arrays)
+        self.text = text
 
 
 class PromptError(ValueError):
@@ -97,7 +102,9 @@ class WholeInputs:
     Pickling makes them, and leaves the pixels behind.
     """
 
-    def __init__(self, make: Any, images: Sequence[PromptImage]) -> None:
+    def __init__(
+        self, make: Callable[[Sequence[PromptImage]], ImageInputs] | None, images: Sequence[PromptImage]
+    ) -> None:
         self._make, self._images = make, tuple(images)
 
     def of(self, images: Sequence[PromptImage]) -> WholeInputs:
@@ -107,8 +114,8 @@ class WholeInputs:
     @cached_property
     def arrays(self) -> ImageInputs:
         """By the names of the model's arguments. Raises PromptError where the images change the token ids."""
-        arrays: ImageInputs = self._make(self._images)
-        return arrays
+        assert self._make is not None, "a pickled one has its arrays already"
+        return self._make(self._images)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _made, (dict(self.arrays),)

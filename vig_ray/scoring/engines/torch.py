@@ -9,8 +9,8 @@ What makes it faster than one forward a sample, with the same numbers:
     - hidden images (the blind reference) are left out, and the text keeps its position ids: what attention can't
       see needs no computing (models with a sliding window or recurrent layers get a mask instead)
 
-Not every model stands all of this. `check_numbers` holds it against one plain forward a sample, and where they differ,
-or where a sample has arrays as a whole, samples are run plainly, one by one.
+Not every model stands all of this. `check.py` holds it against one plain forward a sample, and where they differ, or
+where a sample has arrays as a whole, samples are run plainly, one by one.
 """
 
 from __future__ import annotations
@@ -19,18 +19,15 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vig_ray.errors import StageError
 from vig_ray.model.head import applied_softcap, capped, forward_arguments, token_types_argument
 from vig_ray.model.positions import position_ids
-from vig_ray.model.probe import PROBES, pictures
-from vig_ray.model.prompt import Formatter, ImageInputs, Pixels, Prompt, PromptError, PromptImage
+from vig_ray.model.prompt import ImageInputs, Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
 from vig_ray.storage import one_line
 
@@ -38,11 +35,6 @@ log = logging.getLogger(__name__)
 
 _LOGITS_AT_ONCE = 1 << 26  # elements: 256 MB of float32
 _OUT_OF_MEMORY = "OutOfMemory"
-_SMALL = 1 << 18  # pixels of a probe's image: few enough tokens for a dozen forwards at every start
-# How far apart two orders of the same sums may be, in nats: any token in float32, a prompt's mean in half precision,
-# where single tokens of low probability scatter.
-_ROUNDING = {torch.float32: 1e-3, torch.float16: 0.03}
-_ROUNDING_OF_BFLOAT16 = 0.1
 Collate = Callable[[Sequence[ImageInputs], Any, Any], dict[str, Any]]
 
 
@@ -80,7 +72,7 @@ class TorchEngine:
         self.max_batch_tokens = max_batch_tokens or default_batch_tokens(str(self.device))
         self._collate = collate
         self._image_token = int(model.config.image_token_id)
-        self._name = type(model).__name__
+        self.name = type(model).__name__
         self._arguments = accepted = forward_arguments(model)
         self._shares_images = "mm_encoder_outputs" in accepted
         self._makes_features = model if hasattr(model, "get_image_features") else getattr(model, "model", model)
@@ -97,10 +89,9 @@ class TorchEngine:
         # Llama 4 has no part without its head: what its head is given is caught on the way.
         self._has_base = hasattr(model, "model")
         self._softcap = applied_softcap(model, self._uncapped_logits) if self._has_base else None
-        self._rounding = _ROUNDING.get(self.dtype, _ROUNDING_OF_BFLOAT16)
         # Which prompts are run one by one, in the model's own way: those with images, those with hidden ones.
-        self._plainly: set[bool] = set() if self._has_base else {False, True}
-        self._no_blind: PromptError | None = None  # why images can't be hidden
+        self.plainly: set[bool] = set() if self._has_base else {False, True}
+        self.no_blind: PromptError | None = None  # why images can't be hidden
         self.description = f"torch {torch.__version__}, {type(model).__name__} on {self.device} in {self.dtype}"
 
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
@@ -115,8 +106,8 @@ class TorchEngine:
                 results[index] = PromptError(
                     "Blind", "an answer token directly follows an image, and nothing predicts it"
                 )
-            elif prompt.hide_images and self._no_blind is not None:
-                results[index] = self._no_blind
+            elif prompt.hide_images and self.no_blind is not None:
+                results[index] = self.no_blind
             else:
                 waiting.append(index)
         waiting.sort(key=lambda index: (prompts[index].hide_images, -lengths[index]))
@@ -126,7 +117,7 @@ class TorchEngine:
         failure: Exception | None = None
         while waiting:
             alike = [i for i in waiting if prompts[i].hide_images == prompts[waiting[0]].hide_images]
-            plainly = prompts[waiting[0]].hide_images in self._plainly or prompts[waiting[0]].whole is not None
+            plainly = prompts[waiting[0]].hide_images in self.plainly or prompts[waiting[0]].whole is not None
             budget = 1 if plainly or waiting[0] in alone else self.max_batch_tokens
             if not plainly:
                 alike = [i for i in alike if prompts[i].whole is None]
@@ -163,14 +154,14 @@ class TorchEngine:
         Raises EngineDiedError where the device is unusable from now on.
         """
         try:
-            return self._run(prompts, features)
+            return self.run_batch(prompts, features)
         except PromptError as error:
             return error
         except Exception as error:
             if "CUDA error" in str(error):
                 raise EngineDiedError(f"the GPU failed: {one_line(error)[:300]}") from error
             failed = error.with_traceback(None)  # its frames hold the batch's tensors
-        if not _out_of_memory(failed):
+        if not out_of_memory(failed):
             refusal = PromptError(type(failed).__name__, one_line(failed)[:300])
             refusal.__cause__ = failed
             return refusal
@@ -181,10 +172,13 @@ class TorchEngine:
         return PromptError(_OUT_OF_MEMORY, f"{tokens} tokens don't fit by themselves; lower --max-length")
 
     @torch.inference_mode()
-    def _run(self, prompts: Sequence[Prompt], features: dict[str, torch.Tensor]) -> list[LogProbs]:
-        """One batch: all prompts with visible images, or all with hidden ones."""
-        if prompts[0].hide_images in self._plainly or prompts[0].whole is not None:
-            return [self._run_plainly(prompt) for prompt in prompts]
+    def run_batch(self, prompts: Sequence[Prompt], features: dict[str, torch.Tensor]) -> list[LogProbs]:
+        """One batch: all prompts with visible images, or all with hidden ones. Whatever the model raises is raised.
+
+        `features`: those of images that earlier batches had, by key, to which this one's are added.
+        """
+        if prompts[0].hide_images in self.plainly or prompts[0].whole is not None:
+            return [self.run_plainly(prompt) for prompt in prompts]
         hidden = prompts[0].hide_images
         rows = [_Row(prompt, leave_out=hidden and self._leaves_out) for prompt in prompts]
         longest = max(len(row.ids) for row in rows)
@@ -212,7 +206,7 @@ class TorchEngine:
         return np.split(logp_N, np.cumsum([len(row.answers) for row in rows])[:-1])
 
     @torch.inference_mode()
-    def _run_plainly(self, prompt: Prompt) -> LogProbs:
+    def run_plainly(self, prompt: Prompt) -> LogProbs:
         """One sample as its family's own forward takes it, images hidden by the attention mask. Raises PromptError."""
         ids_1L = self._to_device(prompt.token_ids.astype(np.int64)[None])
         mask_1L = torch.ones_like(ids_1L)
@@ -267,102 +261,6 @@ class TorchEngine:
             attention_mask=torch.ones_like(ids_1L),
         )[0]  # fmt: skip
         return positions
-
-    def check_numbers(self, formatter: Formatter) -> float:
-        """Hold batches against one plain forward a sample, on the conversations of `probe.py`.
-
-        Where they differ by more than rounding, samples are run plainly from then on, which is said. Returns the
-        largest difference of a log-prob, in nats (in half precision, of a prompt's mean). Raises StageError where the
-        model's own forward refuses a sample.
-        """
-        pairs = probe_prompts(formatter)
-        clean = [pair for pair in pairs if not pair[0].hide_images]
-        plain = [self._plain_probe(as_given) for _, as_given in clean]
-        self._check_causality(clean[0][1], plain[0])
-        apart = self._settle([prompt for prompt, _ in clean], plain)
-        hidden = [pair for pair in pairs if pair[0].hide_images]
-        try:
-            plain = [self._plain_probe(as_given) for _, as_given in hidden]
-        except (PromptError, StageError) as error:
-            self._no_blind = PromptError("Blind", getattr(error, "args", ("",))[-1])
-            return apart
-        return max(apart, self._settle([prompt for prompt, _ in hidden], plain))
-
-    def _plain_probe(self, prompt: Prompt) -> LogProbs:
-        """Raises PromptError where images can't be hidden, StageError where the forward fails, EngineDiedError."""
-        try:
-            logp_T = self._run_plainly(prompt)
-        except PromptError:
-            raise
-        except Exception as error:
-            if "CUDA error" in str(error):
-                raise EngineDiedError(f"the GPU failed: {one_line(error)[:300]}") from error
-            kind = f"a sample of {len(prompt.images)} images"
-            raise StageError(f"{self._name}: its forward refuses {kind}: {one_line(error)[:200]}") from error
-        if not np.isfinite(logp_T).all():
-            raise StageError(f"{self._name}: its log-probs in {self.dtype} are no numbers; take another --dtype")
-        return logp_T
-
-    def _settle(self, prompts: Sequence[Prompt], plain: Sequence[LogProbs]) -> float:
-        """Whether such prompts are run in batches from now on, by their plain log-probs; how far the batches are off.
-
-        Raises StageError where the prompts are wrong one by one, too.
-        """
-        if any(prompt.whole is not None for prompt in prompts) or not prompts:
-            return 0.0  # there are no batches of them
-        apart, cause = self._apart_in_batches(prompts, plain)
-        if apart <= self._rounding:
-            return apart
-        alone = max(
-            self._distance(self._plain_probe(prompt), logp_T) for prompt, logp_T in zip(prompts, plain, strict=True)
-        )
-        if alone > self._rounding:
-            raise StageError(
-                f"{self._name}: prompts put together from parts give other log-probs than its processor's own, by "
-                f"{alone:.2g} nats; it can't be scored"
-            )
-        hidden = prompts[0].hide_images
-        self._plainly.add(hidden)
-        told = "with images hidden, " if hidden else ""
-        log.warning("%s: %ssamples are run one by one, since in batches %s", self._name, told, cause)
-        return apart
-
-    def _apart_in_batches(self, prompts: Sequence[Prompt], plain: Sequence[LogProbs]) -> tuple[float, str]:
-        """How far batches of the prompts are from these log-probs, infinitely where they fail, and that in words."""
-        apart = 0.0
-        lengths = [len(prompt.token_ids) for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda index: -lengths[index])
-        for batch in plan_batches(lengths, order, self.max_batch_tokens):
-            try:
-                together = self._run([prompts[index] for index in batch], {})
-            except Exception as error:
-                if _out_of_memory(error):  # smaller batches will do, which are found when scoring
-                    continue
-                return float("inf"), one_line(error)[:200]
-            for index, logp_T in zip(batch, together, strict=True):
-                apart = max(apart, self._distance(logp_T, plain[index]))
-        return apart, f"they differ by {apart:.2g} nats"
-
-    def _distance(self, one_T: LogProbs, other_T: LogProbs) -> float:
-        apart_T = np.abs(one_T - other_T)
-        if np.isnan(apart_T).any():
-            return float("inf")
-        return float(apart_T.max() if self.dtype == torch.float32 else apart_T.mean())
-
-    def _check_causality(self, prompt: Prompt, logp_T: LogProbs) -> None:
-        """Another last answer token must leave all before it as they are: else answers are seen before they are told.
-
-        Raises StageError.
-        """
-        ids = prompt.token_ids.copy()
-        last = int(prompt.answer_positions[-1])
-        ids[last] = ids[int(prompt.answer_positions[0])]
-        seen = self._distance(self._run_plainly(replace(prompt, token_ids=ids))[:-1], logp_T[:-1])
-        if seen > self._rounding:
-            raise StageError(
-                f"{self._name}: its attention looks ahead: another last token of an answer changes the log-probs of "
-                f"those before it by {seen:.2g} nats, so they say nothing; it can't be scored"
-            )
 
     def _to_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
@@ -441,31 +339,7 @@ def _alike(images: Sequence[PromptImage], most: int) -> Iterator[list[PromptImag
             yield group[start : start + most]
 
 
-def probe_prompts(formatter: Formatter) -> list[tuple[Prompt, Prompt]]:
-    """Prompts of the probes whose images are small, each also with hidden images; beside each the same as the model's
-    own processor gives it, where there are two ways to it."""
-    as_given = getattr(formatter, "as_a_whole", formatter.prompt)
-
-    def made(pixels: Pixels) -> Callable[[], Pixels]:
-        return lambda: pixels
-
-    pairs = []
-    for probe in (probe for probe in PROBES if all(height * width <= _SMALL for height, width in probe.sizes)):
-        images = [
-            PromptImage(f"{probe.name} {number}", made(pixels), formatter.preprocess)
-            for number, pixels in enumerate(pictures(probe))
-        ]
-        try:
-            pair = formatter.prompt(probe.conversation, images), as_given(probe.conversation, images)
-        except PromptError:  # a sample that its processor refuses is that row's error
-            continue
-        pairs.append(pair)
-        if images:
-            pairs.append((replace(pair[0], hide_images=True), replace(pair[1], hide_images=True)))
-    return pairs
-
-
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether a device or the host ran out of memory; some of PyTorch's allocators raise a plain RuntimeError."""
     phrases = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in phrases)
