@@ -10,7 +10,7 @@ import torch
 def image_options(processor: Any) -> dict[str, Any]:
     """What a processor gives its image processor when nobody says otherwise: SmolVLM's asks for rows and columns, say.
 
-    The whole processor merges them of several places at each call; we take single images through it. Checked against
+    The whole processor merges them from several places at each call; we take single images through it. Checked against
     transformers 5.19.0.
     """
     kinds = getattr(processor, "valid_processor_kwargs", None)

@@ -1,29 +1,17 @@
 """Qwen3-VL with experts."""
 
-from transformers import Qwen2VLImageProcessor, Qwen3VLMoeConfig, Qwen3VLProcessor, Qwen3VLVideoProcessor
+from transformers import Qwen3VLMoeConfig
 
-from tests.model.families.base import chatml, text_with, tokenizer_of, write
-from tests.model.families.qwen3_vl import PIXELS, SPECIALS
+from tests.model.families.base import text_with, write
+from tests.model.families.qwen3_vl import TEXT, VISION, ids, processor_with, qwen_tokenizer
 
 
 def make(folder: str) -> None:
-    tokenizer = tokenizer_of(SPECIALS, image_token="<|image_pad|>", video_token="<|video_pad|>")
-    token = tokenizer.convert_tokens_to_ids
+    tokenizer = qwen_tokenizer()
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     config = Qwen3VLMoeConfig(
-        text_config={
-            **text_with(tokenizer), "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
-        },
-        vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
-            "deepstack_visual_indexes": [0], "num_position_embeddings": 64,
-        },
-        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),
-    )  # fmt: skip
-    processor = Qwen3VLProcessor(
-        Qwen2VLImageProcessor(patch_size=16, size=PIXELS), tokenizer, Qwen3VLVideoProcessor(patch_size=16),
-        chat_template=chatml("<|vision_start|><|image_pad|><|vision_end|>"),
-    )  # fmt: skip
-    write(folder, config, processor)
+        text_config=text_with(tokenizer, **TEXT, **experts),
+        vision_config=VISION | {"deepstack_visual_indexes": [0]},
+        **ids(tokenizer),
+    )
+    write(folder, config, processor_with(tokenizer))
