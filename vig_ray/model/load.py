@@ -81,7 +81,8 @@ def load_formatter(model: str, template: Template = "auto", max_length: int | No
         raise StageError(f"{model}: its processor or chat template can't be used: {one_line(error)[:300]}") from error
     if differing:
         formatter.by_parts = False
-        log.info("%s: each sample goes through its processor as a whole (%s)", model, "; ".join(differing)[:300])
+        more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
+        log.info("%s: each sample goes through its processor as a whole (%s%s)", model, differing[0], more)
     return formatter
 
 

@@ -127,6 +127,8 @@ def run(config: ScoreConfig) -> ScoreSummary:
         device = _device(config, ray_has)
         asked = earlier["engine"] if earlier and plan.engine == "auto" else plan.engine
         engine, why = _engine(asked, config.reference, ray_has, device)
+        if config.engine != plan.engine:
+            why = f"{config.engine}: the model's processor makes each sample as a whole"
         if config.vllm and engine != "vllm":
             log.warning("--vllm has no effect: the %s engine runs", engine)
         dtype = config.dtype or earlier.get("dtype") or default_dtype(config.model, device)
