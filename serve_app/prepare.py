@@ -147,7 +147,8 @@ def prepare_sample(
     answer_tokens, limit = len(prepared.prompt.answer_positions), config.max_answer_tokens
     if answer_tokens > limit:
         raise RequestError(422, "TooLong", f"{answer_tokens} answer tokens, and the limit is {limit}")
-    assert prepared.pair is not None
+    if prepared.pair is None:
+        raise RequestError(422, "NoImage", prepared.prompt.note or "there is no image to leave out")
     kernels = [blur_kernel(width) for width in widths] if blurred else []
     return PreparedSample(prepared.pair, sample, kernels, reference_uris)
 

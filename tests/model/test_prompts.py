@@ -54,15 +54,17 @@ def covered(prompt, tokenizer) -> dict[int, str]:
 
 
 def test_one_turn_to_the_letter() -> None:
-    text, spans = render([Turn("user", "<image>\nWhat is it?"), Turn("assistant", "A cat.")])
+    text, spans, _, _ = render([Turn("user", "<image>\nWhat is it?"), Turn("assistant", "A cat.")], 1)
     assert text == SYSTEM + " USER: <image>\nWhat is it? ASSISTANT: A cat.</s>"
-    assert [text[a:b] for a, b, _ in spans] == ["A cat.</s>"]
+    assert [text[a:b] for a, b, _ in spans] == [" A cat.</s>"]
 
 
 def test_two_turns_have_no_space_after_the_end_of_sequence() -> None:
-    text, spans = render([Turn("user", "q1"), Turn("assistant", "a1"), Turn("user", "q2"), Turn("assistant", "a2")])
+    turns = [Turn("user", "q1"), Turn("assistant", "a1"), Turn("user", "q2"), Turn("assistant", "a2")]
+    text, spans, _, untrained = render(turns, 0)
+    assert not untrained
     assert text == SYSTEM + " USER: q1 ASSISTANT: a1</s>USER: q2 ASSISTANT: a2</s>"
-    assert [(text[a:b], turn) for a, b, turn in spans] == [("a1</s>", 0), ("a2</s>", 1)]
+    assert [(text[a:b], turn) for a, b, turn in spans] == [(" a1</s>", 0), (" a2</s>", 1)]
 
 
 @pytest.mark.parametrize(
@@ -73,26 +75,29 @@ def test_two_turns_have_no_space_after_the_end_of_sequence() -> None:
         ("  See <image> here ", "<image>\nSee  here"),
         ("<image><image> Compare.", "<image>\n<image>\nCompare."),
         (" no image ", " no image "),
+        (" <image> ", "<image>"),
     ],
 )
 def test_images_move_to_the_front_of_their_turn(given_text: str, expected: str) -> None:
-    text, _ = render([Turn("user", given_text), Turn("assistant", "a")])
+    text = render([Turn("user", given_text), Turn("assistant", "a")], given_text.count("<image>")).text
     assert text == f"{SYSTEM} USER: {expected} ASSISTANT: a</s>"
 
 
 def test_leading_assistant_turn_is_skipped_and_turns_keep_their_numbers() -> None:
-    text, spans = render([Turn("assistant", "Hi!"), Turn("user", "q"), Turn("assistant", "a")])
+    text, spans, _, _ = render([Turn("assistant", "Hi!"), Turn("user", "q"), Turn("assistant", "a")], 0)
     assert text == SYSTEM + " USER: q ASSISTANT: a</s>"
     assert [turn for _, _, turn in spans] == [1]
 
 
 def test_system_turn_replaces_the_system_prompt() -> None:
-    text, _ = render([Turn("system", "Be brief."), Turn("user", "q"), Turn("assistant", "a")])
+    text, _, _, untrained = render([Turn("system", "Be brief."), Turn("user", "q"), Turn("assistant", "a")], 0)
+    assert untrained  # LLaVA's code doesn't know that role
     assert text == "Be brief. USER: q ASSISTANT: a</s>"
 
 
 def test_a_trailing_question_is_not_in_the_prompt() -> None:
-    text, _ = render([Turn("user", "q"), Turn("assistant", "a"), Turn("user", "unanswered")])
+    text, _, _, untrained = render([Turn("user", "q"), Turn("assistant", "a"), Turn("user", "unanswered")], 0)
+    assert untrained
     assert text.endswith("a</s>")
 
 
@@ -108,7 +113,7 @@ def test_a_trailing_question_is_not_in_the_prompt() -> None:
 )
 def test_conversations_that_llava_cannot_train_on(turns: list[Turn]) -> None:
     with pytest.raises(PromptError):
-        render(turns)
+        render(turns, 0)
 
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="<>|\ue0f0\ue0f1"), min_size=1, max_size=30).filter(
@@ -229,9 +234,8 @@ def test_chat_template_of_exports_says_what_render_says() -> None:
         {"role": "user", "content": "Why?"},
         {"role": "assistant", "content": "So."},
     ]
-    expected, _ = render(
-        [Turn("user", "What?<image>"), Turn("assistant", "A cat."), Turn("user", "Why?"), Turn("assistant", "So.")]
-    )
+    turns = [Turn("user", "What?<image>"), Turn("assistant", "A cat."), Turn("user", "Why?"), Turn("assistant", "So.")]
+    expected = render(turns, 1).text
     assert formatter.tokenizer.apply_chat_template(messages, chat_template=LLAVA_V1, tokenize=False) == expected
 
 

@@ -30,7 +30,6 @@ PIL.Image.init()
 # Those that datasets use; readers of others run programs (EPS) or have no need here. MPO, of phones, opens as JPEG.
 _USED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _FORMATS = tuple(name for name in _USED if name in PIL.Image.OPEN)
-_MIN_SIDE = 2
 _MAX_MESSAGE = 300
 _PIECE_BYTES = 1 << 20
 
@@ -99,8 +98,6 @@ def _opened(data: bytes) -> Iterator[PIL.Image.Image]:
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError("TooLarge", f"too large: {width}x{height} pixels, and {max_pixels} are allowed")
-    if min(width, height) < _MIN_SIDE:
-        raise ImageError("TooSmall", f"too small: {width}x{height} pixels")
 
 
 def _rgb(image: PIL.Image.Image, container: str | None) -> NDArray[np.uint8]:

@@ -97,17 +97,14 @@ def _check_text(sample: Sample) -> None:
 
 
 def _check_conversation(sample: Sample) -> None:
-    """Raise RowError for a conversation without an answer to score, or with more or fewer `<image>` than images."""
-    answers = [(index, turn.text) for index, turn in enumerate(sample.conversation) if turn.role == "assistant"]
-    if not answers:
+    """Raise RowError for a conversation without an answer, or with `<image>` and images that nobody can bring together.
+
+    LLaVA takes several marks in a turn for one, an image without a mark for none, and trains a mark in an answer; so a
+    single image passes here, and other models' formatters refuse what isn't one mark an image.
+    """
+    if not any(turn.role == "assistant" for turn in sample.conversation):
         raise RowError("NoAnswer", "no assistant turn")
-    for index, text in answers:
-        if not text.strip():
-            raise RowError("EmptyAnswer", f"turn {index}: the assistant's text is empty")
-        if IMAGE_MARK in text:
-            raise RowError("ImageInAnswer", f"turn {index}: {IMAGE_MARK} in the assistant's text")
-    marks = sum(turn.text.count(IMAGE_MARK) for turn in sample.conversation)
-    if marks != len(sample.images):
-        raise RowError(
-            "ImageCount", f"{marks} {IMAGE_MARK} in the conversation, {len(sample.images)} images in the row"
-        )
+    counts = [turn.text.count(IMAGE_MARK) for turn in sample.conversation]
+    marks, turns, images = sum(counts), sum(count > 0 for count in counts), len(sample.images)
+    if marks != images and (images != 1 or turns > 1):
+        raise RowError("ImageCount", f"{marks} {IMAGE_MARK} in the conversation, {images} images in the row")

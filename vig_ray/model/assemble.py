@@ -7,13 +7,16 @@ together as a `LlavaForConditionalGeneration` in the hub's layout.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pydantic import Field
+from tokenizers import Tokenizer
 from torch import nn
 
 from vig_ray.errors import StageError
@@ -21,13 +24,16 @@ from vig_ray.model.chat_template import LLAVA_V1
 from vig_ray.model.checkpoint import is_local, local_folder
 from vig_ray.model.export import save_checkpoint
 from vig_ray.model.llava import MAX_LENGTH
+from vig_ray.model.sentencepiece import FILE, agree
 from vig_ray.options import Precision
 from vig_ray.stage import StageConfig, claim
 from vig_ray.storage import absolute, check_writable, one_line, scheme_of
 
 log = logging.getLogger(__name__)
 
-_VOCABULARY_MULTIPLE = 64
+IMAGE = "<image>"
+# Bytes that no text in UTF-8 has.
+_NEVER = (0xFF, 0xFE, 0xFD, 0xFC, 0xFB, 0xFA, 0xF9, 0xF8, 0xF7, 0xF6, 0xF5, 0xC1, 0xC0)
 
 
 class AssembleConfig(StageConfig):
@@ -104,13 +110,11 @@ def _load_parts(config: AssembleConfig, dtype: torch.dtype) -> tuple[Any, Any, A
         raise StageError(f"can't load a part: {one_line(error)[:300]}") from error
     if language_model.config.model_type != "llama":
         raise StageError(f"--language-model {config.language_model}: needs a Llama-like model such as Vicuna")
+    if os.path.isfile(os.path.join(folders["language_model"], FILE)) and not agree(
+        tokenizer, folders["language_model"], texts=100_000
+    ):
+        raise StageError(f"--language-model {config.language_model}: its {FILE} isn't the model of its tokenizer")
     return language_model, tokenizer, tower, images
-
-
-def _grown(weight: torch.Tensor, rows: int) -> nn.Parameter:
-    """`weight` [V, D] with zero rows up to `rows`: as logits they are 0, lost beside a vocabulary's real ones."""
-    extra = weight.new_zeros((rows - weight.shape[0], weight.shape[1]))
-    return nn.Parameter(torch.cat([weight.detach(), extra]), requires_grad=False)
 
 
 def _named(config: AssembleConfig) -> dict[str, str]:
@@ -130,12 +134,44 @@ def _check_fit(config: AssembleConfig, projector: dict[str, torch.Tensor], tower
         )
 
 
-def _prepare_tokenizer(tokenizer: Any) -> None:
-    """As llava-hf's checkpoints have it: an image token, a padding token, a length."""
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+def _prepare_tokenizer(config: AssembleConfig, tokenizer: Any, rows: int) -> None:
+    """An image token, a padding token, a length.
+
+    The image token is one of the language model's `rows` that no text comes to: another row in its output layer would
+    take a share of every probability. Raises StageError where there is none.
+    """
+    if len(tokenizer) > rows:
+        raise StageError(
+            f"--language-model {config.language_model}: {len(tokenizer)} tokens, but its weights have {rows} rows"
+        )
+    if IMAGE not in tokenizer.get_vocab() and len(tokenizer) == rows and not _give_up_a_byte(tokenizer):
+        raise StageError(
+            f"--language-model {config.language_model}: all of its {rows} tokens are in use, so none can stand for an "
+            "image; resize its embeddings by one token that the others never win against"
+        )
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     tokenizer.model_max_length = MAX_LENGTH
+
+
+def _give_up_a_byte(tokenizer: Any) -> bool:
+    """Rename the token of a byte that UTF-8 hasn't got; False where there is none that nothing else is made of."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = state["model"].get("vocab")
+    if state["model"]["type"] != "BPE":
+        return False
+    parts = {part for pair in state["model"]["merges"] for part in pair}
+    names = [
+        name for byte in _NEVER for name in (f"<0x{byte:02X}>", chr(byte))
+    ]  # byte-level BPE spells these as themselves
+    spare = next((name for name in names if name in vocabulary and name not in parts), None)
+    # Where letters are tokens by themselves, the sign for a byte may be one of them.
+    if spare is None or (len(spare) == 1 and "ByteLevel" not in json.dumps(state["pre_tokenizer"])):
+        return False
+    vocabulary[IMAGE] = vocabulary.pop(spare)
+    tokenizer.backend_tokenizer.model = Tokenizer.from_str(json.dumps(state)).model
+    return True
 
 
 def _put_together(
@@ -145,16 +181,13 @@ def _put_together(
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     text, vision = language_model.config, tower.config
-    rows = -(-max(text.vocab_size, len(tokenizer)) // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
-    head = language_model.lm_head.weight  # read before the embedding grows: the two may be one tensor
-    language_model.model.embed_tokens.weight = _grown(language_model.model.embed_tokens.weight, rows)
-    language_model.lm_head.weight = _grown(head, rows)
-    text.vocab_size = rows
-    text.tie_word_embeddings = False
+    if text.tie_word_embeddings:
+        language_model.lm_head.weight = nn.Parameter(language_model.lm_head.weight.detach().clone())
+        text.tie_word_embeddings = False
     llava = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -207,12 +240,15 @@ def run(config: AssembleConfig) -> AssembleReport:
     projector = read_projector(config.projector)
     language_model, tokenizer, tower, images = _load_parts(config, getattr(torch, config.dtype))
     _check_fit(config, projector, tower, language_model)
-    _prepare_tokenizer(tokenizer)
+    _prepare_tokenizer(config, tokenizer, language_model.config.vocab_size)
     model = _put_together(config, language_model, tower, projector, tokenizer)
     processor = _processor(tokenizer, tower.config, images)
     counts = {"parameters": sum(p.numel() for p in model.parameters()), "tensors": len(model.state_dict())}
     output.begin(config)
     save_checkpoint(model, processor, output.work)
+    pieces = os.path.join(local_folder(config.language_model, weights=False), FILE)
+    if os.path.isfile(pieces):  # what LLaVA's own code reads
+        shutil.copy(pieces, os.path.join(output.work, FILE))
     output.publish(output.work, os.path.basename(absolute(config.out)))
     output.commit(config, counts=counts)
     return AssembleReport(config.out, **counts)

@@ -80,7 +80,25 @@ def _answers(conversation: Sequence[Turn]) -> list[str]:
     answers = [turn.text for turn in conversation if turn.role == "assistant"]
     if not answers:
         raise PromptError("NoAnswer", "no assistant turn")
+    for index, answer in enumerate(answers):
+        if not answer.strip():
+            raise PromptError("EmptyAnswer", f"assistant turn {index}: no text")
+        if IMAGE_MARK in answer:
+            raise PromptError("ImageInAnswer", f"assistant turn {index}: {IMAGE_MARK} in its text")
     return answers
+
+
+def _check_marks(conversation: Sequence[Turn], images: Sequence[PromptImage]) -> None:
+    marks = sum(turn.text.count(IMAGE_MARK) for turn in conversation)
+    if marks != len(images):
+        raise PromptError("ImageCount", f"{marks} {IMAGE_MARK} in the conversation, and {len(images)} images")
+
+
+def _check_sides(pixels: Pixels) -> None:
+    """Some processors take a height of 1 or 3 for the colours' dimension. Raises PromptError."""
+    height, width = pixels.shape[:2]
+    if height in (1, 3):
+        raise PromptError("TooSmall", f"an image of {width}x{height} pixels, which may be taken for its colours")
 
 
 class ChatFormatter:
@@ -151,11 +169,11 @@ class ChatFormatter:
     def as_a_whole(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """By the processor's own call; its arrays are in `whole`."""
         answers = _answers(conversation)
-        marks = sum(turn.text.count(IMAGE_MARK) for turn in conversation)
-        if marks != len(images):
-            raise PromptError("ImageCount", f"{marks} {IMAGE_MARK} in the conversation, and {len(images)} images")
+        _check_marks(conversation, images)
 
         def processed(texts: Sequence[str], given: Sequence[PromptImage]) -> Noted:
+            for image in given:
+                _check_sides(image.pixels)
             try:
                 return self._noting(_messages(conversation, texts, [Image.fromarray(image.pixels) for image in given]))
             except PromptError:
@@ -189,6 +207,7 @@ class ChatFormatter:
 
     def from_parts(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """Render, expand each image token to the image's features, tokenise once, mark the answers."""
+        _check_marks(conversation, images)
         text, spans = self.render(conversation)
         pieces = text.split(self.image_token)
         if len(pieces) - 1 != len(images):
@@ -243,6 +262,7 @@ class ChatFormatter:
 
     def arrays_of(self, pixels: Pixels) -> ImageInputs:
         """One image through the image half of the checkpoint's processor; with the text that stands for it."""
+        _check_sides(pixels)
         tensors, text = process_image(self.processor, Image.fromarray(pixels), self._image_options)
         arrays = {name: as_array(value) for name, value in tensors.items()}
         return ImageArrays(arrays, text)

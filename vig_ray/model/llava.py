@@ -7,8 +7,9 @@ Source: the training code of LLaVA-1.5 (Liu et al., arXiv 2310.03744): `conv_vic
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,50 +31,102 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 ROLES = {"user": "USER", "assistant": "ASSISTANT"}
+UNTRAINED = "LLaVA's code trains nothing of it"
+UNUSED_IMAGE = "its image isn't used: no <image> in the text"
+_SPACES = (" ", "\u2581")  # SentencePiece's own sign for a space, which it takes for one in texts, too
 MAX_LENGTH = 2048
 """LLaVA-1.5's `model_max_length`, image tokens included."""
 
 
-def render(conversation: Sequence[Turn]) -> tuple[str, list[tuple[int, int, int]]]:
-    """The conversation as one vicuna_v1 string, and its trained spans (start, end, assistant turn).
+class Rendered(NamedTuple):
+    """A conversation as LLaVA's text.
 
-    `USER: {q} ASSISTANT: {a}</s>USER: ...`; a span covers an answer and the `</s>` after it. `<image>` moves to the
-    front of its turn, followed by a newline. A leading assistant turn is skipped, as in LLaVA; a system turn
-    replaces the system prompt. Raises PromptError where turns don't alternate or none is left to train on.
+    `spans`: what is trained (start, end, assistant turn), from the space before an answer to the end of its `</s>`.
+    `answers`: where each assistant turn's own text begins, or would, and how long it is.
+    `untrained`: LLaVA's code trains nothing of it.
+    """
+
+    text: str
+    spans: list[tuple[int, int, int]]
+    answers: dict[int, tuple[int, int]]
+    untrained: bool
+
+
+def render(conversation: Sequence[Turn], images: int) -> Rendered:
+    """The conversation as one vicuna_v1 string: `USER: {q} ASSISTANT: {a}</s>USER: ...`.
+
+    `<image>` moves to the front of its turn, followed by a newline, and the whole turn is stripped; several in one turn
+    become one, unless there are as many `images`. An empty turn is its role and a colon alone. A leading assistant turn
+    is skipped; a system turn, which LLaVA doesn't know, replaces the system prompt.
+
+    LLaVA's code takes the text apart again at `</s>` and ` ASSISTANT: `, and trains what lies between them; where that
+    doesn't add up, it trains nothing. Raises PromptError where turns don't alternate or there is no answer.
     """
     turns = list(conversation)
-    system = SYSTEM
+    system, untrained = SYSTEM, False
     if turns and turns[0].role == "system":
-        system = turns.pop(0).text
+        system, untrained = turns.pop(0).text, True
     skipped = 0
     if turns and turns[0].role == "assistant":
         turns.pop(0)
         skipped = 1
-    text, spans = f"{system} ", []
+    as_many = sum(turn.text.count(IMAGE_MARK) for turn in turns) == images
+    text = f"{system} "
+    ends: dict[int, tuple[int, int]] = {}
+    answers: dict[int, tuple[int, int]] = {}
     for index, turn in enumerate(turns):
         expected = "assistant" if index % 2 else "user"
         if turn.role != expected:
             raise PromptError(
                 "Template", f"turn {index + skipped} is by {turn.role}, but LLaVA's template needs {expected} there"
             )
-        if expected == "user":
-            text += f"{ROLES['user']}: {_images_first(turn.text)} "
-            continue
-        text += f"{ROLES['assistant']}: "
-        start = len(text)
-        text += f"{turn.text}</s>"
-        spans.append((start, len(text), index // 2 + skipped))
-    if not spans:
-        raise PromptError("NoAnswer", "no assistant turn after the first user turn")
-    # What follows the last answer can't change its log-probs: the model is causal.
-    return text[: spans[-1][1]], spans
+        message, moved = _images_first(turn.text, as_many=as_many) if images else (turn.text, 0)
+        text += f"{ROLES[expected]}:"
+        before = len(text)
+        if message:
+            text += f" {message}" + ("</s>" if expected == "assistant" else " ")
+        if expected == "assistant":
+            number = index // 2 + skipped
+            answers[number] = (before + 1 + (moved or 0), 0 if moved is None else len(turn.text))
+            if message:
+                ends[number] = (before, len(text))
+    if not ends:
+        raise PromptError("NoAnswer", "no assistant turn with an answer after the first user turn")
+    rounds = _rounds(text)
+    if rounds is None or untrained:
+        # What follows the last answer can't change its log-probs: the model is causal.
+        end = max(last for _, last in ends.values())
+        return Rendered(text[:end], [(a, b, turn) for turn, (a, b) in ends.items()], answers, True)
+    spans = [(a, b, next(turn for turn, (_, last) in ends.items() if b <= last)) for a, b in rounds]
+    return Rendered(text, spans, answers, False)
 
 
-def _images_first(text: str) -> str:
+def _rounds(text: str) -> list[tuple[int, int]] | None:
+    """What LLaVA's code trains of a text, as (start, end); None where it trains nothing."""
+    separator = f" {ROLES['assistant']}: "
+    *rounds, rest = text.split("</s>")
+    if rest or "<unk>" in text or any(each.count(separator) != 1 for each in rounds):
+        return None
+    spans, start = [], 0
+    for each in rounds:
+        end = start + len(each) + len("</s>")
+        spans.append((start + each.index(separator) + len(separator) - 1, end))
+        start = end
+    return spans
+
+
+def _images_first(text: str, *, as_many: bool) -> tuple[str, int | None]:
+    """A turn's text with its images in front, and how much further right its own characters are then.
+
+    None where they don't move alike, since a mark stands in their midst.
+    """
     count = text.count(IMAGE_MARK)
     if not count:
-        return text
-    return f"{IMAGE_MARK}\n" * count + text.replace(IMAGE_MARK, "").strip()
+        return text, 0
+    rest = text.replace(IMAGE_MARK, "").strip()
+    message = (f"{IMAGE_MARK}\n" * (count if as_many else 1) + rest).strip()
+    place = text.find(rest) if rest else -1
+    return message, len(message) - len(rest) - place if place >= 0 else None
 
 
 def pad_to_square(pixels: Pixels, color: tuple[int, int, int]) -> Pixels:
@@ -112,13 +165,38 @@ class LlavaFormatter:
         self.mean = tuple(float(x) for x in image_processor.image_mean)
         self.std = tuple(float(x) for x in image_processor.image_std)
         self.resample = Image.Resampling(int(image_processor.resample))
+        self._swallows = self._swallowed()
+        specials = sorted(map(re.escape, tokenizer.all_special_tokens), key=len, reverse=True)
+        self._before_space = re.compile(rf"(?:{'|'.join(specials)})(?=[{''.join(_SPACES)}])")
         self._opening: tuple[str, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] | None = None
 
     def _encode(self, piece: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """A piece's token ids, int32 [n], and the characters of each, int64 [n, 2]."""
-        encoded = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+        places = [0] if self._swallows and piece.startswith(_SPACES) else []
+        if self._swallows == "always":
+            places += [match.end() for match in self._before_space.finditer(piece)]
+        given = piece
+        for place in reversed(places):
+            given = f"{given[:place]} {given[place:]}"
+        encoded = self.tokenizer(given, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(encoded["input_ids"], dtype=np.int32)
-        return ids, np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        for place in reversed(places):
+            offsets = np.where(offsets > place, offsets - 1, offsets)
+        return ids, offsets
+
+    def _swallowed(self) -> Literal["first", "always"] | None:
+        """Where the tokenizer takes a text's own first space for the one that SentencePiece puts before it.
+
+        SentencePiece, and so LLaVA, has two tokens' worth then: the image's piece of a question that is nothing but
+        `<image>` goes on with " ASSISTANT:".
+        """
+        end = self.tokenizer.eos_token or ""
+        texts = ("a", " a", f"{end}a", f"{end} a")
+        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        if ids[0] != ids[1]:
+            return None
+        return "always" if ids[2] == ids[3] else "first"
 
     def _opening_of(self, piece: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """`_encode` of what stands before the first image: in most data it is the same in every sample."""
@@ -127,9 +205,15 @@ class LlavaFormatter:
         return self._opening[1]
 
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
-        """Tokenise as `tokenizer_image_token` does: each piece between images by itself, one BOS in front."""
-        text, spans = render(conversation)
-        pieces = text.split(IMAGE_MARK)
+        """Tokenise as `tokenizer_image_token` does: each piece between images by itself, one BOS in front.
+
+        Images of a conversation without `<image>` are left out, as LLaVA does.
+        """
+        rendered = render(conversation, len(images))
+        pieces = rendered.text.split(IMAGE_MARK)
+        unused = bool(images) and len(pieces) == 1
+        if unused:
+            images = ()
         if len(pieces) - 1 != len(images):
             raise PromptError("ImageCount", f"{len(pieces) - 1} <image> in the text, but {len(images)} images")
         bos = self.tokenizer.bos_token_id
@@ -148,7 +232,7 @@ class LlavaFormatter:
             tokens, chars = self._opening_of(piece) if index == 0 and images else self._encode(piece)
             ids.append(tokens)
             offsets.append(chars + start)
-            here = [(max(a - start, 0), b - start, turn) for a, b, turn in spans if b > start]
+            here = [(a - start, b - start, turn) for a, b, turn in rendered.spans if b > start]
             turns.append(answer_token_turns(chars, here))
             start += len(piece) + len(IMAGE_MARK)
         token_ids, turn_of = np.concatenate(ids), np.concatenate(turns)
@@ -159,7 +243,8 @@ class LlavaFormatter:
             image_spans=image_spans,
             images=images,
             offsets=np.concatenate(offsets),
-            answers={turn: (a, b - a - len("</s>")) for a, b, turn in spans},
+            answers=rendered.answers,
+            note=UNTRAINED if rendered.untrained else UNUSED_IMAGE if unused else None,
         )
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:

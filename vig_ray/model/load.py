@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from typing import Any
 
 from vig_ray.errors import StageError
@@ -13,6 +14,7 @@ from vig_ray.model.checkpoint import local_folder, read_config
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.probe import differences
 from vig_ray.model.prompt import Formatter
+from vig_ray.model.sentencepiece import agree
 from vig_ray.options import Template
 from vig_ray.storage import one_line
 
@@ -55,6 +57,9 @@ def load_formatter(model: str, template: Template = "auto", max_length: int | No
             raise StageError(f"{model}: its tokenizer gives no character offsets; add a tokenizer.json")
         chosen = _template_for(config, tokenizer, template)
         processor = _load_processor(folder)
+        if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
+            agree(tokenizer, folder)
+            agree(processor.tokenizer, folder)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise StageError(f"{model}: tokenizer or processor can't be loaded: {one_line(error)[:300]}") from error
     limit = getattr(config.get_text_config(), "max_position_embeddings", None) or 4096

@@ -143,6 +143,7 @@ class Prompt:
     `truncated`: how many answer tokens the length limit cut off.
     `whole`: the images' arrays for this sample as a whole, where its processor makes them of text and images together;
     the images then have none of their own, and `image_spans` is empty.
+    `note`: what the model's authors' own training does otherwise with this sample.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -155,6 +156,7 @@ class Prompt:
     hide_images: bool = False
     truncated: int = 0
     whole: WholeInputs | None = None
+    note: str | None = None
 
     @classmethod
     def marked(
@@ -168,6 +170,7 @@ class Prompt:
         offsets: npt.NDArray[np.int64],
         answers: Mapping[int, tuple[int, int]],
         whole: WholeInputs | None = None,
+        note: str | None = None,
     ) -> Prompt:
         """A prompt from its tokens [L], each token's assistant turn [L], -1 where it is no answer, and image spans.
 
@@ -180,7 +183,7 @@ class Prompt:
         chars = np.clip(offsets[positions] - begin[:, None], 0, length[:, None]).astype(np.int32)
         spans = np.asarray(image_spans, dtype=np.int32).reshape(-1, 2)
         mask = token_ids == image_token_id
-        return cls(token_ids, positions, turns, mask, spans, tuple(images), chars, whole=whole)
+        return cls(token_ids, positions, turns, mask, spans, tuple(images), chars, whole=whole, note=note)
 
     @property
     def answer_ids(self) -> npt.NDArray[np.int32]:
@@ -257,4 +260,5 @@ def truncate(prompt: Prompt, max_length: int) -> Prompt:
         answer_chars=prompt.answer_chars[kept],
         hide_images=prompt.hide_images,
         truncated=int((~kept).sum()),
+        note=prompt.note,
     )

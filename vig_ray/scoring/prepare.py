@@ -55,7 +55,7 @@ def prepare(
                 "(--too-long truncate scores what fits)",
             )
         prompt = truncate(prompt, formatter.max_length)
-    if not images:
+    if not prompt.images:
         return Prepared(prompt, None)
     pair = (prompt, without_image(prompt))
     for one in pair:  # computed now, so that a broken image is this row's error
@@ -107,6 +107,7 @@ class Preparer:
             "num_truncated_tokens": prepared.prompt.truncated,
             "token_ids": prepared.prompt.answer_ids,
             "turn": prepared.prompt.turns,
+            "note": prepared.prompt.note,
             # One pickle for both: what they share is stored once.
             "prompts": pickle.dumps(prepared.pair, protocol=5) if prepared.pair else None,
         }

@@ -30,6 +30,8 @@ SCORES = pa.schema(
         pa.field("reference_logprobs", pa.list_(pa.float32())),
         # which assistant turn of the conversation the token is in, from 0
         pa.field("turn", pa.list_(pa.int32())),
+        # null, or what the model's authors' own training does otherwise: LLaVA's drops what its template can't hold
+        pa.field("note", pa.string()),
         # null, or why this sample has no score: "Class: cause"
         pa.field("error", pa.string()),
     ]
@@ -39,7 +41,7 @@ PREPARED = pa.schema(
     [
         *(
             SCORES.field(name)
-            for name in ("sample_key", "id", "source", "num_truncated_tokens", "token_ids", "turn", "error")
+            for name in ("sample_key", "id", "source", "num_truncated_tokens", "token_ids", "turn", "note", "error")
         ),
         # the clean and the reference prompt, pickled together; null where there is nothing to run
         pa.field("prompts", pa.large_binary()),

@@ -37,6 +37,7 @@ class ScoreSummary:
     failed: int = 0
     truncated: int = 0
     answer_tokens: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     sources: dict[str, SourceMean] = field(default_factory=dict)
 
@@ -48,6 +49,7 @@ class ScoreSummary:
         ]
         if self.truncated:
             lines.append(f"truncated {self.truncated:,} of them at the length limit (--max-length)")
+        lines += [f"  of them {count:,}: {note}" for note, count in self.notes.most_common()]
         lines += [f"  failed {count:,}: {kind}" for kind, count in self.failures.most_common()]
         if self.scored:
             mean = sum(source.total for source in self.sources.values()) / self.scored
@@ -63,6 +65,7 @@ class ScoreSummary:
             "failed": self.failed,
             "truncated": self.truncated,
             "answer_tokens": self.answer_tokens,
+            "notes": dict(self.notes.most_common()),
             "failures": dict(self.failures.most_common()),
         }
 
@@ -75,12 +78,13 @@ def _parquet(directory: str) -> Any:
 def summarise(directory: str) -> ScoreSummary:
     """Read a scores directory's sample columns once, batch by batch."""
     summary = ScoreSummary(directory)
-    columns = ["source", "vig", "error", "num_answer_tokens", "num_truncated_tokens"]
+    columns = ["source", "vig", "error", "num_answer_tokens", "num_truncated_tokens", "note"]
     for batch in _parquet(directory).to_batches(columns=columns):
         summary.read += batch.num_rows
         errors = [error for error in batch["error"].to_pylist() if error is not None]
         summary.failed += len(errors)
         summary.failures.update(error.split(":", 1)[0] for error in errors)
+        summary.notes.update(note for note in batch["note"].drop_null().to_pylist())
         vig = batch["vig"].to_numpy(zero_copy_only=False)
         scored = ~np.isnan(vig)
         summary.scored += int(scored.sum())

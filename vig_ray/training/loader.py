@@ -140,7 +140,7 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
             raise PromptError("NoAnswer", "no answer token")
         prompt = truncate(prompt, formatter.max_length)
         if self._images:
-            for image in images:
+            for image in prompt.images:
                 _ = image.inputs
                 image.release()
         return prompt
