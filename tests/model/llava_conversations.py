@@ -73,6 +73,8 @@ CASES: dict[str, tuple[Conversation, int]] = {
     "ligatures and full width": (talk("ﬁsh Ａ１ ½ ①", "ﬁne ２"), 0),
     "control characters": (talk("a\x01b\x1fc\x7fd", "\x02x\x0by\x0cz\x85"), 0),
     "NUL": (talk("a\x00b", "\x00c\x00"), 0),
+    "half a surrogate pair in a question": (asked("What \ud83d?"), 0),
+    "half a surrogate pair in an answer": (answered("\ude00"), 0),
     "beyond the basic plane": (answered("𝒳𝒴 𐍈 🇩🇪"), 0),
     "name of a byte": (answered("<0x0A> and <0xE4>"), 0),
     "other special names": (talk("<pad> [INST] <|im_end|>", "<<SYS>> </S> <S> < /s> <im_start>"), 0),

@@ -63,6 +63,10 @@ class SlowTokens:
 
     def __call__(self, text: str) -> list[int]:
         """The ids of `text`, after one BOS."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Crashes("half a surrogate pair") from error
         ids = [BOS]
         if text and not self._legacy and not text.startswith(tuple(SPECIALS)):
             text = f" {text}"

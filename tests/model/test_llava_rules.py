@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,9 @@ NO_ANSWER = {
     "long question with an image",
     "long question that only the image makes too long",
 }
+# A vocabulary, and whether its tokenizer is a legacy one. In the last, "USER" is two pieces wherever it stands, so that
+# LLaVA's counts don't add up in any conversation of two rounds.
+KINDS = {"legacy": (1000, True), "not legacy": (1000, False), "not legacy, USER in two": (520, False)}
 LEGACY = pytest.mark.parametrize("legacy", [True, False], ids=["legacy", "not legacy"])
 
 
@@ -52,16 +56,25 @@ def processor(model: Path) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_file=str(model))
 
 
-@pytest.fixture(scope="module")
-def formatters(model: Path) -> dict[bool, LlavaFormatter]:
+@dataclass(frozen=True)
+class Pair:
+    """A formatter, and the model and rule that it is held against."""
+
+    formatter: LlavaFormatter
+    processor: sentencepiece.SentencePieceProcessor
+    legacy: bool
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     from vig_ray.model.sentencepiece import fast_tokenizer
 
-    made = {}
-    for legacy in (True, False):
-        tokenizer = fast_tokenizer(model, legacy=legacy)
-        mark = tokenizer.convert_tokens_to_ids("<image>")
-        made[legacy] = LlavaFormatter(tokenizer, CLIP, image_token_id=mark, num_image_tokens=FEATURES)
-    return made
+    vocabulary, legacy = KINDS[request.param]
+    model = small_model(tmp_path_factory.mktemp("sentencepiece"), vocabulary=vocabulary)
+    tokenizer = fast_tokenizer(model, legacy=legacy)
+    mark = tokenizer.convert_tokens_to_ids("<image>")
+    formatter = LlavaFormatter(tokenizer, CLIP, image_token_id=mark, num_image_tokens=FEATURES)
+    return Pair(formatter, sentencepiece.SentencePieceProcessor(model_file=str(model)), legacy)
 
 
 Said = Callable[..., tuple[list[str], list[str]]]
@@ -204,6 +217,17 @@ def test_where_llava_raises(processor: sentencepiece.SentencePieceProcessor, con
         trained(conversation, 1, processor, legacy=False)
 
 
+def test_where_user_is_two_pieces_anywhere_only_one_round_is_trained(tmp_path: Path) -> None:
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(small_model(tmp_path, vocabulary=520)))
+    assert [processor.id_to_piece(token) for token in SlowTokens(processor, legacy=False)("</s>USER")][2:] == [
+        "US",
+        "ER",
+    ]
+    assert not trained(talk("q", "a"), 0, processor, legacy=False).drops
+    assert trained(talk("q", "a", "q", "a"), 0, processor, legacy=False).mismatch
+    assert not trained(talk("q", "a", "q", "a"), 0, processor, legacy=True).drops
+
+
 def test_past_the_limit_the_counts_are_not_compared(processor: sentencepiece.SentencePieceProcessor) -> None:
     conversation = talk("q", "1 " * 40, "trailing")
     assert trained(conversation, 0, processor, legacy=False).mismatch
@@ -240,22 +264,16 @@ def outcome_of(name: str, processor: sentencepiece.SentencePieceProcessor, legac
         return None
 
 
-@LEGACY
 @pytest.mark.parametrize("name", CASES)
-def test_the_formatter_does_as_llava_does(
-    name: str,
-    legacy: bool,
-    processor: sentencepiece.SentencePieceProcessor,
-    formatters: dict[bool, LlavaFormatter],
-) -> None:
-    formatter = formatters[legacy]
+def test_the_formatter_does_as_llava_does(name: str, pair: Pair) -> None:
+    formatter = pair.formatter
     conversation, images = CASES[name]
     turns = [Turn(ROLES[role], text) for role, text in conversation]
     pictures = [
         PromptImage(f"{index}.png", lambda: np.zeros((8, 8, 3), np.uint8), formatter.preprocess)
         for index in range(images)
     ]
-    expected = outcome_of(name, processor, legacy)
+    expected = outcome_of(name, pair.processor, pair.legacy)
     if expected is None:
         if name not in BEYOND:
             with pytest.raises(PromptError):
