@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,7 +149,7 @@ def _mark_first(text: str) -> str:
     return f"{MARK}\n{text.replace(MARK, '').strip()}".strip() if MARK in text else text
 
 
-def _labels(text: str, ids: list[int], encode, legacy: bool) -> tuple[list[bool], int]:
+def _labels(text: str, ids: list[int], encode: Callable[[str], list[int]], legacy: bool) -> tuple[list[bool], int]:
     """Which of `ids` keep a label, and how many ids the rounds have by themselves.
 
     A round is what ends in "</s>". Its own BOS stands for the "</s>" before it or, in the first, is the sample's.
