@@ -185,8 +185,20 @@ def test_truncation_keeps_a_prefix_and_tells_what_it_cut() -> None:
     assert truncate(whole, len(whole.token_ids)) is whole
     with pytest.raises(PromptError, match="leaves no answer"):
         truncate(whole, int(whole.answer_positions[0]))
-    with pytest.raises(PromptError, match="cuts an image"):
-        truncate(whole, int(np.flatnonzero(whole.image_mask)[3]))
+
+
+def test_a_limit_within_an_image_leaves_it_out_with_all_that_follows() -> None:
+    formatter = FORMATTERS["legacy"]
+    turns = [Turn("user", "<image>q"), Turn("assistant", "red"), Turn("user", "<image>"), Turn("assistant", "left")]
+    whole = formatter.prompt(turns, [picture("p", formatter), picture("q", formatter)])
+    (first, _), (begin, end) = whole.image_spans
+    cut = truncate(whole, int(end) - 1)
+    assert cut.token_ids.tolist() == whole.token_ids[:begin].tolist()
+    assert [image.key for image in cut.images] == ["p"]
+    assert cut.image_spans.tolist() == whole.image_spans[:1].tolist()
+    assert set(cut.turns.tolist()) == {0}
+    with pytest.raises(PromptError, match="leaves no answer"):
+        truncate(whole, int(first) + 3)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64), (50, 50), (101, 2), (3, 200)])

@@ -43,13 +43,15 @@ class Rendered(NamedTuple):
 
     `spans`: what is trained (start, end, assistant turn), from the space before an answer to the end of its `</s>`.
     `answers`: where each assistant turn's own text begins, or would, and how long it is.
-    `untrained`: LLaVA's code trains nothing of it.
+    `untrained`: LLaVA's code trains nothing of it, unless its limit cuts it within `rounds`, the spans as LLaVA's code
+    finds them.
     """
 
     text: str
     spans: list[tuple[int, int, int]]
     answers: dict[int, tuple[int, int]]
     untrained: bool
+    rounds: list[tuple[int, int, int]]
 
 
 def render(conversation: Sequence[Turn], images: int) -> Rendered:
@@ -92,25 +94,25 @@ def render(conversation: Sequence[Turn], images: int) -> Rendered:
                 ends[number] = (before, len(text))
     if not ends:
         raise PromptError("NoAnswer", "no assistant turn with an answer after the first user turn")
-    rounds = _rounds(text)
-    if rounds is None or untrained:
+    found = _rounds(text)
+    rounds = [(a, b, next((turn for turn, (_, last) in ends.items() if b <= last), max(ends))) for a, b in found]
+    if untrained or "<unk>" in text or not text.endswith("</s>") or len(found) < text.count("</s>"):
         # What follows the last answer can't change its log-probs: the model is causal.
         end = max(last for _, last in ends.values())
-        return Rendered(text[:end], [(a, b, turn) for turn, (a, b) in ends.items()], answers, True)
-    spans = [(a, b, next(turn for turn, (_, last) in ends.items() if b <= last)) for a, b in rounds]
-    return Rendered(text, spans, answers, False)
+        spans = [(a, b, turn) for turn, (a, b) in ends.items()]
+        return Rendered(text[:end], spans, answers, True, [] if untrained or "<unk>" in text else rounds)
+    return Rendered(text, rounds, answers, False, rounds)
 
 
-def _rounds(text: str) -> list[tuple[int, int]] | None:
-    """What LLaVA's code trains of a text, as (start, end); None where it trains nothing."""
+def _rounds(text: str) -> list[tuple[int, int]]:
+    """What LLaVA's code takes for answers of a text, (start, end), up to the first piece that isn't a round."""
     separator = f" {ROLES['assistant']}: "
-    *rounds, rest = text.split("</s>")
-    if rest or "<unk>" in text or any(each.count(separator) != 1 for each in rounds):
-        return None
     spans, start = [], 0
-    for each in rounds:
+    for each in text.split("</s>"):
+        if each.count(separator) != 1:
+            break
         end = start + len(each) + len("</s>")
-        spans.append((start + each.index(separator) + len(separator) - 1, end))
+        spans.append((start + each.index(separator) + len(separator) - 1, min(end, len(text))))
         start = end
     return spans
 
@@ -216,35 +218,44 @@ class LlavaFormatter:
             images = ()
         if len(pieces) - 1 != len(images):
             raise PromptError("ImageCount", f"{len(pieces) - 1} <image> in the text, but {len(images)} images")
+        parts = [
+            self._opening_of(piece) if number == 0 and images else self._encode(piece)
+            for number, piece in enumerate(pieces)
+        ]
+        starts = np.cumsum([0, *(len(piece) + len(IMAGE_MARK) for piece in pieces[:-1])]).tolist()
+        spans, untrained = rendered.spans, rendered.untrained
+        if untrained and rendered.rounds:
+            # Past its limit LLaVA's code doesn't compare what it counted, an image as one token.
+            end = rendered.rounds[-1][1]
+            counted = len(starts) + sum(
+                int((chars[:, 0] + start < end).sum()) for (_, chars), start in zip(parts, starts, strict=True)
+            )
+            if counted >= self.max_length:
+                spans, untrained = rendered.rounds, False
         bos = self.tokenizer.bos_token_id
         ids: list[npt.NDArray[np.int32]] = [np.asarray([] if bos is None else [bos], dtype=np.int32)]
         turns: list[npt.NDArray[np.int32]] = [np.full(len(ids[0]), -1, dtype=np.int32)]
         offsets: list[npt.NDArray[np.int64]] = [np.zeros((len(ids[0]), 2), dtype=np.int64)]
         image_spans = []
-        start = 0
-        for index, piece in enumerate(pieces):
-            if index:
+        for number, ((tokens, chars), start) in enumerate(zip(parts, starts, strict=True)):
+            if number:
                 before = sum(map(len, ids))
                 image_spans.append((before, before + self.num_image_tokens))
                 ids.append(np.full(self.num_image_tokens, self.image_token_id, dtype=np.int32))
                 turns.append(np.full(self.num_image_tokens, -1, dtype=np.int32))
                 offsets.append(np.zeros((self.num_image_tokens, 2), dtype=np.int64))
-            tokens, chars = self._opening_of(piece) if index == 0 and images else self._encode(piece)
             ids.append(tokens)
             offsets.append(chars + start)
-            here = [(a - start, b - start, turn) for a, b, turn in rendered.spans if b > start]
-            turns.append(answer_token_turns(chars, here))
-            start += len(piece) + len(IMAGE_MARK)
-        token_ids, turn_of = np.concatenate(ids), np.concatenate(turns)
+            turns.append(answer_token_turns(chars, [(a - start, b - start, turn) for a, b, turn in spans if b > start]))
         return Prompt.marked(
-            token_ids,
-            turn_of,
+            np.concatenate(ids),
+            np.concatenate(turns),
             image_token_id=self.image_token_id,
             image_spans=image_spans,
             images=images,
             offsets=np.concatenate(offsets),
             answers=rendered.answers,
-            note=UNTRAINED if rendered.untrained else UNUSED_IMAGE if unused else None,
+            note=UNTRAINED if untrained else UNUSED_IMAGE if unused else None,
         )
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:

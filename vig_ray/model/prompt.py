@@ -237,7 +237,8 @@ def answer_token_turns(
 
 
 def truncate(prompt: Prompt, max_length: int) -> Prompt:
-    """The first `max_length` tokens of a prompt; raises PromptError where an image or all answer tokens would go."""
+    """The first `max_length` tokens of a prompt; fewer where that would cut an image, which is left out with all that
+    follows. Raises PromptError where no answer token would be left."""
     if len(prompt.token_ids) <= max_length:
         return prompt
     if prompt.whole is not None:
@@ -245,18 +246,18 @@ def truncate(prompt: Prompt, max_length: int) -> Prompt:
             "TooLong", f"{len(prompt.token_ids)} tokens, and this model's samples, which its processor makes as a "
             f"whole, can't be cut at the limit of {max_length}"
         )  # fmt: skip
-    if prompt.image_mask[max_length:].any():
-        raise PromptError("TooLong", f"{len(prompt.token_ids)} tokens, and the limit of {max_length} cuts an image")
-    kept = prompt.answer_positions < max_length
+    whole = prompt.image_spans[:, 1] <= max_length
+    end = max_length if whole.all() else min(max_length, int(prompt.image_spans[~whole][0, 0]))
+    kept = prompt.answer_positions < end
     if not kept.any():
         raise PromptError("TooLong", f"{len(prompt.token_ids)} tokens, and the limit of {max_length} leaves no answer")
     return Prompt(
-        token_ids=prompt.token_ids[:max_length],
+        token_ids=prompt.token_ids[:end],
         answer_positions=prompt.answer_positions[kept],
         turns=prompt.turns[kept],
-        image_mask=prompt.image_mask[:max_length],
-        image_spans=prompt.image_spans,
-        images=prompt.images,
+        image_mask=prompt.image_mask[:end],
+        image_spans=prompt.image_spans[whole],
+        images=tuple(image for image, inside in zip(prompt.images, whole, strict=True) if inside),
         answer_chars=prompt.answer_chars[kept],
         hide_images=prompt.hide_images,
         truncated=int((~kept).sum()),
