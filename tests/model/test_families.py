@@ -41,7 +41,7 @@ NAMES = [each.name for each in pkgutil.iter_modules(families.__path__) if each.n
 TOLERANCE = 1e-5  # or of a log-prob below -10, 1e-6 of it: float32 has steps of 1e-6 there
 # Whose samples go through their processor as a whole, and whose are run one by one though their prompts have parts; all
 # others must be scored in batches, from parts.
-WHOLE = ("idefics2", "lfm2_vl", "llava_onevision", "minicpmv4_6", "mllama")
+WHOLE = ("ernie4_5_vl_moe", "idefics2", "lfm2_vl", "llava_onevision", "minicpmv4_6", "mllama")
 ONE_BY_ONE = ("llama4",)
 FROM_PARTS = [name for name in NAMES if name not in WHOLE]
 IN_BATCHES = [name for name in FROM_PARTS if name not in ONE_BY_ONE]
