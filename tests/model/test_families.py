@@ -36,7 +36,16 @@ from vig_ray.training.collator import ActiveTokensCollator
 from vig_ray.training.training_model import TrainingModel, can_pack
 
 # Refused at the start: with which words.
-NOT_SCORED = {"paligemma": "its attention looks ahead"}
+NO_TEMPLATE = "the checkpoint has no chat template"
+NOT_SCORED = {
+    "blip_2": NO_TEMPLATE,
+    "florence2": NO_TEMPLATE,
+    "fuyu": NO_TEMPLATE,
+    "got_ocr2": NO_TEMPLATE,
+    "instructblip": NO_TEMPLATE,
+    "kosmos2": "its config names no image token",
+    "paligemma": "its attention looks ahead",
+}
 NAMES = [each.name for each in pkgutil.iter_modules(families.__path__) if each.name not in ("base", *NOT_SCORED)]
 TOLERANCE = 1e-5  # or of a log-prob below -10, 1e-6 of it: float32 has steps of 1e-6 there
 # Whose samples go through their processor as a whole, and whose are run one by one though their prompts have parts; all
