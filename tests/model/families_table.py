@@ -12,7 +12,7 @@ import numpy as np
 import transformers
 
 from tests.model import families
-from tests.model.test_families import NO_BLIND, NOT_SCORED, SAMPLES, Family, apart
+from tests.model.test_families import NO_BLIND, NOT_SCORED, Family, apart
 from vig_ray.errors import StageError
 from vig_ray.scoring.reference import blind, blur
 
@@ -27,7 +27,7 @@ def row(name: str, folder: Path) -> str:
     parts = family.formatter.by_parts
     batched = parts and False not in family.engine.plainly
     clean, hidden = [0.0], [0.0]
-    for sample, given in SAMPLES.items():
+    for sample, given in family.samples.items():
         prompt = family.prompt(sample, given)
         asked = [prompt, blur(prompt), blind(prompt)] if given.sizes else [prompt]
         scored = family.engine.logprobs(asked)

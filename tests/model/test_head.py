@@ -9,7 +9,7 @@ import torch
 from transformers import Gemma3ForConditionalGeneration
 
 from vig_ray.errors import StageError
-from vig_ray.model.head import applied_softcap, forward_arguments
+from vig_ray.model.head import Divisor, applied_softcap, capped, forward_arguments
 from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.training.training_model import can_pack
 
@@ -61,6 +61,19 @@ def test_logits_changed_in_another_way_are_refused(
 ) -> None:
     with pytest.raises(StageError, match="ScaledGemma3 changes its logits"):
         applied_softcap(load(ScaledGemma3, gemma_checkpoint, dtype, cap=cap))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_divisor_is_known_where_the_config_names_it(gemma_checkpoint: str, dtype: torch.dtype) -> None:
+    named_only, applied = (
+        load(kind, gemma_checkpoint, dtype, cap=None) for kind in (Gemma3ForConditionalGeneration, ScaledGemma3)
+    )
+    for model in (named_only, applied):
+        model.config.get_text_config().logits_scaling = 8.0
+    assert applied_softcap(named_only) is None
+    divisor = applied_softcap(applied)
+    assert isinstance(divisor, Divisor)
+    assert capped(torch.tensor([16.0]), divisor).tolist() == [2.0]
 
 
 def test_arguments_are_seen_through_decorators(gemma_checkpoint: str, demo_model: Any) -> None:

@@ -29,9 +29,14 @@ def token_types_argument(model: Any) -> str | None:
     return next((name for name in ("mm_token_type_ids", "token_type_ids") if name in accepted), None)
 
 
+class Divisor(float):
+    """In the place of a soft cap: logits are divided by it (Granite's `logits_scaling`)."""
+
+
 @torch.no_grad()
 def applied_softcap(model: Any, head: Callable[[torch.Tensor], torch.Tensor] | None = None) -> float | None:
-    """The soft cap c of the logits, c tanh(logits / c), if the model's own forward applies one, else None.
+    """The soft cap c of the logits, c tanh(logits / c), if the model's own forward applies one, a `Divisor` if it
+    divides them by what its config names, else None.
 
     A config's `final_logit_softcapping` is no proof: Gemma 2 applies it, Gemma 3 with images names it and doesn't. So
     the model is asked once, in evaluation mode, on a few tokens, with its output layer's result enlarged to twice the
@@ -60,18 +65,22 @@ def applied_softcap(model: Any, head: Callable[[torch.Tensor], torch.Tensor] | N
             hook.remove()
     finally:
         model.train(was_training)
-    answers = {cap: capped(raw * scale, cap) for cap in dict.fromkeys((named, None))}
-    distance = {cap: float((logits - model_logits).abs().max()) for cap, logits in answers.items()}
-    nearest = min(distance, key=lambda cap: distance[cap])
+    divisor = getattr(text, "logits_scaling", None)
+    possible: list[float | None] = [named, None, Divisor(divisor) if divisor else None]
+    distances = [float((capped(raw * scale, cap) - model_logits).abs().max()) for cap in possible]
+    best = min(distances)
+    nearest = possible[distances.index(best)]
     largest = max(1.0, float(model_logits.abs().max()))
-    if distance[nearest] > _ROUNDING.get(model.dtype, 0.05) * largest:
+    if best > _ROUNDING.get(model.dtype, 0.05) * largest:
         raise StageError(
             f"{type(model).__name__} changes its logits after the output layer in a way that vig-ray doesn't know "
-            f"(they differ by {distance[nearest]:.3g}); it can't be trained, nor scored with --engine torch"
+            f"(they differ by {best:.3g}); it can't be trained, nor scored with --engine torch"
         )
     return nearest
 
 
 def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    """c tanh(logits / c) in float32; as they are where c is None."""
+    """c tanh(logits / c) in float32; as they are where c is None; logits / c for a `Divisor`."""
+    if isinstance(softcap, Divisor):
+        return logits.float() / softcap
     return logits if softcap is None else torch.tanh(logits.float() / softcap) * softcap

@@ -75,6 +75,8 @@ def load_formatter(model: str, template: Template = "auto", max_length: int | No
             num_image_tokens=patches + (config.vision_feature_select_strategy == "full"),
             max_length=max_length,
         )
+    if getattr(config, "image_token_id", None) is None:
+        raise StageError(f"{model}: its config names no image token, so nothing tells images from text")
     try:
         formatter = ChatFormatter(
             processor,
