@@ -114,7 +114,7 @@ def bad(
     add("blank answer", row("good.png", answer="  "))
     add("mark in the answer", row("good.png", question="q", answer="<image> A red circle."))
     add("fewer tags", row(["good.png", "good.png"]))
-    add("more tags", row("good.png", question="<image><image>\nq"))
+    add("more tags", row("good.png", question="<image><image>\nDescribe the image."))
     add("no tag", row("good.png", question="What is it?"))
     add("too long", row("good.png", answer=" ".join(["red"] * 3000)))
     add("text only", row(None, question="How many days are in a week?", answer="A week has seven days."))

@@ -54,14 +54,14 @@ def covered(prompt, tokenizer) -> dict[int, str]:
 
 
 def test_one_turn_to_the_letter() -> None:
-    text, spans, _, _ = render([Turn("user", "<image>\nWhat is it?"), Turn("assistant", "A cat.")], 1)
+    text, spans, *_ = render([Turn("user", "<image>\nWhat is it?"), Turn("assistant", "A cat.")], 1)
     assert text == SYSTEM + " USER: <image>\nWhat is it? ASSISTANT: A cat.</s>"
     assert [text[a:b] for a, b, _ in spans] == [" A cat.</s>"]
 
 
 def test_two_turns_have_no_space_after_the_end_of_sequence() -> None:
     turns = [Turn("user", "q1"), Turn("assistant", "a1"), Turn("user", "q2"), Turn("assistant", "a2")]
-    text, spans, _, untrained = render(turns, 0)
+    text, spans, _, untrained, _ = render(turns, 0)
     assert not untrained
     assert text == SYSTEM + " USER: q1 ASSISTANT: a1</s>USER: q2 ASSISTANT: a2</s>"
     assert [(text[a:b], turn) for a, b, turn in spans] == [(" a1</s>", 0), (" a2</s>", 1)]
@@ -84,19 +84,19 @@ def test_images_move_to_the_front_of_their_turn(given_text: str, expected: str) 
 
 
 def test_leading_assistant_turn_is_skipped_and_turns_keep_their_numbers() -> None:
-    text, spans, _, _ = render([Turn("assistant", "Hi!"), Turn("user", "q"), Turn("assistant", "a")], 0)
+    text, spans, *_ = render([Turn("assistant", "Hi!"), Turn("user", "q"), Turn("assistant", "a")], 0)
     assert text == SYSTEM + " USER: q ASSISTANT: a</s>"
     assert [turn for _, _, turn in spans] == [1]
 
 
 def test_system_turn_replaces_the_system_prompt() -> None:
-    text, _, _, untrained = render([Turn("system", "Be brief."), Turn("user", "q"), Turn("assistant", "a")], 0)
+    text, _, _, untrained, _ = render([Turn("system", "Be brief."), Turn("user", "q"), Turn("assistant", "a")], 0)
     assert untrained  # LLaVA's code doesn't know that role
     assert text == "Be brief. USER: q ASSISTANT: a</s>"
 
 
 def test_a_trailing_question_is_not_in_the_prompt() -> None:
-    text, _, _, untrained = render([Turn("user", "q"), Turn("assistant", "a"), Turn("user", "unanswered")], 0)
+    text, _, _, untrained, _ = render([Turn("user", "q"), Turn("assistant", "a"), Turn("user", "unanswered")], 0)
     assert untrained
     assert text.endswith("a</s>")
 
