@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,12 +27,13 @@ from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import local_folder, read_config
 from vig_ray.model.export import save_checkpoint
 from vig_ray.model.llava import LlavaFormatter
-from vig_ray.model.load import load_formatter, load_model
+from vig_ray.model.load import load_formatter, load_model, without_weights
 from vig_ray.options import Precision, Template
 from vig_ray.stage import Claim, StageConfig, claim, read_stage
 from vig_ray.storage import absolute, check_writable, join, scheme_of
 from vig_ray.training.checkpoints import Checkpoint, alone_on_purpose, committed_checkpoints, on_this_machine
-from vig_ray.training.training_model import Lora, beside_adapters, is_adapter, is_projector, projector_module
+from vig_ray.training.parts import Part, is_adapter, parts_of, whole_modules
+from vig_ray.training.training_model import TRAINED, Lora
 
 log = logging.getLogger(__name__)
 
@@ -96,14 +97,11 @@ def write_model(state: State, base: str, template: Template, out: str, dtype: st
     `base`: the checkpoint that it was trained from, whose config, tokenizer and processor go with it. A model that was
     trained with LLaVA's prompt gets a processor that pads and LLaVA's chat template, whatever `base` has.
     """
-    from transformers import AutoModelForImageTextToText
-
     folder = local_folder(base, weights=False)
-    config = read_config(folder)
+    model = without_weights(base)
+    config = model.config
     config.dtype = dtype
     weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
     formatter = load_formatter(base, template)
     if isinstance(formatter, LlavaFormatter):
         save_checkpoint(model, _llava_processor(formatter, config), out, state=weights)
@@ -138,17 +136,21 @@ def _llava_processor(formatter: LlavaFormatter, config: Any) -> Any:
     )
 
 
-def write_adapter(state: State, base: str, lora: Lora, out: str) -> None:
-    """Write adapters and projector to folder `out`, as `peft.PeftModel.from_pretrained(model, out)` loads them."""
+def write_adapter(state: State, base: str, lora: Lora, train: Collection[Part], out: str) -> None:
+    """Write adapters, and whole what else was trained, to folder `out`, as `peft.PeftModel.from_pretrained(model, out)`
+    loads them."""
     from peft import LoraConfig, TaskType
 
+    model = without_weights(base)
+    parts = parts_of(model)
     modules = sorted({name.split(".lora_A.")[0] for name in state if ".lora_A." in name})
-    whole = sorted({projector_module(name) for name in state if beside_adapters(name) and is_projector(name)})
+    beside: tuple[Part, ...] = ("projector", "tower")
+    whole = [module for part in beside if part in train for module in whole_modules(model, parts, part)]
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=modules,
-        modules_to_save=whole,
+        modules_to_save=whole or None,
         base_model_name_or_path=base,
         task_type=TaskType.CAUSAL_LM,
         inference_mode=True,
@@ -158,7 +160,7 @@ def write_adapter(state: State, base: str, lora: Lora, out: str) -> None:
     tensors = {
         f"base_model.model.{name.replace('.default', '')}": tensor.contiguous()
         for name, tensor in state.items()
-        if beside_adapters(name)
+        if is_adapter(name) or any(name.startswith(f"{module}.") for module in whole)
     }
     save_file(tensors, os.path.join(out, "adapter_model.safetensors"), metadata={"format": "pt"})
 
@@ -237,10 +239,11 @@ def run(config: ExportConfig) -> Exported:
     if output.complete:
         log.info("%s: already complete, nothing to export", config.out)
         return Exported(config.out, chosen.step)
-    state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora)
+    train = tuple(trained.get("train", TRAINED))
+    state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora, train)
     output.begin(config)
     if config.format == "adapter" and lora is not None:
-        write_adapter(state, base, lora, output.work)
+        write_adapter(state, base, lora, train, output.work)
     elif config.format == "llava":
         write_llava(merged(state, lora), base, output.work, dtype)
     else:
@@ -273,12 +276,14 @@ def _checkpoint(directory: str, step: Literal["last", "best"]) -> Checkpoint:
     return checkpoints[-1]
 
 
-def _whole_state(directory: str, name: str, base: str, lora: Lora | None) -> dict[str, torch.Tensor]:
+def _whole_state(
+    directory: str, name: str, base: str, lora: Lora | None, train: Collection[Part]
+) -> dict[str, torch.Tensor]:
     """The model's weights after a checkpoint: those that were trained from there, the frozen ones from `base`."""
     from vig_ray.training.training_model import TrainingModel
 
     model = load_model(base, dtype="float32", device="cpu")
-    training_model = TrainingModel(model, pack=False, lora=lora)
+    training_model = TrainingModel(model, pack=False, lora=lora, train=train)
     state: dict[str, torch.Tensor] = {key: tensor.detach() for key, tensor in training_model.model.state_dict().items()}
     trained = {key for key, parameter in training_model.model.named_parameters() if parameter.requires_grad}
     with on_this_machine(directory, name) as folder, alone_on_purpose():
@@ -286,7 +291,9 @@ def _whole_state(directory: str, name: str, base: str, lora: Lora | None) -> dic
     return state
 
 
-def write_results(state: State, base: str, template: Template, lora: Lora | None, output: Claim, dtype: str) -> None:
+def write_results(
+    state: State, base: str, template: Template, lora: Lora | None, train: Collection[Part], output: Claim, dtype: str
+) -> None:
     """Write OUT/model, and with LoRA OUT/adapter, at the end of a run; OUT may be remote."""
     near = None if scheme_of(output.work) else output.work  # on the same disk, so that nothing is copied
     if near is not None:
@@ -295,5 +302,5 @@ def write_results(state: State, base: str, template: Template, lora: Lora | None
         write_model(merged(state, lora), base, template, os.path.join(folder, MODEL), dtype)
         output.publish(os.path.join(folder, MODEL), MODEL)
         if lora is not None:
-            write_adapter(state, base, lora, os.path.join(folder, ADAPTER))
+            write_adapter(state, base, lora, train, os.path.join(folder, ADAPTER))
             output.publish(os.path.join(folder, ADAPTER), ADAPTER)
