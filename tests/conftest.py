@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("VIG_RAY_CACHE", os.path.join(tempfile.gettempdir(), f"vig-ray-tests-{os.getuid()}"))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import contextlib

@@ -25,7 +25,7 @@ def row(name: str, folder: Path) -> str:
     except StageError as error:
         return f"| {name} | | refused: {error} | | | |"
     parts = family.formatter.by_parts
-    batched = parts and False not in family.engine.plainly
+    batched = ("by parts" if parts else "whole") not in family.engine.plainly
     clean, hidden = [0.0], [0.0]
     for sample, given in family.samples.items():
         prompt = family.prompt(sample, given)

@@ -303,8 +303,8 @@ def test_a_fault_in_the_batches_is_caught_at_the_start(family: Family, monkeypat
 
     monkeypatch.setattr(family.engine, "_vision_inputs", faulty)
     monkeypatch.setattr(family.engine, "_shares_images", family.engine._shares_images)
-    assert check_numbers(family.engine, family.formatter) > 1e-3
-    assert False in family.engine.plainly
+    check_numbers(family.engine, family.formatter)
+    assert "by parts" in family.engine.plainly
     prompt = family.prompt("one image", SAMPLES["one image"])
     (ours,) = family.engine.logprobs([prompt])
     assert apart(ours, family.logprobs(family.inputs(SAMPLES["one image"]), prompt)) < TOLERANCE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,16 @@ def process_image(processor: Any, picture: Any, options: dict[str, Any]) -> tupl
     """
     tensors, replacements = processor._process_images([picture], **options)
     return dict(tensors), str(replacements[0]) if replacements else None
+
+
+def unfilled(make: Callable[[], Any]) -> Any:
+    """The model that `make` makes, its parameters whatever the memory held. Checked against transformers 5.19.0."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        model = make()
+    model.tie_weights()
+    return model
 
 
 def spare_last_mlp(layer: torch.nn.Module) -> bool:

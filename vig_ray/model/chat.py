@@ -20,6 +20,7 @@ from PIL import Image
 
 from vig_ray.compat.transformers import image_options, process_image
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
+from vig_ray.model.arrays import tensors
 from vig_ray.model.processor import Noted, NotingProcessor, as_array
 from vig_ray.model.prompt import (
     ImageArrays,
@@ -54,16 +55,6 @@ def _messages(
                 parts.append({"type": "text", "text": piece})
         messages.append({"role": turn.role, "content": parts})
     return messages
-
-
-def _padded(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    """Arrays joined along their first dimension, each padded with zeros at the end of the others."""
-    shapes = [array.shape[1:] for array in arrays]
-    if len(set(shapes)) == 1:
-        return np.concatenate(arrays)
-    largest = np.max(shapes, axis=0)
-    ends = [[(0, 0), *((0, most - size) for most, size in zip(largest, shape, strict=True))] for shape in shapes]
-    return np.concatenate([np.pad(array, end) for array, end in zip(arrays, ends, strict=True)])
 
 
 def _placed(text: str, start: int, answer: str) -> tuple[int, int]:
@@ -268,17 +259,9 @@ class ChatFormatter:
         return ImageArrays(arrays, text)
 
     def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
-        """Arrays of several images, joined along their first dimension, others padded with zeros; floats in `dtype`.
-
-        Processors pad in the same way; a model tells padding by sizes, masks, grids or tiles of zeros.
-        """
-        import torch
-
-        joined = {}
-        for name in self._model_inputs & set(inputs[0]):
-            tensor = torch.from_numpy(_padded([np.asarray(image[name]) for image in inputs])).to(device)
-            joined[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        return joined
+        """Arrays of several images, joined along their first dimension, others padded with zeros; floats in `dtype`."""
+        names = self._model_inputs & set(inputs[0])
+        return tensors([{name: each[name] for name in names} for each in inputs], device, dtype)
 
     def identity(self) -> dict[str, Any]:
         """Chat template, tokenizer, image processor and the processor's own settings."""

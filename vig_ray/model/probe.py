@@ -7,14 +7,15 @@ right: token ids, answers and arrays are compared at every start.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.model.chat import ChatFormatter
-from vig_ray.model.prompt import ImageInputs, Pixels, Prompt, PromptError, PromptImage
+from vig_ray.model.prompt import Formatter, ImageInputs, Pixels, Prompt, PromptError, PromptImage
 from vig_ray.storage import one_line
 
 # What engines and the trainer make themselves, of `image_mask`.
@@ -82,6 +83,33 @@ def differences(formatter: ChatFormatter) -> list[str]:
         if differing:
             named.append(f"{probe.name}: {differing}")
     return named
+
+
+_SMALL = 1 << 18  # pixels of a probe's image: few enough tokens for a dozen forwards at every start
+
+
+def probe_prompts(formatter: Formatter, probes: Sequence[Probe] = PROBES) -> list[tuple[Prompt, Prompt]]:
+    """Prompts of the probes whose images are small, each also with hidden images; beside each the same as the model's
+    own processor gives it, where there are two ways to it."""
+    as_given = getattr(formatter, "as_a_whole", formatter.prompt)
+
+    def loaded(pixels: Pixels) -> Callable[[], Pixels]:
+        return lambda: pixels
+
+    pairs = []
+    for probe in (probe for probe in probes if all(height * width <= _SMALL for height, width in probe.sizes)):
+        images = [
+            PromptImage(f"{probe.name} {number}", loaded(pixels), formatter.preprocess)
+            for number, pixels in enumerate(pictures(probe))
+        ]
+        try:
+            pair = formatter.prompt(probe.conversation, images), as_given(probe.conversation, images)
+        except PromptError:  # a sample that its processor refuses is that row's error
+            continue
+        pairs.append(pair)
+        if images:
+            pairs.append((replace(pair[0], hide_images=True), replace(pair[1], hide_images=True)))
+    return pairs
 
 
 def _made_from_parts(formatter: ChatFormatter, probe: Probe, images: Sequence[PromptImage]) -> bool:

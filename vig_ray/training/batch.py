@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vig_ray.model.head import token_types_argument
+from vig_ray.model.arrays import of_whole
+from vig_ray.model.head import forward_arguments, token_types_argument
 from vig_ray.model.positions import position_ids
 from vig_ray.model.prompt import ImageInputs, Prompt
 from vig_ray.training.attention import Segments
@@ -51,6 +52,8 @@ def trimmed(sample: TrainingSample) -> TrainingSample | None:
     if not len(active):
         return None
     end = int(prompt.answer_positions[active[-1]]) + 1
+    if prompt.whole is not None:
+        return sample  # its arrays say something of every token
     if len(prompt.image_spans):
         end = max(end, int(prompt.image_spans[-1][1]))
     kept = prompt.answer_positions < end
@@ -107,6 +110,33 @@ def plan_microbatches(
     return microbatches
 
 
+def plan_by_kind(
+    samples: Sequence[TrainingSample],
+    *,
+    max_tokens: int,
+    max_samples: int | None = None,
+    packed: bool,
+    whole_together: bool,
+) -> list[list[int]]:
+    """Indices of samples in microbatches as `plan_microbatches` makes them, of one kind each.
+
+    Samples that went through their processor as a whole are padded, with as many images each; one by one unless
+    `whole_together`.
+    """
+    kinds: dict[tuple[Any, ...], list[int]] = {}
+    for index, sample in enumerate(samples):
+        whole = sample.prompt.whole
+        alike = () if whole is None else (len(sample.prompt.images), *sorted(whole.arrays))
+        kinds.setdefault(alike, []).append(index)
+    plan = []
+    for alike, members in kinds.items():
+        most = 1 if alike and not whole_together else max_samples
+        lengths = [samples[index].length for index in members]
+        microbatches = plan_microbatches(lengths, max_tokens=max_tokens, max_samples=most, packed=packed and not alike)
+        plan += [[members[at] for at in microbatch] for microbatch in microbatches]
+    return plan
+
+
 def common_prefix(prompts: Sequence[Prompt]) -> int:
     """How many tokens all prompts begin with alike, before any image; each keeps a token of its own. 0 for one."""
     if len(prompts) == 1:
@@ -130,19 +160,23 @@ class Batcher:
 
     def __init__(self, model: Any, collate: Collate, *, device: Any, dtype: torch.dtype, packed: bool) -> None:
         self._model, self._collate = model, collate
-        self._device, self._dtype, self._packed = device, dtype, packed
+        self._device, self._dtype, self.packed = device, dtype, packed
         self._type_ids = token_types_argument(model)
+        self._accepted = forward_arguments(model)
 
     def __call__(self, samples: Sequence[TrainingSample], coefficients: Sequence[Weights]) -> Batch:
-        """A microbatch of `samples`; `coefficients[i]` is float32 [T] of `samples[i]`."""
+        """A microbatch of `samples`, all of one kind (`plan_by_kind`); `coefficients[i]` is float32 [T] of
+        `samples[i]`."""
         prompts = [sample.prompt for sample in samples]
+        whole = prompts[0].whole is not None
+        packed = self.packed and not whole
         lengths = [len(prompt.token_ids) for prompt in prompts]
-        prefix = common_prefix(prompts) if self._packed else 0
+        prefix = common_prefix(prompts) if packed else 0
         suffix_lengths = [length - prefix for length in lengths]
-        width = prefix + sum(suffix_lengths) if self._packed else max(lengths)
+        width = prefix + sum(suffix_lengths) if packed else max(lengths)
         # Where each sample's tokens lie, those behind the prefix, in the row or rows laid end to end.
-        starts = np.cumsum([0, *suffix_lengths[:-1]]) if self._packed else np.arange(len(samples)) * width
-        rows = 1 if self._packed else len(samples)
+        starts = np.cumsum([0, *suffix_lengths[:-1]]) if packed else np.arange(len(samples)) * width
+        rows = 1 if packed else len(samples)
         ids = np.zeros(rows * width, dtype=np.int64)
         is_image = np.zeros(rows * width, dtype=np.int64)
         for start, length, prompt in zip(starts.tolist(), lengths, prompts, strict=True):
@@ -150,14 +184,19 @@ class Batcher:
             ids[start + first : start + length] = prompt.token_ids[first:]
             is_image[start + first : start + length] = prompt.image_mask[first:]
         inputs: dict[str, Any] = {"input_ids": self._put(ids.reshape(rows, width)), "use_cache": False}
-        inputs["position_ids"] = self._positions(prompts, width, prefix)
-        if self._packed:
+        if packed:
             inputs["segments"] = Segments(suffix_lengths, self._device, prefix=prefix)
         if self._type_ids:
             inputs[self._type_ids] = self._put(is_image.reshape(rows, width))
-        images = [image.inputs for prompt in prompts for image in prompt.images]
-        if images:
-            inputs.update(self._collate(images, self._device, self._dtype))
+        images = [image for prompt in prompts for image in prompt.images]
+        if whole:  # positions are the model's own, by its arrays
+            arrays = of_whole(prompts, self._device, self._dtype)
+            inputs |= {name: array for name, array in arrays.items() if name in self._accepted}
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        else:
+            inputs["position_ids"] = self._positions(prompts, width, prefix)
+            if images:
+                inputs |= self._collate([image.inputs for image in images], self._device, self._dtype)
         before, target, share = [], [], []
         for start, prompt, each in zip(starts.tolist(), prompts, coefficients, strict=True):
             active = prompt.answer_positions[each != 0].astype(np.int64)
@@ -178,7 +217,7 @@ class Batcher:
     def empty(self) -> Batch:
         """One without samples, for a rank that has fewer than others: ranks must call the model equally often."""
         inputs: dict[str, Any] = {"input_ids": self._put(np.zeros((1, 1), np.int64)), "use_cache": False}
-        if self._packed:
+        if self.packed:
             inputs |= {"segments": Segments([1], self._device), "position_ids": inputs["input_ids"]}
         if self._type_ids:
             inputs[self._type_ids] = inputs["input_ids"]
@@ -193,7 +232,7 @@ class Batcher:
         each = [position_ids(self._model, prompt) for prompt in prompts]
         if any(ids.ndim == 2 for ids in each):
             each = [ids if ids.ndim == 2 else ids.expand(3, -1) for ids in each]
-        if self._packed:
+        if self.packed:
             each = [each[0][..., :prefix], *(ids[..., prefix:] for ids in each)]
             return torch.cat(each, dim=-1).unsqueeze(-2).to(self._device)
         padded = [torch.nn.functional.pad(ids, (0, width - ids.shape[-1])) for ids in each]

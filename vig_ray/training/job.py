@@ -117,10 +117,6 @@ def check(config: TrainConfig) -> Plan:
     check_writable(config.out)
     formatter = load_formatter(*prompts)
     described = _described(config, prompts.model)
-    if not getattr(formatter, "by_parts", True):
-        raise StageError(
-            f"{prompts.model}: can be scored, but not trained here: its processor makes samples as a whole"
-        )
     template = template_fingerprint(formatter)
     if record and record.get("template") != template:
         log.warning(

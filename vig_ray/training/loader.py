@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -97,13 +97,16 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
                 yield [PromptImage(key, partial(_pixels, image), preprocess) for key, image in _named(row)]
             return
         with ThreadPoolExecutor(_READERS) as readers:
+            whole = not getattr(self.formatter, "by_parts", True)
             ahead: deque[list[PromptImage]] = deque()
             rest = iter(rows)
             while True:
                 for row in itertools.islice(rest, 2 * _READERS - len(ahead)):
                     ahead.append(
                         [
-                            _awaited(key, readers.submit(lambda image: preprocess(_pixels(image)), image))
+                            _awaited_pixels(key, readers.submit(_pixels, image), preprocess)
+                            if whole
+                            else _awaited(key, readers.submit(lambda image: preprocess(_pixels(image)), image))
                             for key, image in _named(row)
                         ]
                     )
@@ -140,6 +143,7 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
             raise PromptError("NoAnswer", "no answer token")
         prompt = truncate(prompt, formatter.max_length)
         if self._images:
+            _ = prompt.whole and prompt.whole.arrays
             for image in prompt.images:
                 _ = image.inputs
                 image.release()
@@ -169,6 +173,11 @@ def _pixels(image: Mapping[str, Any]) -> Pixels:
 def _awaited(key: str, inputs: Future[ImageInputs]) -> PromptImage:
     """An image whose inputs are made by another thread, from pixels that stay there; both fail where `inputs` did."""
     return PromptImage(key, lambda: np.zeros((0, 0, 3), np.uint8), lambda _: inputs.result())
+
+
+def _awaited_pixels(key: str, pixels: Future[Pixels], preprocess: Callable[[Pixels], ImageInputs]) -> PromptImage:
+    """An image whose pixels are read by another thread, for a sample that needs them as a whole."""
+    return PromptImage(key, pixels.result, preprocess)
 
 
 def _difference(prompt: Prompt, chosen: Mapping[str, Any]) -> str | None:

@@ -97,7 +97,8 @@ class HeldOut(NamedTuple):
 
 @dataclass(eq=False)
 class Run:
-    """A worker in the middle of a run. `whole_gradients`: see `memory.whole_gradients`."""
+    """A worker in the middle of a run. `whole_gradients`: see `memory.whole_gradients`; `whole_together`: see
+    `check.make_sure`."""
 
     setup: Setup
     distributed: DistributedContext
@@ -107,6 +108,7 @@ class Run:
     packed: bool
     sharded: bool
     whole_gradients: int = 0
+    whole_together: bool = False
     log: list[dict[str, Any]] = field(default_factory=list)
     step_began: float = 0.0
     looked: float = 0.0

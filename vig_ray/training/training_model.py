@@ -56,6 +56,7 @@ def can_pack(model: Any) -> bool:
         and not getattr(text, "sliding_window", None)
         and not getattr(text, "use_bidirectional_attention", None)
         and "token_type_ids" not in forward_arguments(model)  # image tokens that see each other
+        and "cross_attention_mask" not in forward_arguments(model)  # images beside the text
     )
 
 

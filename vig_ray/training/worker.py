@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from vig_ray.errors import StageError
+from vig_ray.model.prompt import Formatter
 from vig_ray.training import checkpoints
-from vig_ray.training.batch import Batcher, TrainingSample, plan_microbatches, trimmed
+from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind, trimmed
+from vig_ray.training.check import make_sure
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.loader import Loaded, Mismatch, Unusable, load_steps
@@ -97,6 +99,8 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
     config = setup.config
     dtype = getattr(torch, setup.dtype)
     torch.manual_seed(config.seed)
+    formatter = setup.source().formatter
+    whole_together = _checked(setup, distributed, formatter)
     model, softcap = read_by_one(setup.prompts.model, distributed)
     packs = can_pack(model)
     training_model = TrainingModel(
@@ -118,10 +122,23 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
             free,
         )
     optimizer = make_optimizer(training_model, config)
-    collate = setup.source().formatter.collate
     packed = packs and config.packing
-    batcher = Batcher(model, collate, device=distributed.device, dtype=dtype, packed=packed)
-    return Run(setup, distributed, training_model, optimizer, batcher, packed, sharded, kept)
+    batcher = Batcher(model, formatter.collate, device=distributed.device, dtype=dtype, packed=packed)
+    return Run(setup, distributed, training_model, optimizer, batcher, packed, sharded, kept, whole_together)
+
+
+def _checked(setup: Setup, distributed: DistributedContext, formatter: Formatter) -> bool:
+    """What `make_sure` says, by the first worker. Raises StageError on all of them."""
+    found: bool | StageError = False
+    if distributed.rank == 0:
+        try:
+            found = make_sure(setup.prompts.model, formatter)
+        except StageError as error:
+            found = error
+    found = distributed.gather_objects(found)[0]
+    if isinstance(found, StageError):
+        raise found
+    return found
 
 
 def check_tokens(setup: Setup, distributed: DistributedContext, metrics: MetricsLogger) -> None:
@@ -168,12 +185,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     samples = [each for each in loaded if isinstance(each, TrainingSample)]
     unusable = {each.key: each.cause for each in loaded if isinstance(each, Unusable)}
     needed = [each for each in map(trimmed, samples) if each is not None]
-    microbatches = plan_microbatches(
-        [sample.length for sample in needed],
-        max_tokens=setup.batch_tokens,
-        max_samples=setup.config.micro_batch,
-        packed=run.packed,
-    )
+    microbatches = _microbatches(run, needed)
     most = -(-sampler.batch // distributed.workers)
     rank_totals = Totals.of([sample.weights_T for sample in samples])
     answers = sum(len(sample.weights_T) for sample in samples)
@@ -219,6 +231,16 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
         seconds=time.monotonic() - run.step_began,
         workers=distributed.workers,
         unusable=unusable,
+    )
+
+
+def _microbatches(run: Run, samples: Sequence[TrainingSample]) -> list[list[int]]:
+    return plan_by_kind(
+        samples,
+        max_tokens=run.setup.batch_tokens,
+        max_samples=run.setup.config.micro_batch,
+        packed=run.packed,
+        whole_together=run.whole_together,
     )
 
 
@@ -274,12 +296,7 @@ def held_out_loss(run: Run) -> HeldOut:
     mismatch = next((sample for sample in loaded if isinstance(sample, Mismatch)), None)
     unusable_here = {sample.key: sample.cause for sample in loaded if isinstance(sample, Unusable)}
     samples = [sample for sample in loaded if isinstance(sample, TrainingSample)]
-    microbatches = plan_microbatches(
-        [sample.length for sample in samples],
-        max_tokens=setup.batch_tokens,
-        max_samples=setup.config.micro_batch,
-        packed=run.packed,
-    )
+    microbatches = _microbatches(run, samples)
     everyone = distributed.gather_objects((len(microbatches), mismatch, unusable_here))
     _refuse_mismatch([worker_mismatch for _, worker_mismatch, _ in everyone])
     sums = np.zeros(4)

@@ -161,12 +161,12 @@ def load_engine(
         return engine
     import torch
 
-    from vig_ray.scoring.engines.check import check_numbers
+    from vig_ray.scoring.engines.check import make_sure
     from vig_ray.scoring.engines.torch import TorchEngine
 
     if threads:
         torch.set_num_threads(threads)
     loaded = load_model(model, dtype=dtype, device=device)
     torch_engine = TorchEngine(loaded, formatter.collate, max_batch_tokens=batch_tokens)
-    check_numbers(torch_engine, formatter)
+    make_sure(torch_engine, model, formatter)
     return torch_engine

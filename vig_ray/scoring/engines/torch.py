@@ -9,8 +9,8 @@ What makes it faster than one forward a sample, with the same numbers:
     - hidden images (the blind reference) are left out, and the text keeps its position ids: what attention can't
       see needs no computing (models with a sliding window or recurrent layers get a mask instead)
 
-Not every model stands all of this. `check.py` holds it against one plain forward a sample, and where they differ, or
-where a sample has arrays as a whole, samples are run plainly, one by one.
+Not every model stands all of this. `check.py` holds it against one plain forward a sample, and where they differ,
+samples are run plainly, one by one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vig_ray.model.arrays import of_whole
 from vig_ray.model.head import applied_softcap, capped, forward_arguments, token_types_argument
 from vig_ray.model.positions import position_ids
 from vig_ray.model.prompt import ImageInputs, Prompt, PromptError, PromptImage
@@ -58,6 +59,24 @@ def plan_batches(lengths: Sequence[int], order: Sequence[int], max_tokens: int) 
         yield batch
 
 
+Kind = Literal["by parts", "whole", "hidden"]
+
+
+def kind(prompt: Prompt) -> Kind:
+    """Where a prompt's images are: apart from it, in arrays of the whole sample, or hidden."""
+    if prompt.hide_images:
+        return "hidden"
+    return "by parts" if prompt.whole is None else "whole"
+
+
+def together(prompt: Prompt) -> tuple[Kind, int, tuple[str, ...]]:
+    """What prompts of one batch have in common. Whole samples have as many images: a model may not expect an image that
+    is nothing but padding (Mllama)."""
+    if prompt.whole is None or prompt.hide_images:
+        return kind(prompt), 0, ()
+    return "whole", len(prompt.images), tuple(sorted(prompt.whole.arrays))
+
+
 class TorchEngine:
     """An `Engine` over a loaded transformers model.
 
@@ -89,8 +108,8 @@ class TorchEngine:
         # Llama 4 has no part without its head: what its head is given is caught on the way.
         self._has_base = hasattr(model, "model")
         self._softcap = applied_softcap(model, self._uncapped_logits) if self._has_base else None
-        # Which prompts are run one by one, in the model's own way: those with images, those with hidden ones.
-        self.plainly: set[bool] = set() if self._has_base else {False, True}
+        # Which prompts are run one by one, in the model's own way.
+        self.plainly: set[Kind] = set() if self._has_base else {"by parts", "whole", "hidden"}
         self.no_blind: PromptError | None = None  # why images can't be hidden
         self.description = f"torch {torch.__version__}, {type(model).__name__} on {self.device} in {self.dtype}"
 
@@ -110,17 +129,15 @@ class TorchEngine:
                 results[index] = self.no_blind
             else:
                 waiting.append(index)
-        waiting.sort(key=lambda index: (prompts[index].hide_images, -lengths[index]))
+        waiting.sort(key=lambda index: (*together(prompts[index]), -lengths[index]))
         needed = Counter(image.key for i in waiting if not prompts[i].hide_images for image in prompts[i].images)
         features: dict[str, torch.Tensor] = {}
         alone: set[int] = set()  # the prompts of a batch that failed: each is tried by itself
         failure: Exception | None = None
         while waiting:
-            alike = [i for i in waiting if prompts[i].hide_images == prompts[waiting[0]].hide_images]
-            plainly = prompts[waiting[0]].hide_images in self.plainly or prompts[waiting[0]].whole is not None
+            alike = [i for i in waiting if together(prompts[i]) == together(prompts[waiting[0]])]
+            plainly = kind(prompts[waiting[0]]) in self.plainly
             budget = 1 if plainly or waiting[0] in alone else self.max_batch_tokens
-            if not plainly:
-                alike = [i for i in alike if prompts[i].whole is None]
             batch = next(plan_batches(lengths, alike, budget))
             outcome = self._attempt([prompts[index] for index in batch], features)
             if isinstance(outcome, PromptError) and len(batch) > 1:
@@ -177,7 +194,7 @@ class TorchEngine:
 
         `features`: those of images that earlier batches had, by key, to which this one's are added.
         """
-        if prompts[0].hide_images in self.plainly or prompts[0].whole is not None:
+        if kind(prompts[0]) in self.plainly:
             return [self.run_plainly(prompt) for prompt in prompts]
         hidden = prompts[0].hide_images
         rows = [_Row(prompt, leave_out=hidden and self._leaves_out) for prompt in prompts]
@@ -196,6 +213,8 @@ class TorchEngine:
             inputs[self._type_ids] = self._to_device(is_image_BL)
         if hidden:
             inputs["position_ids"] = self._positions_of_text(prompts, longest)
+        elif prompts[0].whole is not None:
+            inputs.update(self._accepted(of_whole(prompts, self.device, self.dtype)))
         else:
             inputs.update(self._vision_inputs(prompts, features))
         hidden_BLD = self.model.model(**inputs).last_hidden_state
@@ -212,9 +231,7 @@ class TorchEngine:
         mask_1L = torch.ones_like(ids_1L)
         arguments: dict[str, Any] = {}
         if prompt.whole is not None:
-            for name, array in prompt.whole.arrays.items():
-                tensor = self._to_device(np.ascontiguousarray(array))
-                arguments[name] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+            arguments = self._accepted(of_whole([prompt], self.device, self.dtype))
         elif prompt.images:
             arguments = self._collate([image.inputs for image in prompt.images], self.device, self.dtype)
         if self._type_ids and self._type_ids not in arguments:

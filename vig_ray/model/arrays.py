@@ -1,0 +1,47 @@
+"""Arrays of images and samples, joined for one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vig_ray.model.prompt import ImageInputs, Prompt
+
+
+def joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Along their first dimension, each padded with zeros at the end of the others.
+
+    Processors pad in the same way; a model tells padding by sizes, masks, grids or tiles of zeros.
+    """
+    shapes = [array.shape[1:] for array in arrays]
+    if len(set(shapes)) == 1:
+        return np.concatenate(arrays)
+    largest = np.max(shapes, axis=0)
+    ends = [[(0, 0), *((0, most - size) for most, size in zip(largest, shape, strict=True))] for shape in shapes]
+    return np.concatenate([np.pad(array, end) for array, end in zip(arrays, ends, strict=True)])
+
+
+def tensors(inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
+    """Arrays of several images or samples, joined by name, as tensors on `device`; floats in `dtype`."""
+    import torch
+
+    out = {}
+    for name in inputs[0]:
+        tensor = torch.from_numpy(np.ascontiguousarray(joined([np.asarray(each[name]) for each in inputs])))
+        tensor = tensor.to(device, non_blocking=True)
+        out[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return out
+
+
+def of_whole(prompts: Sequence[Prompt], device: Any, dtype: Any) -> dict[str, Any]:
+    """The arrays of samples that went through their processor as a whole, padded on the right as their tokens are.
+
+    Raises ValueError where they have different ones.
+    """
+    arrays = [prompt.whole.arrays for prompt in prompts if prompt.whole is not None]
+    if len(arrays) != len(prompts) or any(each.keys() != arrays[0].keys() for each in arrays):
+        raise ValueError("samples with arrays of different names")
+    return tensors(arrays, device, dtype)
