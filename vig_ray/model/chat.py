@@ -263,6 +263,25 @@ class ChatFormatter:
         names = self._model_inputs & set(inputs[0])
         return tensors([{name: each[name] for name in names} for each in inputs], device, dtype)
 
+    def batch(self, conversations: Sequence[Sequence[Turn]], images: Sequence[Sequence[PromptImage]]) -> dict[str, Any]:
+        """What the processor makes of several conversations together, padded on the right: tensors by name, less those
+        that are for the processor itself.
+
+        Raises ValueError where it doesn't take them together.
+        """
+        given = []
+        for turns, pictures in zip(conversations, images, strict=True):
+            _check_marks(turns, pictures)
+            given.append(_messages(turns, _answers(turns), [Image.fromarray(image.pixels) for image in pictures]))
+        padding = {"padding": True, "padding_side": "right"}
+        try:
+            out = self.processor.apply_chat_template(
+                given, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=padding
+            )
+        except Exception as error:  # a processor raises whatever its author wrote
+            raise ValueError(f"the processor doesn't take these samples together: {one_line(error)[:300]}") from error
+        return {name: tensor for name, tensor in out.items() if name not in self.unused_names}
+
     def identity(self) -> dict[str, Any]:
         """Chat template, tokenizer, image processor and the processor's own settings."""
         parts = ("tokenizer", "image_processor", "video_processor", "chat_template")

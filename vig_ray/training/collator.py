@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vig_ray.dataset.images import load_image
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
-from vig_ray.errors import StageError
+from vig_ray.model.chat import ChatFormatter
 from vig_ray.model.load import load_formatter
-from vig_ray.model.prompt import PromptImage
+from vig_ray.model.prompt import Prompt, PromptImage
 from vig_ray.options import Template
 
 _IGNORED = -100
@@ -28,16 +29,15 @@ class ActiveTokensCollator:
 
     `model`: the checkpoint that the weights were computed with, or one of the same tokenizer and template; a row whose
     tokens don't fit its weights raises ValueError. Weights other than 0 and 1 raise ValueError too: labels can't carry
-    them. Raises StageError for a model whose samples go through its processor as a whole.
+    them.
+
+    A batch is what the checkpoint's own processor makes of its conversations, and labels (LLaVA-1.5: what LLaVA's code
+    makes of them).
     """
 
     def __init__(self, model: str, *, template: Template = "auto", max_length: int | None = None) -> None:
         self._arguments = (model, template, max_length)
         self._formatter = load_formatter(model, template, max_length)
-        if not getattr(self._formatter, "by_parts", True):
-            raise StageError(f"{model}: its processor makes each sample as a whole, which this collator can't do yet")
-        self._processor = getattr(self._formatter, "processor", None)
-        self._token_types = _token_types_name(self._processor)
         tokenizer = self._formatter.tokenizer
         self._padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
@@ -46,39 +46,31 @@ class ActiveTokensCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """input_ids, attention_mask and labels, int64 [B, L], padded on the right, and whatever else the checkpoint's
-        processor gives: the image arguments, and which tokens are an image's (`mm_token_type_ids`, `token_type_ids`),
-        int64 [B, L]."""
+        processor gives. Raises ValueError for weights that don't fit, and for samples that the processor doesn't take
+        in one batch."""
+        conversations = [_turns(row["messages"]) for row in rows]
+        images = [[self._image(uri) for uri in row.get("images") or ()] for row in rows]
+        prompts = [self._formatter.prompt(*each) for each in zip(conversations, images, strict=True)]
+        chosen = [_weights(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+        if isinstance(self._formatter, ChatFormatter):
+            batch = self._formatter.batch(conversations, images)
+        else:
+            batch = self._padded(prompts)
+        batch["labels"] = _labels(batch, prompts, chosen)
+        return batch
+
+    def _padded(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
         import torch
 
-        prompts, images = [], []
-        for row in rows:
-            row_images = [self._image(uri) for uri in row.get("images") or ()]
-            prompt = self._formatter.prompt(_turns(row["messages"]), row_images)
-            weights = row.get("token_weights")
-            weights = np.ones(len(prompt.answer_positions)) if weights is None else np.asarray(weights)
-            if len(weights) > len(prompt.answer_positions):
-                raise ValueError(f"{row.get('sample_key')}: {len(weights)} weights for other tokens than this model's")
-            if not np.isin(weights, (0, 1)).all():
-                raise ValueError(f"{row.get('sample_key')}: weights other than 0 and 1 need a weighted loss")
-            prompts.append((prompt, weights))
-            images += row_images
-        longest = max(len(prompt.token_ids) for prompt, _ in prompts)
-        ids_BL = np.full((len(prompts), longest), self._padding, dtype=np.int64)
-        mask_BL = np.zeros_like(ids_BL)
-        labels_BL = np.full_like(ids_BL, _IGNORED)
-        for index, (prompt, weights) in enumerate(prompts):
-            ids_BL[index, : len(prompt.token_ids)] = prompt.token_ids
+        longest = max(len(prompt.token_ids) for prompt in prompts)
+        ids_BL = torch.full((len(prompts), longest), self._padding, dtype=torch.int64)
+        mask_BL = torch.zeros_like(ids_BL)
+        for index, prompt in enumerate(prompts):
+            ids_BL[index, : len(prompt.token_ids)] = torch.from_numpy(prompt.token_ids)
             mask_BL[index, : len(prompt.token_ids)] = 1
-            active = prompt.answer_positions[: len(weights)][weights > 0]
-            labels_BL[index, active] = prompt.token_ids[active]
-        batch = {"input_ids": ids_BL, "attention_mask": mask_BL, "labels": labels_BL}
-        if self._token_types and self._processor is not None:
-            types = self._processor.create_mm_token_type_ids(ids_BL.tolist())
-            batch[self._token_types] = np.asarray(types, dtype=np.int64)
-        tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
-        if images:
-            tensors |= self._formatter.collate([image.inputs for image in images], "cpu", torch.float32)
-        return tensors
+        batch = {"input_ids": ids_BL, "attention_mask": mask_BL}
+        images = [image.inputs for prompt in prompts for image in prompt.images]
+        return batch | (self._formatter.collate(images, "cpu", torch.float32) if images else {})
 
     def _image(self, image: str) -> PromptImage:
         return PromptImage(image, lambda: load_image({"uri": image}), self._formatter.preprocess)
@@ -88,13 +80,30 @@ def _collator(model: str, template: Template, max_length: int | None) -> ActiveT
     return ActiveTokensCollator(model, template=template, max_length=max_length)
 
 
-def _token_types_name(processor: Any) -> str | None:
-    """What the checkpoint's processor calls the kind of each token; None where it tells none. Models that are not told
-    take an image for text, silently: Qwen2.5-VL loses its positions in two dimensions, Gemma 3 makes images causal."""
-    if processor is None:  # LLaVA-1.5: all tokens alike
-        return None
-    given = processor(text=["?"])
-    return next((name for name in ("mm_token_type_ids", "token_type_ids") if name in given), None)
+def _weights(row: Mapping[str, Any], prompt: Prompt) -> npt.NDArray[Any]:
+    """A row's weights of its first answer tokens. Raises ValueError where they aren't this prompt's."""
+    weights = row.get("token_weights")
+    weights = np.ones(len(prompt.answer_positions)) if weights is None else np.asarray(weights)
+    if len(weights) > len(prompt.answer_positions):
+        raise ValueError(f"{row.get('sample_key')}: {len(weights)} weights for other tokens than this model's")
+    if not np.isin(weights, (0, 1)).all():
+        raise ValueError(f"{row.get('sample_key')}: weights other than 0 and 1 need a weighted loss")
+    return weights
+
+
+def _labels(batch: Mapping[str, Any], prompts: Sequence[Prompt], chosen: Sequence[npt.NDArray[Any]]) -> Any:
+    """int64 [B, L]. Raises ValueError where the batch has other tokens than the prompts."""
+    import torch
+
+    labels_BL = torch.full_like(batch["input_ids"], _IGNORED)
+    for index, (prompt, weights) in enumerate(zip(prompts, chosen, strict=True)):
+        length = len(prompt.token_ids)
+        given = batch["input_ids"][index, :length].numpy()
+        if int(batch["attention_mask"][index].sum()) != length or not np.array_equal(given, prompt.token_ids):
+            raise ValueError("the processor gives other tokens for samples together than for each by itself")
+        active = prompt.answer_positions[: len(weights)][weights > 0]
+        labels_BL[index, active] = torch.from_numpy(prompt.token_ids[active].astype(np.int64))
+    return labels_BL
 
 
 def _turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
