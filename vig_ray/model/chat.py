@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -95,10 +96,22 @@ def _check_sides(pixels: Pixels) -> None:
 class ChatFormatter:
     """Prompts and images by a transformers `processor` (tokenizer, image processor and chat template).
 
+    `stops`: the tokens at which the model stops to speak. `end_of_turn`: what is trained after each answer where the
+    template has it, None for what it puts there up to the first of the `stops`, or, where it has none of them, up to
+    where the next turn begins.
+
     `by_parts`: put prompts together from parts, instead of taking each sample through the processor as a whole.
     """
 
-    def __init__(self, processor: Any, *, image_token_id: int, max_length: int) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        image_token_id: int,
+        max_length: int,
+        stops: Sequence[str] = (),
+        end_of_turn: str | None = None,
+    ) -> None:
         self.by_parts = True
         self.processor = processor
         self._noting = NotingProcessor(processor)
@@ -112,10 +125,48 @@ class ChatFormatter:
         self._model_inputs = set(processor.image_processor.model_input_names) - self.unused_names
         if not (getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)):
             raise PromptError("Template", "the checkpoint has no chat template; add a chat_template.jinja to it")
+        self._end_of_turn = end_of_turn
+        self._stops = list(dict.fromkeys(stops))
         specials = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        specials.update(self.tokenizer.all_special_tokens)
+        specials.update(self.tokenizer.all_special_tokens, self._stops)
         longest_first = sorted(map(re.escape, specials), key=len, reverse=True)
-        self._end_of_turn = re.compile(rf"\s*(?:{'|'.join(longest_first)})") if longest_first else None
+        self._specials = re.compile(rf"(?:\s*(?:{'|'.join(longest_first)}))+" if longest_first else "(?!)")
+        stops_first = sorted(map(re.escape, self._stops), key=len, reverse=True)
+        self._stop = re.compile("|".join(stops_first) if stops_first else "(?!)")
+        self._before_next = self._written_before_next()
+        if end_of_turn and end_of_turn not in (after := self._after("first", "last"))[0] + after[1]:
+            raise PromptError("Template", f"--end-of-turn {end_of_turn!r}: the chat template writes it after no answer")
+
+    def _after(self, *answers: str) -> list[str]:
+        """What the template writes after each of two answers, up to the next question's text or the end."""
+        turns = [Turn("user", "\ue0f2"), Turn("assistant", ""), Turn("user", "\ue0f3"), Turn("assistant", "")]
+        pieces = _ANY_MARK.split(self._apply(turns, [_MARK.format(number) for number in range(len(answers))]))
+        return [pieces[2].partition("\ue0f3")[0], pieces[4]] if len(pieces) == 5 else ["", ""]
+
+    def _written_before_next(self) -> str:
+        """What the template ends a turn with, whoever comes next."""
+        try:
+            inner, last = self._after("first", "last")
+        except PromptError:
+            return ""
+        return "".join(ours for ours, _ in takewhile(lambda both: both[0] == both[1], zip(inner, last, strict=False)))
+
+    def _end(self, after: str) -> int:
+        """How much of what follows an answer is trained with it."""
+        if self._end_of_turn is not None:
+            return len(self._end_of_turn) if after.startswith(self._end_of_turn) else 0
+        specials = self._specials.match(after)
+        stop = self._stop.search(after, 0, specials.end()) if specials else None
+        if stop is not None:
+            return stop.end()
+        return len(self._before_next) if after.startswith(self._before_next) else 0
+
+    def trained_after(self) -> str:
+        """What is trained after an answer, for a person."""
+        inner, last = (after[: self._end(after)] for after in self._after("first", "last"))
+        if inner == last:
+            return f"{inner!r} is trained after each answer" if inner else "nothing is trained after an answer"
+        return f"{inner or 'nothing'!r} is trained after an answer, {last or 'nothing'!r} after the last"
 
     def render(self, conversation: Sequence[Turn]) -> tuple[str, list[tuple[int, int, int]]]:
         """The template's text, one image token an image, and its trained spans (start, end, assistant turn).
@@ -135,10 +186,9 @@ class ChatFormatter:
         for texts in (answers, [answer.strip() for answer in answers]):  # some templates trim every turn
             text, spans = pieces[0], []
             for turn, (answer, after) in enumerate(zip(texts, pieces[2::2], strict=True)):
-                end_of_turn = self._end_of_turn.match(after) if self._end_of_turn else None
                 start = len(text)
                 text += answer
-                spans.append((start, len(text) + (end_of_turn.end() if end_of_turn else 0), turn))
+                spans.append((start, len(text) + self._end(after), turn))
                 text += after
             if text == rendered:
                 return spans
@@ -291,6 +341,7 @@ class ChatFormatter:
             "processor": settings,
             "template": getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template,
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
+            "end_of_turn": [self._end_of_turn, self._stops],
             "image_token_id": self.image_token_id,
             "image_processor": self.processor.image_processor.to_dict(),
         }

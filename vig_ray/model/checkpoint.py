@@ -14,6 +14,7 @@ from typing import Any
 from vig_ray.errors import StageError
 from vig_ray.storage import one_line
 
+_trusted: set[str] = set()
 _CONFIG_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 _SAMPLE_BYTES = 1 << 16
 
@@ -21,6 +22,21 @@ _SAMPLE_BYTES = 1 << 16
 def is_local(model: str) -> bool:
     """Whether `model` names a folder of this machine rather than a repository on the hub."""
     return os.path.isdir(os.path.expanduser(model))
+
+
+def trust(model: str) -> None:
+    """Let this process run the code that comes with checkpoint `model`, a folder or a hub id: it can do whatever the
+    user can. Nothing else is trusted by it."""
+    _trusted.add(_spelled(model))
+
+
+def trusted(model: str) -> bool:
+    """Whether the code that comes with checkpoint `model` may be run here."""
+    return _spelled(model) in _trusted
+
+
+def _spelled(model: str) -> str:
+    return os.path.abspath(os.path.expanduser(model)) if is_local(model) else model
 
 
 def local_folder(model: str, *, weights: bool, option: str = "--model") -> str:
@@ -45,7 +61,11 @@ def local_folder(model: str, *, weights: bool, option: str = "--model") -> str:
 
     try:
         wanted = _CONFIG_FILES + (_weight_patterns(model) if weights else [])
-        return str(snapshot_download(model, allow_patterns=wanted))
+        code = ["*.py"] if trusted(model) else []
+        folder = str(snapshot_download(model, allow_patterns=[*wanted, *code]))
+        if code:
+            trust(folder)
+        return folder
     except GatedRepoError as error:
         raise StageError(
             f"{model}: the hub gives it to those who have accepted its terms there and are logged in (`hf auth login`)"
@@ -79,9 +99,22 @@ def read_config(folder: str) -> Any:
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            brought = json.load(file).get("auto_map") or {}
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted(folder))
+    except (OSError, ValueError, KeyError, json.JSONDecodeError, AttributeError) as error:
+        if "trust_remote_code" in str(error):
+            raise StageError(
+                f"{folder}: this model is code that comes with it; --trust-remote-code runs it, which lets it do on "
+                "this machine whatever you can"
+            ) from error
         raise StageError(f"{folder}/config.json: can't be read: {one_line(error)[:200]}") from error
+    if trusted(folder) and type(config).__module__.startswith("transformers_modules."):
+        if "AutoModelForImageTextToText" not in brought:
+            raise StageError(
+                f"{folder}: its code is for {', '.join(sorted(brought))}; vig-ray needs an AutoModelForImageTextToText"
+            )
+        return config
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise StageError(
             f"{folder}: a {config.model_type!r} model takes no images; --model needs a vision-language one"

@@ -6,11 +6,11 @@ import hashlib
 import json
 import logging
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 from vig_ray.errors import StageError
 from vig_ray.model.chat import ChatFormatter
-from vig_ray.model.checkpoint import local_folder, read_config
+from vig_ray.model.checkpoint import local_folder, read_config, trust, trusted
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.probe import differences
 from vig_ray.model.prompt import Formatter
@@ -33,26 +33,59 @@ def _template_for(config: Any, tokenizer: Any, template: Template) -> Template:
     return "llava_v1" if is_llava else "chat"
 
 
+class Prompts(NamedTuple):
+    """What decides a prompt: the checkpoint, its template, the longest prompt in tokens (None: the model's own), the
+    text that is trained after an answer (None: what the template says), and whether the checkpoint's code is run."""
+
+    model: str
+    template: Template = "auto"
+    max_length: int | None = None
+    end_of_turn: str | None = None
+    trust_remote_code: bool = False
+
+
 def _load_processor(folder: str) -> Any:
     """The checkpoint's processor, as transformers makes it."""
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(folder)
+    return AutoProcessor.from_pretrained(folder, trust_remote_code=trusted(folder))
 
 
-def load_formatter(model: str, template: Template = "auto", max_length: int | None = None) -> Formatter:
+def _stops(folder: str, tokenizer: Any) -> list[str]:
+    """The tokens at which the model stops to speak."""
+    ids: Any = None
+    path = os.path.join(folder, "generation_config.json")
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            ids = json.load(file).get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [ids]
+    named = [tokenizer.convert_ids_to_tokens(token) for token in ids if isinstance(token, int)]
+    return [str(token) for token in [*named, tokenizer.eos_token] if token]
+
+
+def load_formatter(
+    model: str,
+    template: Template = "auto",
+    max_length: int | None = None,
+    end_of_turn: str | None = None,
+    trust_remote_code: bool = False,
+) -> Formatter:
     """The formatter of checkpoint `model`.
 
     `template` auto: vicuna_v1 for a LLaVA-1.5 (CLIP tower, Llama, `</s>`), else the checkpoint's own chat template.
     `max_length`: tokens, images included; default 2048 for LLaVA-1.5, else what the language model was made for.
+    `end_of_turn`: what is trained after each answer, by default what the chat template puts there, up to the first
+    token at which the model stops. `trust_remote_code`: see `checkpoint.trust`.
     Raises StageError where the checkpoint has no tokenizer, processor or template that works.
     """
     from transformers import AutoTokenizer
 
+    if trust_remote_code:
+        trust(model)
     folder = local_folder(model, weights=False)
     config = read_config(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted(folder))
         if not tokenizer.is_fast:
             raise StageError(f"{model}: its tokenizer gives no character offsets; add a tokenizer.json")
         chosen = _template_for(config, tokenizer, template)
@@ -66,6 +99,8 @@ def load_formatter(model: str, template: Template = "auto", max_length: int | No
     if chosen == "llava_v1":
         if config.model_type != "llava":
             raise StageError(f"{model}: --template llava_v1 is for LLaVA checkpoints, this is a {config.model_type!r}")
+        if end_of_turn is not None:
+            raise StageError("--end-of-turn: LLaVA-1.5's is </s>; it is for --template chat")
         vision = config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
         return LlavaFormatter(
@@ -82,6 +117,8 @@ def load_formatter(model: str, template: Template = "auto", max_length: int | No
             processor,
             image_token_id=config.image_token_id,
             max_length=max_length or min(limit, tokenizer.model_max_length),
+            stops=_stops(folder, tokenizer),
+            end_of_turn=end_of_turn,
         )
         differing = differences(formatter)
     except Exception as error:  # whatever a processor that works in another way raises
@@ -90,6 +127,7 @@ def load_formatter(model: str, template: Template = "auto", max_length: int | No
         formatter.by_parts = False
         more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
         log.info("%s: each sample goes through its processor as a whole (%s%s)", model, differing[0], more)
+    log.info("%s: %s", model, formatter.trained_after())
     return formatter
 
 
@@ -122,6 +160,7 @@ def load_model(model: str, *, dtype: str, device: str) -> Any:
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation="sdpa",
             output_loading_info=True,
+            trust_remote_code=trusted(folder),
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise StageError(f"{model}: the weights can't be loaded: {one_line(error)[:300]}") from error
@@ -137,9 +176,12 @@ def without_weights(model: str) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    config = read_config(local_folder(model, weights=False))
+    folder = local_folder(model, weights=False)
+    config = read_config(folder)
     try:
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
+            return AutoModelForImageTextToText.from_config(
+                config, attn_implementation="sdpa", trust_remote_code=trusted(folder)
+            ).eval()
     except (ValueError, RuntimeError, ImportError) as error:
         raise StageError(f"{model}: can't be built from its config: {one_line(error)[:300]}") from error

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vig_ray.compat.transformers import unfilled
-from vig_ray.model.checkpoint import local_folder, read_config
+from vig_ray.model.checkpoint import local_folder, read_config, trusted
 from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
@@ -34,18 +34,19 @@ def small_copy(model: str) -> Any:
     """The small copy of checkpoint `model`, in evaluation mode; None where its config can't be made smaller."""
     from transformers import AutoModelForImageTextToText
 
-    config = copy.deepcopy(read_config(local_folder(model, weights=False)))
+    folder = local_folder(model, weights=False)
+    config = copy.deepcopy(read_config(folder))
+
+    def made() -> Any:
+        return AutoModelForImageTextToText.from_config(
+            config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trusted(folder)
+        )
+
     try:
         _shrink(config, deepest=_deepest_feature(config))
         with torch.device("meta"):
-            size = sum(each.numel() for each in AutoModelForImageTextToText.from_config(config).parameters())
-        if size > _MOST_PARAMETERS:
-            return None
-        return _filled(
-            unfilled(
-                lambda: AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-            )
-        ).eval()
+            size = sum(each.numel() for each in made().parameters())
+        return _filled(unfilled(made)).eval() if size <= _MOST_PARAMETERS else None
     except Exception as error:  # whatever a config says when it is cut down
         log.debug("%s: no small copy: %s", model, one_line(error)[:300])
         return None
