@@ -195,6 +195,8 @@ def _put_together(
         tie_word_embeddings=False,
         dtype=config.dtype,
     )
+    if not is_local(config.vision_tower):
+        llava.mm_vision_tower = config.vision_tower  # LLaVA's code loads it by this name: `vig export --format llava`
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(llava)
     model.model.language_model = language_model.model

@@ -3,13 +3,11 @@
     OUT/model      the whole model in the hub's layout, LoRA merged into it
     OUT/adapter    with LoRA: adapters and projector alone, as peft loads them on top of the aligned model
 
-`--format llava` writes LLaVA's original layout instead: one LlamaForCausalLM with `model.mm_projector.*` beside its own
-weights, and the vision tower by name.
+`--format llava` writes the layout of LLaVA's own code instead (`llava_layout.py`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -32,6 +30,7 @@ from vig_ray.options import Precision, Template
 from vig_ray.stage import Claim, StageConfig, claim, read_stage
 from vig_ray.storage import absolute, check_writable, join, scheme_of
 from vig_ray.training.checkpoints import Checkpoint, alone_on_purpose, committed_checkpoints, on_this_machine
+from vig_ray.training.llava_layout import read_base, write_llava
 from vig_ray.training.training_model import Lora, beside_adapters, is_adapter, is_projector, projector_module
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class ExportConfig(StageConfig):
         "made in haste, since a machine was about to go, has none)",
     )
     format: Literal["hub", "llava", "adapter"] = Field(
-        "hub", description="hub: transformers' and vLLM's; llava: LLaVA's original layout; adapter: LoRA apart (peft)"
+        "hub", description="hub: transformers' and vLLM's; llava: for LLaVA's own code; adapter: LoRA apart (peft)"
     )
     dtype: Precision | None = Field(
         None, description="precision of the written weights; by default that of the run's forward and backward"
@@ -163,53 +162,6 @@ def write_adapter(state: State, base: str, lora: Lora, out: str) -> None:
     save_file(tensors, os.path.join(out, "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
-def write_llava(state: State, base: str, out: str, dtype: str) -> None:
-    """Write a LLaVA model to folder `out` in LLaVA's original layout (`LlavaLlamaForCausalLM`).
-
-    Raises StageError where the model is another.
-    """
-    folder = local_folder(base, weights=False)
-    config = read_config(folder)
-    if config.model_type != "llava" or config.text_config.model_type != "llama":
-        raise StageError(f"{base}: a {config.model_type!r} model has no LLaVA layout; --format hub takes any")
-    os.makedirs(out, exist_ok=True)
-    renamed = {}
-    for name, tensor in state.items():
-        if name.startswith("model.language_model."):
-            new = "model." + name.removeprefix("model.language_model.")
-        elif name.startswith("model.multi_modal_projector.linear_"):
-            layer, _, rest = name.removeprefix("model.multi_modal_projector.linear_").partition(".")
-            new = f"model.mm_projector.{2 * (int(layer) - 1)}.{rest}"  # layer 1 of mlp2x_gelu is the GELU
-        elif name.startswith("model.vision_tower."):
-            inner = name.removeprefix("model.vision_tower.").removeprefix("vision_model.")
-            new = f"model.vision_tower.vision_tower.vision_model.{inner}"
-        else:
-            new = name
-        renamed[new] = tensor.to(getattr(torch, dtype)).contiguous()
-    save_file(renamed, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
-    text = config.text_config.to_dict()
-    text |= {
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "model_type": "llava_llama",
-        "torch_dtype": dtype,
-        "mm_vision_tower": getattr(config.vision_config, "_name_or_path", "") or "openai/clip-vit-large-patch14-336",
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_hidden_size": config.vision_config.hidden_size,
-        "mm_vision_select_layer": config.vision_feature_layer,
-        "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
-        "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False,
-        "use_mm_proj": True,
-        "image_aspect_ratio": "pad",
-        "unfreeze_mm_vision_tower": False,
-    }
-    with open(os.path.join(out, "config.json"), "w", encoding="utf-8") as file:
-        json.dump(text, file, indent=2, default=str)
-    formatter = load_formatter(base, "llava_v1")
-    assert isinstance(formatter, LlavaFormatter)
-    formatter.tokenizer.save_pretrained(out)
-
-
 def training_directory(given: str) -> tuple[str, dict[str, Any]]:
     """The training/ directory that a user means, and its record. Raises StageError."""
     for directory in (join(given, "training"), given):
@@ -237,12 +189,14 @@ def run(config: ExportConfig) -> Exported:
     if output.complete:
         log.info("%s: already complete, nothing to export", config.out)
         return Exported(config.out, chosen.step)
+    if config.format == "llava":
+        read_base(base)  # before the weights, so that a model which LLaVA's code can't hold is told at once
     state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora)
     output.begin(config)
     if config.format == "adapter" and lora is not None:
         write_adapter(state, base, lora, output.work)
     elif config.format == "llava":
-        write_llava(merged(state, lora), base, output.work, dtype)
+        write_llava(merged(state, lora), base, output.work, dtype, place=absolute(config.out))
     else:
         write_model(merged(state, lora), base, template, output.work, dtype)
     output.publish(output.work, os.path.basename(absolute(config.out)))
