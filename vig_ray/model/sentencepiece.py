@@ -88,7 +88,7 @@ def _disagreement(pieces: Pieces, model: models.BPE, texts: int) -> str | None:
     """A text that the two tokenise otherwise; None where there is none among so many."""
     ours = Tokenizer(model)
     ours.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
-    given = random_texts(texts)
+    given = [*random_texts(texts), *(piece.replace(_SPACE, " ") for piece in pieces.joined)]
     both = zip(given, pieces.processor.encode(given), ours.encode_batch_fast(given), strict=True)
     return next((text for text, theirs, mine in both if theirs != mine.ids), None)
 
@@ -114,7 +114,20 @@ def agree(tokenizer: Any, folder: str, *, texts: int = 2000) -> bool:
             f"{path}: no merges give the tokens that SentencePiece makes of {apart!r}; add a tokenizer.json"
         )
     backend.model = model
+    _write_spaces_as(tokenizer, pieces)
     return True
+
+
+def _write_spaces_as(tokenizer: Any, pieces: Pieces) -> None:
+    """Give a text its first space where transformers has made a tokenizer without: it does for a LLaVA's folder."""
+    if tokenizer("a", add_special_tokens=False)["input_ids"] == pieces.processor.encode("a"):
+        return
+    from transformers import LlamaTokenizer
+
+    legacy = bool(tokenizer.init_kwargs.get("legacy", False))  # as transformers 5 takes a missing one
+    ours = tokenizer.backend_tokenizer
+    llamas = LlamaTokenizer(vocab=pieces.vocabulary, merges=[], legacy=legacy).backend_tokenizer
+    ours.normalizer, ours.pre_tokenizer, ours.decoder = llamas.normalizer, llamas.pre_tokenizer, llamas.decoder
 
 
 def fast_tokenizer(path: str, *, legacy: bool) -> Any:
