@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from vig_ray.model.assemble import run
 from vig_ray.model.load import load_formatter
 
 LLAMA = TOKENS | {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
-LEGACY = pytest.mark.parametrize("legacy", [True, False], ids=["legacy", "not legacy"])
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,19 @@ def lone(folder: Path, legacy: bool) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(LLAMA | {"legacy": legacy}))
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["legacy", "not legacy"])
+def legacy(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def assembled(legacy: bool, parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("assembled") / "out"
+    lone(parts / "vicuna", legacy)
+    run(config_of(parts, out))
+    return out
+
+
 def test_the_strings_are_of_all_kinds(sample: Sample, processor: sentencepiece.SentencePieceProcessor) -> None:
     strings, ids = sample
     assert len(set(strings)) > 95_000
@@ -81,29 +94,32 @@ def test_the_strings_are_of_all_kinds(sample: Sample, processor: sentencepiece.S
     assert len({character for string in strings for character in string}) > 60_000
 
 
-@LEGACY
-def test_what_assemble_writes_tokenises_as_sentencepiece(
-    legacy: bool, parts: Path, sample: Sample, tmp_path: Path
-) -> None:
-    lone(parts / "vicuna", legacy)
-    run(config_of(parts, tmp_path / "out"))
-    assert (tmp_path / "out" / "tokenizer.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+def test_what_assemble_writes_tokenises_as_sentencepiece(legacy: bool, assembled: Path, sample: Sample) -> None:
+    assert (assembled / "tokenizer.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(assembled)
     assert differing(tokenizer, sample) == []
     assert (tokenizer.tokenize("</s>the") == ["</s>", "▁the"]) == legacy
 
 
-@LEGACY
 def test_what_the_formatter_loads_tokenises_as_sentencepiece(
-    legacy: bool, parts: Path, sample: Sample, processor: sentencepiece.SentencePieceProcessor, tmp_path: Path
+    legacy: bool, assembled: Path, sample: Sample, processor: sentencepiece.SentencePieceProcessor, tmp_path: Path
 ) -> None:
-    run(config_of(parts, tmp_path / "out"))
-    lone(tmp_path / "out", legacy)
-    tokenizer = load_formatter(str(tmp_path / "out")).tokenizer
+    folder = shutil.copytree(assembled, tmp_path / "lone")
+    lone(folder, legacy)
+    tokenizer = load_formatter(str(folder)).tokenizer
     assert differing(tokenizer, sample) == []
     assert (tokenizer.tokenize("</s>the") == ["</s>", "▁the"]) == legacy
     string = "the dog  and 狗 é"
     assert tokenizer.decode(processor.encode(string)) == string
+
+
+def test_the_image_is_a_byte_that_no_text_has(parts: Path, assembled: Path, processor: Any, sample: Sample) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(assembled)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    assert processor.id_to_piece(image) == "<0xFF>"
+    assert len(tokenizer) == len(processor)
+    assert image not in {token for ids in sample[1] for token in ids}
+    same_text(parts / "vicuna", assembled, TEXTS)
 
 
 def trained(folder: Path, **changes: Any) -> None:
@@ -186,16 +202,6 @@ def same_text(language_model: Path, assembled: Path, texts: list[str]) -> None:
 
 
 TEXTS = ["The dog is red.", "a  b\n\n\tc 狗 é 😀 12,345", "\u0000 \x7f \u0800 \U0010ffff"]
-
-
-def test_the_image_is_a_byte_that_no_text_has(parts: Path, processor: Any, sample: Sample, tmp_path: Path) -> None:
-    run(config_of(parts, tmp_path / "out"))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    assert processor.id_to_piece(image) == "<0xFF>"
-    assert len(tokenizer) == len(processor)
-    assert image not in {token for ids in sample[1] for token in ids}
-    same_text(parts / "vicuna", tmp_path / "out", TEXTS)
 
 
 def test_a_free_row_is_taken_first(tmp_path: Path) -> None:

@@ -78,6 +78,6 @@ def test_another_run_is_not_gone_on_with(chosen: Path, tmp_path: Path) -> None:
 def test_options_that_contradict_each_other() -> None:
     with pytest.raises(ValueError, match="--max-steps and --epochs"):
         TrainConfig(model="m", samples="s", out="o", epochs=2, max_steps=5)
-    assert TrainConfig(model="m", samples="s", out="o").rates == (2e-5, 2e-5)
-    assert TrainConfig(model="m", samples="s", out="o", lora=True).rates == (2e-4, 2e-5)
+    assert TrainConfig(model="m", samples="s", out="o").rates == {"language": 2e-5, "projector": 2e-5, "tower": 2e-6}
+    assert TrainConfig(model="m", samples="s", out="o", lora=True).rates["language"] == 2e-4
     assert TrainConfig(model="m", samples="s", out="o", watch="tensorboard,wandb").watch == ("tensorboard", "wandb")

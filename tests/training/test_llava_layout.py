@@ -31,6 +31,7 @@ from vig_ray.training import export
 from vig_ray.training.export import ExportConfig
 from vig_ray.training.llava_layout import write_llava
 from vig_ray.training.run import Run
+from vig_ray.training.training_model import TRAINED
 
 Talk = list[tuple[str, str]]
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -42,7 +43,6 @@ TALKS: list[tuple[Talk, tuple[int, int] | None]] = [
 ]  # fmt: skip
 # What sets one base apart from the plain one.
 BASES: dict[str, dict[str, Any]] = {
-    "another rope_theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     "a stretched rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 20000.0, "factor": 4.0}},
     "padded rows": {"rows": 1064},
     "tied embeddings": {"tie_word_embeddings": True},
@@ -50,10 +50,19 @@ BASES: dict[str, dict[str, Any]] = {
 }
 
 
-def assembled(folder: Path, **language_model: Any) -> Path:
-    write_parts(folder, **language_model)
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Parts, and what `vig assemble` makes of them in base/; with another rope_theta than the default."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_parts(folder, rope_parameters={"rope_type": "default", "rope_theta": 500.0})
     assemble.run(config_of(folder, folder / "base"))
-    return folder / "base"
+    return folder
+
+
+def _change(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         for name, parameter in model.named_parameters():
             if "vision_tower" not in name:
                 parameter.mul_(1.1)
-    write_llava(model.state_dict(), str(folder / "base"), str(folder / "llava"), "float32")
+    write_llava(model.state_dict(), str(folder / "base"), str(folder / "llava"), "float32", TRAINED)
     return Base(folder / "base", model, read(folder / "llava"))
 
 
@@ -128,9 +137,9 @@ def test_the_image_matters_there(base: Base) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(chosen: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+def trained(chosen: Path, parts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
     folder = tmp_path_factory.mktemp("trained")
-    base = assembled(folder, rope_parameters={"rope_type": "default", "rope_theta": 500.0})
+    base = shutil.copytree(parts / "base", folder / "base")
     setup = setup_of(chosen, selection=False, model=str(base), max_steps=2, lora=True, lora_rank=4, lr=1e-2)
     return (run := alone(setup, folder / "training" / "checkpoints")), left_by(run, folder)
 
@@ -177,48 +186,63 @@ def test_the_hubs_layout_of_it_is_transformers_own(trained: tuple[Run, Path], tm
     np.testing.assert_allclose(theirs, np.asarray(engine.logprobs([made])[0]), rtol=0, atol=2e-5)
 
 
-def test_a_clip_of_the_hub_goes_by_its_name(tmp_path: Path) -> None:
+def test_a_clip_of_the_hub_goes_by_its_name(parts: Path, tmp_path: Path) -> None:
     """Its weights aren't written then: LLaVA's code would say that it doesn't use them."""
-    base = assembled(tmp_path)
+    base = shutil.copytree(parts / "base", tmp_path / "base")
     state = load_model(str(base), dtype="float32", device="cpu").state_dict()
     config = json.loads((base / "config.json").read_text())
     assert "mm_vision_tower" not in config  # put together from a folder of this machine
     for name, taken in {"openai/clip-vit-large-patch14-336": True, "somebody/clip": False}.items():
         (base / "config.json").write_text(json.dumps(config | {"mm_vision_tower": name}))
         out = tmp_path / name.replace("/", "-")
-        write_llava(state, str(base), str(out), "float32", place="/elsewhere/model")
+        write_llava(state, str(base), str(out), "float32", TRAINED, place="/elsewhere/model")
         assert (out / "vision_tower").exists() != taken
         named = json.loads((out / "config.json").read_text())["mm_vision_tower"]
         assert named == (name if taken else "/elsewhere/model/vision_tower")
         assert not any("vision_tower" in tensor for tensor in load_file(out / "model.safetensors"))
 
 
-def test_assemble_notes_a_clip_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_parts(tmp_path)
+def test_a_tower_that_was_trained_is_no_clip_of_the_hub(chosen: Path, parts: Path, tmp_path: Path) -> None:
+    """Nor is it one to the next run, which starts from the model that is written."""
+    base = shutil.copytree(parts / "base", tmp_path / "base")
+    _change(base / "config.json", lambda all_: all_.update(mm_vision_tower="openai/clip-vit-large-patch14-336"))
+    setup = setup_of(chosen, selection=False, model=str(base), max_steps=2, train=("projector", "tower"), tower_lr=1e-2)
+    folder = left_by(alone(setup, tmp_path / "run" / "training" / "checkpoints"), tmp_path / "run")
+    assert "mm_vision_tower" not in json.loads((folder / "model" / "config.json").read_text())
+    export.run(ExportConfig(run=str(folder), out=str(tmp_path / "out"), format="llava"))
+    written = read(tmp_path / "out")
+    model = load_model(str(folder / "model"), dtype="float32", device="cpu")
+    agrees(written, model, load_formatter(str(folder / "model")))
+    before = load_model(str(base), dtype="float32", device="cpu").model.vision_tower.state_dict()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in written.tower.state_dict().items())
+
+
+def test_a_written_model_is_a_base_again(trained: tuple[Run, Path], tmp_path: Path) -> None:
+    _, folder = trained
+    model = load_model(str(folder / "model"), dtype="float32", device="cpu")
+    write_llava(model.state_dict(), str(folder / "model"), str(tmp_path / "out"), "float32", TRAINED)
+    agrees(read(tmp_path / "out"), model, load_formatter(str(folder / "model")))
+
+
+def test_assemble_notes_a_clip_of_the_hub(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = assemble.local_folder
     monkeypatch.setattr(
         assemble,
         "local_folder",
-        lambda model, **options: str(tmp_path / "clip") if model == "openai/clip" else plain(model, **options),
+        lambda model, **options: str(parts / "clip") if model == "openai/clip" else plain(model, **options),
     )
-    assemble.run(config_of(tmp_path, tmp_path / "base", vision_tower="openai/clip"))
+    assemble.run(config_of(parts, tmp_path / "base", vision_tower="openai/clip"))
     assert json.loads((tmp_path / "base" / "config.json").read_text())["mm_vision_tower"] == "openai/clip"
 
 
-def test_half_precision(tmp_path: Path) -> None:
-    base = assembled(tmp_path)
+def test_half_precision(parts: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(parts / "base", tmp_path / "base")
     state = load_model(str(base), dtype="float32", device="cpu").state_dict()
-    write_llava(state, str(base), str(tmp_path / "out"), "float16")
+    write_llava(state, str(base), str(tmp_path / "out"), "float16", TRAINED)
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float16"
     for folder in ("out", "out/vision_tower"):
         kinds = {tensor.dtype for tensor in load_file(tmp_path / folder / "model.safetensors").values()}
         assert kinds == {torch.float16}
-
-
-def _change(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
 
 
 def test_what_llavas_code_cannot_hold_is_one_line(
@@ -259,6 +283,6 @@ def test_what_llavas_code_cannot_hold_is_one_line(
 
 def test_another_model_has_no_such_layout(qwen_checkpoint: str, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="'qwen2_5_vl' model has no LLaVA layout"):
-        write_llava({}, qwen_checkpoint, str(tmp_path), "float32")
+        write_llava({}, qwen_checkpoint, str(tmp_path), "float32", TRAINED)
     with pytest.raises(StageError, match=r"no tokenizer\.model"):
-        write_llava({}, CHECKPOINT, str(tmp_path), "float32")
+        write_llava({}, CHECKPOINT, str(tmp_path), "float32", TRAINED)

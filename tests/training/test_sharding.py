@@ -22,8 +22,9 @@ from vig_ray.errors import StageError
 from vig_ray.model.load import load_model
 from vig_ray.training.loader import Prompts
 from vig_ray.training.memory import whole_gradients
+from vig_ray.training.parts import is_adapter
 from vig_ray.training.run import Setup
-from vig_ray.training.training_model import Lora, TrainingModel, is_adapter, is_tower
+from vig_ray.training.training_model import Lora, TrainingModel
 
 STEPS = 3
 LORA = {"lora": True, "lora_rank": 4, "lora_alpha": 8.0, "lr": 1e-2}
@@ -65,7 +66,7 @@ def test_gradients_that_meet_once_a_step_are_the_same(imported: Path, tmp_path: 
 def test_whole_gradients_without_room_are_refused() -> None:
     model = load_model(CHECKPOINT, dtype="float32", device="cpu")
     training_model = TrainingModel(model, pack=True)
-    size = 4 * sum(tensor.numel() for name, tensor in model.named_parameters() if not is_tower(name))
+    size = 4 * sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad)
     # Beside them: a half of the gradients and of Adam's two moments.
     assert whole_gradients(training_model, 2, 2.5 * size) == size
     with pytest.raises(StageError, match=r"--gradient-sync step: [\d.]+ GB .* take --gradient-sync microbatch"):

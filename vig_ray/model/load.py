@@ -130,3 +130,16 @@ def load_model(model: str, *, dtype: str, device: str) -> Any:
         names = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[:3]
         raise StageError(f"{model}: weights missing or of another shape, {', '.join(names)} among them")
     return loaded.eval().to(device)
+
+
+def without_weights(model: str) -> Any:
+    """The checkpoint's model without its weights, on torch's meta device, in evaluation mode. Raises StageError."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    config = read_config(local_folder(model, weights=False))
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise StageError(f"{model}: can't be built from its config: {one_line(error)[:300]}") from error

@@ -32,6 +32,15 @@ class TrainConfig(StageConfig):
     projector_lr: float | None = Field(
         None, gt=0, description="that of the projector; by default the same, with --lora LLaVA-1.5's 2e-5"
     )
+    tower_lr: float | None = Field(
+        None, gt=0, description="that of the vision tower, where it is trained; by default LLaVA-NeXT's 2e-6"
+    )
+    train: Annotated[tuple[Literal["projector", "language", "tower"], ...], CommaSeparated, NotEmpty] = Field(
+        ("projector", "language"),
+        description="parts of the model that are trained; --dry-run shows what belongs to which",
+        json_schema_extra={"metavar": "projector|language|tower[,...]"},
+    )
+    dry_run: bool = Field(False, description="only print the model's parts, what would be trained, and how many steps")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's; not for biases and norms")
@@ -96,10 +105,18 @@ class TrainConfig(StageConfig):
     def _whole(self) -> TrainConfig:
         if self.max_steps is not None and self.epochs != 1:
             raise ValueError("--max-steps and --epochs both say when to end; give one")
+        if self.lora and "language" not in self.train:
+            raise ValueError("--lora puts adapters on the language model, which --train doesn't name")
+        if self.tower_lr is not None and "tower" not in self.train:
+            raise ValueError("--tower-lr has no effect where --train doesn't name the tower")
         return self
 
     @property
-    def rates(self) -> tuple[float, float]:
-        """The highest learning rates: of the language model or its adapters, and of the projector."""
+    def rates(self) -> dict[str, float]:
+        """The highest learning rate of each part; of the language model or its adapters."""
         main = self.lr or (2e-4 if self.lora else 2e-5)
-        return main, self.projector_lr or (2e-5 if self.lora else main)
+        return {
+            "language": main,
+            "projector": self.projector_lr or (2e-5 if self.lora else main),
+            "tower": self.tower_lr or 2e-6,
+        }

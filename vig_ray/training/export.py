@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,16 +22,18 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 
 from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import local_folder, read_config
-from vig_ray.model.export import save_checkpoint
+from vig_ray.model.checkpoint import local_folder
+from vig_ray.model.export import CLIP_NAME, save_checkpoint
 from vig_ray.model.llava import LlavaFormatter
-from vig_ray.model.load import load_formatter, load_model
+from vig_ray.model.load import load_formatter, load_model, without_weights
+from vig_ray.model.sentencepiece import FILE
 from vig_ray.options import Precision, Template
 from vig_ray.stage import Claim, StageConfig, claim, read_stage
 from vig_ray.storage import absolute, check_writable, join, scheme_of
 from vig_ray.training.checkpoints import Checkpoint, alone_on_purpose, committed_checkpoints, on_this_machine
 from vig_ray.training.llava_layout import read_base, write_llava
-from vig_ray.training.training_model import Lora, beside_adapters, is_adapter, is_projector, projector_module
+from vig_ray.training.parts import Part, is_adapter, parts_of, whole_modules
+from vig_ray.training.training_model import TRAINED, Lora
 
 log = logging.getLogger(__name__)
 
@@ -89,23 +91,25 @@ def merged(state: State, lora: Lora | None) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_model(state: State, base: str, template: Template, out: str, dtype: str) -> None:
+def write_model(state: State, base: str, template: Template, out: str, dtype: str, train: Collection[Part]) -> None:
     """Write a model's whole weights to folder `out`, in the hub's layout, with what goes with them.
 
     `base`: the checkpoint that it was trained from, whose config, tokenizer and processor go with it. A model that was
-    trained with LLaVA's prompt gets a processor that pads and LLaVA's chat template, whatever `base` has.
+    trained with LLaVA's prompt gets a processor that pads and LLaVA's chat template, whatever `base` has. `train`: the
+    parts that were trained.
     """
-    from transformers import AutoModelForImageTextToText
-
     folder = local_folder(base, weights=False)
-    config = read_config(folder)
+    model = without_weights(base)
+    config = model.config
     config.dtype = dtype
+    if "tower" in train:
+        vars(config).pop(CLIP_NAME, None)
     weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
     formatter = load_formatter(base, template)
     if isinstance(formatter, LlavaFormatter):
         save_checkpoint(model, _llava_processor(formatter, config), out, state=weights)
+        if os.path.isfile(os.path.join(folder, FILE)):  # what LLaVA's own code reads
+            shutil.copy(os.path.join(folder, FILE), os.path.join(out, FILE))
         return
     model.save_pretrained(out, state_dict=weights)
     for name in os.listdir(folder):
@@ -137,17 +141,21 @@ def _llava_processor(formatter: LlavaFormatter, config: Any) -> Any:
     )
 
 
-def write_adapter(state: State, base: str, lora: Lora, out: str) -> None:
-    """Write adapters and projector to folder `out`, as `peft.PeftModel.from_pretrained(model, out)` loads them."""
+def write_adapter(state: State, base: str, lora: Lora, train: Collection[Part], out: str) -> None:
+    """Write adapters, and whole what else was trained, to folder `out`, as `peft.PeftModel.from_pretrained(model, out)`
+    loads them."""
     from peft import LoraConfig, TaskType
 
+    model = without_weights(base)
+    parts = parts_of(model)
     modules = sorted({name.split(".lora_A.")[0] for name in state if ".lora_A." in name})
-    whole = sorted({projector_module(name) for name in state if beside_adapters(name) and is_projector(name)})
+    beside: tuple[Part, ...] = ("projector", "tower")
+    whole = [module for part in beside if part in train for module in whole_modules(model, parts, part)]
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         target_modules=modules,
-        modules_to_save=whole,
+        modules_to_save=whole or None,
         base_model_name_or_path=base,
         task_type=TaskType.CAUSAL_LM,
         inference_mode=True,
@@ -157,7 +165,7 @@ def write_adapter(state: State, base: str, lora: Lora, out: str) -> None:
     tensors = {
         f"base_model.model.{name.replace('.default', '')}": tensor.contiguous()
         for name, tensor in state.items()
-        if beside_adapters(name)
+        if is_adapter(name) or any(name.startswith(f"{module}.") for module in whole)
     }
     save_file(tensors, os.path.join(out, "adapter_model.safetensors"), metadata={"format": "pt"})
 
@@ -191,14 +199,15 @@ def run(config: ExportConfig) -> Exported:
         return Exported(config.out, chosen.step)
     if config.format == "llava":
         read_base(base)  # before the weights, so that a model which LLaVA's code can't hold is told at once
-    state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora)
+    train = tuple(trained.get("train", TRAINED))
+    state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora, train)
     output.begin(config)
     if config.format == "adapter" and lora is not None:
-        write_adapter(state, base, lora, output.work)
+        write_adapter(state, base, lora, train, output.work)
     elif config.format == "llava":
-        write_llava(merged(state, lora), base, output.work, dtype, place=absolute(config.out))
+        write_llava(merged(state, lora), base, output.work, dtype, train, place=absolute(config.out))
     else:
-        write_model(merged(state, lora), base, template, output.work, dtype)
+        write_model(merged(state, lora), base, template, output.work, dtype, train)
     output.publish(output.work, os.path.basename(absolute(config.out)))
     output.commit(config)
     return Exported(config.out, chosen.step)
@@ -227,12 +236,14 @@ def _checkpoint(directory: str, step: Literal["last", "best"]) -> Checkpoint:
     return checkpoints[-1]
 
 
-def _whole_state(directory: str, name: str, base: str, lora: Lora | None) -> dict[str, torch.Tensor]:
+def _whole_state(
+    directory: str, name: str, base: str, lora: Lora | None, train: Collection[Part]
+) -> dict[str, torch.Tensor]:
     """The model's weights after a checkpoint: those that were trained from there, the frozen ones from `base`."""
     from vig_ray.training.training_model import TrainingModel
 
     model = load_model(base, dtype="float32", device="cpu")
-    training_model = TrainingModel(model, pack=False, lora=lora)
+    training_model = TrainingModel(model, pack=False, lora=lora, train=train)
     state: dict[str, torch.Tensor] = {key: tensor.detach() for key, tensor in training_model.model.state_dict().items()}
     trained = {key for key, parameter in training_model.model.named_parameters() if parameter.requires_grad}
     with on_this_machine(directory, name) as folder, alone_on_purpose():
@@ -240,14 +251,16 @@ def _whole_state(directory: str, name: str, base: str, lora: Lora | None) -> dic
     return state
 
 
-def write_results(state: State, base: str, template: Template, lora: Lora | None, output: Claim, dtype: str) -> None:
+def write_results(
+    state: State, base: str, template: Template, lora: Lora | None, train: Collection[Part], output: Claim, dtype: str
+) -> None:
     """Write OUT/model, and with LoRA OUT/adapter, at the end of a run; OUT may be remote."""
     near = None if scheme_of(output.work) else output.work  # on the same disk, so that nothing is copied
     if near is not None:
         os.makedirs(near, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=near) as folder:
-        write_model(merged(state, lora), base, template, os.path.join(folder, MODEL), dtype)
+        write_model(merged(state, lora), base, template, os.path.join(folder, MODEL), dtype, train)
         output.publish(os.path.join(folder, MODEL), MODEL)
         if lora is not None:
-            write_adapter(state, base, lora, os.path.join(folder, ADAPTER))
+            write_adapter(state, base, lora, train, os.path.join(folder, ADAPTER))
             output.publish(os.path.join(folder, ADAPTER), ADAPTER)

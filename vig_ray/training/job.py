@@ -29,7 +29,7 @@ from vig_ray.cluster import Machines, machines, parse_range, with_the_driver
 from vig_ray.compat.ray import being_preempted, worker_errors
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
-from vig_ray.model.load import load_formatter, template_fingerprint
+from vig_ray.model.load import load_formatter, template_fingerprint, without_weights
 from vig_ray.stage import Claim, claim, read_stage
 from vig_ray.storage import absolute, check_writable, filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.directories import samples_beside, selection_directory
@@ -40,9 +40,11 @@ from vig_ray.training.export import ADAPTER, MODEL, write_results
 from vig_ray.training.index import Index, of_samples, of_selection
 from vig_ray.training.loader import Prompts
 from vig_ray.training.metrics import JobMetricsLogger
+from vig_ray.training.parts import tree
 from vig_ray.training.progress_actor import ProgressActor, shown
 from vig_ray.training.run import BadBatchError, Run, Setup
-from vig_ray.training.training_model import Lora
+from vig_ray.training.sampler import StepSampler
+from vig_ray.training.training_model import Lora, TrainingModel
 from vig_ray.training.worker import train
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ log = logging.getLogger(__name__)
 _HOW = {
     "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "gradient_sync",
     "loaders", "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
-    "selection", "model", "dtype",
+    "selection", "model", "dtype", "dry_run",
 }  # fmt: skip
 
 
@@ -66,6 +68,7 @@ class Plan:
     record: dict[str, Any]
     identity: dict[str, Any]
     out: str
+    described: str
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def check(config: TrainConfig) -> Plan:
     )
     check_writable(config.out)
     formatter = load_formatter(*prompts)
+    described = _described(config, prompts.model)
     if not getattr(formatter, "by_parts", True):
         raise StageError(
             f"{prompts.model}: can be scored, but not trained here: its processor makes samples as a whole"
@@ -133,24 +137,64 @@ def check(config: TrainConfig) -> Plan:
         "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")},
         "selection": {name: record.get(name) for name in ("identity", "selection")} if record else None,
     }
-    return Plan(config, prompts, samples, selection, record, identity, join(absolute(config.out), "training"))
+    directory = join(absolute(config.out), "training")
+    return Plan(config, prompts, samples, selection, record, identity, directory, described)
 
 
-def run(config: TrainConfig) -> Trained:
-    """Train; returns what came of it.
+def _described(config: TrainConfig, model: str) -> str:
+    """The model's parts and what of them is trained, for a person. Raises StageError where they can't be told."""
+    try:
+        built = without_weights(model)
+    except StageError:
+        if config.dry_run:
+            raise
+        return ""  # one worker, which loads it, may train it
+    lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
+    training_model = TrainingModel(built, pack=False, lora=lora, train=config.train)
+    trained = {name for name, parameter in training_model.model.named_parameters() if parameter.requires_grad}
+    return tree(training_model.model, training_model.parts, trained)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What `--dry-run` shows."""
+
+    described: str
+    samples: int
+    left_out: int
+    held_out: int
+    steps: int
+    global_batch: int
+
+    def text(self) -> str:
+        """For a person."""
+        left_out = f", {self.left_out:,} with an error left out" if self.left_out else ""
+        held_out = f", {self.held_out:,} held out" if self.held_out else ""
+        return (
+            f"{self.described}\n{self.samples:,} samples{held_out}{left_out}; {self.steps:,} steps of "
+            f"{self.global_batch:,}"
+        )
+
+
+def run(config: TrainConfig) -> Trained | DryRun:
+    """Train; returns what came of it, or with `dry_run` what would be trained.
 
     Raises StageError, before any worker starts, where the config, the samples, the selection, the model or what is in
     `OUT` is wrong; and where training can't go on, with what to do.
     """
     plan = check(config)
+    if config.dry_run:
+        index = _index(plan)
+        steps = StepSampler(
+            len(index) - config.held_out, config.global_batch, config.epochs, config.seed, config.max_steps
+        ).steps
+        return DryRun(plan.described, len(index), index.left_out, config.held_out, steps, config.global_batch)
     output = claimed(plan)
     if output.complete:
         log.info("%s: already complete, nothing to train", plan.out)
         result = output.record["result"]
         return Trained(**{**result, "held_out": _pair(result["held_out"])})
-    index = of_selection(plan.samples, plan.selection) if plan.selection else of_samples(plan.samples, config.seed)
-    if config.held_out >= len(index):
-        raise StageError(f"--held-out {config.held_out}: there are only {len(index):,} samples")
+    index = _index(plan)
     if index.left_out:
         log.warning("%s samples have an error and are left out", f"{index.left_out:,}")
     least, most = parse_range(config.workers) if config.workers else (1, 1)
@@ -165,6 +209,15 @@ def run(config: TrainConfig) -> Trained:
     trained = _trained(plan, done)
     output.commit(config, result=trained.__dict__)
     return trained
+
+
+def _index(plan: Plan) -> Index:
+    """All positions. Raises StageError where none is left to train on."""
+    config = plan.config
+    index = of_selection(plan.samples, plan.selection) if plan.selection else of_samples(plan.samples, config.seed)
+    if config.held_out >= len(index):
+        raise StageError(f"--held-out {config.held_out}: there are only {len(index):,} samples")
+    return index
 
 
 def _pair(values: Any) -> tuple[float, float] | None:
@@ -331,7 +384,7 @@ def finish(run: Run, output: Claim) -> None:
     )
     if run.distributed.rank == 0:
         lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
-        write_results(state, setup.prompts.model, setup.prompts.template, lora, output, setup.dtype)
+        write_results(state, setup.prompts.model, setup.prompts.template, lora, config.train, output, setup.dtype)
         lines = "".join(json.dumps(line) + "\n" for line in run.log)
         write_bytes(join(output.directory, "log.jsonl"), lines.encode(), by_way_of=join(output.work, "log.jsonl"))
     run.distributed.gather_objects(None)

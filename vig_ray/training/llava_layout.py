@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import local_folder, read_config
+from vig_ray.model.export import CLIP_NAME
 from vig_ray.model.llava import MAX_LENGTH, LlavaFormatter
 from vig_ray.model.load import load_formatter
 from vig_ray.model.sentencepiece import FILE, Pieces
+from vig_ray.training.parts import Part
 
 State = Mapping[str, torch.Tensor]
 
@@ -37,7 +39,7 @@ class LlavaBase(NamedTuple):
     @property
     def clip(self) -> str | None:
         """The CLIP on the hub that the vision tower is, where `vig assemble` noted one that LLaVA's code takes."""
-        name = getattr(self.config, "mm_vision_tower", None) or ""
+        name = getattr(self.config, CLIP_NAME, None) or ""
         return name if name.startswith(("openai/", "laion/")) or "ShareGPT4V" in name else None
 
 
@@ -185,13 +187,13 @@ def _write_tower(of: LlavaBase, tower: State, out: str, dtype: str) -> None:
 
 
 def write_llava(
-    state: Mapping[str, torch.Tensor], base: str, out: str, dtype: str, *, place: str | None = None
+    state: State, base: str, out: str, dtype: str, train: Collection[Part], *, place: str | None = None
 ) -> None:
     """Write a LLaVA model to folder `out` in LLaVA's original layout (`LlavaLlamaForCausalLM`).
 
-    The vision tower, which no training changes, is a CLIP that LLaVA's code loads by a name on the hub; one that has
-    no such name is written to `out`/vision_tower and named by its path, beginning with `place` where the folder goes
-    there later. Raises StageError as `read_base` does.
+    LLaVA's code loads the vision tower by itself. One that is still a CLIP of the hub, `train` being the parts that
+    were trained, goes by its name; another is written to `out`/vision_tower and goes by its path, beginning with
+    `place` where the folder goes there later. Raises StageError as `read_base` does.
     """
     of = read_base(base)
     os.makedirs(out, exist_ok=True)
@@ -211,9 +213,10 @@ def write_llava(
         else:
             weights["model." + name.removeprefix("model.language_model.")] = tensor.contiguous()
     save_file(weights, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
-    if of.clip is None:
+    clip = of.clip if "tower" not in train else None
+    if clip is None:
         _write_tower(of, tower, os.path.join(out, TOWER), dtype)
-    clip = of.clip or os.path.join(os.path.abspath(place or out), TOWER)
+        clip = os.path.join(os.path.abspath(place or out), TOWER)
     _write_json(out, "config.json", _config(base, of, dtype, clip))
     _write_tokenizer(of, out)
 

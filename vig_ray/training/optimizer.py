@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 from vig_ray.training.config import TrainConfig
-from vig_ray.training.training_model import TrainingModel, is_projector
+from vig_ray.training.training_model import TrainingModel
 
 
 def make_optimizer(training_model: TrainingModel, config: TrainConfig) -> torch.optim.AdamW:
     """Fused AdamW over what is trained; each group's `highest` is the rate that the schedule leads up to."""
-    main, projector = config.rates
+    rates = config.rates
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in training_model.model.named_parameters():
         if parameter.requires_grad:
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((projector if is_projector(name) else main, decay), []).append(parameter)
+            groups.setdefault((rates[training_model.parts[name]], decay), []).append(parameter)
     described: list[dict[str, Any]] = [
         {"params": members, "lr": rate, "highest": rate, "weight_decay": decay}
         for (rate, decay), members in groups.items()

@@ -16,10 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import local_folder, read_config
 from vig_ray.model.head import applied_softcap
-from vig_ray.model.load import load_model
-from vig_ray.storage import one_line
+from vig_ray.model.load import load_model, without_weights
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.training_model import TrainingModel
 
@@ -45,21 +43,12 @@ def read_by_one(checkpoint: str, distributed: DistributedContext) -> tuple[Any, 
     softcap, failure = distributed.gather_objects((softcap, failure))[0]
     if failure is not None:
         raise failure
-    return (_without_weights(checkpoint) if model is None else model), softcap
-
-
-def _without_weights(checkpoint: str) -> Any:
-    from transformers import AutoModelForImageTextToText
-
-    config = read_config(local_folder(checkpoint, weights=False))
-    try:
-        with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise StageError(
-            f"{checkpoint}: the model can't be built without its weights, as several workers need it "
-            f"({one_line(error)[:300]}); train with --workers 1"
-        ) from error
+    if model is None:
+        try:
+            model = without_weights(checkpoint)
+        except StageError as error:
+            raise StageError(f"{error}; several workers need it so, train with --workers 1") from error
+    return model, softcap
 
 
 def shard(training_model: TrainingModel, distributed: DistributedContext, dtype: torch.dtype) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -13,60 +13,10 @@ from vig_ray.model.head import capped, forward_arguments
 from vig_ray.training.attention import NAME
 from vig_ray.training.batch import Batch
 from vig_ray.training.objective import weighted_cross_entropy
+from vig_ray.training.parts import Part, parts_of, trained_names, whole_modules
 
-# What has no part in reading images stays as it is, too: hearing, and the half of Janus that makes images.
-_VISION = re.compile(
-    r"(^|\.)(?:vision_tower|vision_model|visual|vision_encoder|high_res_vision_\w+|audio_tower|embed_audio|vqmodel"
-    r"|generation_(?:embeddings|aligner|head))(?:\.|$)"
-)
-_PROJECTOR = re.compile(
-    r"(^|\.)(multi_modal_projector|mm_projector|merger|deepstack_merger_list|connector|aligner|embed_vision"
-    r"|image_newline|visual_embeddings_table)(?:\.|$)"
-)
-
-
-def is_projector(name: str) -> bool:
-    """Whether a parameter leads from the vision tower to the language model."""
-    return bool(_PROJECTOR.search(name))
-
-
-def projector_module(name: str) -> str:
-    """The projector's own name in that of one of its parameters."""
-    match = _PROJECTOR.search(name)
-    assert match is not None
-    return match[2]
-
-
-def is_tower(name: str) -> bool:
-    """Whether a parameter is the vision tower's own."""
-    return bool(_VISION.search(name)) and not is_projector(name)
-
-
-def check_parts(model: Any) -> None:
-    """Every parameter must be known as the vision tower's, the projector's or the language model's.
-
-    Raises StageError naming the first that isn't: it would be trained, or not, by chance.
-    """
-    if not hasattr(model, "model"):  # Llama 4
-        raise StageError(f"{type(model).__name__}: has no part that gives states without logits; it can't be trained")
-    layers = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
-    language = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    for name, parameter in model.named_parameters():
-        known = id(parameter) in language
-        if known == (is_tower(name) or is_projector(name)):
-            what = "both the language model's and the vision tower's" if known else "no part that vig-ray knows"
-            raise StageError(f"{type(model).__name__}: the parameter {name} is {what}; it can be scored, not trained")
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a parameter is LoRA's."""
-    return ".lora_" in name
-
-
-def beside_adapters(name: str) -> bool:
-    """Whether a parameter is trained with LoRA: adapters, and the projector but for a row's end, which is no module, so
-    that PEFT can't keep it."""
-    return is_adapter(name) or (is_projector(name) and not name.endswith("image_newline"))
+TRAINED: tuple[Part, ...] = ("projector", "language")
+"""What LLaVA-1.5's instruction tuning trains."""
 
 
 class Lora(NamedTuple):
@@ -87,6 +37,16 @@ def _add_adapters(model: Any, lora: Lora) -> None:
     inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=linear), model)
 
 
+def _drop_nothing(model: Any) -> None:
+    """Set every probability of dropout to 0: of modules, and of attention, which draws by itself."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout1d | torch.nn.Dropout2d | torch.nn.Dropout3d):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_p", "drop_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
 def can_pack(model: Any) -> bool:
     """Whether samples can lie end to end in one row: causal attention over everything before, in every layer."""
     text = model.config.get_text_config()
@@ -102,10 +62,12 @@ def can_pack(model: Any) -> bool:
 class TrainingModel(torch.nn.Module):
     """A transformers image-text-to-text model whose forward takes a `Batch` and gives its part of the loss.
 
-    The vision tower is frozen, as LLaVA-1.5's instruction tuning has it; projector and language model are trained, or
-    with `lora` the projector and adapters on the language model's linear layers. What is frozen is kept in `dtype`,
-    that of forward and backward. `pack`: use `packed_attention`, which takes padded batches too. `softcap`: what
-    `applied_softcap` says of the model.
+    `train`: the parts that are trained, with `lora` of the language model adapters on its linear layers. What is frozen
+    is kept in `dtype`, that of forward and backward, and stays in evaluation mode. Nothing is dropped out, whatever the
+    checkpoint says, so that a resumed run repeats exactly. `pack`: use `packed_attention`, which takes padded batches
+    too. `softcap`: what `applied_softcap` says of the model.
+
+    `parts`: each parameter's part by its name in `model`. Raises StageError where the model's parts can't be told.
     """
 
     def __init__(
@@ -117,25 +79,44 @@ class TrainingModel(torch.nn.Module):
         lora: Lora | None = None,
         dtype: torch.dtype = torch.float32,
         softcap: float | None = None,
+        train: Collection[Part] = TRAINED,
     ) -> None:
         super().__init__()
-        check_parts(model)
+        if not hasattr(model, "model"):  # Llama 4
+            raise StageError(
+                f"{type(model).__name__}: has no part that gives states without logits; it can't be trained"
+            )
+        parts_of(model)  # which refuses what it doesn't know, before anything is changed
         self.model = model
         if pack:
             model.set_attn_implementation({"text_config": NAME})
         if lora is not None:
             _add_adapters(model, lora)
+        self.parts = parts_of(model)
+        trained = trained_names(model, self.parts, train, lora=lora is not None)
+        if not trained:
+            raise StageError(f"{type(model).__name__}: nothing to train of its {', '.join(train)}")
         for name, parameter in model.named_parameters():
-            trained = beside_adapters(name) if lora is not None else not is_tower(name)
-            parameter.requires_grad_(trained)
-            if not trained:
+            parameter.requires_grad_(name in trained)
+            if name not in trained:
                 parameter.data = parameter.data.to(dtype)
+        paths = [path for part in ("tower", "unused") for path in whole_modules(model, self.parts, part)]
+        reading = [model.get_submodule(path) for path in paths]
+        self._frozen = [module for module in reading if not any(each.requires_grad for each in module.parameters())]
+        _drop_nothing(model)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._softcap = softcap
         self._sparing = pack and spare_last_mlp(self.layers()[-1])
-        model.train()
+        self.train()
         if checkpoint_activations:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def train(self, mode: bool = True) -> TrainingModel:
+        """Training mode for what is trained alone: a frozen tower's statistics and noise stay as they are."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def layers(self) -> list[torch.nn.Module]:
         """The decoder layers of the language model, the units that FSDP shards."""
@@ -151,13 +132,14 @@ class TrainingModel(torch.nn.Module):
             hidden_ND, self._logits, batch.target_N, batch.coefficient_N, vocabulary=self._vocabulary
         )
         # Further terms on hidden states are added here: they are sums over the same batch.
-        if not batch.images:
-            # Every rank must bring the same gradients to each exchange, so a projector that saw no image brings zeros.
-            idle = [
-                p.flatten()[0] for name, p in self.model.named_parameters() if p.requires_grad and is_projector(name)
-            ]
-            loss = loss + 0.0 * sum(idle, torch.zeros((), device=loss.device))
-        return loss, nll_N
+        # Every rank must bring the same gradients to each exchange. So what no image came to brings zeros, and so does
+        # what no image ever comes to: layers of a tower behind the one that is read.
+        idle = [
+            parameter.flatten()[0]
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and self.parts[name] != "language"
+        ]
+        return loss + 0.0 * sum(idle, torch.zeros((), device=loss.device)), nll_N
 
     def _logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         return capped(self.model.get_output_embeddings()(hidden_ND), self._softcap)

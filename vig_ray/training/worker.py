@@ -106,6 +106,7 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
         lora=Lora(config.lora_rank, config.lora_alpha) if config.lora else None,
         dtype=dtype,
         softcap=softcap,
+        train=config.train,
     )
     sharded = shard(training_model, distributed, dtype)
     kept = 0
@@ -209,7 +210,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
         first=run.step * sampler.batch,
         end=run.step * sampler.batch + len(expected),
         loss=loss,
-        lr=setup.config.rates[0] * factor,
+        lr=setup.config.rates["language"] * factor,
         grad_norm=norm,
         samples=len(consumed),
         active_tokens=totals.active_tokens,

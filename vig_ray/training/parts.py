@@ -1,0 +1,131 @@
+"""What of a model is vision tower, projector and language model, by its structure.
+
+transformers says where the encoder of images and the decoder are; embeddings and the output layer belong to the
+language model, and what is left leads from the one to the other. The few exceptions are listed, each with its family.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+from vig_ray.errors import StageError
+
+Part = Literal["tower", "projector", "language", "unused"]
+
+# Inside the encoder, and yet what leads out of it: Qwen's and GLM's merger, MiniCPM-V's downsampling.
+_PROJECTOR_INSIDE = re.compile(r"(^|\.)(merger|deepstack_merger_list)\.")
+# Beside the encoder, and yet a tower of its own: DeepSeek-VL hybrid's for high resolutions.
+_TOWER_BESIDE = re.compile(r"^(model\.)?high_res_vision_\w+(\.|$)")
+# No part in reading images: the half of Janus that makes them, and hearing (Gemma 3n, Gemma 4).
+_UNUSED = re.compile(r"(^|\.)(vqmodel|generation_(embeddings|aligner|head)|audio_tower|embed_audio)\.")
+
+
+def parts_of(model: Any) -> dict[str, Part]:
+    """The part that each parameter of `model` belongs to, by its name; by each of them where it is tied.
+
+    Raises StageError where the model doesn't say which of its modules reads images.
+    """
+    name = type(model).__name__
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    language = _ids(decoder, model.get_input_embeddings(), head)
+    encoder = _encoder(model)
+    if encoder is None or encoder is model or _ids(encoder) & language:
+        raise StageError(f"{name}: doesn't say which of its modules reads images; it can be scored, not trained")
+    tower = _ids(encoder)
+    parts: dict[str, Part] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in language:
+            parts[path] = "language"
+        elif _UNUSED.search(path):
+            parts[path] = "unused"
+        elif _TOWER_BESIDE.search(path) or (id(parameter) in tower and not _PROJECTOR_INSIDE.search(path)):
+            parts[path] = "tower"
+        else:
+            parts[path] = "projector"
+    missing = {"tower", "projector", "language"} - set(parts.values())
+    if missing:
+        raise StageError(f"{name}: no parameter is of its {', '.join(sorted(missing))}; it can be scored, not trained")
+    return parts
+
+
+def _encoder(model: Any) -> Any:
+    holders: tuple[Any, ...] = (model, getattr(model, "model", None))
+    for holder in holders:
+        if hasattr(holder, "get_encoder"):
+            found = holder.get_encoder(modality="image")
+            if found is not None and found is not holder:
+                return found
+    return None
+
+
+def _ids(*modules: Any) -> set[int]:
+    return {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+
+
+def trained_names(model: Any, parts: Mapping[str, Part], train: Collection[str], *, lora: bool) -> set[str]:
+    """The names of the parameters that are trained. With `lora`, of the language model its adapters alone, and of the
+    others what lies in modules of their own: a row's end (LLaVA-NeXT) is no module, so PEFT couldn't keep it."""
+    if not lora:
+        return {name for name, part in parts.items() if part in train}
+    modules = [module for part in ("projector", "tower") for module in whole_modules(model, parts, part)]
+    inside = {name for name in parts if any(name.startswith(f"{module}.") for module in modules)}
+    adapters = {name for name in parts if is_adapter(name)}
+    kept = adapters | inside
+    return {name for name, part in parts.items() if part in train and name in kept}
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is LoRA's."""
+    return ".lora_" in name
+
+
+def whole_modules(model: Any, parts: Mapping[str, Part], part: str) -> list[str]:
+    """The highest modules all of whose parameters are of `part`, by their paths; no single parameters."""
+    found: list[str] = []
+    of = {id(parameter): parts[name] for name, parameter in model.named_parameters()}
+    for path, module in model.named_modules():
+        if any(path.startswith(f"{above}.") for above in found):
+            continue
+        below = {of[id(parameter)] for parameter in module.parameters()}
+        if below == {part}:
+            found.append(path)
+    return found
+
+
+def tree(model: Any, parts: Mapping[str, Part], trained: set[str]) -> str:
+    """The model's modules down to where a part begins, with its size and whether it is trained: for a person.
+
+    `trained`: names of parameters.
+    """
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    lines = []
+
+    def add(path: str, names: list[str], depth: int) -> None:
+        kinds = {(parts[name], name in trained) for name in names}
+        size = _count(sum(sizes[name] for name in names))
+        label = f"{'  ' * depth}{path.rpartition('.')[2] or type(model).__name__}"
+        if len(kinds) == 1:
+            ((part, is_trained),) = kinds
+            lines.append(f"{label:<36} {size:>9}  {part:<9}  {'trained' if is_trained else 'frozen'}")
+            return
+        lines.append(f"{label:<36} {size:>9}")
+        children: dict[str, list[str]] = {}
+        for name in names:
+            rest = name[len(path) + 1 :] if path else name
+            child = rest.partition(".")[0]
+            children.setdefault(f"{path}.{child}" if path else child, []).append(name)
+        for child, inside in children.items():
+            add(child, inside, depth + 1)
+
+    add("", list(sizes), 0)
+    whole, active = sum(sizes.values()), sum(size for name, size in sizes.items() if name in trained)
+    return "\n".join([*lines, f"{_count(active)} of {_count(whole)} parameters are trained"])
+
+
+def _count(parameters: int) -> str:
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if parameters >= unit:
+            return f"{parameters / unit:.2f} {name}"
+    return str(parameters)
