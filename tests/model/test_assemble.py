@@ -7,23 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    CLIPConfig,
-    CLIPModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import AutoModelForImageTextToText, CLIPModel, LlamaConfig, LlamaForCausalLM
 
 from tests import tiny_models
+from tests.model.llava_parts import DEEP, config_of, write_clip, write_projector
 from vig_ray.dataset.schema import Turn
 from vig_ray.errors import StageError
-from vig_ray.model.assemble import AssembleConfig, run
+from vig_ray.model.assemble import run
 from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import PromptImage
-
-WIDE, DEEP = 32, 48
 
 
 @pytest.fixture(scope="module")
@@ -40,38 +32,15 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     language.save_pretrained(folder / "vicuna")
     tokenizer.save_pretrained(folder / "vicuna")
-    vision = {"hidden_size": WIDE, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-    vision |= {"image_size": 28, "patch_size": 14, "projection_dim": 16}
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)).save_pretrained(folder / "clip")
-    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
-        folder / "clip"
-    )
-    projector = {
-        "model.mm_projector.0.weight": torch.randn(DEEP, WIDE),
-        "model.mm_projector.0.bias": torch.randn(DEEP),
-        "model.mm_projector.2.weight": torch.randn(DEEP, DEEP),
-        "model.mm_projector.2.bias": torch.randn(DEEP),
-    }
-    torch.save(projector, folder / "mm_projector.bin")
+    write_clip(folder / "clip")
+    write_projector(folder / "mm_projector.bin")
     return folder
-
-
-def config(parts: Path, out: Path, **changes: str) -> AssembleConfig:
-    values = {
-        "language_model": str(parts / "vicuna"),
-        "vision_tower": str(parts / "clip"),
-        "projector": str(parts / "mm_projector.bin"),
-        "out": str(out),
-        "dtype": "float32",
-    }
-    return AssembleConfig(**(values | changes))
 
 
 @pytest.fixture(scope="module")
 def assembled(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("assembled") / "model"
-    run(config(parts, out))
+    run(config_of(parts, out))
     return out
 
 
@@ -153,25 +122,25 @@ def test_its_processor_pads_and_its_template_is_vicunas(assembled: Path) -> None
 )
 def test_missing_parts_are_named(parts: Path, tmp_path: Path, changes: dict[str, str], told: str) -> None:
     with pytest.raises(StageError, match=told):
-        run(config(parts, tmp_path / "out", **changes))
+        run(config_of(parts, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
 
 def test_wrong_projectors_are_refused(parts: Path, tmp_path: Path) -> None:
     torch.save({"model.mm_projector.weight": torch.zeros(2, 2)}, tmp_path / "linear.bin")
     with pytest.raises(StageError, match=r"needs weight and bias of mm_projector.0 and .2.*mm_projector.weight"):
-        run(config(parts, tmp_path / "out", projector=str(tmp_path / "linear.bin")))
+        run(config_of(parts, tmp_path / "out", projector=str(tmp_path / "linear.bin")))
     other = {f"model.mm_projector.{n}": torch.zeros(8, 8) for n in ("0.weight", "2.weight")}
     other |= {f"model.mm_projector.{n}": torch.zeros(8) for n in ("0.bias", "2.bias")}
     torch.save(other, tmp_path / "other.bin")
     with pytest.raises(
         StageError, match="from 8 to 8 dimensions, but the vision tower has 32 and the language model 48"
     ):
-        run(config(parts, tmp_path / "out", projector=str(tmp_path / "other.bin")))
+        run(config_of(parts, tmp_path / "out", projector=str(tmp_path / "other.bin")))
     (tmp_path / "text.bin").write_text("not weights")
     with pytest.raises(StageError, match="can't be read as weights"):
-        run(config(parts, tmp_path / "out", projector=str(tmp_path / "text.bin")))
+        run(config_of(parts, tmp_path / "out", projector=str(tmp_path / "text.bin")))
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "config.json").write_text("{}")
     with pytest.raises(StageError, match=r"there/config\.json was not written by `vig assemble`"):
-        run(config(parts, tmp_path / "there"))
+        run(config_of(parts, tmp_path / "there"))

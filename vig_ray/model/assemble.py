@@ -22,7 +22,7 @@ from torch import nn
 from vig_ray.errors import StageError
 from vig_ray.model.chat_template import LLAVA_V1
 from vig_ray.model.checkpoint import is_local, local_folder
-from vig_ray.model.export import save_checkpoint
+from vig_ray.model.export import CLIP_NAME, save_checkpoint
 from vig_ray.model.llava import MAX_LENGTH
 from vig_ray.model.sentencepiece import FILE, agree
 from vig_ray.options import Precision
@@ -195,6 +195,8 @@ def _put_together(
         tie_word_embeddings=False,
         dtype=config.dtype,
     )
+    if not is_local(config.vision_tower):
+        setattr(llava, CLIP_NAME, config.vision_tower)  # LLaVA's code loads it by name: `vig export --format llava`
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(llava)
     model.model.language_model = language_model.model

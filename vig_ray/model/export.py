@@ -18,6 +18,8 @@ _HUB_LAYOUT = (
     (re.compile(r"^model\.vision_tower\."), "vision_tower."),
     (re.compile(r"^model\.multi_modal_projector\."), "multi_modal_projector."),
 )
+CLIP_NAME = "mm_vision_tower"
+"""In a LLaVA's config: the CLIP on the hub whose weights the vision tower has, as `vig assemble` notes it."""
 _SHARD_BYTES = 5 * 10**9
 
 

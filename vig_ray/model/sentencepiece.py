@@ -26,7 +26,7 @@ _SCRIPTS = (
 _CODE = ("def f(x):", "return", "==", "!=", "->", "://", "{}", "[]", "();", "//", "/*", "<br>", "&nbsp;", "\\n", "__")
 
 
-class _Pieces:
+class Pieces:
     """A SentencePiece model's pieces, by its own library."""
 
     def __init__(self, path: str) -> None:
@@ -46,7 +46,7 @@ class _Pieces:
         self.unknown = of.id_to_piece(of.unk_id())
 
 
-def _model(pieces: _Pieces) -> models.BPE:
+def _model(pieces: Pieces) -> models.BPE:
     """Merges in the order in which SentencePiece makes them: by the score of the piece that comes out."""
     known, score = pieces.joined, pieces.processor.get_score
     merges = sorted(
@@ -84,11 +84,11 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
     return ["".join(part() + draw.choice(("", " ")) for _ in range(draw.randint(1, 10))) for _ in range(count)]
 
 
-def _disagreement(pieces: _Pieces, model: models.BPE, texts: int) -> str | None:
+def _disagreement(pieces: Pieces, model: models.BPE, texts: int) -> str | None:
     """A text that the two tokenise otherwise; None where there is none among so many."""
     ours = Tokenizer(model)
     ours.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
-    given = random_texts(texts)
+    given = [*random_texts(texts), *(piece.replace(_SPACE, " ") for piece in pieces.joined)]
     both = zip(given, pieces.processor.encode(given), ours.encode_batch_fast(given), strict=True)
     return next((text for text, theirs, mine in both if theirs != mine.ids), None)
 
@@ -103,7 +103,7 @@ def agree(tokenizer: Any, folder: str, *, texts: int = 2000) -> bool:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not os.path.isfile(path) or backend is None or not isinstance(backend.model, models.BPE):
         return False
-    pieces = _Pieces(path)
+    pieces = Pieces(path)
     ids = tokenizer.get_vocab()
     if any(ids.get(piece) != index for piece, index in pieces.vocabulary.items()):
         return False
@@ -114,7 +114,20 @@ def agree(tokenizer: Any, folder: str, *, texts: int = 2000) -> bool:
             f"{path}: no merges give the tokens that SentencePiece makes of {apart!r}; add a tokenizer.json"
         )
     backend.model = model
+    _write_spaces_as(tokenizer, pieces)
     return True
+
+
+def _write_spaces_as(tokenizer: Any, pieces: Pieces) -> None:
+    """Give a text its first space where transformers has made a tokenizer without: it does for a LLaVA's folder."""
+    if tokenizer("a", add_special_tokens=False)["input_ids"] == pieces.processor.encode("a"):
+        return
+    from transformers import LlamaTokenizer
+
+    legacy = bool(tokenizer.init_kwargs.get("legacy", False))  # as transformers 5 takes a missing one
+    ours = tokenizer.backend_tokenizer
+    llamas = LlamaTokenizer(vocab=pieces.vocabulary, merges=[], legacy=legacy).backend_tokenizer
+    ours.normalizer, ours.pre_tokenizer, ours.decoder = llamas.normalizer, llamas.pre_tokenizer, llamas.decoder
 
 
 def fast_tokenizer(path: str, *, legacy: bool) -> Any:
@@ -124,7 +137,7 @@ def fast_tokenizer(path: str, *, legacy: bool) -> Any:
     """
     from transformers import LlamaTokenizer
 
-    pieces = _Pieces(path)
+    pieces = Pieces(path)
     tokenizer = LlamaTokenizer(vocab=pieces.vocabulary, merges=[], legacy=legacy)
     agree(tokenizer, os.path.dirname(path))
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})

@@ -3,13 +3,11 @@
     OUT/model      the whole model in the hub's layout, LoRA merged into it
     OUT/adapter    with LoRA: adapters and projector alone, as peft loads them on top of the aligned model
 
-`--format llava` writes LLaVA's original layout instead: one LlamaForCausalLM with `model.mm_projector.*` beside its own
-weights, and the vision tower by name.
+`--format llava` writes the layout of LLaVA's own code instead (`llava_layout.py`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -24,14 +22,16 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 
 from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import local_folder, read_config
-from vig_ray.model.export import save_checkpoint
+from vig_ray.model.checkpoint import local_folder
+from vig_ray.model.export import CLIP_NAME, save_checkpoint
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.load import load_formatter, load_model, without_weights
+from vig_ray.model.sentencepiece import FILE
 from vig_ray.options import Precision, Template
 from vig_ray.stage import Claim, StageConfig, claim, read_stage
 from vig_ray.storage import absolute, check_writable, join, scheme_of
 from vig_ray.training.checkpoints import Checkpoint, alone_on_purpose, committed_checkpoints, on_this_machine
+from vig_ray.training.llava_layout import read_base, write_llava
 from vig_ray.training.parts import Part, is_adapter, parts_of, whole_modules
 from vig_ray.training.training_model import TRAINED, Lora
 
@@ -55,7 +55,7 @@ class ExportConfig(StageConfig):
         "made in haste, since a machine was about to go, has none)",
     )
     format: Literal["hub", "llava", "adapter"] = Field(
-        "hub", description="hub: transformers' and vLLM's; llava: LLaVA's original layout; adapter: LoRA apart (peft)"
+        "hub", description="hub: transformers' and vLLM's; llava: for LLaVA's own code; adapter: LoRA apart (peft)"
     )
     dtype: Precision | None = Field(
         None, description="precision of the written weights; by default that of the run's forward and backward"
@@ -91,20 +91,25 @@ def merged(state: State, lora: Lora | None) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_model(state: State, base: str, template: Template, out: str, dtype: str) -> None:
+def write_model(state: State, base: str, template: Template, out: str, dtype: str, train: Collection[Part]) -> None:
     """Write a model's whole weights to folder `out`, in the hub's layout, with what goes with them.
 
     `base`: the checkpoint that it was trained from, whose config, tokenizer and processor go with it. A model that was
-    trained with LLaVA's prompt gets a processor that pads and LLaVA's chat template, whatever `base` has.
+    trained with LLaVA's prompt gets a processor that pads and LLaVA's chat template, whatever `base` has. `train`: the
+    parts that were trained.
     """
     folder = local_folder(base, weights=False)
     model = without_weights(base)
     config = model.config
     config.dtype = dtype
+    if "tower" in train:
+        vars(config).pop(CLIP_NAME, None)
     weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
     formatter = load_formatter(base, template)
     if isinstance(formatter, LlavaFormatter):
         save_checkpoint(model, _llava_processor(formatter, config), out, state=weights)
+        if os.path.isfile(os.path.join(folder, FILE)):  # what LLaVA's own code reads
+            shutil.copy(os.path.join(folder, FILE), os.path.join(out, FILE))
         return
     model.save_pretrained(out, state_dict=weights)
     for name in os.listdir(folder):
@@ -165,53 +170,6 @@ def write_adapter(state: State, base: str, lora: Lora, train: Collection[Part], 
     save_file(tensors, os.path.join(out, "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
-def write_llava(state: State, base: str, out: str, dtype: str) -> None:
-    """Write a LLaVA model to folder `out` in LLaVA's original layout (`LlavaLlamaForCausalLM`).
-
-    Raises StageError where the model is another.
-    """
-    folder = local_folder(base, weights=False)
-    config = read_config(folder)
-    if config.model_type != "llava" or config.text_config.model_type != "llama":
-        raise StageError(f"{base}: a {config.model_type!r} model has no LLaVA layout; --format hub takes any")
-    os.makedirs(out, exist_ok=True)
-    renamed = {}
-    for name, tensor in state.items():
-        if name.startswith("model.language_model."):
-            new = "model." + name.removeprefix("model.language_model.")
-        elif name.startswith("model.multi_modal_projector.linear_"):
-            layer, _, rest = name.removeprefix("model.multi_modal_projector.linear_").partition(".")
-            new = f"model.mm_projector.{2 * (int(layer) - 1)}.{rest}"  # layer 1 of mlp2x_gelu is the GELU
-        elif name.startswith("model.vision_tower."):
-            inner = name.removeprefix("model.vision_tower.").removeprefix("vision_model.")
-            new = f"model.vision_tower.vision_tower.vision_model.{inner}"
-        else:
-            new = name
-        renamed[new] = tensor.to(getattr(torch, dtype)).contiguous()
-    save_file(renamed, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
-    text = config.text_config.to_dict()
-    text |= {
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "model_type": "llava_llama",
-        "torch_dtype": dtype,
-        "mm_vision_tower": getattr(config.vision_config, "_name_or_path", "") or "openai/clip-vit-large-patch14-336",
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_hidden_size": config.vision_config.hidden_size,
-        "mm_vision_select_layer": config.vision_feature_layer,
-        "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
-        "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False,
-        "use_mm_proj": True,
-        "image_aspect_ratio": "pad",
-        "unfreeze_mm_vision_tower": False,
-    }
-    with open(os.path.join(out, "config.json"), "w", encoding="utf-8") as file:
-        json.dump(text, file, indent=2, default=str)
-    formatter = load_formatter(base, "llava_v1")
-    assert isinstance(formatter, LlavaFormatter)
-    formatter.tokenizer.save_pretrained(out)
-
-
 def training_directory(given: str) -> tuple[str, dict[str, Any]]:
     """The training/ directory that a user means, and its record. Raises StageError."""
     for directory in (join(given, "training"), given):
@@ -239,15 +197,17 @@ def run(config: ExportConfig) -> Exported:
     if output.complete:
         log.info("%s: already complete, nothing to export", config.out)
         return Exported(config.out, chosen.step)
+    if config.format == "llava":
+        read_base(base)  # before the weights, so that a model which LLaVA's code can't hold is told at once
     train = tuple(trained.get("train", TRAINED))
     state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora, train)
     output.begin(config)
     if config.format == "adapter" and lora is not None:
         write_adapter(state, base, lora, train, output.work)
     elif config.format == "llava":
-        write_llava(merged(state, lora), base, output.work, dtype)
+        write_llava(merged(state, lora), base, output.work, dtype, train, place=absolute(config.out))
     else:
-        write_model(merged(state, lora), base, template, output.work, dtype)
+        write_model(merged(state, lora), base, template, output.work, dtype, train)
     output.publish(output.work, os.path.basename(absolute(config.out)))
     output.commit(config)
     return Exported(config.out, chosen.step)
@@ -299,7 +259,7 @@ def write_results(
     if near is not None:
         os.makedirs(near, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=near) as folder:
-        write_model(merged(state, lora), base, template, os.path.join(folder, MODEL), dtype)
+        write_model(merged(state, lora), base, template, os.path.join(folder, MODEL), dtype, train)
         output.publish(os.path.join(folder, MODEL), MODEL)
         if lora is not None:
             write_adapter(state, base, lora, train, os.path.join(folder, ADAPTER))
