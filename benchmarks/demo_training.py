@@ -21,12 +21,12 @@ import torch
 
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.demo.truth import decided_tokens
-from vig_ray.model.load import load_model
+from vig_ray.model.load import Prompts, load_model
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.index import of_samples, of_selection
-from vig_ray.training.loader import Prompts, SampleSource
+from vig_ray.training.loader import SampleSource
 from vig_ray.training.metrics import SilentLogger
 from vig_ray.training.run import Setup
 from vig_ray.training.worker import train

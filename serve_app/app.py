@@ -36,7 +36,7 @@ from vig_ray.cluster import parse_range
 from vig_ray.compat.ray import asgi_ingress
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint
-from vig_ray.model.load import default_dtype, load_formatter, template_fingerprint
+from vig_ray.model.load import default_dtype, load_formatter, prompts_of, template_fingerprint
 from vig_ray.model.prompt import Prompt, PromptError
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
 from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine, load_engine
@@ -172,7 +172,7 @@ class Ingress:
 
         cv2.setNumThreads(1)  # Ray runs one of these a core, and the engine may want the others
         config = self._config
-        formatter = load_formatter(config.model, config.template, config.max_length)
+        formatter = load_formatter(*prompts_of(config))
         return make_app(Api(config, formatter, Replicas(self._scorer)), hashes=self._hashes)
 
 
@@ -213,7 +213,7 @@ def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any
     if device == "auto":
         device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"
     check_engine(config.engine, config.reference, config.vllm, joins_cluster=False)
-    formatter = load_formatter(config.model, config.template, config.max_length)
+    formatter = load_formatter(*prompts_of(config))
     asked = engine_for(config.engine, formatter, config.model)
     engine, _ = choose_engine(asked, device=device, reference=config.reference)
     dtype = config.dtype or default_dtype(config.model, device)
@@ -225,7 +225,7 @@ def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any
         "engine": engine,
     }
     engine_options = {
-        "name": engine, "model": config.model, "template": config.template, "max_length": config.max_length,
+        "name": engine, **prompts_of(config)._asdict(),
         "dtype": dtype, "device": device, "batch_tokens": config.batch_tokens, "vllm": config.vllm,
     }  # fmt: skip
     gpus = _gpus(config, engine, gpus_here) if device == "cuda" else 0

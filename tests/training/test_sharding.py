@@ -19,8 +19,7 @@ from vig_ray.dataset import importing
 from vig_ray.dataset.importing import ImportConfig
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
-from vig_ray.model.load import load_model
-from vig_ray.training.loader import Prompts
+from vig_ray.model.load import Prompts, load_model
 from vig_ray.training.memory import whole_gradients
 from vig_ray.training.parts import is_adapter
 from vig_ray.training.run import Setup

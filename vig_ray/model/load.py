@@ -44,6 +44,11 @@ class Prompts(NamedTuple):
     trust_remote_code: bool = False
 
 
+def prompts_of(config: Any) -> Prompts:
+    """What of a stage's config decides its prompts."""
+    return Prompts(*(getattr(config, name) for name in Prompts._fields))
+
+
 def _load_processor(folder: str) -> Any:
     """The checkpoint's processor, as transformers makes it."""
     from transformers import AutoProcessor

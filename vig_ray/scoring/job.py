@@ -27,7 +27,7 @@ from vig_ray.cluster import (
 from vig_ray.dataset import importing
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
-from vig_ray.model.load import default_dtype, load_formatter, template_fingerprint
+from vig_ray.model.load import default_dtype, load_formatter, prompts_of, template_fingerprint
 from vig_ray.pipeline import Step, count_samples, run_steps
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
@@ -81,7 +81,7 @@ def check(config: ScoreConfig) -> Plan:
             raise StageError(f"--{option} has no effect on {samples}, which is imported already; leave it out")
     check_writable(config.out)
     check_engine(config.engine, config.reference, config.vllm, joins_cluster=joins(config.address))
-    formatter = load_formatter(config.model, config.template, config.max_length)
+    formatter = load_formatter(*prompts_of(config))
     template = template_fingerprint(formatter)
     engine = engine_for(config.engine, formatter, config.model)
     return Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine)
@@ -213,7 +213,7 @@ def _steps(plan: Plan, pools: Pools, device: str, dtype: str, engine: str, count
     config = plan.config
     # Workers may have another working directory.
     model = os.path.abspath(os.path.expanduser(config.model)) if is_local(config.model) else config.model
-    prompts = {"model": model, "template": config.template, "max_length": config.max_length}
+    prompts = prompts_of(config)._replace(model=model)._asdict()
     prepare = {
         **prompts,
         "reference": config.reference,

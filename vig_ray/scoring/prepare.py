@@ -75,12 +75,14 @@ class Preparer:
         model: str,
         template: Template,
         max_length: int | None,
+        end_of_turn: str | None = None,
+        trust_remote_code: bool = False,
         reference: str,
         too_long: TooLong,
         max_image_pixels: int,
     ) -> None:
         cv2.setNumThreads(1)  # Ray runs one of these a core
-        self._formatter = load_formatter(model, template, max_length)
+        self._formatter = load_formatter(model, template, max_length, end_of_turn, trust_remote_code)
         self._without_image = REFERENCES[reference].without_image
         self._too_long = too_long
         self._max_image_pixels = max_image_pixels

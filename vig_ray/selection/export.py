@@ -144,7 +144,13 @@ def _formatter(config: ExportDataConfig, record: dict[str, Any]) -> Formatter:
     model = config.model or prompts.get("model")
     if model is None:
         raise StageError("--model: needed for the characters of active tokens; name the checkpoint that scored")
-    formatter = load_formatter(model, prompts.get("template", "auto"), prompts.get("max_length"))
+    formatter = load_formatter(
+        model,
+        prompts.get("template", "auto"),
+        prompts.get("max_length"),
+        prompts.get("end_of_turn"),
+        bool(prompts.get("trust_remote_code")) and config.model is None,  # the model that was trusted, and no other
+    )
     if template_fingerprint(formatter) != record.get("template"):
         raise StageError(f"--model {model}: its tokenizer or template isn't the one that the scores were made with")
     return formatter

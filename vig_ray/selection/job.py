@@ -117,7 +117,10 @@ def run(config: SelectConfig) -> Selection:
         selection=selection.to_json(),
         model=plan.record.get("identity", {}).get("model"),
         template=plan.record.get("identity", {}).get("template"),
-        prompts={name: plan.record["config"].get(name) for name in ("model", "template", "max_length")},
+        prompts={
+            name: plan.record["config"].get(name)
+            for name in ("model", "template", "max_length", "end_of_turn", "trust_remote_code")
+        },
     )
     return selection
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 
 from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import local_folder
+from vig_ray.model.checkpoint import local_folder, trust
 from vig_ray.model.export import CLIP_NAME, save_checkpoint
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.load import load_formatter, load_model, without_weights
@@ -113,7 +113,7 @@ def write_model(state: State, base: str, template: Template, out: str, dtype: st
         return
     model.save_pretrained(out, state_dict=weights)
     for name in os.listdir(folder):
-        is_text = name.endswith((".json", ".jinja", ".txt", ".model")) and not name.endswith(".index.json")
+        is_text = name.endswith((".json", ".jinja", ".txt", ".model", ".py")) and not name.endswith(".index.json")
         if is_text and name not in ("config.json", "generation_config.json"):
             shutil.copy(os.path.join(folder, name), os.path.join(out, name))
 
@@ -191,6 +191,8 @@ def run(config: ExportConfig) -> Exported:
         raise StageError(f"{directory}: trained without --lora, so there is no adapter")
     chosen = _checkpoint(directory, config.step)
     base, template = record["prompts"]["model"], record["prompts"]["template"]
+    if record["prompts"].get("trust_remote_code"):
+        trust(base)
     dtype = config.dtype or record["dtype"]
     identity = {"run": record.get("identity"), "checkpoint": chosen.name, "format": config.format, "dtype": dtype}
     output = claim(config.out, "export", identity, resumes=False)

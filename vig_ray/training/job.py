@@ -29,7 +29,7 @@ from vig_ray.cluster import Machines, machines, parse_range, with_the_driver
 from vig_ray.compat.ray import being_preempted, worker_errors
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
-from vig_ray.model.load import load_formatter, template_fingerprint, without_weights
+from vig_ray.model.load import Prompts, load_formatter, template_fingerprint, without_weights
 from vig_ray.stage import Claim, claim, read_stage
 from vig_ray.storage import absolute, check_writable, filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.directories import samples_beside, selection_directory
@@ -38,7 +38,6 @@ from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.export import ADAPTER, MODEL, write_results
 from vig_ray.training.index import Index, of_samples, of_selection
-from vig_ray.training.loader import Prompts
 from vig_ray.training.metrics import JobMetricsLogger
 from vig_ray.training.parts import tree
 from vig_ray.training.progress_actor import ProgressActor, shown
@@ -53,7 +52,7 @@ log = logging.getLogger(__name__)
 _HOW = {
     "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "gradient_sync",
     "loaders", "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
-    "selection", "model", "dtype", "dry_run",
+    "selection", "model", "dtype", "dry_run", "trust_remote_code",
 }  # fmt: skip
 
 
@@ -112,7 +111,11 @@ def check(config: TrainConfig) -> Plan:
     samples, selection = absolute(samples), selection and absolute(selection)
     model = absolute(config.model) if is_local(config.model) else config.model
     prompts = Prompts(
-        model, config.template or of_then.get("template") or "auto", config.max_length or of_then.get("max_length")
+        model,
+        config.template or of_then.get("template") or "auto",
+        config.max_length or of_then.get("max_length"),
+        of_then.get("end_of_turn") if config.end_of_turn is None else config.end_of_turn,
+        config.trust_remote_code,
     )
     check_writable(config.out)
     formatter = load_formatter(*prompts)

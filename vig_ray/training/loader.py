@@ -15,9 +15,8 @@ import torch
 
 from vig_ray.dataset.images import MAX_PIXELS, load_image
 from vig_ray.dataset.schema import Turn
-from vig_ray.model.load import load_formatter
+from vig_ray.model.load import Prompts, load_formatter
 from vig_ray.model.prompt import Formatter, ImageInputs, Pixels, Prompt, PromptError, PromptImage, truncate
-from vig_ray.options import Template
 from vig_ray.storage import scheme_of
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.index import Index
@@ -27,14 +26,6 @@ from vig_ray.training.sampler import Positions
 SAMPLE_COLUMNS = ("sample_key", "images", "conversation", "error")
 SELECTION_COLUMNS = ("sample_key", "token_ids", "token_weights")
 _READERS = 16  # requests under way to a store of images, in each process that loads
-
-
-class Prompts(NamedTuple):
-    """What decides a prompt: the checkpoint, its template, the longest prompt in tokens (None: the model's own)."""
-
-    model: str
-    template: Template = "auto"
-    max_length: int | None = None
 
 
 class Mismatch(NamedTuple):

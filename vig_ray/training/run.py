@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from vig_ray.errors import StageError
+from vig_ray.model.load import Prompts
 from vig_ray.training.batch import Batcher
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.index import Index
-from vig_ray.training.loader import Prompts, SampleSource
+from vig_ray.training.loader import SampleSource
 from vig_ray.training.sampler import Positions, StepSampler
 from vig_ray.training.training_model import TrainingModel
 

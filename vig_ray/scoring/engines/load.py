@@ -130,11 +130,14 @@ def load_engine(
     batch_tokens: int | None = None,
     threads: int | None = None,
     vllm: Mapping[str, Any] | None = None,
+    end_of_turn: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Engine:
     """Load checkpoint `model` into an engine.
 
     `batch_tokens`: tokens a step, None for the engine's own choice. `threads`: CPU threads, None for all.
-    `vllm`: options for vLLM's own EngineArgs. Raises StageError where the checkpoint or an option is wrong.
+    `vllm`: options for vLLM's own EngineArgs. The last two are `load_formatter`'s; an engine of the user's own isn't
+    told them. Raises StageError where the checkpoint or an option is wrong.
     """
     if ":" in name:
         return own_engine(name)(
@@ -143,7 +146,7 @@ def load_engine(
         )  # fmt: skip
     if name == "vllm" and not vllm_installed():
         raise StageError(_NOT_INSTALLED)
-    formatter = load_formatter(model, template, max_length)
+    formatter = load_formatter(model, template, max_length, end_of_turn, trust_remote_code)
     if name == "vllm":
         from vig_ray.scoring.engines.vllm_start import start
 

@@ -16,7 +16,7 @@ from PIL import Image
 from vig_ray.compat.vllm import images_see_both_ways, processed
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import local_folder, read_config
+from vig_ray.model.checkpoint import local_folder, read_config, trusted
 from vig_ray.model.prompt import Formatter, PromptImage
 from vig_ray.scoring.engines.vllm_faults import OWNER, cause_of
 from vig_ray.storage import one_line
@@ -127,6 +127,8 @@ def engine_arguments(
     }
     if batch_tokens is not None:
         arguments["max_num_batched_tokens"] = batch_tokens
+    if trusted(folder):
+        arguments["trust_remote_code"] = True
     arguments |= options
     arguments["hf_overrides"] = _with_float32_logits(config, arguments.get("hf_overrides") or {})
     return arguments
