@@ -31,7 +31,8 @@ from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines.check import check_numbers
 from vig_ray.scoring.engines.load import engine_for, load_engine
 from vig_ray.scoring.reference import blind, blur
-from vig_ray.training.batch import Batcher, TrainingSample
+from vig_ray.training.batch import Batch, Batcher, TrainingSample, plan_by_kind
+from vig_ray.training.check import make_sure, settled
 from vig_ray.training.collator import ActiveTokensCollator
 from vig_ray.training.training_model import TrainingModel, can_pack
 
@@ -48,8 +49,8 @@ NOT_SCORED = {
 }
 NAMES = [each.name for each in pkgutil.iter_modules(families.__path__) if each.name not in ("base", *NOT_SCORED)]
 TOLERANCE = 1e-5  # or of a log-prob below -10, 1e-6 of it: float32 has steps of 1e-6 there
-# Whose samples go through their processor as a whole, and whose are run one by one though their prompts have parts; all
-# others must be scored in batches, from parts.
+# Whose samples go through their processor as a whole, and whose are run one by one; all others must be scored from
+# parts, in batches.
 WHOLE = (
     "ernie4_5_vl_moe",
     "gemma3n",
@@ -60,7 +61,8 @@ WHOLE = (
     "mllama",
     "perception_lm",
 )
-ONE_BY_ONE = ("llama4",)
+ONE_BY_ONE = ("llama4", "minicpmv4_6", "perception_lm")
+TRAINED = [name for name in NAMES if name != "llama4"]
 FROM_PARTS = [name for name in NAMES if name not in WHOLE]
 IN_BATCHES = [name for name in FROM_PARTS if name not in ONE_BY_ONE]
 # Samples that a family's own processor refuses: images of different numbers of tiles.
@@ -124,6 +126,11 @@ class Family:
 
     def inputs(self, sample: Sample, *, blur: bool = False) -> Any:
         """What transformers' own processor makes of the sample."""
+        messages = self.messages(sample, blur=blur)
+        return self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+
+    def messages(self, sample: Sample, *, blur: bool = False) -> list[dict[str, Any]]:
+        """The sample with its pictures in its content lists."""
         pictures = iter(map(blurred, self.pictures(sample)) if blur else self.pictures(sample))
         messages = []
         for number, text in enumerate(sample.turns):
@@ -132,7 +139,7 @@ class Family:
                 content += [{"type": "image", "image": next(pictures)}] if index else []
                 content += [{"type": "text", "text": piece}] if piece else []
             messages.append({"role": ("user", "assistant")[number % 2], "content": content})
-        return self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        return messages
 
     @torch.no_grad()
     def logprobs(self, inputs: Any, prompt: Prompt, *, hidden: bool = False) -> np.ndarray[Any, Any]:
@@ -165,7 +172,9 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_it_goes_the_way_that_it_can(family: Family) -> None:
     """Never the slower one unseen."""
     assert family.formatter.by_parts == (family.name not in WHOLE)
-    assert family.engine.plainly == ({False, True} if family.name in ONE_BY_ONE else set())
+    assert ("whole" if family.name in WHOLE else "by parts") not in family.engine.plainly or family.name in ONE_BY_ONE
+    assert "hidden" not in family.engine.plainly or family.name in (*WHOLE, *ONE_BY_ONE)
+    assert "small copy, to" in family.engine.description
     assert (family.engine.no_blind is not None) == (family.name in NO_BLIND)
 
 
@@ -208,11 +217,13 @@ def test_numbers_are_the_models(family: Family) -> None:
     assert worst < TOLERANCE
 
 
-@of(IN_BATCHES)
+@of(TRAINED)
 def test_training_computes_the_same(family: Family) -> None:
-    """All samples in one batch, packed where the model can be, and padded: -log q of every answer token."""
-    prompts = {name: family.prompt(name, sample) for name, sample in SAMPLES.items()}
-    expected = np.concatenate([-family.logprobs(family.inputs(SAMPLES[name]), p) for name, p in prompts.items()])
+    """All samples, those of a kind in one batch, packed where the model can be, and padded: -log q of every answer
+    token."""
+    prompts = {name: family.prompt(name, SAMPLES[name]) for name in family.samples}
+    expected = [-family.logprobs(family.inputs(SAMPLES[name]), prompt) for name, prompt in prompts.items()]
+    together = make_sure(family.folder, family.formatter)
     for packed in {can_pack(family.model), False}:
         model = copy.deepcopy(family.model)
         training_model = TrainingModel(model, pack=packed, softcap=applied_softcap(model))
@@ -222,10 +233,74 @@ def test_training_computes_the_same(family: Family) -> None:
             for number, (name, prompt) in enumerate(prompts.items())
         ]
         batcher = Batcher(model, family.formatter.collate, device="cpu", dtype=torch.float32, packed=packed)
-        loss, nll_N = training_model(batcher(samples, weights))
-        assert apart(nll_N.detach().numpy(), expected) < 2 * TOLERANCE, packed
-        loss.backward()
-        assert loss.item() == pytest.approx(expected.sum(), rel=1e-5)
+        for members in plan_by_kind(samples, max_tokens=100_000, packed=packed, whole_together=together):
+            theirs = np.concatenate([expected[number] for number in members])
+            loss, nll_N = training_model(batcher([samples[n] for n in members], [weights[n] for n in members]))
+            assert apart(nll_N.detach().numpy(), theirs) < 2 * TOLERANCE, packed
+            loss.backward()
+            assert loss.item() == pytest.approx(theirs.sum(), rel=1e-5)
+
+
+@of(TRAINED)
+def test_a_fault_in_training_is_caught_at_the_start(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token too few in what is trained on: each answer is predicted from one state earlier."""
+    right = Batcher.__call__
+
+    def faulty(self: Batcher, *given: Any) -> Batch:
+        batch = right(self, *given)
+        return replace(batch, state_index_N=(batch.state_index_N - 1).clamp(min=0))
+
+    monkeypatch.setattr(Batcher, "__call__", faulty)
+    with pytest.raises(StageError, match="training computes other log-probs"):
+        settled(family.folder, family.formatter)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The samples as `vig export-data --format messages` writes them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = {}
+    for name, sample in SAMPLES.items():
+        paths = []
+        for number, size in enumerate(sample.sizes):
+            paths.append(str(folder / f"{name} {number}.png"))
+            picture(size, number).save(paths[-1])
+        messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(sample.turns)]
+        rows[name] = {"sample_key": name, "messages": messages, "images": paths}
+    return rows
+
+
+@pytest.mark.parametrize("names", [("one image", "two turns"), ("text",), ("two images", "a later image"), None])
+def test_the_collator_gives_what_the_processor_gives(
+    family: Family, names: tuple[str, ...] | None, rows: dict[str, dict[str, Any]]
+) -> None:
+    """And labels: the answers and their ends. Where the processor takes no such batch, it says so."""
+    chosen = [name for name in names or SAMPLES if name in family.samples]
+    if not chosen:
+        return
+    collator = ActiveTokensCollator(family.folder)
+    padding = {"padding": True, "padding_side": "right"}
+    conversations = [family.messages(SAMPLES[name]) for name in chosen]
+    try:
+        expected = dict(
+            family.processor.apply_chat_template(
+                conversations, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=padding
+            )
+        )
+    except Exception:
+        with pytest.raises(ValueError, match="the processor doesn't take these samples together"):
+            collator([rows[name] for name in chosen])
+        return
+    batch = collator([rows[name] for name in chosen])
+    labels = batch.pop("labels")
+    unused = getattr(family.processor, "unused_input_names", ())
+    assert batch.keys() == {name for name in expected if name not in unused}
+    for name, tensor in batch.items():
+        assert torch.equal(torch.as_tensor(tensor), torch.as_tensor(expected[name])), name
+    for row, name in zip(labels, chosen, strict=True):
+        prompt = family.prompt(name, SAMPLES[name])
+        assert torch.nonzero(row != -100)[:, 0].tolist() == prompt.answer_positions.tolist()
+        assert row[row != -100].tolist() == prompt.answer_ids.tolist()
 
 
 @of(WHOLE)
@@ -235,8 +310,6 @@ def test_who_cannot_take_whole_samples_says_so(family: Family) -> None:
     for asked in ("vllm", "mine:engine"):
         with pytest.raises(StageError, match="m: its processor makes each sample as a whole"):
             engine_for(asked, family.formatter, "m")
-    with pytest.raises(StageError, match="which this collator can't do yet"):
-        ActiveTokensCollator(family.folder)
     with pytest.raises(PromptError, match="ImageCount: 1 <image> in the conversation, and 0 images"):
         family.formatter.prompt([Turn("user", f"{I}?"), Turn("assistant", "No.")], [])
 

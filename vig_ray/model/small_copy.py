@@ -86,10 +86,14 @@ def _shrink(config: Any, *, deepest: int, least: int = 2) -> None:
     else:
         after = max([after, *(len(value) for value in numbers.values())])
     after = min(after, before)
-    for name, count in counts.items():
-        setattr(config, name, min(count, after))
+    # One more that takes its keys and values from the last of its kind (Gemma 3n), where there are such.
+    shared = 1 if getattr(config, "num_kv_shared_layers", 0) else 0
+    if shared:
+        config.num_kv_shared_layers = shared
     for name, value in lists.items():
-        setattr(config, name, value[:after])
+        setattr(config, name, [*value[:after], *value[after - 1 : after] * shared])
+    for name, count in counts.items():
+        setattr(config, name, min(count, after) + shared)
     for name, value in numbers.items():
         kept = [number for number in value if number < after] if is_text else list(range(after - len(value), after))
         setattr(config, name, kept)

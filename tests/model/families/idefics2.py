@@ -18,4 +18,4 @@ def make(folder: str) -> None:
     )  # fmt: skip
     images = Idefics2ImageProcessor(size={"shortest_edge": 56, "longest_edge": 112}, do_image_splitting=False)
     template = chatml("<image>", begin="{{ bos_token }}")
-    write(folder, config, Idefics2Processor(images, tokenizer, image_seq_len=4, chat_template=template))
+    write(folder, config, Idefics2Processor(images, tokenizer, image_seq_len=4, chat_template=template), std=0.15)
