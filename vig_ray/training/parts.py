@@ -10,11 +10,13 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
+import torch
+
 from vig_ray.errors import StageError
 
 Part = Literal["tower", "projector", "language", "unused"]
 
-# Inside the encoder, and yet what leads out of it: Qwen's and GLM's merger, MiniCPM-V's downsampling.
+# Inside the encoder, and yet what leads out of it: Qwen's and GLM's merger.
 _PROJECTOR_INSIDE = re.compile(r"(^|\.)(merger|deepstack_merger_list)\.")
 # Beside the encoder, and yet a tower of its own: DeepSeek-VL hybrid's for high resolutions.
 _TOWER_BESIDE = re.compile(r"^(model\.)?high_res_vision_\w+(\.|$)")
@@ -82,11 +84,13 @@ def is_adapter(name: str) -> bool:
 
 
 def whole_modules(model: Any, parts: Mapping[str, Part], part: str) -> list[str]:
-    """The highest modules all of whose parameters are of `part`, by their paths; no single parameters."""
+    """The highest modules all of whose parameters are of `part`, by their paths; no single parameters, and of a list of
+    modules each by itself, since PEFT keeps no lists."""
     found: list[str] = []
     of = {id(parameter): parts[name] for name, parameter in model.named_parameters()}
+    lists = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.ParameterList, torch.nn.ParameterDict)
     for path, module in model.named_modules():
-        if any(path.startswith(f"{above}.") for above in found):
+        if isinstance(module, lists) or any(path.startswith(f"{above}.") for above in found):
             continue
         below = {of[id(parameter)] for parameter in module.parameters()}
         if below == {part}:
