@@ -152,7 +152,7 @@ def _described(config: TrainConfig, model: str) -> str:
     lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
     training_model = TrainingModel(built, pack=False, lora=lora, train=config.train)
     trained = {name for name, parameter in training_model.model.named_parameters() if parameter.requires_grad}
-    return tree(training_model.model, training_model.parts, trained)
+    return tree(training_model.model, training_model.parts, trained, config.rates)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class DryRun:
         held_out = f", {self.held_out:,} held out" if self.held_out else ""
         return (
             f"{self.described}\n{self.samples:,} samples{held_out}{left_out}; {self.steps:,} steps of "
-            f"{self.global_batch:,}"
+            f"{self.global_batch:,} samples"
         )
 
 
