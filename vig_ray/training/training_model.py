@@ -47,6 +47,10 @@ def _drop_nothing(model: Any) -> None:
                 setattr(module, name, 0.0)
 
 
+def _with_gradient(_module: Any, _given: Any, output: torch.Tensor) -> torch.Tensor:
+    return output + output.new_zeros((), requires_grad=True) if torch.is_grad_enabled() else output
+
+
 def can_pack(model: Any) -> bool:
     """Whether samples can lie end to end in one row: causal attention over everything before, in every layer."""
     text = model.config.get_text_config()
@@ -106,6 +110,9 @@ class TrainingModel(torch.nn.Module):
         reading = [model.get_submodule(path) for path in paths]
         self._frozen = [module for module in reading if not any(each.requires_grad for each in module.parameters())]
         _drop_nothing(model)
+        if not any(self.parts[name] == "language" for name in trained):
+            # Without it a worker that sees no image goes back through no layer, and the others wait for it there.
+            model.get_input_embeddings().register_forward_hook(_with_gradient)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._softcap = softcap
         self._sparing = pack and spare_last_mlp(self.layers()[-1])
