@@ -170,10 +170,8 @@ class DryRun:
         """For a person."""
         left_out = f", {self.left_out:,} with an error left out" if self.left_out else ""
         held_out = f", {self.held_out:,} held out" if self.held_out else ""
-        return (
-            f"{self.described}\n{self.samples:,} samples{held_out}{left_out}; {self.steps:,} steps of "
-            f"{self.global_batch:,} samples"
-        )
+        samples = f"{self.samples:,} samples{held_out}{left_out}"
+        return f"{self.described}\n{samples}; steps of up to {self.global_batch:,} samples: {self.steps:,}"
 
 
 def run(config: TrainConfig) -> Trained | DryRun:
