@@ -110,9 +110,11 @@ class TrainingModel(torch.nn.Module):
         reading = [model.get_submodule(path) for path in paths]
         self._frozen = [module for module in reading if not any(each.requires_grad for each in module.parameters())]
         _drop_nothing(model)
-        if not any(self.parts[name] == "language" for name in trained):
-            # Without it a worker that sees no image goes back through no layer, and the others wait for it there.
-            model.get_input_embeddings().register_forward_hook(_with_gradient)
+        embeddings = model.get_input_embeddings()
+        if not any(parameter.requires_grad for parameter in embeddings.parameters()):
+            # Else a worker that sees no image goes back through fewer layers, or none, than the others, whose
+            # exchanges of gradients then wait for it, or meet another layer's.
+            embeddings.register_forward_hook(_with_gradient)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._softcap = softcap
         self._sparing = pack and spare_last_mlp(self.layers()[-1])
