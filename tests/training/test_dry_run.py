@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import call, refused
+from tests.docs.pages import ROOT
 from vig_ray.demo import CHECKPOINT
 
 
@@ -40,6 +41,11 @@ def test_what_would_be_trained_is_printed_and_nothing_written(chosen: Path, tmp_
     assert last == f"{count} samples; steps of up to 16 samples: {-(-2 * count // 16)}"
     assert not out.exists()
     assert before == {path: path.stat().st_mtime_ns for path in chosen.rglob("*")}
+
+
+def test_what_the_docs_show_is_what_is_printed(chosen: Path, tmp_path: Path) -> None:
+    printed = call(*words(chosen, tmp_path / "out", "--train", "projector,language,tower", "--tower-lr", "4e-6")).stdout
+    assert f"```text\n{printed}```" in (ROOT / "docs" / "training.md").read_text()
 
 
 def test_a_finished_or_foreign_folder_is_left_as_it_is(chosen: Path, tmp_path: Path) -> None:
