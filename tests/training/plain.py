@@ -17,8 +17,12 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 from tests.training.written import llava
 
 
-def plain_training(checkpoint, samples, selection, *, steps, batch, lr, warmup=0.03, by_sample=False):
-    """The losses of `steps` steps on a LLaVA-1.5 checkpoint and the model after them."""
+def plain_training(checkpoint, samples, selection, *, steps, batch, lr, warmup=0.03, by_sample=False, rates=None):
+    """The losses of `steps` steps on a LLaVA-1.5 checkpoint and the model after them.
+
+    `rates`: the parts that are trained, each with its highest learning rate; by default projector and language model.
+    """
+    rates = rates or {"projector": lr, "language": lr}
     rows = pd.concat([pd.read_parquet(path) for path in sorted(Path(samples).glob("*.parquet"))]).set_index(
         "sample_key"
     )
@@ -29,8 +33,12 @@ def plain_training(checkpoint, samples, selection, *, steps, batch, lr, warmup=0
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).train()
     vision = model.config.vision_config
     features = (vision.image_size // vision.patch_size) ** 2
-    trained = [p for name, p in model.named_parameters() if "vision_tower" not in name]
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
+    of = {"projector": [], "language": [], "tower": []}
+    for name, parameter in model.named_parameters():
+        inside = [part for part in ("vision_tower", "multi_modal_projector") if f".{part}." in name]
+        of["language" if not inside else inside[0].split("_")[-1]].append(parameter)
+    trained = [parameter for part in rates for parameter in of[part]]
+    optimizer = torch.optim.AdamW([{"params": of[part]} for part in rates], lr=lr, weight_decay=0.0)
     rising, losses = math.ceil(warmup * steps), []
     for step in range(steps):
         part = chosen.iloc[step * batch : (step + 1) * batch]
@@ -58,7 +66,9 @@ def plain_training(checkpoint, samples, selection, *, steps, batch, lr, warmup=0
                 whole += loss.item() / share
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         angle = math.pi * (step - rising) / (steps - rising)
-        optimizer.param_groups[0]["lr"] = lr * (step / rising if step < rising else 0.5 * (1 + math.cos(angle)))
+        factor = step / rising if step < rising else 0.5 * (1 + math.cos(angle))
+        for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
+            group["lr"] = rate * factor
         optimizer.step()
         optimizer.zero_grad()
         losses.append(whole)

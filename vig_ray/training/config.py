@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from vig_ray.options import CommaSeparated, Device, NotEmpty, Template, WorkerRange
 from vig_ray.stage import StageConfig
+
+
+def _in_order(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part for part in ("projector", "language", "tower") if part in parts)
 
 
 class TrainConfig(StageConfig):
@@ -35,7 +39,9 @@ class TrainConfig(StageConfig):
     tower_lr: float | None = Field(
         None, gt=0, description="that of the vision tower, where it is trained; by default LLaVA-NeXT's 2e-6"
     )
-    train: Annotated[tuple[Literal["projector", "language", "tower"], ...], CommaSeparated, NotEmpty] = Field(
+    train: Annotated[
+        tuple[Literal["projector", "language", "tower"], ...], CommaSeparated, NotEmpty, AfterValidator(_in_order)
+    ] = Field(
         ("projector", "language"),
         description="parts of the model that are trained; --dry-run shows what belongs to which",
         json_schema_extra={"metavar": "projector|language|tower[,...]"},
@@ -118,8 +124,12 @@ class TrainConfig(StageConfig):
             raise ValueError("--max-steps and --epochs both say when to end; give one")
         if self.lora and "language" not in self.train:
             raise ValueError("--lora puts adapters on the language model, which --train doesn't name")
-        if self.tower_lr is not None and "tower" not in self.train:
-            raise ValueError("--tower-lr has no effect where --train doesn't name the tower")
+        for part, rate in (("tower", self.tower_lr), ("projector", self.projector_lr)):
+            if rate is not None and part not in self.train:
+                raise ValueError(f"--{part}-lr has no effect where --train doesn't name the {part}")
+        follows = "projector" in self.train and self.projector_lr is None
+        if self.lr is not None and "language" not in self.train and not follows:
+            raise ValueError("--lr has no effect on what --train names; --projector-lr and --tower-lr have")
         return self
 
     @property

@@ -151,7 +151,7 @@ def _described(config: TrainConfig, model: str) -> str:
     lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
     training_model = TrainingModel(built, pack=False, lora=lora, train=config.train)
     trained = {name for name, parameter in training_model.model.named_parameters() if parameter.requires_grad}
-    return tree(training_model.model, training_model.parts, trained)
+    return tree(training_model.model, training_model.parts, trained, config.rates)
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,8 @@ class DryRun:
         """For a person."""
         left_out = f", {self.left_out:,} with an error left out" if self.left_out else ""
         held_out = f", {self.held_out:,} held out" if self.held_out else ""
-        return (
-            f"{self.described}\n{self.samples:,} samples{held_out}{left_out}; {self.steps:,} steps of "
-            f"{self.global_batch:,}"
-        )
+        samples = f"{self.samples:,} samples{held_out}{left_out}"
+        return f"{self.described}\n{samples}; steps of up to {self.global_batch:,} samples: {self.steps:,}"
 
 
 def run(config: TrainConfig) -> Trained | DryRun:

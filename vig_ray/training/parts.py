@@ -10,11 +10,13 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
+import torch
+
 from vig_ray.errors import StageError
 
 Part = Literal["tower", "projector", "language", "unused"]
 
-# Inside the encoder, and yet what leads out of it: Qwen's and GLM's merger, MiniCPM-V's downsampling.
+# Inside the encoder, and yet what leads out of it: Qwen's and GLM's merger.
 _PROJECTOR_INSIDE = re.compile(r"(^|\.)(merger|deepstack_merger_list)\.")
 # Beside the encoder, and yet a tower of its own: DeepSeek-VL hybrid's for high resolutions.
 _TOWER_BESIDE = re.compile(r"^(model\.)?high_res_vision_\w+(\.|$)")
@@ -82,11 +84,13 @@ def is_adapter(name: str) -> bool:
 
 
 def whole_modules(model: Any, parts: Mapping[str, Part], part: str) -> list[str]:
-    """The highest modules all of whose parameters are of `part`, by their paths; no single parameters."""
+    """The highest modules all of whose parameters are of `part`, by their paths; no single parameters, and of a list of
+    modules each by itself, since PEFT keeps no lists."""
     found: list[str] = []
     of = {id(parameter): parts[name] for name, parameter in model.named_parameters()}
+    lists = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.ParameterList, torch.nn.ParameterDict)
     for path, module in model.named_modules():
-        if any(path.startswith(f"{above}.") for above in found):
+        if isinstance(module, lists) or any(path.startswith(f"{above}.") for above in found):
             continue
         below = {of[id(parameter)] for parameter in module.parameters()}
         if below == {part}:
@@ -94,34 +98,57 @@ def whole_modules(model: Any, parts: Mapping[str, Part], part: str) -> list[str]
     return found
 
 
-def tree(model: Any, parts: Mapping[str, Part], trained: set[str]) -> str:
+def tree(model: Any, parts: Mapping[str, Part], trained: set[str], rates: Mapping[str, float]) -> str:
     """The model's modules down to where a part begins, with its size and whether it is trained: for a person.
 
-    `trained`: names of parameters.
+    `trained`: names of parameters; `rates`: the highest learning rate of each part. Adapters are told by their number.
     """
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    lines = []
+    adapters = {name for name in sizes if is_adapter(name)}
+    rows: list[tuple[str, str, str, str]] = []
+
+    def state(names: list[str]) -> str | None:
+        """None where it isn't one of all."""
+        part = parts[names[0]]
+        at = f"trained at {_rate(rates[part])}" if part in rates else ""
+        added = [name for name in names if name in adapters]
+        if added:
+            return f"adapters of {_count(sum(sizes[name] for name in added))} {at}"
+        count = sum(name in trained for name in names)
+        if count == len(names):
+            return at
+        if count:
+            return None
+        return (
+            "frozen: PEFT can't keep it"
+            if adapters and part in {parts[name] for name in trained - adapters}
+            else "frozen"
+        )
 
     def add(path: str, names: list[str], depth: int) -> None:
-        kinds = {(parts[name], name in trained) for name in names}
-        size = _count(sum(sizes[name] for name in names))
-        label = f"{'  ' * depth}{path.rpartition('.')[2] or type(model).__name__}"
-        if len(kinds) == 1:
-            ((part, is_trained),) = kinds
-            lines.append(f"{label:<36} {size:>9}  {part:<9}  {'trained' if is_trained else 'frozen'}")
+        label, size = path.rpartition(".")[2] or type(model).__name__, _count(sum(sizes[name] for name in names))
+        of = {parts[name] for name in names}
+        told = state(names) if len(of) == 1 else None
+        rows.append((f"{'  ' * depth}{label}", size, of.pop() if told else "", told or ""))
+        if told:
             return
-        lines.append(f"{label:<36} {size:>9}")
         children: dict[str, list[str]] = {}
         for name in names:
-            rest = name[len(path) + 1 :] if path else name
-            child = rest.partition(".")[0]
+            child = name[len(path) + 1 if path else 0 :].partition(".")[0]
             children.setdefault(f"{path}.{child}" if path else child, []).append(name)
         for child, inside in children.items():
             add(child, inside, depth + 1)
 
     add("", list(sizes), 0)
+    widest = max(len(label) for label, *_ in rows)
+    lines = [f"{label:<{widest}}  {size:>8}  {part:<9}  {told}".rstrip() for label, size, part, told in rows]
     whole, active = sum(sizes.values()), sum(size for name, size in sizes.items() if name in trained)
     return "\n".join([*lines, f"{_count(active)} of {_count(whole)} parameters are trained"])
+
+
+def _rate(rate: float) -> str:
+    mantissa, _, exponent = f"{rate:e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if rate < 1e-3 else f"{rate:g}"
 
 
 def _count(parameters: int) -> str:

@@ -38,13 +38,17 @@ def _add_adapters(model: Any, lora: Lora) -> None:
 
 
 def _drop_nothing(model: Any) -> None:
-    """Set every probability of dropout to 0: of modules, and of attention, which draws by itself."""
+    """Set every probability of dropout to 0: of modules, and of what draws by itself, as attention does."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout | torch.nn.Dropout1d | torch.nn.Dropout2d | torch.nn.Dropout3d):
             module.p = 0.0
-        for name in ("dropout", "attention_dropout", "activation_dropout", "dropout_p", "drop_prob"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+def _with_gradient(_module: Any, _given: Any, output: torch.Tensor) -> torch.Tensor:
+    return output + output.new_zeros((), requires_grad=True) if torch.is_grad_enabled() else output
 
 
 def can_pack(model: Any) -> bool:
@@ -64,9 +68,9 @@ class TrainingModel(torch.nn.Module):
     """A transformers image-text-to-text model whose forward takes a `Batch` and gives its part of the loss.
 
     `train`: the parts that are trained, with `lora` of the language model adapters on its linear layers. What is frozen
-    is kept in `dtype`, that of forward and backward, and stays in evaluation mode. Nothing is dropped out, whatever the
-    checkpoint says, so that a resumed run repeats exactly. `pack`: use `packed_attention`, which takes padded batches
-    too. `softcap`: what `applied_softcap` says of the model.
+    is kept in `dtype`, that of forward and backward; a frozen tower or projector stays in evaluation mode. Nothing is
+    dropped out, whatever the checkpoint says, so that a resumed run repeats exactly. `pack`: use `packed_attention`,
+    which takes padded batches too. `softcap`: what `applied_softcap` says of the model.
 
     `parts`: each parameter's part by its name in `model`. Raises StageError where the model's parts can't be told.
     """
@@ -101,10 +105,17 @@ class TrainingModel(torch.nn.Module):
             parameter.requires_grad_(name in trained)
             if name not in trained:
                 parameter.data = parameter.data.to(dtype)
-        paths = [path for part in ("tower", "unused") for path in whole_modules(model, self.parts, part)]
+        # Not the language model, which is without statistics and is recomputed in training mode alone.
+        beside: tuple[Part, ...] = ("tower", "projector", "unused")
+        paths = [path for part in beside for path in whole_modules(model, self.parts, part)]
         reading = [model.get_submodule(path) for path in paths]
         self._frozen = [module for module in reading if not any(each.requires_grad for each in module.parameters())]
         _drop_nothing(model)
+        embeddings = model.get_input_embeddings()
+        if not any(parameter.requires_grad for parameter in embeddings.parameters()):
+            # Else a worker that sees no image goes back through fewer layers, or none, than the others, whose
+            # exchanges of gradients then wait for it, or meet another layer's.
+            embeddings.register_forward_hook(_with_gradient)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._softcap = softcap
         self._sparing = pack and spare_last_mlp(self.layers()[-1])
@@ -113,7 +124,7 @@ class TrainingModel(torch.nn.Module):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def train(self, mode: bool = True) -> TrainingModel:
-        """Training mode for what is trained alone: a frozen tower's statistics and noise stay as they are."""
+        """Training mode, but not for a frozen tower or projector: its statistics and noise stay as they are."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
