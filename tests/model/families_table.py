@@ -24,7 +24,7 @@ from vig_ray.training.export import write_model
 from vig_ray.training.parts import parts_of, whole_modules
 from vig_ray.training.training_model import TRAINED, TrainingModel, can_pack
 
-_HEAD = "| family | prompts | scored | clean, blurred | blind | answers | trained | packed = padded | projector | exported |"
+_HEAD = "| family | prompts | scored | clean, blurred | blind | answers | trained | packed | projector | export |"
 
 
 def scored(family: Family) -> tuple[str, str, bool]:

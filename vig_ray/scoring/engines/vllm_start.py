@@ -17,12 +17,14 @@ from vig_ray.compat.vllm import images_see_both_ways, processed
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import local_folder, read_config, trusted
-from vig_ray.model.prompt import Formatter, PromptImage
+from vig_ray.model.probe import probe_prompts
+from vig_ray.model.prompt import Formatter, PromptError, PromptImage
 from vig_ray.scoring.engines.vllm_faults import OWNER, cause_of
 from vig_ray.storage import one_line
 
 _OURS = {"model": "--model", "dtype": "--dtype", "worker_extension_cls": None, "logprobs_mode": None}
 _PROBE_SIDE = 336
+_MOST_BY_COMPANY = 0.1  # nats, a prompt's mean: what bfloat16 explains
 _PROBE_TOLERANCE = 0.1  # of a normalised pixel; resizing twice differently gives a tenth of that
 
 
@@ -68,6 +70,7 @@ def start(
         )
     wrapped = VllmEngine(engine, formatter)
     _check_images(model, wrapped, formatter)
+    _tell_what_company_does(model, wrapped, formatter)
     return wrapped
 
 
@@ -184,6 +187,28 @@ def _check_images(model: str, engine: Any, formatter: Formatter) -> None:
             f"{model}: vLLM takes this model's images in another form than the checkpoint's processor gives "
             f"({difference}); use --engine torch"
         )
+
+
+def _tell_what_company_does(model: str, engine: Any, formatter: Formatter) -> None:
+    """Say how far log-probs depend on what else is in a batch: a few prompts alone, and the same among each other.
+
+    Raises StageError where they are no numbers, or so far apart that it can't be rounding.
+    """
+    prompts = [prompt for prompt, _ in probe_prompts(formatter) if not prompt.hide_images]
+    alone = [engine.logprobs([prompt])[0] for prompt in prompts]
+    among = engine.logprobs(prompts)
+    apart = 0.0
+    for ours, theirs in zip(alone, among, strict=True):
+        if isinstance(ours, PromptError) or isinstance(theirs, PromptError):
+            continue  # too long for the engine's options, say: that row's error
+        away = np.abs(np.asarray(ours) - np.asarray(theirs))
+        apart = float("inf") if not np.isfinite(away).all() else max(apart, float(away.mean()))
+    if apart > _MOST_BY_COMPANY:
+        raise StageError(
+            f"{model}: vLLM gives other log-probs for a sample alone than among others, by {apart:.2g} nats a token; "
+            "take --engine torch, or another --dtype"
+        )
+    engine.description += f"; alone and among others within {apart:.0e} nats a token"
 
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
