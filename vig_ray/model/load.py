@@ -64,8 +64,16 @@ def _stops(folder: str, tokenizer: Any) -> list[str]:
         with open(path, encoding="utf-8") as file:
             ids = json.load(file).get("eos_token_id")
     ids = ids if isinstance(ids, list) else [ids]
-    named = [tokenizer.convert_ids_to_tokens(token) for token in ids if isinstance(token, int)]
+    named = [_text_of(tokenizer, token) for token in ids if isinstance(token, int) and token >= 0]
     return [str(token) for token in [*named, tokenizer.eos_token] if token]
+
+
+def _text_of(tokenizer: Any, token: int) -> str | None:
+    """A token as a text has it, which for an ordinary one isn't what the vocabulary has; None where there is none."""
+    if tokenizer.convert_ids_to_tokens(token) is None:
+        return None
+    added = tokenizer.added_tokens_decoder.get(token)
+    return str(added or tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def load_formatter(
@@ -126,6 +134,8 @@ def load_formatter(
             end_of_turn=end_of_turn,
         )
         differing = differences(formatter)
+    except StageError:  # about an option
+        raise
     except Exception as error:  # whatever a processor that works in another way raises
         raise StageError(f"{model}: its processor or chat template can't be used: {one_line(error)[:300]}") from error
     if differing:
