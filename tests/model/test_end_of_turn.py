@@ -20,8 +20,9 @@ from tests import tiny_models
 from tests.model.families.base import SIGLIP, TEXT
 from vig_ray.dataset.schema import Turn
 from vig_ray.errors import StageError
-from vig_ray.model.load import load_formatter, template_fingerprint
+from vig_ray.model.load import load_formatter, load_model, template_fingerprint
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
+from vig_ray.training.export import write_model
 
 CONTENT = "{% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}{% endfor %}"
 TRIMMED = CONTENT.replace("p.text", "p.text | trim")
@@ -327,3 +328,13 @@ def test_the_real_gemmas_end(tmp_path: Path) -> None:
     formatter: Any = load_formatter(str(tmp_path))
     assert formatter.tokenizer.convert_ids_to_tokens(stops) == ["<eos>", "<end_of_turn>"]
     assert said(formatter, *TURNS) == [f"{TURNS[1]}<end_of_turn>", f"{TURNS[3]}<end_of_turn>"]
+
+
+def test_a_trained_model_ends_as_the_one_it_was_trained_from(tmp_path: Path) -> None:
+    """Its generation config goes with it: what transformers makes of the config alone has fewer ids."""
+    base, out = str(tmp_path / "base"), str(tmp_path / "out")
+    tiny_models.write_gemma(base)
+    write_model(load_model(base, dtype="float32", device="cpu").state_dict(), base, "auto", out, "float32", ())
+    formatter = load_formatter(out)
+    assert said(formatter, *TURNS) == [f"{TURNS[1]}<end_of_turn>", f"{TURNS[3]}<end_of_turn>"]
+    assert template_fingerprint(formatter) == template_fingerprint(load_formatter(base))
