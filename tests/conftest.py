@@ -8,6 +8,8 @@ import tempfile
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("VIG_RAY_CACHE", os.path.join(tempfile.gettempdir(), f"vig-ray-tests-{os.getuid()}"))
+# Where transformers copies code that comes with a checkpoint.
+os.environ.setdefault("HF_MODULES_CACHE", os.path.join(os.environ["VIG_RAY_CACHE"], "modules"))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import contextlib

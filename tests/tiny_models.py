@@ -103,6 +103,7 @@ def write_qwen(folder: str, seed: int = 0, heads: int = 4) -> None:
     with torch.no_grad():  # random weights as they come say next to nothing; make the image matter
         for parameter in model.parameters():
             parameter.mul_(4.0)
+    model.generation_config.eos_token_id = token(["<|im_end|>", "<|endoftext|>"])  # as the real one's
     model.save_pretrained(folder)
     # Written part by part, as the hub's checkpoints are: the whole processor needs torchvision for its video half.
     tokenizer.chat_template = QWEN_TEMPLATE
@@ -211,6 +212,7 @@ def write_gemma(folder: str, softcap: float | None = 5.0, heads: int = 4) -> Non
             if parameter.ndim == 2:
                 parameter.mul_(3.0)
         model.model.multi_modal_projector.mm_input_projection_weight.normal_(std=0.2)
+    model.generation_config.eos_token_id = token(["<eos>", "<end_of_turn>"])  # as the real one's
     model.save_pretrained(folder)
     Gemma3Processor(
         image_processor=Gemma3ImageProcessorPil(size={"height": 28, "width": 28}),

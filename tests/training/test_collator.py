@@ -119,10 +119,15 @@ def test_labels_are_the_answers_with_their_end_of_turn(rows: list[dict[str, Any]
         assert torch.equal(labels[labels != -100], ids[labels != -100])
 
 
+def qwen_end(checkpoint: str) -> int:
+    return int(processor_of(checkpoint).tokenizer.convert_tokens_to_ids("<|im_end|>"))
+
+
 def test_workers_that_are_started_anew_get_one_like_it(rows: list[dict[str, Any]], qwen_checkpoint: str) -> None:
     """A DataLoader pickles it where its processes are spawned."""
-    collator = ActiveTokensCollator(qwen_checkpoint)
+    collator = ActiveTokensCollator(qwen_checkpoint, end_of_turn="")
     expected = collator(rows)
+    assert qwen_end(qwen_checkpoint) not in expected["labels"]
     batch = pickle.loads(pickle.dumps(collator))(rows)
     assert batch.keys() == expected.keys()
     assert all(torch.equal(batch[name], expected[name]) for name in expected)

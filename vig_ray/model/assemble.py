@@ -102,10 +102,12 @@ def _load_parts(config: AssembleConfig, dtype: torch.dtype) -> tuple[Any, Any, A
         "vision_tower": local_folder(config.vision_tower, weights=True, option="--vision-tower"),
     }
     try:
-        language_model = AutoModelForCausalLM.from_pretrained(folders["language_model"], dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folders["language_model"])
+        language_model = AutoModelForCausalLM.from_pretrained(
+            folders["language_model"], dtype=dtype, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folders["language_model"], trust_remote_code=False)
         tower = CLIPVisionModel.from_pretrained(folders["vision_tower"], dtype=dtype)
-        images = AutoImageProcessor.from_pretrained(folders["vision_tower"])
+        images = AutoImageProcessor.from_pretrained(folders["vision_tower"], trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise StageError(f"can't load a part: {one_line(error)[:300]}") from error
     if language_model.config.model_type != "llama":

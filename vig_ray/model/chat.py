@@ -12,7 +12,7 @@ where `probe.py` finds it to give what the processor gives.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -21,6 +21,7 @@ from PIL import Image
 
 from vig_ray.compat.transformers import image_options, process_image
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
+from vig_ray.errors import StageError
 from vig_ray.model.arrays import tensors
 from vig_ray.model.processor import Noted, NotingProcessor, as_array
 from vig_ray.model.prompt import (
@@ -37,6 +38,11 @@ from vig_ray.storage import one_line
 
 _MARK = "\ue0f0{}\ue0f1"  # private-use characters: no chat template writes them
 _ANY_MARK = re.compile("\ue0f0(\\d+)\ue0f1")
+
+
+def _any_of(texts: Collection[str]) -> str:
+    """A pattern of any of these texts, the longest that fits; of nothing where there are none."""
+    return "|".join(sorted(map(re.escape, texts), key=len, reverse=True)) or "(?!)"
 
 
 def _messages(
@@ -127,29 +133,40 @@ class ChatFormatter:
             raise PromptError("Template", "the checkpoint has no chat template; add a chat_template.jinja to it")
         self._end_of_turn = end_of_turn
         self._stops = list(dict.fromkeys(stops))
-        specials = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        added = self.tokenizer.added_tokens_decoder.values()
+        specials = {str(token) for token in added if token.special}
         specials.update(self.tokenizer.all_special_tokens, self._stops)
-        longest_first = sorted(map(re.escape, specials), key=len, reverse=True)
-        self._specials = re.compile(rf"(?:\s*(?:{'|'.join(longest_first)}))+" if longest_first else "(?!)")
-        stops_first = sorted(map(re.escape, self._stops), key=len, reverse=True)
-        self._stop = re.compile("|".join(stops_first) if stops_first else "(?!)")
-        self._before_next = self._written_before_next()
-        if end_of_turn and end_of_turn not in (after := self._after("first", "last"))[0] + after[1]:
-            raise PromptError("Template", f"--end-of-turn {end_of_turn!r}: the chat template writes it after no answer")
+        self._specials = re.compile(rf"(?:\s*(?:{_any_of(specials)}))+")
+        self._stop = re.compile(_any_of(self._stops))
+        self._followed = self._after_answers()
+        self._before_next = self._written_before_next(specials.union(map(str, added)))
+        if end_of_turn and not any(after.startswith(end_of_turn) for after in self._followed):
+            written = " or ".join(dict.fromkeys(map(repr, self._followed))) or "nothing"
+            raise StageError(f"--end-of-turn {end_of_turn!r}: the chat template writes {written} after an answer")
 
-    def _after(self, *answers: str) -> list[str]:
-        """What the template writes after each of two answers, up to the next question's text or the end."""
+    def _after_answers(self) -> list[str]:
+        """What the template writes after an answer up to the next question's text, and after the last one; only the
+        latter where it takes no second question."""
         turns = [Turn("user", "\ue0f2"), Turn("assistant", ""), Turn("user", "\ue0f3"), Turn("assistant", "")]
-        pieces = _ANY_MARK.split(self._apply(turns, [_MARK.format(number) for number in range(len(answers))]))
-        return [pieces[2].partition("\ue0f3")[0], pieces[4]] if len(pieces) == 5 else ["", ""]
+        for answers in (2, 1):
+            try:
+                text = self._apply(turns[: 2 * answers], [_MARK.format(number) for number in range(answers)])
+            except PromptError:
+                continue
+            pieces = _ANY_MARK.split(text)
+            if len(pieces) == 2 * answers + 1:
+                return [piece.partition("\ue0f3")[0] for piece in pieces[2::2]]
+        return []
 
-    def _written_before_next(self) -> str:
-        """What the template ends a turn with, whoever comes next."""
-        try:
-            inner, last = self._after("first", "last")
-        except PromptError:
-            return ""
-        return "".join(ours for ours, _ in takewhile(lambda both: both[0] == both[1], zip(inner, last, strict=False)))
+    def _written_before_next(self, tokens: Collection[str]) -> str:
+        """What the template ends a turn with, whoever comes next: the tokens, or else characters, that all begin with.
+
+        Two tokens such as <|user|> and <|endoftext|> have nothing in common, though their spellings do.
+        """
+        unit = re.compile(rf"{_any_of(tokens)}|.", re.DOTALL)
+        split = [unit.findall(after) for after in self._followed]
+        alike = takewhile(lambda units: len(set(units)) == 1, zip(*split, strict=False))
+        return "".join(units[0] for units in alike)
 
     def _end(self, after: str) -> int:
         """How much of what follows an answer is trained with it."""
@@ -163,10 +180,11 @@ class ChatFormatter:
 
     def trained_after(self) -> str:
         """What is trained after an answer, for a person."""
-        inner, last = (after[: self._end(after)] for after in self._after("first", "last"))
-        if inner == last:
-            return f"{inner!r} is trained after each answer" if inner else "nothing is trained after an answer"
-        return f"{inner or 'nothing'!r} is trained after an answer, {last or 'nothing'!r} after the last"
+        ends = [after[: self._end(after)] for after in self._followed] or [""]
+        if len(set(ends)) == 1:
+            return f"{ends[0]!r} is trained after each answer" if ends[0] else "nothing is trained after an answer"
+        inner, last = (repr(end) if end else "nothing" for end in ends)
+        return f"{inner} is trained after an answer, {last} after the last"
 
     def render(self, conversation: Sequence[Turn]) -> tuple[str, list[tuple[int, int, int]]]:
         """The template's text, one image token an image, and its trained spans (start, end, assistant turn).

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import struct
+from pathlib import Path
 from typing import Any
 
 from vig_ray.errors import StageError
@@ -102,31 +103,53 @@ def read_config(folder: str) -> Any:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             brought = json.load(file).get("auto_map") or {}
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted(folder))
-    except (OSError, ValueError, KeyError, json.JSONDecodeError, AttributeError) as error:
-        if "trust_remote_code" in str(error):
-            raise StageError(
-                f"{folder}: this model is code that comes with it; --trust-remote-code runs it, which lets it do on "
-                "this machine whatever you can"
-            ) from error
-        raise StageError(f"{folder}/config.json: can't be read: {one_line(error)[:200]}") from error
-    if trusted(folder) and type(config).__module__.startswith("transformers_modules."):
-        if "AutoModelForImageTextToText" not in brought:
-            raise StageError(
-                f"{folder}: its code is for {', '.join(sorted(brought))}; vig-ray needs an AutoModelForImageTextToText"
-            )
+    except Exception as error:  # code that comes with a model raises whatever its author wrote
+        raise unusable(folder, "config.json: can't be read", error) from error
+    if "AutoModelForImageTextToText" in brought and trusted(folder):
         return config
+    if type(config).__module__.startswith("transformers_modules."):
+        raise StageError(
+            f"{folder}: its code is for {', '.join(sorted(brought))}; vig-ray needs an AutoModelForImageTextToText"
+        )
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        if "AutoModelForImageTextToText" in brought:
+            raise StageError(_untrusted(folder))
         raise StageError(
             f"{folder}: a {config.model_type!r} model takes no images; --model needs a vision-language one"
         )
     return config
 
 
+def unusable(model: str, what: str, error: Exception) -> StageError:
+    """That checkpoint `model` can't be used, and why: `what` and its cause, or that its code isn't trusted."""
+    if "trust_remote_code" in str(error) and not trusted(model):
+        return StageError(_untrusted(model))
+    return StageError(f"{model}: {what}: {one_line(error)[:300]}")
+
+
+def _untrusted(model: str) -> str:
+    return (
+        f"{model}: this model is code that comes with it; --trust-remote-code runs it, which lets it do on this "
+        "machine whatever you can"
+    )
+
+
+def code_of(folder: str) -> dict[str, str]:
+    """A hash of each file of code that comes with a checkpoint and is run here; {} where none is."""
+    if not trusted(folder):
+        return {}
+    hashes = {}
+    for path in sorted(Path(folder).rglob("*.py")):
+        hashes[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashes
+
+
 def fingerprint(model: str) -> str:
     """A hash of checkpoint `model`, 16 hex digits: another model, or the same one trained on, has another.
 
-    A repository's is its commit. A folder's covers config.json and, of each tensor, its name, type, shape and first
-    64 KiB: training moves all of a tensor, and reading that much takes a second where the whole takes a minute.
+    A repository's is its commit. A folder's covers config.json, its code where that is run and, of each tensor, its
+    name, type, shape and first 64 KiB: training moves all of a tensor, and reading that much takes a second where the
+    whole takes a minute.
     Raises StageError where the folder's weights are missing or broken.
     """
     digest = hashlib.sha256()
@@ -136,6 +159,8 @@ def fingerprint(model: str) -> str:
         return digest.hexdigest()[:16]
     with open(os.path.join(folder, "config.json"), "rb") as file:
         digest.update(file.read())
+    if code := code_of(folder):
+        digest.update(json.dumps(code).encode())
     for name in _weight_files(model, folder):
         digest.update(name.encode())
         path = os.path.join(folder, name)

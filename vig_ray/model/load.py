@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vig_ray.errors import StageError
 from vig_ray.model.chat import ChatFormatter
-from vig_ray.model.checkpoint import local_folder, read_config, trust, trusted
+from vig_ray.model.checkpoint import local_folder, read_config, trust, trusted, unusable
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.probe import differences
 from vig_ray.model.prompt import Formatter
@@ -64,8 +64,16 @@ def _stops(folder: str, tokenizer: Any) -> list[str]:
         with open(path, encoding="utf-8") as file:
             ids = json.load(file).get("eos_token_id")
     ids = ids if isinstance(ids, list) else [ids]
-    named = [tokenizer.convert_ids_to_tokens(token) for token in ids if isinstance(token, int)]
+    named = [_text_of(tokenizer, token) for token in ids if isinstance(token, int) and token >= 0]
     return [str(token) for token in [*named, tokenizer.eos_token] if token]
+
+
+def _text_of(tokenizer: Any, token: int) -> str | None:
+    """A token as a text has it, which for an ordinary one isn't what the vocabulary has; None where there is none."""
+    if tokenizer.convert_ids_to_tokens(token) is None:
+        return None
+    added = tokenizer.added_tokens_decoder.get(token)
+    return str(added or tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def load_formatter(
@@ -98,8 +106,10 @@ def load_formatter(
         if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
             agree(tokenizer, folder)
             agree(processor.tokenizer, folder)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise StageError(f"{model}: tokenizer or processor can't be loaded: {one_line(error)[:300]}") from error
+    except StageError:
+        raise
+    except Exception as error:  # code that comes with a model raises whatever its author wrote
+        raise unusable(model, "tokenizer or processor can't be loaded", error) from error
     limit = getattr(config.get_text_config(), "max_position_embeddings", None) or 4096
     if chosen == "llava_v1":
         if config.model_type != "llava":
@@ -126,6 +136,8 @@ def load_formatter(
             end_of_turn=end_of_turn,
         )
         differing = differences(formatter)
+    except StageError:  # about an option
+        raise
     except Exception as error:  # whatever a processor that works in another way raises
         raise StageError(f"{model}: its processor or chat template can't be used: {one_line(error)[:300]}") from error
     if differing:
@@ -159,6 +171,7 @@ def load_model(model: str, *, dtype: str, device: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
     folder = local_folder(model, weights=True)
+    read_config(folder)  # its refusals say more than transformers' own
     try:
         loaded, report = AutoModelForImageTextToText.from_pretrained(
             folder,
@@ -167,8 +180,8 @@ def load_model(model: str, *, dtype: str, device: str) -> Any:
             output_loading_info=True,
             trust_remote_code=trusted(folder),
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise StageError(f"{model}: the weights can't be loaded: {one_line(error)[:300]}") from error
+    except Exception as error:  # code that comes with a model raises whatever its author wrote
+        raise unusable(model, "the weights can't be loaded", error) from error
     if report["missing_keys"] or report["mismatched_keys"]:
         # transformers would fill these with random numbers and go on.
         names = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[:3]
@@ -188,5 +201,5 @@ def without_weights(model: str) -> Any:
             return AutoModelForImageTextToText.from_config(
                 config, attn_implementation="sdpa", trust_remote_code=trusted(folder)
             ).eval()
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise StageError(f"{model}: can't be built from its config: {one_line(error)[:300]}") from error
+    except Exception as error:  # code that comes with a model raises whatever its author wrote
+        raise unusable(model, "can't be built from its config", error) from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import vig_ray
-from vig_ray.model.checkpoint import local_folder, read_config
+from vig_ray.model.checkpoint import code_of, local_folder, read_config
 from vig_ray.model.prompt import Formatter
 from vig_ray.storage import one_line
 
@@ -46,10 +46,13 @@ def remembered(check: str, model: str, formatter: Formatter, make: Callable[[], 
 
 
 def _path(check: str, model: str, formatter: Formatter) -> Path:
-    config = read_config(local_folder(model, weights=False)).to_dict()
+    folder_of_model = local_folder(model, weights=False)
+    config = read_config(folder_of_model).to_dict()
     config.pop("_name_or_path", None)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")}
-    decides = json.dumps([check, config, formatter.identity(), versions, _code()], sort_keys=True, default=str)
+    decides = json.dumps(
+        [check, config, formatter.identity(), versions, _code(), code_of(folder_of_model)], sort_keys=True, default=str
+    )
     folder = Path(os.environ.get("VIG_RAY_CACHE") or Path.home() / ".cache" / "vig-ray")
     return folder / "checks" / f"{hashlib.sha256(decides.encode()).hexdigest()[:32]}.json"
 

@@ -15,7 +15,7 @@ def load_tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(local_folder(model, weights=False))
+        return AutoTokenizer.from_pretrained(local_folder(model, weights=False), trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise StageError(
             f"--model {model}: its tokenizer can't be loaded; name the checkpoint's folder with --model"

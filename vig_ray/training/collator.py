@@ -17,7 +17,7 @@ import numpy.typing as npt
 from vig_ray.dataset.images import load_image
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.model.chat import ChatFormatter
-from vig_ray.model.load import load_formatter
+from vig_ray.model.load import Prompts, load_formatter
 from vig_ray.model.prompt import Prompt, PromptImage
 from vig_ray.options import Template
 
@@ -29,20 +29,28 @@ class ActiveTokensCollator:
 
     `model`: the checkpoint that the weights were computed with, or one of the same tokenizer and template; a row whose
     tokens don't fit its weights raises ValueError. Weights other than 0 and 1 raise ValueError too: labels can't carry
-    them.
+    them. The options are `vig score`'s: the same `end_of_turn`, or the weights are another token's.
 
     A batch is what the checkpoint's own processor makes of its conversations, and labels (LLaVA-1.5: what LLaVA's code
     makes of them).
     """
 
-    def __init__(self, model: str, *, template: Template = "auto", max_length: int | None = None) -> None:
-        self._arguments = (model, template, max_length)
-        self._formatter = load_formatter(model, template, max_length)
+    def __init__(
+        self,
+        model: str,
+        *,
+        template: Template = "auto",
+        max_length: int | None = None,
+        end_of_turn: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._prompts = Prompts(model, template, max_length, end_of_turn, trust_remote_code)
+        self._formatter = load_formatter(*self._prompts)
         tokenizer = self._formatter.tokenizer
         self._padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _collator, self._arguments
+        return _collator, tuple(self._prompts)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """input_ids, attention_mask and labels, int64 [B, L], padded on the right, and whatever else the checkpoint's
@@ -76,8 +84,8 @@ class ActiveTokensCollator:
         return PromptImage(image, lambda: load_image({"uri": image}), self._formatter.preprocess)
 
 
-def _collator(model: str, template: Template, max_length: int | None) -> ActiveTokensCollator:
-    return ActiveTokensCollator(model, template=template, max_length=max_length)
+def _collator(model: str, *options: Any) -> ActiveTokensCollator:
+    return ActiveTokensCollator(**Prompts(model, *options)._asdict())
 
 
 def _weights(row: Mapping[str, Any], prompt: Prompt) -> npt.NDArray[Any]:

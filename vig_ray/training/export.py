@@ -114,7 +114,7 @@ def write_model(state: State, base: str, template: Template, out: str, dtype: st
     model.save_pretrained(out, state_dict=weights)
     for name in os.listdir(folder):
         is_text = name.endswith((".json", ".jinja", ".txt", ".model", ".py")) and not name.endswith(".index.json")
-        if is_text and name not in ("config.json", "generation_config.json"):
+        if is_text and name != "config.json":
             shutil.copy(os.path.join(folder, name), os.path.join(out, name))
 
 

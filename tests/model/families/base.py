@@ -50,6 +50,9 @@ def write(folder: str, config: Any, processor: Any, *, std: float = 0.3) -> None
                 parameter.normal_(std=std if parameter.shape[-1] < 100 else std / 3)
             elif "norm" not in name and parameter.ndim == 1 and "gate" in name:
                 parameter.fill_(0.7)  # a gate of zero would shut the image out
+    if model.can_generate():  # most real ones stop at several tokens
+        stops = [processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id]
+        model.generation_config.eos_token_id = stops
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
