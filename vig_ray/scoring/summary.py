@@ -78,13 +78,16 @@ def _parquet(directory: str) -> Any:
 def summarise(directory: str) -> ScoreSummary:
     """Read a scores directory's sample columns once, batch by batch."""
     summary = ScoreSummary(directory)
-    columns = ["source", "vig", "error", "num_answer_tokens", "num_truncated_tokens", "note"]
-    for batch in _parquet(directory).to_batches(columns=columns):
+    columns = ["source", "vig", "error", "num_answer_tokens", "num_truncated_tokens"]
+    table = _parquet(directory)
+    noted = "note" in table.schema.names  # scores of before had none
+    for batch in table.to_batches(columns=[*columns, "note"] if noted else columns):
         summary.read += batch.num_rows
         errors = [error for error in batch["error"].to_pylist() if error is not None]
         summary.failed += len(errors)
         summary.failures.update(error.split(":", 1)[0] for error in errors)
-        summary.notes.update(note for note in batch["note"].drop_null().to_pylist())
+        if noted:
+            summary.notes.update(batch["note"].drop_null().to_pylist())
         vig = batch["vig"].to_numpy(zero_copy_only=False)
         scored = ~np.isnan(vig)
         summary.scored += int(scored.sum())

@@ -133,6 +133,11 @@ class TrainConfig(StageConfig):
         return self
 
     @property
+    def leading_rate(self) -> float:
+        """The highest learning rate that is logged: of the language model, else of what is trained in its place."""
+        return next(self.rates[part] for part in ("language", "projector", "tower") if part in self.train)
+
+    @property
     def rates(self) -> dict[str, float]:
         """The highest learning rate of each part; of the language model or its adapters."""
         main = self.lr or (2e-4 if self.lora else 2e-5)

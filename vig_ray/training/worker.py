@@ -222,7 +222,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
         first=run.step * sampler.batch,
         end=run.step * sampler.batch + len(expected),
         loss=loss,
-        lr=setup.config.rates["language"] * factor,
+        lr=setup.config.leading_rate * factor,
         grad_norm=norm,
         samples=len(consumed),
         active_tokens=totals.active_tokens,
