@@ -17,11 +17,16 @@ import pytest
 from transformers import LlavaConfig, LlavaProcessor, PreTrainedTokenizerFast, SiglipImageProcessor
 
 from tests import tiny_models
+from tests.command import call, refused
+from tests.end_to_end.conftest import read_scores
 from tests.model.families.base import SIGLIP, TEXT
 from vig_ray.dataset.schema import Turn
+from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_formatter, load_model, template_fingerprint
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
+from vig_ray.training import job
+from vig_ray.training.config import TrainConfig
 from vig_ray.training.export import write_model
 
 CONTENT = "{% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}{% endfor %}"
@@ -338,3 +343,29 @@ def test_a_trained_model_ends_as_the_one_it_was_trained_from(tmp_path: Path) -> 
     formatter = load_formatter(out)
     assert said(formatter, *TURNS) == [f"{TURNS[1]}<end_of_turn>", f"{TURNS[3]}<end_of_turn>"]
     assert template_fingerprint(formatter) == template_fingerprint(load_formatter(base))
+
+
+def test_by_the_commands(tmp_path: Path, qwen_checkpoint: str, local_ray: None) -> None:
+    """'' is nothing, and not nothing said; training goes by what the scores were made with."""
+    data = world.write(str(tmp_path / "data"), 8, seed=5)
+    out = str(tmp_path)
+    line = ("--data", data, "--model", qwen_checkpoint, "--out", out, "--dtype", "float32", "--reference", "blind")
+    assert "--end-of-turn '</s>'" in refused("score", *line, "--end-of-turn", "</s>")
+    call("score", *line, "--workers", "1", "--prepare-workers", "1", "--end-of-turn", "")
+    told = call("score", *line, status=2).stderr.strip().splitlines()
+    assert told[0].endswith(": '<|im_end|>' is trained after each answer")
+    assert told[-1].startswith("vig: ")
+    tokenizer = load_formatter(qwen_checkpoint).tokenizer
+    rows = read_scores(tmp_path)
+    assert [row["error"] for row in rows] == [None] * 8
+    assert not any("<|im_end|>" in tokenizer.decode(row["token_ids"]) for row in rows)
+    call("select", "--scores", out, "--p", "60", "--out", out)
+    given = {"model": qwen_checkpoint, "samples": f"{out}/samples", "selection": f"{out}/selection", "max_steps": 1}
+    for option, expected in ((None, ""), ("<|im_end|>", "<|im_end|>")):
+        config = TrainConfig(**given, out=f"{out}/trained", end_of_turn=option)
+        assert job.check(config).prompts.end_of_turn == expected
+
+
+def test_it_is_not_for_llavas_own_prompt() -> None:
+    with pytest.raises(StageError, match=r"--end-of-turn: LLaVA-1\.5's is </s>"):
+        load_formatter(CHECKPOINT, end_of_turn="</s>")
