@@ -50,6 +50,9 @@ class ExportDataConfig(StageConfig):
     model: str | None = Field(
         None, description="for messages: the checkpoint whose tokens the weights are of; by default the one that scored"
     )
+    trust_remote_code: bool = Field(
+        False, description="run the code that comes with that checkpoint: it can do on this machine whatever you can"
+    )
     overwrite: bool = Field(False, description="replace an earlier export of other data or with other options")
 
 
@@ -149,7 +152,7 @@ def _formatter(config: ExportDataConfig, record: dict[str, Any]) -> Formatter:
         prompts.get("template", "auto"),
         prompts.get("max_length"),
         prompts.get("end_of_turn"),
-        bool(prompts.get("trust_remote_code")) and config.model is None,  # the model that was trusted, and no other
+        config.trust_remote_code,
     )
     if template_fingerprint(formatter) != record.get("template"):
         raise StageError(f"--model {model}: its tokenizer or template isn't the one that the scores were made with")

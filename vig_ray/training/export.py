@@ -57,6 +57,9 @@ class ExportConfig(StageConfig):
     format: Literal["hub", "llava", "adapter"] = Field(
         "hub", description="hub: transformers' and vLLM's; llava: for LLaVA's own code; adapter: LoRA apart (peft)"
     )
+    trust_remote_code: bool = Field(
+        False, description="run the code that comes with the model: it can do on this machine whatever you can"
+    )
     dtype: Precision | None = Field(
         None, description="precision of the written weights; by default that of the run's forward and backward"
     )
@@ -191,7 +194,7 @@ def run(config: ExportConfig) -> Exported:
         raise StageError(f"{directory}: trained without --lora, so there is no adapter")
     chosen = _checkpoint(directory, config.step)
     base, template = record["prompts"]["model"], record["prompts"]["template"]
-    if record["prompts"].get("trust_remote_code"):
+    if config.trust_remote_code:
         trust(base)
     dtype = config.dtype or record["dtype"]
     identity = {"run": record.get("identity"), "checkpoint": chosen.name, "format": config.format, "dtype": dtype}
