@@ -46,13 +46,13 @@ def _serve(config: Any) -> None:
     from serve_app.draining import Draining
     from vig_ray.cluster import machines, parse_range
     from vig_ray.compat.ray import replicas_left
-    from vig_ray.model.load import load_formatter, prompts_of
+    from vig_ray.model.load import load_formatter, prompts_of, tell
 
     actors = sum(parse_range(spelled)[1] for spelled in (config.workers, config.prepare_workers))
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     # Wrong options are reported before anything starts.
     read_key_hashes(config.keys)
-    load_formatter(*prompts_of(config))
+    tell(config.model, load_formatter(*prompts_of(config)))
     log.info("loading %s", config.model)
     with machines(None, actors=actors, metrics_port=config.metrics_port) as ray_has:
         gpus_here = None if ray_has.cores is None else ray_has.gpus

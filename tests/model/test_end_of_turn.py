@@ -7,7 +7,6 @@ Two oracles: the family's tokenizer on the text that its template must write, sp
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,20 +163,19 @@ STYLES = {
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_answers_end_where_the_model_stops(style: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_answers_end_where_the_model_stops(style: str, tmp_path: Path) -> None:
     template, eos, stops, inner, last = STYLES[style]
-    with caplog.at_level(logging.INFO, logger="vig_ray"):
-        formatter: Any = load_formatter(write(tmp_path, template, eos=eos, stops=stops))
+    formatter: Any = load_formatter(write(tmp_path, template, eos=eos, stops=stops))
     assert formatter.by_parts
     assert said(formatter, *TURNS) == [TURNS[1] + inner, TURNS[3] + last]
     assert said(formatter, "<image>" + TURNS[0], TURNS[1], images=1) == [TURNS[1] + last]
-    (line,) = [record.message for record in caplog.records if "trained after" in record.message]
+    (line,) = formatter.told
     if inner == last:
         told = f"{inner!r} is trained after each answer" if inner else "nothing is trained after an answer"
-        assert line.endswith(f": {told}")
+        assert line == told
     else:
-        assert line.endswith(
-            f": {repr(inner) if inner else 'nothing'} is trained after an answer, "
+        assert line == (
+            f"{repr(inner) if inner else 'nothing'} is trained after an answer, "
             f"{repr(last) if last else 'nothing'} after the last"
         )
 
@@ -274,13 +272,12 @@ def test_a_generation_config_that_names_no_token(ids: Any, tmp_path: Path) -> No
     assert said(load_formatter(folder), "q", "a") == ["a<|im_end|>"]
 
 
-def test_a_template_that_takes_one_question_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_template_that_takes_one_question_only(tmp_path: Path) -> None:
     once = "{% if messages | length > 2 %}{{ raise_exception('one question') }}{% endif %}" + CHATML
     folder = write(tmp_path, CHATML, eos="<|im_end|>", mark=once)
-    with caplog.at_level(logging.INFO, logger="vig_ray"):
-        formatter = load_formatter(folder)
+    formatter: Any = load_formatter(folder)
     assert said(formatter, "q", "a") == ["a<|im_end|>"]
-    assert "'<|im_end|>' is trained after each answer" in caplog.text
+    assert formatter.told == ["'<|im_end|>' is trained after each answer"]
     with pytest.raises(PromptError, match="one question"):
         prompts(formatter, *TURNS)
     assert said(load_formatter(folder, end_of_turn="<|im_end|>\n"), "q", "a") == ["a<|im_end|>\n"]

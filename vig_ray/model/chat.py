@@ -107,6 +107,7 @@ class ChatFormatter:
     where the next turn begins.
 
     `by_parts`: put prompts together from parts, instead of taking each sample through the processor as a whole.
+    `told`: what a person should know of it.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class ChatFormatter:
         end_of_turn: str | None = None,
     ) -> None:
         self.by_parts = True
+        self.told: list[str] = []
         self.processor = processor
         self._noting = NotingProcessor(processor)
         self.tokenizer = processor.tokenizer

@@ -143,9 +143,15 @@ def load_formatter(
     if differing:
         formatter.by_parts = False
         more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
-        log.info("%s: each sample goes through its processor as a whole (%s%s)", model, differing[0], more)
-    log.info("%s: %s", model, formatter.trained_after())
+        formatter.told.append(f"each sample goes through its processor as a whole ({differing[0]}{more})")
+    formatter.told.append(formatter.trained_after())
     return formatter
+
+
+def tell(model: str, formatter: Formatter) -> None:
+    """Log what a person should know of how checkpoint `model` is prompted."""
+    for line in getattr(formatter, "told", ()):
+        log.info("%s: %s", model, line)
 
 
 def template_fingerprint(formatter: Formatter) -> str:

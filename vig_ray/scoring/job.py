@@ -27,7 +27,7 @@ from vig_ray.cluster import (
 from vig_ray.dataset import importing
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
-from vig_ray.model.load import default_dtype, load_formatter, prompts_of, template_fingerprint
+from vig_ray.model.load import default_dtype, load_formatter, prompts_of, tell, template_fingerprint
 from vig_ray.pipeline import Step, count_samples, run_steps
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
@@ -84,7 +84,9 @@ def check(config: ScoreConfig) -> Plan:
     formatter = load_formatter(*prompts_of(config))
     template = template_fingerprint(formatter)
     engine = engine_for(config.engine, formatter, config.model)
-    return Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine)
+    plan = Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine)
+    tell(config.model, formatter)
+    return plan
 
 
 def import_config(config: ScoreConfig) -> importing.ImportConfig:

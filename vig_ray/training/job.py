@@ -29,7 +29,7 @@ from vig_ray.cluster import Machines, machines, parse_range, with_the_driver
 from vig_ray.compat.ray import being_preempted, worker_errors
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
-from vig_ray.model.load import Prompts, load_formatter, template_fingerprint, without_weights
+from vig_ray.model.load import Prompts, load_formatter, tell, template_fingerprint, without_weights
 from vig_ray.stage import Claim, claim, read_stage
 from vig_ray.storage import absolute, check_writable, filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.directories import samples_beside, selection_directory
@@ -120,6 +120,7 @@ def check(config: TrainConfig) -> Plan:
     check_writable(config.out)
     formatter = load_formatter(*prompts)
     described = _described(config, prompts.model)
+    tell(prompts.model, formatter)
     template = template_fingerprint(formatter)
     if record and record.get("template") != template:
         log.warning(
