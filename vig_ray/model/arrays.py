@@ -16,6 +16,7 @@ def joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
     Processors pad in the same way; a model tells padding by sizes, masks, grids or tiles of zeros.
     """
+    arrays = [np.atleast_1d(array) for array in arrays]
     shapes = [array.shape[1:] for array in arrays]
     if len(set(shapes)) == 1:
         return np.concatenate(arrays)
@@ -25,9 +26,14 @@ def joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def tensors(inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
-    """Arrays of several images or samples, joined by name, as tensors on `device`; floats in `dtype`."""
+    """Arrays of several images or samples, joined by name, as tensors on `device`; floats in `dtype`.
+
+    Raises ValueError where they have different ones.
+    """
     import torch
 
+    if any(each.keys() != inputs[0].keys() for each in inputs):
+        raise ValueError("images or samples with arrays of different names")
     out = {}
     for name in inputs[0]:
         tensor = torch.from_numpy(np.ascontiguousarray(joined([np.asarray(each[name]) for each in inputs])))
@@ -37,11 +43,5 @@ def tensors(inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str,
 
 
 def of_whole(prompts: Sequence[Prompt], device: Any, dtype: Any) -> dict[str, Any]:
-    """The arrays of samples that went through their processor as a whole, padded on the right as their tokens are.
-
-    Raises ValueError where they have different ones.
-    """
-    arrays = [prompt.whole.arrays for prompt in prompts if prompt.whole is not None]
-    if len(arrays) != len(prompts) or any(each.keys() != arrays[0].keys() for each in arrays):
-        raise ValueError("samples with arrays of different names")
-    return tensors(arrays, device, dtype)
+    """The arrays of samples that went through their processor as a whole, padded on the right as their tokens are."""
+    return tensors([prompt.whole.arrays if prompt.whole is not None else {} for prompt in prompts], device, dtype)

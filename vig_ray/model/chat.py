@@ -330,8 +330,8 @@ class ChatFormatter:
 
     def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
         """Arrays of several images, joined along their first dimension, others padded with zeros; floats in `dtype`."""
-        names = self._model_inputs & set(inputs[0])
-        return tensors([{name: each[name] for name in names} for each in inputs], device, dtype)
+        given = [{name: array for name, array in each.items() if name in self._model_inputs} for each in inputs]
+        return tensors(given, device, dtype)
 
     def batch(self, conversations: Sequence[Sequence[Turn]], images: Sequence[Sequence[PromptImage]]) -> dict[str, Any]:
         """What the processor makes of several conversations together, padded on the right: tensors by name, less those

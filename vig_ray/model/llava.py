@@ -202,9 +202,10 @@ class LlavaFormatter:
 
     def _opening_of(self, piece: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """`_encode` of what stands before the first image: in most data it is the same in every sample."""
-        if self._opening is None or self._opening[0] != piece:
-            self._opening = piece, self._encode(piece)
-        return self._opening[1]
+        opening = self._opening  # once: other threads may put another in its place
+        if opening is None or opening[0] != piece:
+            self._opening = opening = piece, self._encode(piece)
+        return opening[1]
 
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """Tokenise as `tokenizer_image_token` does: each piece between images by itself, one BOS in front.
@@ -278,6 +279,7 @@ class LlavaFormatter:
         """Template, tokenizer and image geometry."""
         return {
             "template": "llava_v1",
+            "rules": 2,  # of which conversations are trained, and which tokens: raised where they change
             "system": SYSTEM,
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
             "bos": self.tokenizer.bos_token_id,

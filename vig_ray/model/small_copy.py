@@ -10,6 +10,7 @@ import copy
 import logging
 from typing import Any
 
+import psutil
 import torch
 
 from vig_ray.compat.transformers import unfilled
@@ -27,7 +28,7 @@ _NUMBERS = (
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _FEW_EXPERTS = 8
 _NOISE = 1 << 20
-_MOST_PARAMETERS = 3_000_000_000  # 12 GB
+_SHARE_OF_MEMORY = 0.5  # of what is free
 
 
 def small_copy(model: str) -> Any:
@@ -45,8 +46,15 @@ def small_copy(model: str) -> Any:
     try:
         _shrink(config, deepest=_deepest_feature(config))
         with torch.device("meta"):
-            size = sum(each.numel() for each in made().parameters())
-        return _filled(unfilled(made)).eval() if size <= _MOST_PARAMETERS else None
+            size = 4 * sum(each.numel() for each in made().parameters())
+        free = psutil.virtual_memory().available
+        if size > _SHARE_OF_MEMORY * free:
+            log.warning(
+                "%s: no room for a small copy to check the family on (%.0f GB, and %.0f GB of memory are free)",
+                model, size / 1e9, free / 1e9,
+            )  # fmt: skip
+            return None
+        return _filled(unfilled(made)).eval()
     except Exception as error:  # whatever a config says when it is cut down
         log.debug("%s: no small copy: %s", model, one_line(error)[:300])
         return None
@@ -54,8 +62,8 @@ def small_copy(model: str) -> Any:
 
 def _deepest_feature(config: Any) -> int:
     """How many layers the tower needs for the features that are read of it."""
-    read = getattr(config, "vision_feature_layer", None)
-    layers = read if isinstance(read, list | tuple) else [read]
+    read = [getattr(config, name, None) for name in ("vision_feature_layer", "vision_feature_layers")]
+    layers = [layer for each in read for layer in (each if isinstance(each, list | tuple) else [each])]
     return max((-layer if layer < 0 else layer + 1 for layer in layers if isinstance(layer, int)), default=0)
 
 
@@ -72,7 +80,9 @@ def _shrink(config: Any, *, deepest: int, least: int = 2) -> None:
         return
     before = max(counts.values())
     is_text = hasattr(config, "vocab_size")
-    numbers = {name: list(getattr(config, name)) for name in _NUMBERS if isinstance(getattr(config, name, None), list)}
+    numbers = {
+        name: list(getattr(config, name)) for name in _NUMBERS if isinstance(getattr(config, name, None), list | tuple)
+    }
     lists = {
         name: value for name, value in vars(config).items() if isinstance(value, list | tuple) and len(value) == before
     }
@@ -84,7 +94,7 @@ def _shrink(config: Any, *, deepest: int, least: int = 2) -> None:
     if is_text:
         after = max([after, *(min(value) + 1 for value in numbers.values() if value)])
     else:
-        after = max([after, *(len(value) for value in numbers.values())])
+        after = max([after, *(len(value) + 1 for value in numbers.values())])  # one of those that aren't named, too
     after = min(after, before)
     # One more that takes its keys and values from the last of its kind (Gemma 3n), where there are such.
     shared = 1 if getattr(config, "num_kv_shared_layers", 0) else 0
@@ -96,7 +106,9 @@ def _shrink(config: Any, *, deepest: int, least: int = 2) -> None:
         setattr(config, name, min(count, after) + shared)
     for name, value in numbers.items():
         kept = [number for number in value if number < after] if is_text else list(range(after - len(value), after))
-        setattr(config, name, kept)
+        setattr(config, name, type(getattr(config, name))(kept))
+    if isinstance(getattr(config, "insert_layer_id", None), int):  # MiniCPM-V: a merger behind that layer
+        config.insert_layer_id = min(config.insert_layer_id, after - 1)
 
 
 @torch.no_grad()

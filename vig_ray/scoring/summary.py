@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as pads
 
+from vig_ray.scoring.schema import SCORES
 from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
 
@@ -72,22 +73,19 @@ class ScoreSummary:
 
 def _parquet(directory: str) -> Any:
     fs, _ = filesystem(directory)
-    return pads.dataset(parquet_files(directory), filesystem=fs, format="parquet")
+    return pads.dataset(parquet_files(directory), schema=SCORES, filesystem=fs, format="parquet")
 
 
 def summarise(directory: str) -> ScoreSummary:
     """Read a scores directory's sample columns once, batch by batch."""
     summary = ScoreSummary(directory)
-    columns = ["source", "vig", "error", "num_answer_tokens", "num_truncated_tokens"]
-    table = _parquet(directory)
-    noted = "note" in table.schema.names  # scores of before had none
-    for batch in table.to_batches(columns=[*columns, "note"] if noted else columns):
+    columns = ["source", "vig", "error", "num_answer_tokens", "num_truncated_tokens", "note"]
+    for batch in _parquet(directory).to_batches(columns=columns):
         summary.read += batch.num_rows
         errors = [error for error in batch["error"].to_pylist() if error is not None]
         summary.failed += len(errors)
         summary.failures.update(error.split(":", 1)[0] for error in errors)
-        if noted:
-            summary.notes.update(batch["note"].drop_null().to_pylist())
+        summary.notes.update(batch["note"].drop_null().to_pylist())
         vig = batch["vig"].to_numpy(zero_copy_only=False)
         scored = ~np.isnan(vig)
         summary.scored += int(scored.sum())

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 import shutil
@@ -115,9 +116,11 @@ def write_model(state: State, base: str, template: Template, out: str, dtype: st
             shutil.copy(os.path.join(folder, FILE), os.path.join(out, FILE))
         return
     model.save_pretrained(out, state_dict=weights)
-    for name in os.listdir(folder):
+    code = glob.glob("**/*.py", root_dir=folder, recursive=True)
+    for name in [*os.listdir(folder), *(name for name in code if os.path.dirname(name))]:
         is_text = name.endswith((".json", ".jinja", ".txt", ".model", ".py")) and not name.endswith(".index.json")
         if is_text and name != "config.json":
+            os.makedirs(os.path.dirname(os.path.join(out, name)), exist_ok=True)
             shutil.copy(os.path.join(folder, name), os.path.join(out, name))
 
 

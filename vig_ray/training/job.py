@@ -43,7 +43,7 @@ from vig_ray.training.parts import tree
 from vig_ray.training.progress_actor import ProgressActor, shown
 from vig_ray.training.run import BadBatchError, Run, Setup
 from vig_ray.training.sampler import StepSampler
-from vig_ray.training.training_model import Lora, TrainingModel
+from vig_ray.training.training_model import TRAINED, Lora, TrainingModel
 from vig_ray.training.worker import train
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,8 @@ def check(config: TrainConfig) -> Plan:
         )
     imported = read_stage(samples) or {}
     identity = {
-        "options": config.model_dump(mode="json", exclude=_HOW),
+        # Runs of before had no such option.
+        "options": config.model_dump(mode="json", exclude=_HOW | ({"train"} if config.train == TRAINED else set())),
         "model": fingerprint(config.model),
         "template": template,
         "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")},

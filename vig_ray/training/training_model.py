@@ -51,6 +51,18 @@ def _with_gradient(_module: Any, _given: Any, output: torch.Tensor) -> torch.Ten
     return output + output.new_zeros((), requires_grad=True) if torch.is_grad_enabled() else output
 
 
+def refuse_uneven(model: Any, workers: int) -> None:
+    """Raise StageError where several workers would run different layers: each layer's exchange waits for all of them.
+
+    Cross-attention to images (Mllama) is left out where a microbatch has none.
+    """
+    if workers > 1 and "cross_attention_mask" in forward_arguments(model):
+        raise StageError(
+            f"{type(model).__name__}: leaves out the layers that read images where a batch has none, so that several "
+            "workers would wait for each other; train with --workers 1"
+        )
+
+
 def can_pack(model: Any) -> bool:
     """Whether samples can lie end to end in one row: causal attention over everything before, in every layer."""
     text = model.config.get_text_config()

@@ -13,6 +13,7 @@ import torch
 
 from vig_ray.errors import StageError
 from vig_ray.model.prompt import Formatter
+from vig_ray.storage import one_line
 from vig_ray.training import checkpoints
 from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind, trimmed
 from vig_ray.training.check import make_sure
@@ -25,7 +26,7 @@ from vig_ray.training.objective import Totals, Weights, coefficients
 from vig_ray.training.optimizer import make_optimizer, rate_factor, set_rate
 from vig_ray.training.run import BadBatchError, HeldOut, Run, Setup, Step
 from vig_ray.training.sharding import read_by_one, shard
-from vig_ray.training.training_model import Lora, TrainingModel, can_pack
+from vig_ray.training.training_model import Lora, TrainingModel, can_pack, refuse_uneven
 
 _CHECKED_AT_ONCE = 256
 _LOOK_EVERY_S = 15.0  # a cloud announces that it takes a machine away two minutes or half a minute before
@@ -98,10 +99,11 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
     """
     config = setup.config
     dtype = getattr(torch, setup.dtype)
-    torch.manual_seed(config.seed)
     formatter = setup.source().formatter
     whole_together = _checked(setup, distributed, formatter)
+    torch.manual_seed(config.seed)
     model, softcap = read_by_one(setup.prompts.model, distributed)
+    refuse_uneven(model, distributed.workers)
     packs = can_pack(model)
     training_model = TrainingModel(
         model,
@@ -135,6 +137,8 @@ def _checked(setup: Setup, distributed: DistributedContext, formatter: Formatter
             found = make_sure(setup.prompts.model, formatter)
         except StageError as error:
             found = error
+        except Exception as error:  # of a model's own code, say: the others must not wait for this worker
+            found = StageError(f"{setup.prompts.model}: can't be checked: {type(error).__name__}: {one_line(error)}")
     found = distributed.gather_objects(found)[0]
     if isinstance(found, StageError):
         raise found
@@ -172,9 +176,9 @@ def _refuse_mismatch(mismatches: Sequence[Mismatch | None]) -> None:
     first = next((mismatch for mismatch in mismatches if mismatch is not None), None)
     if first is not None:
         raise StageError(
-            f"{first.key}: {first.cause}. The selection was made with another tokenizer, template or length; "
-            "score and select with this --model, or give the --template and --max-length that the samples were scored "
-            "with"
+            f"{first.key}: {first.cause}. The selection was made with another tokenizer, template, end of turn or "
+            "length, or by an earlier vig-ray; score and select with this --model, or give the --template, "
+            "--end-of-turn and --max-length that the samples were scored with"
         )
 
 

@@ -8,6 +8,7 @@ config (`settled`); what the model itself does in its own precision, at every st
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -27,6 +28,7 @@ from vig_ray.storage import one_line
 log = logging.getLogger(__name__)
 
 _EXACT = 2e-5
+_ON_THE_MODEL = ("one image", "a question of several turns", "two images")
 # How far apart two orders of the same sums may be in a model of any size, in nats: any token in float32, a prompt's
 # mean in half precision, where single tokens of low probability scatter.
 _ROUNDING = {torch.float32: 1e-3, torch.float16: 0.03}
@@ -48,7 +50,7 @@ def make_sure(engine: TorchEngine, model: str, formatter: Formatter) -> None:
     for line in found["told"]:
         log.warning("%s", line)
     engine.description += f"; checked on a small copy, to {found['apart']:.0e} nats"
-    check_numbers(engine, formatter, probes=PROBES[:2])
+    check_numbers(engine, formatter, probes=[probe for probe in PROBES if probe.name in _ON_THE_MODEL])
 
 
 def settled(model: str, formatter: Formatter) -> Found:
@@ -61,7 +63,15 @@ def settled(model: str, formatter: Formatter) -> Found:
         return None
     engine = TorchEngine(made, formatter.collate)
     check = _Check(engine, exact=True)
-    apart = check.run(formatter, PROBES)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads, (os.cpu_count() or 1) // 2))  # Ray gives an actor with a GPU one
+    try:
+        apart = check.run(formatter, PROBES)
+    except _ForwardError as error:
+        log.info("%s: no small copy of it can be run: %s", model, error)  # a config of layers that look at others
+        return None
+    finally:
+        torch.set_num_threads(threads)
     no_blind = str(engine.no_blind.args[1]) if engine.no_blind else None
     return {"plainly": sorted(engine.plainly), "no_blind": no_blind, "apart": apart, "told": check.told}
 
@@ -79,6 +89,10 @@ def check_numbers(engine: TorchEngine, formatter: Formatter, *, probes: Sequence
     for line in check.told:
         log.warning("%s", line)
     return apart
+
+
+class _ForwardError(StageError):
+    """The model's own forward doesn't take a sample of its own processor."""
 
 
 @dataclass
@@ -120,7 +134,7 @@ class _Check:
             if "CUDA error" in str(error):
                 raise EngineDiedError(f"the GPU failed: {one_line(error)[:300]}") from error
             which = f"a sample of {len(prompt.images)} images"
-            raise StageError(f"{engine.name}: its forward refuses {which}: {one_line(error)[:200]}") from error
+            raise _ForwardError(f"{engine.name}: its forward refuses {which}: {one_line(error)[:200]}") from error
         if not np.isfinite(logp_T).all():
             raise StageError(f"{engine.name}: its log-probs in {engine.dtype} are no numbers; take another --dtype")
         return logp_T

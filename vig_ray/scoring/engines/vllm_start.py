@@ -196,11 +196,13 @@ def _tell_what_company_does(model: str, engine: Any, formatter: Formatter) -> No
     """
     prompts = [prompt for prompt, _ in probe_prompts(formatter) if not prompt.hide_images]
     alone = [engine.logprobs([prompt])[0] for prompt in prompts]
+    engine.engine.reset_prefix_cache()  # else what was computed alone would be taken
     among = engine.logprobs(prompts)
-    apart = 0.0
+    apart, compared = 0.0, 0
     for ours, theirs in zip(alone, among, strict=True):
         if isinstance(ours, PromptError) or isinstance(theirs, PromptError):
             continue  # too long for the engine's options, say: that row's error
+        compared += 1
         away = np.abs(np.asarray(ours) - np.asarray(theirs))
         apart = float("inf") if not np.isfinite(away).all() else max(apart, float(away.mean()))
     if apart > _MOST_BY_COMPANY:
@@ -208,7 +210,7 @@ def _tell_what_company_does(model: str, engine: Any, formatter: Formatter) -> No
             f"{model}: vLLM gives other log-probs for a sample alone than among others, by {apart:.2g} nats a token; "
             "take --engine torch, or another --dtype"
         )
-    engine.description += f"; alone and among others within {apart:.0e} nats a token"
+    engine.description += f"; alone and among others within {apart:.0e} nats a token, {compared} prompts"
 
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
