@@ -67,6 +67,7 @@ FAMILIES = {
     "lighton_ocr": of("vision_encoder", "vision_projection"),
     "llava_next": of("vision_tower", "multi_modal_projector image_newline"),
     "llava_onevision": of("vision_tower", "multi_modal_projector image_newline"),
+    "llava_clip_qwen": LLAVA,
     "llava_siglip": LLAVA,
     "minicpmv4_6": of("vision_tower", "merger"),
     "mistral3": LLAVA,
