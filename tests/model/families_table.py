@@ -52,7 +52,7 @@ def trained(family: Family) -> tuple[str, str]:
     prompts = {name: family.prompt(name, sample) for name, sample in family.samples.items()}
     expected = [-family.logprobs(family.inputs(SAMPLES[name]), prompt) for name, prompt in prompts.items()]
     ones = [np.ones(len(each), dtype=np.float32) for each in expected]
-    together = make_sure(family.folder, family.formatter)
+    together = make_sure(family.folder, family.formatter).whole_together
     found = {}
     for packed in {can_pack(family.model), False}:
         model = copy.deepcopy(family.model)

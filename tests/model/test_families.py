@@ -223,7 +223,7 @@ def test_training_computes_the_same(family: Family) -> None:
     token."""
     prompts = {name: family.prompt(name, SAMPLES[name]) for name in family.samples}
     expected = [-family.logprobs(family.inputs(SAMPLES[name]), prompt) for name, prompt in prompts.items()]
-    together = make_sure(family.folder, family.formatter)
+    together = make_sure(family.folder, family.formatter).whole_together
     for packed in {can_pack(family.model), False}:
         model = copy.deepcopy(family.model)
         training_model = TrainingModel(model, pack=packed, softcap=applied_softcap(model))

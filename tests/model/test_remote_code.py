@@ -27,6 +27,7 @@ from vig_ray.model import checkpoint
 from vig_ray.model.checkpoint import fingerprint
 from vig_ray.model.load import load_formatter, load_model, without_weights
 from vig_ray.report.detokenize import load_tokenizer
+from vig_ray.stage import read_stage
 from vig_ray.training.export import ExportConfig
 from vig_ray.training.export import run as export
 
@@ -216,6 +217,9 @@ def test_trained_by_the_command_it_is_written_with_its_code(
     for model, out, more in ((brought.plain, "plain", ()), (brought.folder, "own", ("--trust-remote-code",))):
         call(*words("train", model, samples, tmp_path / out, **options), *more)
     model = tmp_path / "own" / "model"
+    record = read_stage(str(tmp_path / "own" / "training"))
+    assert record is not None
+    assert "checked on a small copy, to " in record["workers"]
     assert {file.name for file in model.glob("*.py")} == {file.name for file in brought.folder.glob("*.py")}
     with pytest.raises(StageError, match="--trust-remote-code"):
         load_formatter(str(model))
@@ -231,6 +235,9 @@ def test_trained_by_the_command_it_is_written_with_its_code(
         moved += not torch.equal(before[name], tensor)
     assert moved > 20
     exported = tmp_path / "exported"
-    export(ExportConfig(run=str(tmp_path / "own"), out=str(exported)))
+    checkpoint._trusted.clear()
+    with pytest.raises(StageError, match="--trust-remote-code"):  # its record alone trusts nothing
+        export(ExportConfig(run=str(tmp_path / "own"), out=str(exported)))
+    export(ExportConfig(run=str(tmp_path / "own"), out=str(exported), trust_remote_code=True))
     load_formatter(str(exported), trust_remote_code=True)
     assert type(load_model(str(exported), dtype="float32", device="cpu")).__name__ == "BroughtModel"

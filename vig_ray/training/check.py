@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,16 +29,24 @@ _EXACT = 2e-5
 _MANY = 1 << 30
 
 
-def make_sure(model: str, formatter: Formatter) -> bool:
-    """Check checkpoint `model`; returns whether samples that go through its processor as a whole may be batched.
+class Checked(NamedTuple):
+    """What was found: whether samples that go through the processor as a whole may be batched, and how far training's
+    log-probs are from the model's own, nats; None where it couldn't be checked."""
+
+    whole_together: bool = False
+    apart: float | None = None
+
+
+def make_sure(model: str, formatter: Formatter) -> Checked:
+    """Check checkpoint `model`.
 
     Raises StageError where training computes other log-probs than the model's own forward.
     """
     found = remembered("training", model, formatter, lambda: settled(model, formatter))
     if found is None:
         log.warning("%s: what training computes could not be checked before it begins", model)
-        return False
-    return bool(found["whole_together"])
+        return Checked()
+    return Checked(bool(found["whole_together"]), float(found["apart"]))
 
 
 def settled(model: str, formatter: Formatter) -> Found:

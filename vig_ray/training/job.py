@@ -204,9 +204,9 @@ def run(config: TrainConfig) -> Trained | DryRun:
         dtype = config.dtype or earlier or ("bfloat16" if device == "cuda" else "float32")
         identity = output.identity | {"dtype": dtype}
         output.begin(config, identity=identity, prompts=plan.prompts._asdict(), dtype=dtype)
-        done = _train(plan, output, index, ray_has, device, dtype)
+        done, workers = _train(plan, output, index, ray_has, device, dtype)
     trained = _trained(plan, done)
-    output.commit(config, result=trained.__dict__)
+    output.commit(config, result=trained.__dict__, workers=workers)
     return trained
 
 
@@ -260,8 +260,10 @@ def _device(config: TrainConfig, ray_has: Machines) -> str:
     return config.device
 
 
-def _train(plan: Plan, output: Claim, index: Index, ray_has: Machines, device: str, dtype: str) -> list[dict[str, Any]]:
-    """Run the group of workers to its end; returns the log of all steps."""
+def _train(
+    plan: Plan, output: Claim, index: Index, ray_has: Machines, device: str, dtype: str
+) -> tuple[list[dict[str, Any]], str]:
+    """Run the group of workers to its end; returns the log of all steps, and what the last group of workers was."""
     config = plan.config
     on_gpu = device == "cuda"
     recompute = config.activation_checkpointing == "on" or (config.activation_checkpointing == "auto" and on_gpu)
@@ -305,10 +307,11 @@ def _train(plan: Plan, output: Claim, index: Index, ray_has: Machines, device: s
     try:
         with shown(progress_actor, setup.sampler.steps):
             _fit(trainer, progress_actor)
+        workers: str = ray.get(progress_actor.seen.remote())["workers"]
     finally:
         if records is not None:
             shutil.rmtree(records, ignore_errors=True)
-    return _log_lines(plan)
+    return _log_lines(plan), workers
 
 
 def _fit(trainer: TorchTrainer, progress_actor: Any) -> None:

@@ -228,9 +228,11 @@ class JobMetricsLogger:
 def _described(run: Run) -> str:
     trained = sum(parameter.numel() for parameter in run.training_model.parameters() if parameter.requires_grad)
     workers = run.distributed.workers
+    apart = run.checked.apart
+    checked = "" if apart is None else f"; checked on a small copy, to {apart:.0e} nats"
     kept = f", whole gradients kept until a step's end: {run.whole_gradients / 1e9:,.1f} GB a worker"
     return (
         f"{workers} worker{'s' if workers > 1 else ''} on {run.distributed.device.type} in {run.setup.dtype}, "
         f"{trained:,} weights trained, samples {'packed' if run.packed else 'padded'}"
-        f"{', FSDP' if run.sharded else ''}{kept if run.whole_gradients else ''}"
+        f"{', FSDP' if run.sharded else ''}{kept if run.whole_gradients else ''}{checked}"
     )

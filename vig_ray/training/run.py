@@ -11,6 +11,7 @@ import torch
 from vig_ray.errors import StageError
 from vig_ray.model.load import Prompts
 from vig_ray.training.batch import Batcher
+from vig_ray.training.check import Checked
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.index import Index
@@ -98,8 +99,8 @@ class HeldOut(NamedTuple):
 
 @dataclass(eq=False)
 class Run:
-    """A worker in the middle of a run. `whole_gradients`: see `memory.whole_gradients`; `whole_together`: see
-    `check.make_sure`."""
+    """A worker in the middle of a run. `whole_gradients`: see `memory.whole_gradients`; `checked`: before the first
+    step."""
 
     setup: Setup
     distributed: DistributedContext
@@ -109,7 +110,7 @@ class Run:
     packed: bool
     sharded: bool
     whole_gradients: int = 0
-    whole_together: bool = False
+    checked: Checked = field(default_factory=Checked)
     log: list[dict[str, Any]] = field(default_factory=list)
     step_began: float = 0.0
     looked: float = 0.0

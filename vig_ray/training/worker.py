@@ -16,7 +16,7 @@ from vig_ray.model.prompt import Formatter
 from vig_ray.storage import one_line
 from vig_ray.training import checkpoints
 from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind, trimmed
-from vig_ray.training.check import make_sure
+from vig_ray.training.check import Checked, make_sure
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.loader import Loaded, Mismatch, Unusable, load_steps
@@ -100,7 +100,7 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
     config = setup.config
     dtype = getattr(torch, setup.dtype)
     formatter = setup.source().formatter
-    whole_together = _checked(setup, distributed, formatter)
+    checked = _checked(setup, distributed, formatter)
     torch.manual_seed(config.seed)
     model, softcap = read_by_one(setup.prompts.model, distributed)
     refuse_uneven(model, distributed.workers)
@@ -126,12 +126,12 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
     optimizer = make_optimizer(training_model, config)
     packed = packs and config.packing
     batcher = Batcher(model, formatter.collate, device=distributed.device, dtype=dtype, packed=packed)
-    return Run(setup, distributed, training_model, optimizer, batcher, packed, sharded, kept, whole_together)
+    return Run(setup, distributed, training_model, optimizer, batcher, packed, sharded, kept, checked)
 
 
-def _checked(setup: Setup, distributed: DistributedContext, formatter: Formatter) -> bool:
+def _checked(setup: Setup, distributed: DistributedContext, formatter: Formatter) -> Checked:
     """What `make_sure` says, by the first worker. Raises StageError on all of them."""
-    found: bool | StageError = False
+    found: Checked | StageError = Checked()
     if distributed.rank == 0:
         try:
             found = make_sure(setup.prompts.model, formatter)
@@ -244,7 +244,7 @@ def _microbatches(run: Run, samples: Sequence[TrainingSample]) -> list[list[int]
         max_tokens=run.setup.batch_tokens,
         max_samples=run.setup.config.micro_batch,
         packed=run.packed,
-        whole_together=run.whole_together,
+        whole_together=run.checked.whole_together,
     )
 
 
