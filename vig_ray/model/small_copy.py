@@ -10,7 +10,6 @@ import copy
 import logging
 from typing import Any
 
-import psutil
 import torch
 
 from vig_ray.compat.transformers import unfilled
@@ -44,6 +43,8 @@ def small_copy(model: str) -> Any:
         )
 
     try:
+        import psutil
+
         _shrink(config, deepest=_deepest_feature(config))
         with torch.device("meta"):
             size = 4 * sum(each.numel() for each in made().parameters())
