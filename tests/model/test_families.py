@@ -24,6 +24,7 @@ from tests.model import families
 from tests.oracle import blurred
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
+from vig_ray.model.arrays import of_whole
 from vig_ray.model.head import applied_softcap
 from vig_ray.model.load import load_formatter
 from vig_ray.model.probe import differences
@@ -349,6 +350,37 @@ def test_a_fault_in_the_prompt_is_caught_at_the_start(
     assert differences(family.formatter) == []
     monkeypatch.setattr(family.formatter, "from_parts", lambda *sample: fault(right(*sample)))
     assert differences(family.formatter)
+
+
+@of(WHOLE)
+@pytest.mark.parametrize("fault", [dropped, unmarked])
+def test_a_fault_in_a_whole_prompt_is_caught_at_the_start(
+    family: Family, fault: Callable[[Prompt], Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = family.formatter.as_a_whole
+    assert differences(family.formatter)
+    monkeypatch.setattr(family.formatter, "as_a_whole", lambda *sample: fault(right(*sample)))
+    with pytest.raises(PromptError, match="Processor: "):
+        differences(family.formatter)
+
+
+@of([name for name in WHOLE if name not in ONE_BY_ONE])
+def test_a_fault_in_batches_of_whole_samples_is_caught_at_the_start(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrays swapped between the samples of a batch: they are run, and trained on, one by one."""
+
+    def faulty(prompts: Sequence[Prompt], *to: Any) -> dict[str, Any]:
+        return of_whole([*prompts[1:], *prompts[:1]], *to)
+
+    monkeypatch.setattr("vig_ray.scoring.engines.torch.of_whole", faulty)
+    monkeypatch.setattr("vig_ray.training.batch.of_whole", faulty)
+    monkeypatch.setattr(family.engine, "plainly", set())  # put back at the end
+    check_numbers(family.engine, family.formatter)
+    assert "whole" in family.engine.plainly
+    found = settled(family.folder, family.formatter)
+    assert found is not None
+    assert not found["whole_together"]
 
 
 @of(FROM_PARTS)

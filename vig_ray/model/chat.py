@@ -17,6 +17,7 @@ from itertools import takewhile
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from vig_ray.compat.transformers import image_options, process_image
@@ -179,6 +180,17 @@ class ChatFormatter:
         if stop is not None:
             return stop.end()
         return len(self._before_next) if after.startswith(self._before_next) else 0
+
+    def end_of(self, number: int, answers: int) -> str:
+        """What is trained after an answer of so many."""
+        after = self._followed[-1 if number + 1 == answers else 0] if self._followed else ""
+        return after[: self._end(after)]
+
+    def given_ids(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> npt.NDArray[np.int64]:
+        """The token ids that the processor's own call gives, int64 [L]."""
+        messages = _messages(conversation, _answers(conversation), [Image.fromarray(image.pixels) for image in images])
+        out = self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        return np.asarray(out["input_ids"]).astype(np.int64).reshape(-1)
 
     def trained_after(self) -> str:
         """What is trained after an answer, for a person."""

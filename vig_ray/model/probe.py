@@ -63,6 +63,7 @@ def differences(formatter: ChatFormatter) -> list[str]:
     can't be found in what it makes of a conversation.
     """
     named = []
+    wholes: list[tuple[Probe, Sequence[PromptImage], Prompt]] = []
     for probe in PROBES:
         images = [PromptImage(str(i), lambda p=p: p, formatter.arrays_of) for i, p in enumerate(pictures(probe))]  # type: ignore[misc]
         try:
@@ -75,6 +76,7 @@ def differences(formatter: ChatFormatter) -> list[str]:
                 named.append(f"{probe.name}: the processor refuses it")
             continue
         _check_answers(formatter, probe, whole)
+        wholes.append((probe, images, whole))
         try:
             parts = formatter.from_parts(probe.conversation, images)
             differing = _differing(formatter, parts, whole)
@@ -82,6 +84,10 @@ def differences(formatter: ChatFormatter) -> list[str]:
             differing = one_line(error)[:200] or type(error).__name__
         if differing:
             named.append(f"{probe.name}: {differing}")
+    if named:  # so samples go that way, which must be the processor's to the letter
+        for probe, given, whole in wholes:
+            if not np.array_equal(formatter.given_ids(probe.conversation, given), whole.token_ids):
+                raise PromptError("Processor", f"{probe.name}: the processor gives other token ids when called plainly")
     return named
 
 
@@ -127,8 +133,10 @@ def _check_answers(formatter: ChatFormatter, probe: Probe, prompt: Prompt) -> No
     answers = [turn.text for turn in probe.conversation if turn.role == "assistant"]
     for number, answer in enumerate(answers):
         said = formatter.tokenizer.decode(prompt.answer_ids[prompt.turns == number].tolist())
-        if answer not in said:
-            raise PromptError("Processor", f"{probe.name}: the tokens of the answer {answer!r} say {said!r}")
+        _, found, after = said.partition(answer)
+        end = formatter.end_of(number, len(answers)).strip()
+        if not found or end not in after:
+            raise PromptError("Processor", f"{probe.name}: the tokens of the answer {answer + end!r} say {said!r}")
 
 
 def _differing(formatter: ChatFormatter, parts: Prompt, whole: Prompt) -> str | None:
