@@ -11,11 +11,13 @@ from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.options import (
     CommaSeparated,
     Device,
+    EndOfTurn,
     EngineName,
     EngineOptions,
     Precision,
     ReferenceName,
     Template,
+    TrustRemoteCode,
     WorkerRange,
 )
 from vig_ray.stage import StageConfig
@@ -47,16 +49,8 @@ class AppConfig(StageConfig):
     device: Device = Field("auto", description="where the model runs")
     template: Template = Field("auto", description="prompt: llava_v1, chat or auto, as for vig score")
     max_length: int | None = Field(None, ge=1, description="longest prompt, tokens with images")
-    end_of_turn: str | None = Field(
-        None,
-        description="text of the chat template that is scored after each answer; '' for none; by default what the "
-        "template puts there, up to the token at which the model stops",
-    )
-    trust_remote_code: bool = Field(
-        False,
-        description="run the code that comes with --model: it can do on this machine, or on all of a cluster, whatever "
-        "you can; needed by models that transformers doesn't have",
-    )
+    end_of_turn: EndOfTurn = None
+    trust_remote_code: TrustRemoteCode = False
     batch_tokens: int | None = Field(None, ge=1, description="tokens a step of the engine, as for vig score")
     workers: WorkerRange = Field("1", description="engines, a number or a range that follows the load")
     prepare_workers: WorkerRange = Field(

@@ -15,6 +15,21 @@ ReferenceName = Literal["blur", "blind"]
 Template = Literal["auto", "llava_v1", "chat"]
 """How a conversation becomes a prompt: LLaVA-1.5's template, the checkpoint's own, or whichever fits the checkpoint."""
 
+EndOfTurn = Annotated[
+    str | None,
+    Field(
+        description="text of the chat template that is scored and trained after each answer; '' for none; by default "
+        "as a selection was made, or what the template puts there, up to the token at which the model stops"
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    Field(
+        description="run the code that comes with the model: it can do on this machine, or on all of a cluster, "
+        "whatever you can; needed by models that transformers doesn't have"
+    ),
+]
+
 
 def _range(value: Any) -> str:
     spelled = str(value) if type(value) is int else value

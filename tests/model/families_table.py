@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from tests.model import families
-from tests.model.test_families import NO_BLIND, NOT_SCORED, SAMPLES, Family, apart
+from tests.model.family import NO_BLIND, NOT_SCORED, SAMPLES, Family, apart
 from vig_ray.errors import StageError
 from vig_ray.model.head import applied_softcap
 from vig_ray.scoring.reference import blind, blur

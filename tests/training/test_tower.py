@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.model.test_families import SAMPLES, Family, apart
+from tests.model.family import SAMPLES, Family, apart
 from tests.selection.made import copy_outputs, selected
 from tests.training.plain import plain_training
 from tests.training.runs import alone, left_by, setup_of, together, weights_of

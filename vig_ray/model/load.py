@@ -110,29 +110,40 @@ def load_formatter(
         raise
     except Exception as error:  # code that comes with a model raises whatever its author wrote
         raise unusable(model, "tokenizer or processor can't be loaded", error) from error
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None) or 4096
     if chosen == "llava_v1":
-        if config.model_type != "llava":
-            raise StageError(f"{model}: --template llava_v1 is for LLaVA checkpoints, this is a {config.model_type!r}")
         if end_of_turn is not None:
             raise StageError("--end-of-turn: LLaVA-1.5's is </s>; it is for --template chat")
-        vision = config.vision_config
-        patches = (vision.image_size // vision.patch_size) ** 2
-        return LlavaFormatter(
-            tokenizer,
-            processor.image_processor,
-            image_token_id=config.image_token_id,
-            num_image_tokens=patches + (config.vision_feature_select_strategy == "full"),
-            max_length=max_length,
-        )
+        return _llava_formatter(model, config, tokenizer, processor, max_length)
+    return _chat_formatter(model, config, processor, max_length, _stops(folder, tokenizer), end_of_turn)
+
+
+def _llava_formatter(model: str, config: Any, tokenizer: Any, processor: Any, max_length: int | None) -> LlavaFormatter:
+    if config.model_type != "llava":
+        raise StageError(f"{model}: --template llava_v1 is for LLaVA checkpoints, this is a {config.model_type!r}")
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return LlavaFormatter(
+        tokenizer,
+        processor.image_processor,
+        image_token_id=config.image_token_id,
+        num_image_tokens=patches + (config.vision_feature_select_strategy == "full"),
+        max_length=max_length,
+    )
+
+
+def _chat_formatter(
+    model: str, config: Any, processor: Any, max_length: int | None, stops: list[str], end_of_turn: str | None
+) -> ChatFormatter:
+    """By the checkpoint's own template, held against its processor."""
     if getattr(config, "image_token_id", None) is None:
         raise StageError(f"{model}: its config names no image token, so nothing tells images from text")
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None) or 4096
     try:
         formatter = ChatFormatter(
             processor,
             image_token_id=config.image_token_id,
-            max_length=max_length or min(limit, tokenizer.model_max_length),
-            stops=_stops(folder, tokenizer),
+            max_length=max_length or min(limit, processor.tokenizer.model_max_length),
+            stops=stops,
             end_of_turn=end_of_turn,
         )
         differing = differences(formatter)

@@ -10,6 +10,8 @@ import copy
 import logging
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from vig_ray.compat.transformers import unfilled
@@ -28,6 +30,19 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _FEW_EXPERTS = 8
 _NOISE = 1 << 20
 _SHARE_OF_MEMORY = 0.5  # of what is free
+
+
+EXACT = 2e-5
+"""The `largest_difference` of the copy's log-probs by two ways that the order of sums explains."""
+
+
+def largest_difference(ours_T: npt.NDArray[Any], theirs_T: npt.NDArray[Any]) -> float:
+    """The largest difference of log-probs, nats; below -10 by a tenth of them, where float32 has steps of 1e-6.
+
+    Infinite where one is no number.
+    """
+    away_T = np.abs(ours_T - theirs_T) / np.maximum(1.0, np.abs(theirs_T) / 10)
+    return float("inf") if np.isnan(away_T).any() else float(away_T.max(initial=0.0))
 
 
 def small_copy(model: str) -> Any:

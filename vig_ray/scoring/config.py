@@ -7,7 +7,17 @@ from typing import Literal
 from pydantic import Field
 
 from vig_ray.dataset.images import MAX_PIXELS
-from vig_ray.options import Device, EngineName, EngineOptions, Precision, ReferenceName, Template, WorkerRange
+from vig_ray.options import (
+    Device,
+    EndOfTurn,
+    EngineName,
+    EngineOptions,
+    Precision,
+    ReferenceName,
+    Template,
+    TrustRemoteCode,
+    WorkerRange,
+)
 from vig_ray.stage import StageConfig
 
 
@@ -48,16 +58,8 @@ class ScoreConfig(StageConfig):
         ge=1,
         description="longest prompt, tokens with images; by default 2048 for LLaVA-1.5, else the model's own",
     )
-    end_of_turn: str | None = Field(
-        None,
-        description="text of the chat template that is scored after each answer; '' for none; by default what the "
-        "template puts there, up to the token at which the model stops",
-    )
-    trust_remote_code: bool = Field(
-        False,
-        description="run the code that comes with --model: it can do on this machine, or on all of a cluster, whatever "
-        "you can; needed by models that transformers doesn't have",
-    )
+    end_of_turn: EndOfTurn = None
+    trust_remote_code: TrustRemoteCode = False
     too_long: Literal["error", "truncate"] = Field(
         "error", description="a longer prompt: a row with error set, or cut at the limit and told, as LLaVA trains"
     )

@@ -26,6 +26,7 @@ from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_formatter, template_fingerprint
 from vig_ray.model.prompt import Formatter, PromptError, PromptImage
+from vig_ray.options import TrustRemoteCode
 from vig_ray.stage import Claim, StageConfig, claim, parquet_files
 from vig_ray.storage import absolute, check_writable, filesystem, scheme_of, write_bytes
 from vig_ray.tables.directories import dataset, samples_beside, selection_directory
@@ -50,9 +51,7 @@ class ExportDataConfig(StageConfig):
     model: str | None = Field(
         None, description="for messages: the checkpoint whose tokens the weights are of; by default the one that scored"
     )
-    trust_remote_code: bool = Field(
-        False, description="run the code that comes with that checkpoint: it can do on this machine whatever you can"
-    )
+    trust_remote_code: TrustRemoteCode = False
     overwrite: bool = Field(False, description="replace an earlier export of other data or with other options")
 
 

@@ -18,14 +18,13 @@ from vig_ray.model.head import applied_softcap
 from vig_ray.model.probe import probe_prompts
 from vig_ray.model.prompt import Formatter, Prompt
 from vig_ray.model.remember import Found, remembered
-from vig_ray.model.small_copy import small_copy
+from vig_ray.model.small_copy import EXACT, largest_difference, small_copy
 from vig_ray.storage import one_line
 from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind
 from vig_ray.training.training_model import TrainingModel, can_pack
 
 log = logging.getLogger(__name__)
 
-_EXACT = 2e-5
 _MANY = 1 << 30
 
 
@@ -64,18 +63,18 @@ def settled(model: str, formatter: Formatter) -> Found:
     ours = [prompt for prompt, _ in prompts]
     packed = can_pack(made)
     training_model = TrainingModel(made, pack=packed, softcap=applied_softcap(made)).eval()
-    apart = 0.0
+    worst = 0.0
     for how in {packed, False}:
         batcher = Batcher(made, formatter.collate, device="cpu", dtype=torch.float32, packed=how)
         away, cause = _apart(training_model, batcher, ours, expected, whole_together=False)
-        if away > _EXACT:
+        if away > EXACT:
             raise StageError(
                 f"{type(made).__name__}: training computes other log-probs than its own forward ({cause}); it can be "
                 "scored, not trained"
             )
-        apart = max(apart, away)
+        worst = max(worst, away)
     together, _ = _apart(training_model, batcher, ours, expected, whole_together=True)
-    return {"whole_together": together <= _EXACT, "apart": apart}
+    return {"whole_together": together <= EXACT, "apart": worst}
 
 
 @torch.no_grad()
@@ -101,8 +100,8 @@ def _check_causality(model: Any, formatter: Formatter, prompt: Prompt, nll_T: np
     """
     ids = prompt.token_ids.copy()
     ids[prompt.answer_positions[-1]] = ids[prompt.answer_positions[0]]
-    away = float(np.abs(_plainly(model, formatter, replace(prompt, token_ids=ids))[:-1] - nll_T[:-1]).max(initial=0.0))
-    if away > _EXACT:
+    away = largest_difference(_plainly(model, formatter, replace(prompt, token_ids=ids))[:-1], nll_T[:-1])
+    if away > EXACT:
         raise StageError(
             f"{type(model).__name__}: its attention looks ahead: another last token of an answer changes the log-probs "
             f"of those before it by {away:.2g} nats; training would teach it to copy"
@@ -121,7 +120,7 @@ def _apart(
     ones = [np.ones(len(prompt.answer_positions), dtype=np.float32) for prompt in prompts]
     samples = [TrainingSample(place, str(place), prompt, ones[place]) for place, prompt in enumerate(prompts)]
     plan = plan_by_kind(samples, max_tokens=_MANY, packed=batcher.packed, whole_together=whole_together)
-    apart = 0.0
+    worst = 0.0
     for members in plan:
         try:
             with torch.no_grad():
@@ -129,6 +128,5 @@ def _apart(
         except Exception as error:  # whatever a model says of a batch
             return float("inf"), one_line(error)[:200]
         theirs = np.concatenate([expected[at] for at in members])
-        away = np.abs(nll_N.double().numpy() - theirs) / np.maximum(1.0, theirs / 10)
-        apart = float("inf") if np.isnan(away).any() else max(apart, float(away.max()))
-    return apart, f"they differ by {apart:.2g} nats"
+        worst = max(worst, largest_difference(nll_N.double().numpy(), theirs))
+    return worst, f"they differ by {worst:.2g} nats"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vig_ray.options import CommaSeparated, Device, NotEmpty, Template, WorkerRange
+from vig_ray.options import CommaSeparated, Device, EndOfTurn, NotEmpty, Template, TrustRemoteCode, WorkerRange
 from vig_ray.stage import StageConfig
 
 
@@ -83,17 +83,8 @@ class TrainConfig(StageConfig):
     max_length: int | None = Field(
         None, ge=1, description="longest prompt, tokens; longer ones are cut; by default as the selection was made"
     )
-    end_of_turn: str | None = Field(
-        None,
-        description="text of the chat template that is trained after each answer; '' for none; by default as the "
-        "selection was made, or what the "
-        "template puts there, up to the token at which the model stops",
-    )
-    trust_remote_code: bool = Field(
-        False,
-        description="run the code that comes with --model: it can do on this machine, or on all of a cluster, whatever "
-        "you can; needed by models that transformers doesn't have",
-    )
+    end_of_turn: EndOfTurn = None
+    trust_remote_code: TrustRemoteCode = False
     held_out: int = Field(0, ge=0, description="samples at the order's end that are not trained on but measured")
     eval_every: int = Field(
         100, ge=1, description="steps between measurements of the held-out loss; it is measured at checkpoints as well"

@@ -28,7 +28,7 @@ from vig_ray.model.export import CLIP_NAME, save_checkpoint
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.load import load_formatter, load_model, without_weights
 from vig_ray.model.sentencepiece import FILE
-from vig_ray.options import Precision, Template
+from vig_ray.options import Precision, Template, TrustRemoteCode
 from vig_ray.stage import Claim, StageConfig, claim, read_stage
 from vig_ray.storage import absolute, check_writable, join, scheme_of
 from vig_ray.training.checkpoints import Checkpoint, alone_on_purpose, committed_checkpoints, on_this_machine
@@ -58,9 +58,7 @@ class ExportConfig(StageConfig):
     format: Literal["hub", "llava", "adapter"] = Field(
         "hub", description="hub: transformers' and vLLM's; llava: for LLaVA's own code; adapter: LoRA apart (peft)"
     )
-    trust_remote_code: bool = Field(
-        False, description="run the code that comes with the model: it can do on this machine whatever you can"
-    )
+    trust_remote_code: TrustRemoteCode = False
     dtype: Precision | None = Field(
         None, description="precision of the written weights; by default that of the run's forward and backward"
     )

@@ -20,14 +20,13 @@ from vig_ray.errors import StageError
 from vig_ray.model.probe import PROBES, Probe, probe_prompts
 from vig_ray.model.prompt import Formatter, Prompt, PromptError
 from vig_ray.model.remember import Found, remembered
-from vig_ray.model.small_copy import small_copy
+from vig_ray.model.small_copy import EXACT, largest_difference, small_copy
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
 from vig_ray.scoring.engines.torch import TorchEngine, kind, out_of_memory, plan_batches, together
 from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
 
-_EXACT = 2e-5
 _ON_THE_MODEL = ("one image", "a question of several turns", "two images")
 # How far apart two orders of the same sums may be in a model of any size, in nats: any token in float32, a prompt's
 # mean in half precision, where single tokens of low probability scatter.
@@ -202,12 +201,12 @@ class _Check:
 
     @property
     def _rounding(self) -> float:
-        return _EXACT if self.exact else _ROUNDING.get(self.engine.dtype, _ROUNDING_OF_BFLOAT16)
+        return EXACT if self.exact else _ROUNDING.get(self.engine.dtype, _ROUNDING_OF_BFLOAT16)
 
     def _distance(self, ours_T: LogProbs, theirs_T: LogProbs) -> float:
+        if self.exact:
+            return largest_difference(ours_T, theirs_T)
         apart_T = np.abs(ours_T - theirs_T)
         if np.isnan(apart_T).any():
             return float("inf")
-        if self.exact:  # float32 has steps of 1e-6 below -8
-            apart_T = apart_T / np.maximum(1.0, np.abs(theirs_T) / 10)
         return float(apart_T.max() if self.engine.dtype == torch.float32 else apart_T.mean())
