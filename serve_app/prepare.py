@@ -23,8 +23,9 @@ from vig_ray.dataset.images import ImageError, decode_image
 from vig_ray.dataset.rows import check
 from vig_ray.dataset.schema import IMAGE_MARK, Image, RowError, Sample
 from vig_ray.model.prompt import Formatter, Pixels, Prompt, PromptError, PromptImage
+from vig_ray.scoring.blur import blur_kernel, blur_opencv
 from vig_ray.scoring.prepare import prepare
-from vig_ray.scoring.reference import REFERENCES, blur_kernel, blur_pixels
+from vig_ray.scoring.reference import REFERENCES
 
 _THUMBNAIL_SIDE = 512
 
@@ -126,7 +127,7 @@ def prepare_sample(
         widths = [image.pixels.shape[1] for image in images]
         blurred = config.reference == "blur"
         reference_uris = (
-            [_thumbnail(image.derive("blur", blur_pixels).pixels) for image in images]
+            [_thumbnail(image.derive("blur", blur_opencv).pixels) for image in images]
             if reference_images and blurred
             else None
         )

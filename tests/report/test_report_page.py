@@ -26,7 +26,7 @@ from vig_ray.report import job
 from vig_ray.report.cards import card
 from vig_ray.report.gallery import Picture, Place, Shown, picture
 from vig_ray.report.job import ReportConfig, Written
-from vig_ray.scoring.reference import blur_pixels
+from vig_ray.scoring.blur import blur_opencv
 
 pytestmark = needs_chromium
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quotes\" 'and' {{title}}"
@@ -177,7 +177,7 @@ def test_a_card_shows_its_sample(browser: Any, written: Path, told: Any, chosen:
         clear, blurred = (decoded(image.get_attribute("src")) for image in card.locator("img").all())
         pixels = load_image(samples[place]["images"][0])
         assert np.abs(clear - pixels).mean() < 4
-        assert np.abs(blurred - blur_pixels(pixels)).mean() < 2
+        assert np.abs(blurred - blur_opencv(pixels)).mean() < 2
     opened.close()
 
 
@@ -333,7 +333,7 @@ def test_large_images_are_blurred_before_they_are_made_small() -> None:
     found = picture({"uri": None, "bytes": buffer.getvalue()}, True, 90, 10**8)
     shown = decoded(found.blurred)
     assert shown.shape == (60, 90, 3)
-    expected = PIL.Image.fromarray(blur_pixels(pixels)).resize((90, 60))
+    expected = PIL.Image.fromarray(blur_opencv(pixels)).resize((90, 60))
     assert np.abs(shown - np.asarray(expected, float)).mean() < 2
     assert picture({"uri": None, "bytes": buffer.getvalue()}, False, 90, 10**8).blurred is None
     assert "too large" in str(picture({"uri": None, "bytes": buffer.getvalue()}, True, 90, 100).error)

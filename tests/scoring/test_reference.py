@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vig_ray.model.prompt import Prompt, PromptImage
-from vig_ray.scoring.reference import blind, blur, blur_kernel, blur_pixels
+from vig_ray.scoring.blur import blur_kernel, blur_opencv
+from vig_ray.scoring.reference import blind, blur
 
 
 @pytest.mark.parametrize(
@@ -47,13 +48,13 @@ def by_definition(pixels: np.ndarray) -> np.ndarray:
 def test_blur_is_the_gaussian_it_says(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     pixels[:, : size[1] // 2, 0] = 255
-    assert np.abs(blur_pixels(pixels).astype(float) - by_definition(pixels)).max() <= 2.5
+    assert np.abs(blur_opencv(pixels).astype(float) - by_definition(pixels)).max() <= 2.5
 
 
 def test_kernel_goes_by_width_not_by_height() -> None:
     tall = np.random.default_rng(0).integers(0, 256, (900, 60, 3)).astype(np.uint8)
     rows = [0, 450, 899]
-    np.testing.assert_allclose(blur_pixels(tall)[rows], by_definition(tall)[rows], atol=2.5)
+    np.testing.assert_allclose(blur_opencv(tall)[rows], by_definition(tall)[rows], atol=2.5)
 
 
 def prompt_with(image: PromptImage) -> Prompt:
@@ -70,7 +71,7 @@ def test_references_leave_the_text_alone_and_rename_the_image() -> None:
         assert other.token_ids is prompt.token_ids
         assert other.answer_positions is prompt.answer_positions
     assert blurry.images[0].key != "a.png"
-    np.testing.assert_array_equal(blurry.images[0].inputs["pixel_values"], blur_pixels(pixels))
+    np.testing.assert_array_equal(blurry.images[0].inputs["pixel_values"], blur_opencv(pixels))
     assert hidden.hide_images
     assert hidden.length == 5
     assert not prompt.hide_images

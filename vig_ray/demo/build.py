@@ -37,7 +37,7 @@ from vig_ray.demo import CHECKPOINT, world
 from vig_ray.model.chat_template import LLAVA_V1
 from vig_ray.model.llava import SYSTEM, LlavaFormatter
 from vig_ray.model.prompt import Prompt, PromptImage
-from vig_ray.scoring.reference import blur_pixels
+from vig_ray.scoring.blur import blur_opencv
 
 SIDE, PATCH = 56, 14
 THINGS = [world.Thing(color, shape) for color in world.COLORS for shape in world.SHAPES]
@@ -212,7 +212,7 @@ def _lessons(formatter: LlavaFormatter, count: int, rng: random.Random) -> list[
         if not text_only:
             pixels = np.asarray(world.draw(world.random_scene(rng) if out_of_focus else scene))
             if out_of_focus:
-                pixels = blur_pixels(pixels)
+                pixels = blur_opencv(pixels)
             images = [PromptImage(str(number), lambda p=pixels: p, formatter.preprocess)]  # type: ignore[misc]
         prompts.append(formatter.prompt(turns_of_prompt, images))
     return prompts

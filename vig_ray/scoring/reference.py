@@ -13,29 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import cv2
-
-from vig_ray.model.prompt import Pixels, Prompt
-
-
-def blur_kernel(width: int) -> int:
-    """The side of the blur's kernel in pixels, by the image's width in pixels."""
-    for least, kernel in ((2000, 501), (800, 301), (500, 201)):
-        if width >= least:
-            return kernel
-    return 101
-
-
-def blur_pixels(pixels: Pixels) -> Pixels:
-    """Blur uint8 [H, W, 3]: Gaussian of kernel k (by width) and sigma k - 1, borders reflected (OpenCV's default)."""
-    kernel = blur_kernel(pixels.shape[1])
-    blurred: Pixels = cv2.GaussianBlur(pixels, (kernel, kernel), sigmaX=kernel - 1, sigmaY=kernel - 1)
-    return blurred
+from vig_ray.model.prompt import Formatter, Prompt
+from vig_ray.scoring.blur import blur_opencv
 
 
 def blur(prompt: Prompt) -> Prompt:
     """The prompt with every image blurred."""
-    images = tuple(image.derive("blur", blur_pixels) for image in prompt.images)
+    images = tuple(image.derive("blur", blur_opencv) for image in prompt.images)
     return replace(prompt, images=images, whole=prompt.whole and prompt.whole.of(images))
 
 
@@ -59,3 +43,8 @@ REFERENCES = {
     ),
     "blind": Reference("blind", blind, {}),
 }
+
+
+def make_reference(name: str, *, formatter: Formatter) -> Reference:  # noqa: ARG001
+    """The reference called `name`, for prompts that `formatter` makes."""
+    return REFERENCES[name]
