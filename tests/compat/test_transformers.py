@@ -88,7 +88,7 @@ def test_attention_without_a_mask_function_gets_no_mask_but_every_argument(model
     seen: list[tuple[Any, Any]] = []
 
     def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **given: Any) -> Any:
-        seen.append((attention_mask, given.get("segments")))
+        seen.append((attention_mask, given.get("row")))
         return query.transpose(1, 2).contiguous(), None
 
     transformers.AttentionInterface.register("canary", attention)
@@ -97,9 +97,9 @@ def test_attention_without_a_mask_function_gets_no_mask_but_every_argument(model
     # Positions that begin anew, as in a packed row, would call for a mask elsewhere.
     length = inputs["input_ids"].shape[1]
     positions = (torch.arange(length) % 7).expand(2, -1)
-    model.model(**inputs, position_ids=positions, segments="segments")
+    model.model(**inputs, position_ids=positions, row="row")
     layers = model.config.text_config.num_hidden_layers
-    assert seen == [(None, "segments")] * layers, "a mask was made, or an argument didn't reach the attention"
+    assert seen == [(None, "row")] * layers, "a mask was made, or an argument didn't reach the attention"
 
 
 def test_which_models_take_images_is_known_by_their_config() -> None:

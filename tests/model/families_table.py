@@ -16,13 +16,14 @@ import transformers
 from tests.model import families
 from tests.model.family import NO_BLIND, NOT_SCORED, SAMPLES, Family, apart
 from vig_ray.errors import StageError
+from vig_ray.model.attention import can_pack
 from vig_ray.model.head import applied_softcap
 from vig_ray.scoring.reference import blind, blur
 from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind
 from vig_ray.training.check import make_sure
 from vig_ray.training.export import write_model
 from vig_ray.training.parts import parts_of, whole_modules
-from vig_ray.training.training_model import TRAINED, TrainingModel, can_pack
+from vig_ray.training.training_model import TRAINED, TrainingModel
 
 _HEAD = "| family | prompts | scored | clean, blurred | blind | answers | trained | packed | projector | export |"
 

@@ -29,6 +29,7 @@ from tests.model.family import (
 )
 from vig_ray.dataset.schema import Turn
 from vig_ray.errors import StageError
+from vig_ray.model.attention import can_pack
 from vig_ray.model.head import applied_softcap
 from vig_ray.model.prompt import PromptError
 from vig_ray.scoring.engines.load import engine_for, load_engine
@@ -36,7 +37,7 @@ from vig_ray.scoring.reference import blind, blur
 from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind
 from vig_ray.training.check import make_sure
 from vig_ray.training.collator import ActiveTokensCollator
-from vig_ray.training.training_model import TrainingModel, can_pack
+from vig_ray.training.training_model import TrainingModel
 
 
 def test_it_goes_the_way_that_it_can(family: Family) -> None:

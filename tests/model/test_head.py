@@ -9,9 +9,9 @@ import torch
 from transformers import Gemma3ForConditionalGeneration
 
 from vig_ray.errors import StageError
+from vig_ray.model.attention import can_pack
 from vig_ray.model.head import Divisor, applied_softcap, capped, forward_arguments
 from vig_ray.scoring.engines.torch import TorchEngine
-from vig_ray.training.training_model import can_pack
 
 
 class CappedGemma3(Gemma3ForConditionalGeneration):

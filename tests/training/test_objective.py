@@ -15,10 +15,11 @@ from tests.scoring.prompts import LONG, ask, picture
 from tests.training.plain import plain_training
 from tests.training.runs import alone, setup_of, weights_of
 from vig_ray.demo import CHECKPOINT
+from vig_ray.model.attention import can_pack
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.training.batch import Batcher, TrainingSample, plan_microbatches
 from vig_ray.training.objective import Totals, coefficients, weighted_cross_entropy
-from vig_ray.training.training_model import TrainingModel, can_pack
+from vig_ray.training.training_model import TrainingModel
 
 WEIGHTS = st.lists(
     st.lists(st.sampled_from([0.0, 1.0, 0.25, 3.5]), min_size=1, max_size=9).map(lambda w: np.array(w, np.float32)),

@@ -42,6 +42,9 @@ def unfilled(make: Callable[[], Any]) -> Any:
     return model
 
 
+_SPARED = "_vig_ray_spares_its_mlp"
+
+
 def spare_last_mlp(layer: torch.nn.Module) -> bool:
     """Let the last decoder layer run its MLP for the K tokens only whose states are asked for.
 
@@ -58,6 +61,9 @@ def spare_last_mlp(layer: torch.nn.Module) -> bool:
         isinstance(part, torch.nn.Linear) for part in mlp.modules() if list(part.parameters(recurse=False))
     ):
         return False
+    if getattr(layer, _SPARED, False):  # by another engine over the same model
+        return True
+    setattr(layer, _SPARED, True)
     needed: list[torch.Tensor | None] = [None]
     shape = [torch.Size()]
 

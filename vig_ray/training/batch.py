@@ -1,4 +1,4 @@
-"""From samples to the tensors of one forward and backward pass: packed end to end, or padded.
+"""From samples to the tensors of one forward and backward pass: packed as a tree, or padded.
 
 A rank's part of a step is cut into microbatches that fit a token budget. How it is cut changes no result: the loss is a
 sum.
@@ -15,10 +15,11 @@ import numpy.typing as npt
 import torch
 
 from vig_ray.model.arrays import of_whole
+from vig_ray.model.attention import Row, row_of
 from vig_ray.model.head import forward_arguments, token_types_argument
+from vig_ray.model.packing import ImageNumbers, branch, tree
 from vig_ray.model.positions import position_ids
 from vig_ray.model.prompt import ImageInputs, Prompt
-from vig_ray.training.attention import Segments
 from vig_ray.training.objective import Weights
 
 Collate = Callable[[Sequence[ImageInputs], Any, Any], dict[str, Any]]
@@ -137,23 +138,9 @@ def plan_by_kind(
     return plan
 
 
-def common_prefix(prompts: Sequence[Prompt]) -> int:
-    """How many tokens all prompts begin with alike, before any image; each keeps a token of its own. 0 for one."""
-    if len(prompts) == 1:
-        return 0
-    first = prompts[0].token_ids
-    shared = min(len(prompt.token_ids) - 1 for prompt in prompts)
-    for prompt in prompts:
-        if len(prompt.image_spans):
-            shared = min(shared, int(prompt.image_spans[0][0]))
-        different = np.flatnonzero(prompt.token_ids[:shared] != first[:shared])
-        shared = int(different[0]) if len(different) else shared
-    return shared
-
-
 class Batcher:
-    """Makes batches for one model. `packed`: samples end to end in one row, for `packed_attention`, what they all begin
-    with only once; else padded rows.
+    """Makes batches for one model. `packed`: samples in one row, as a tree (`vig_ray.model.packing`): what several
+    begin with alike, a system prompt or that and an image, is there only once; else padded rows.
 
     `collate` turns a formatter's image inputs into the model's vision arguments.
     """
@@ -163,62 +150,85 @@ class Batcher:
         self._device, self._dtype, self.packed = device, dtype, packed
         self._type_ids = token_types_argument(model)
         self._accepted = forward_arguments(model)
+        self._image_token = model.config.image_token_id
 
     def __call__(self, samples: Sequence[TrainingSample], coefficients: Sequence[Weights]) -> Batch:
         """A microbatch of `samples`, all of one kind (`plan_by_kind`); `coefficients[i]` is float32 [T] of
-        `samples[i]`."""
+        `samples[i]`, not all of them 0."""
         prompts = [sample.prompt for sample in samples]
-        whole = prompts[0].whole is not None
-        packed = self.packed and not whole
-        lengths = [len(prompt.token_ids) for prompt in prompts]
-        prefix = common_prefix(prompts) if packed else 0
-        suffix_lengths = [length - prefix for length in lengths]
-        width = prefix + sum(suffix_lengths) if packed else max(lengths)
-        # Where each sample's tokens lie, those behind the prefix, in the row or rows laid end to end.
-        starts = np.cumsum([0, *suffix_lengths[:-1]]) if packed else np.arange(len(samples)) * width
-        rows = 1 if packed else len(samples)
-        ids = np.zeros(rows * width, dtype=np.int64)
-        is_image = np.zeros(rows * width, dtype=np.int64)
-        for start, length, prompt in zip(starts.tolist(), lengths, prompts, strict=True):
-            first = prefix if start else 0
-            ids[start + first : start + length] = prompt.token_ids[first:]
-            is_image[start + first : start + length] = prompt.image_mask[first:]
-        inputs: dict[str, Any] = {"input_ids": self._put(ids.reshape(rows, width)), "use_cache": False}
-        if packed:
-            inputs["segments"] = Segments(suffix_lengths, self._device, prefix=prefix)
+        if self.packed and prompts[0].whole is None:
+            return self._as_tree(prompts, coefficients)
+        return self._padded(prompts, coefficients)
+
+    def _as_tree(self, prompts: Sequence[Prompt], coefficients: Sequence[Weights]) -> Batch:
+        numbers = ImageNumbers()
+        packed = tree([branch(prompt, position_ids(self._model, prompt).numpy(), numbers) for prompt in prompts])
+        inputs: dict[str, Any] = {
+            "input_ids": self._put(packed.token_ids[None]),
+            "position_ids": self._put(packed.position_ids[..., None, :]),
+            "row": row_of(packed, 0, len(packed)),
+            "use_cache": False,
+        }
         if self._type_ids:
-            inputs[self._type_ids] = self._put(is_image.reshape(rows, width))
+            inputs[self._type_ids] = self._put((packed.token_ids == self._image_token).astype(np.int64)[None])
+        images = [image for _, _, image in packed.images]
+        if images:
+            inputs |= self._collate([image.inputs for image in images], self._device, self._dtype)
+        places = [places[each != 0] for places, each in zip(packed.places, coefficients, strict=True)]
+        return self._batch(inputs, prompts, coefficients, places, len(packed), len(images))
+
+    def _padded(self, prompts: Sequence[Prompt], coefficients: Sequence[Weights]) -> Batch:
+        width = max(len(prompt.token_ids) for prompt in prompts)
+        ids_BL = np.zeros((len(prompts), width), dtype=np.int64)
+        is_image_BL = np.zeros((len(prompts), width), dtype=np.int64)
+        for row, prompt in enumerate(prompts):
+            ids_BL[row, : len(prompt.token_ids)] = prompt.token_ids
+            is_image_BL[row, : len(prompt.token_ids)] = prompt.image_mask
+        inputs: dict[str, Any] = {"input_ids": self._put(ids_BL), "use_cache": False}
+        if self._type_ids:
+            inputs[self._type_ids] = self._put(is_image_BL)
         images = [image for prompt in prompts for image in prompt.images]
-        if whole:  # positions are the model's own, by its arrays
+        if prompts[0].whole is not None:  # positions are the model's own, by its arrays
             arrays = of_whole(prompts, self._device, self._dtype)
             inputs |= {name: array for name, array in arrays.items() if name in self._accepted}
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         else:
-            inputs["position_ids"] = self._positions(prompts, width, prefix)
+            inputs["position_ids"] = self._positions(prompts, width)
             if images:
                 inputs |= self._collate([image.inputs for image in images], self._device, self._dtype)
-        before, target, share = [], [], []
-        for start, prompt, each in zip(starts.tolist(), prompts, coefficients, strict=True):
-            active = prompt.answer_positions[each != 0].astype(np.int64)
-            before.append(np.where(active > prefix, start + active - 1, active - 1))
-            target.append(prompt.token_ids[active].astype(np.int64))
-            share.append(each[each != 0])
-        places = np.concatenate(before)
+        places = [
+            row * width + prompt.answer_positions[each != 0].astype(np.int64) - 1
+            for row, (prompt, each) in enumerate(zip(prompts, coefficients, strict=True))
+        ]
+        return self._batch(inputs, prompts, coefficients, places, ids_BL.size, len(images))
+
+    def _batch(
+        self,
+        inputs: dict[str, Any],
+        prompts: Sequence[Prompt],
+        coefficients: Sequence[Weights],
+        places: Sequence[npt.NDArray[np.int64]],
+        tokens: int,
+        images: int,
+    ) -> Batch:
+        """`places[i]`: where the states lie that predict the active tokens of prompt i."""
+        pairs = list(zip(prompts, coefficients, strict=True))
+        place_N = np.concatenate(places)
         return Batch(
             inputs,
-            self._put(places),
-            self._put(np.unique(places)),
-            self._put(np.concatenate(target)),
-            self._put(np.concatenate(share)),
-            rows * width,
-            len(images),
+            self._put(place_N),
+            self._put(np.unique(place_N)),
+            self._put(np.concatenate([prompt.answer_ids[each != 0].astype(np.int64) for prompt, each in pairs])),
+            self._put(np.concatenate([each[each != 0] for each in coefficients])),
+            tokens,
+            images,
         )
 
     def empty(self) -> Batch:
         """One without samples, for a rank that has fewer than others: ranks must call the model equally often."""
         inputs: dict[str, Any] = {"input_ids": self._put(np.zeros((1, 1), np.int64)), "use_cache": False}
         if self.packed:
-            inputs |= {"segments": Segments([1], self._device), "position_ids": inputs["input_ids"]}
+            inputs |= {"row": Row([0, 1], []), "position_ids": inputs["input_ids"]}
         if self._type_ids:
             inputs[self._type_ids] = inputs["input_ids"]
         none = self._put(np.zeros(0, np.int64))
@@ -227,13 +237,10 @@ class Batcher:
     def _put(self, array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)
 
-    def _positions(self, prompts: Sequence[Prompt], width: int, prefix: int) -> torch.Tensor:
-        """int64 [1, N] or [3, 1, N] packed; [B, L] or [3, B, L] padded."""
+    def _positions(self, prompts: Sequence[Prompt], width: int) -> torch.Tensor:
+        """int64 [B, L] or [3, B, L]."""
         each = [position_ids(self._model, prompt) for prompt in prompts]
         if any(ids.ndim == 2 for ids in each):
             each = [ids if ids.ndim == 2 else ids.expand(3, -1) for ids in each]
-        if self.packed:
-            each = [each[0][..., :prefix], *(ids[..., prefix:] for ids in each)]
-            return torch.cat(each, dim=-1).unsqueeze(-2).to(self._device)
         padded = [torch.nn.functional.pad(ids, (0, width - ids.shape[-1])) for ids in each]
         return torch.stack(padded, dim=-2).to(self._device)

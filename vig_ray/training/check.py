@@ -14,6 +14,7 @@ import torch
 
 from vig_ray.errors import StageError
 from vig_ray.model.arrays import of_whole
+from vig_ray.model.attention import can_pack
 from vig_ray.model.head import applied_softcap
 from vig_ray.model.probe import probe_prompts
 from vig_ray.model.prompt import Formatter, Prompt
@@ -21,7 +22,7 @@ from vig_ray.model.remember import Found, remembered
 from vig_ray.model.small_copy import EXACT, largest_difference, small_copy
 from vig_ray.storage import one_line
 from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind
-from vig_ray.training.training_model import TrainingModel, can_pack
+from vig_ray.training.training_model import TrainingModel
 
 log = logging.getLogger(__name__)
 

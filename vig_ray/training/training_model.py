@@ -9,8 +9,8 @@ import torch
 
 from vig_ray.compat.transformers import spare_last_mlp
 from vig_ray.errors import StageError
+from vig_ray.model.attention import NAME
 from vig_ray.model.head import capped, forward_arguments
-from vig_ray.training.attention import NAME
 from vig_ray.training.batch import Batch
 from vig_ray.training.objective import weighted_cross_entropy
 from vig_ray.training.parts import Part, parts_of, trained_names, whole_modules
@@ -61,19 +61,6 @@ def refuse_uneven(model: Any, workers: int) -> None:
             f"{type(model).__name__}: leaves out the layers that read images where a batch has none, so that several "
             "workers would wait for each other; train with --workers 1"
         )
-
-
-def can_pack(model: Any) -> bool:
-    """Whether samples can lie end to end in one row: causal attention over everything before, in every layer."""
-    text = model.config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    return (
-        kinds == {"full_attention"}
-        and not getattr(text, "sliding_window", None)
-        and not getattr(text, "use_bidirectional_attention", None)
-        and "token_type_ids" not in forward_arguments(model)  # image tokens that see each other
-        and "cross_attention_mask" not in forward_arguments(model)  # images beside the text
-    )
 
 
 class TrainingModel(torch.nn.Module):

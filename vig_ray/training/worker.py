@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from vig_ray.errors import StageError
+from vig_ray.model.attention import can_pack
 from vig_ray.model.prompt import Formatter
 from vig_ray.storage import one_line
 from vig_ray.training import checkpoints
@@ -26,7 +27,7 @@ from vig_ray.training.objective import Totals, Weights, coefficients
 from vig_ray.training.optimizer import make_optimizer, rate_factor, set_rate
 from vig_ray.training.run import BadBatchError, HeldOut, Run, Setup, Step
 from vig_ray.training.sharding import read_by_one, shard
-from vig_ray.training.training_model import Lora, TrainingModel, can_pack, refuse_uneven
+from vig_ray.training.training_model import Lora, TrainingModel, refuse_uneven
 
 _CHECKED_AT_ONCE = 256
 _LOOK_EVERY_S = 15.0  # a cloud announces that it takes a machine away two minutes or half a minute before

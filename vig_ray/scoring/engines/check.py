@@ -22,7 +22,8 @@ from vig_ray.model.prompt import Formatter, Prompt, PromptError
 from vig_ray.model.remember import Found, remembered
 from vig_ray.model.small_copy import EXACT, largest_difference, small_copy
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
-from vig_ray.scoring.engines.torch import TorchEngine, kind, out_of_memory, plan_batches, together
+from vig_ray.scoring.engines.torch import TorchEngine, kind, plan_batches, together
+from vig_ray.scoring.engines.tree import out_of_memory
 from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ _ON_THE_MODEL = ("one image", "a question of several turns", "two images")
 # mean in half precision, where single tokens of low probability scatter.
 _ROUNDING = {torch.float32: 1e-3, torch.float16: 0.03}
 _ROUNDING_OF_BFLOAT16 = 0.1
+_SHORT_ROW = 48  # tokens: nearly every run is cut
 
 
 def make_sure(engine: TorchEngine, model: str, formatter: Formatter) -> None:
@@ -44,6 +46,7 @@ def make_sure(engine: TorchEngine, model: str, formatter: Formatter) -> None:
         apart = check_numbers(engine, formatter)
         engine.description += f"; checked on a few conversations, to {apart:.0e} nats"
         return
+    engine.packed.intersection_update(found["packed"])
     engine.plainly.update(found["plainly"])
     engine.no_blind = PromptError("Blind", found["no_blind"]) if found["no_blind"] else None
     for line in found["told"]:
@@ -72,7 +75,8 @@ def settled(model: str, formatter: Formatter) -> Found:
     finally:
         torch.set_num_threads(threads)
     no_blind = str(engine.no_blind.args[1]) if engine.no_blind else None
-    return {"plainly": sorted(engine.plainly), "no_blind": no_blind, "apart": apart, "told": check.told}
+    ways = {"packed": sorted(engine.packed), "plainly": sorted(engine.plainly)}
+    return {**ways, "no_blind": no_blind, "apart": apart, "told": check.told}
 
 
 def check_numbers(engine: TorchEngine, formatter: Formatter, *, probes: Sequence[Probe] = PROBES) -> float:
@@ -107,6 +111,7 @@ class _Check:
     def run(self, formatter: Formatter, probes: Sequence[Probe]) -> float:
         """See `check_numbers`; what is to be told is left in `told`."""
         pairs = probe_prompts(formatter, probes)
+        pairs += [(_other_answer(prompt), _other_answer(as_given)) for prompt, as_given in pairs]
         clean = [pair for pair in pairs if not pair[0].hide_images]
         plain = [self._plainly(as_given) for _, as_given in clean]
         self._causal(clean[0][1], plain[0])
@@ -164,6 +169,12 @@ class _Check:
             return 0.0
         if which in self.engine.plainly:
             return 0.0
+        if which in self.engine.packed:
+            apart, cause = self._as_trees(prompts, plain)
+            if apart <= self._rounding:
+                return apart
+            self.engine.packed.discard(which)
+            self.told.append(f"{self.engine.name}: prompts share no prefixes, since as a tree {cause}")
         apart, cause = self._in_batches(prompts, plain)
         if apart <= self._rounding:
             return apart
@@ -180,6 +191,23 @@ class _Check:
         self.told.append(f"{self.engine.name}: {hidden}samples are run one by one, since in batches {cause}")
         return alone
 
+    def _as_trees(self, prompts: Sequence[Prompt], plain: Sequence[LogProbs]) -> tuple[float, str]:
+        """How far the prompts are from these log-probs as a tree: in one row, in several, and with kept prefixes."""
+        engine, apart = self.engine, 0.0
+        most = engine.max_batch_tokens
+        try:
+            for tokens in (most, _SHORT_ROW, _SHORT_ROW):
+                engine.max_batch_tokens = tokens
+                for logp_T, plain_T in zip(engine.run_batch(prompts), plain, strict=True):
+                    apart = max(apart, self._distance(logp_T, plain_T))
+        except Exception as error:
+            if out_of_memory(error):  # smaller rows will do, which are found when scoring
+                return apart, ""
+            return float("inf"), f"they fail: {one_line(error)[:200]}"
+        finally:
+            engine.max_batch_tokens = most
+        return apart, f"they differ by {apart:.2g} nats"
+
     def _in_batches(self, prompts: Sequence[Prompt], plain: Sequence[LogProbs]) -> tuple[float, str]:
         """How far batches of the prompts are from these log-probs, infinitely where they fail, and that in words."""
         engine, apart = self.engine, 0.0
@@ -190,7 +218,7 @@ class _Check:
         budget = max(engine.max_batch_tokens, 2 * max(lengths))
         for batch in (batch for group in groups for batch in plan_batches(lengths, group, budget)):
             try:
-                found = engine.run_batch([prompts[index] for index in batch], {})
+                found = engine.run_batch([prompts[index] for index in batch])
             except Exception as error:
                 if out_of_memory(error):  # smaller batches will do, which are found when scoring
                     continue
@@ -210,3 +238,10 @@ class _Check:
         if np.isnan(apart_T).any():
             return float("inf")
         return float(apart_T.max() if self.engine.dtype == torch.float32 else apart_T.mean())
+
+
+def _other_answer(prompt: Prompt) -> Prompt:
+    """The prompt with its answer tokens in another order: what comes before is shared, and nothing behind."""
+    ids = prompt.token_ids.copy()
+    ids[prompt.answer_positions] = np.roll(prompt.answer_ids, 1)
+    return replace(prompt, token_ids=ids)

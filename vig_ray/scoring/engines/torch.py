@@ -2,14 +2,18 @@
 
 What makes it faster than one forward a sample, with the same numbers:
 
-    - batches filled by tokens, prompts of like length together, right-padded: a causal model never looks right, so
-      padding needs no mask and the attention kernel stays the plain causal one
-    - the head runs on answer positions only, in slices, its product and the log-softmax in float32
-    - one vision pass an image: prompts that share an image share its features
+    - prompts are a tree (`vig_ray.model.packing`): a prefix that several share, a system prompt or that and an image,
+      is computed once; no token is padding, and none behind the last answer is computed
+    - a prefix that prompts keep beginning with is kept from one call to the next
+    - the last layer's MLP and the head run on predicting positions only, the head in slices, its product and the
+      log-softmax in float32
+    - one vision pass an image
     - hidden images (the blind reference) are left out, and the text keeps its position ids: what attention can't
-      see needs no computing (models with a sliding window or recurrent layers get a mask instead)
+      see needs no computing
 
-Not every model stands all of this. `check.py` holds it against one plain forward a sample, and where they differ,
+Not every model stands all of this (a sliding window counts places, a recurrent layer reads every one). The others
+are run in batches filled by tokens, prompts of like length together, right-padded: a causal model never looks right, so
+padding needs no mask. `check.py` holds both ways against one plain forward a sample, and where neither is right,
 samples are run plainly, one by one.
 """
 
@@ -18,25 +22,28 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vig_ray.compat.transformers import spare_last_mlp
 from vig_ray.model.arrays import of_whole
+from vig_ray.model.attention import NAME, can_pack
 from vig_ray.model.head import applied_softcap, capped, forward_arguments, token_types_argument
 from vig_ray.model.positions import position_ids
-from vig_ray.model.prompt import ImageInputs, Prompt, PromptError, PromptImage
+from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
+from vig_ray.scoring.engines.features import Collate, ImageFeatures
+from vig_ray.scoring.engines.tree import TreeRunner, out_of_memory
 from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
 
 _LOGITS_AT_ONCE = 1 << 26  # elements: 256 MB of float32
 _OUT_OF_MEMORY = "OutOfMemory"
-Collate = Callable[[Sequence[ImageInputs], Any, Any], dict[str, Any]]
+_FEWEST_TOKENS = 64  # of a row; fewer save no memory to speak of
 
 
 def default_batch_tokens(device: str) -> int:
@@ -81,22 +88,23 @@ class TorchEngine:
     """An `Engine` over a loaded transformers model.
 
     `collate` turns the image inputs of a formatter into the model's vision arguments. `max_batch_tokens` bounds
-    a batch's padded tokens; it is halved, and stays so, when the device runs out of memory.
+    the tokens of a forward, padding included; it is halved, and stays so, when the device runs out of memory.
+    `share_prefixes` False: every prompt is computed by itself, to measure what sharing saves.
     """
 
-    def __init__(self, model: Any, collate: Collate, *, max_batch_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: Any, collate: Collate, *, max_batch_tokens: int | None = None, share_prefixes: bool = True
+    ) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self.max_batch_tokens = max_batch_tokens or default_batch_tokens(str(self.device))
         self._collate = collate
-        self._image_token = int(model.config.image_token_id)
+        self.image_token = int(model.config.image_token_id)
         self.name = type(model).__name__
         self._arguments = accepted = forward_arguments(model)
-        self._shares_images = "mm_encoder_outputs" in accepted
-        self._makes_features = model if hasattr(model, "get_image_features") else getattr(model, "model", model)
-        self._stacked = False  # whether the model's features of several images are one tensor
-        self._type_ids = token_types_argument(model)
+        self._features = ImageFeatures(model, collate)
+        self.type_ids = token_types_argument(model)
         text = model.config.get_text_config()
         self._head = model.get_output_embeddings()
         self._head_weight: torch.Tensor | None = None
@@ -108,16 +116,20 @@ class TorchEngine:
         # Llama 4 has no part without its head: what its head is given is caught on the way.
         self._has_base = hasattr(model, "model")
         self._softcap = applied_softcap(model, self._uncapped_logits) if self._has_base else None
-        # Which prompts are run one by one, in the model's own way.
+        # Which prompts are run as a tree; which one by one, in the model's own way; others in padded batches.
+        self.packed: set[Kind] = {"by parts", "hidden"} if can_pack(model) else set()
         self.plainly: set[Kind] = set() if self._has_base else {"by parts", "whole", "hidden"}
         self.no_blind: PromptError | None = None  # why images can't be hidden
         self.description = f"torch {torch.__version__}, {type(model).__name__} on {self.device} in {self.dtype}"
+        self._attention = getattr(text, "_attn_implementation", None) or "sdpa"
+        self._own_attention = self._attention
+        self._tree = TreeRunner(self, share=share_prefixes)
+        self.spares_last_mlp = bool(self.packed) and spare_last_mlp(model.get_decoder().layers[-1])
 
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
         """See `Engine.logprobs`. Prompts are reordered inside; the answer is in the order given."""
         results: list[LogProbs | PromptError | None] = [None] * len(prompts)
-        lengths = [prompt.length if self._leaves_out else len(prompt.token_ids) for prompt in prompts]
-        waiting = []
+        waiting, packed = [], []
         for index, prompt in enumerate(prompts):
             if len(prompt.answer_positions) == 0:
                 results[index] = np.zeros(0, dtype=np.float32)
@@ -127,30 +139,86 @@ class TorchEngine:
                 )
             elif prompt.hide_images and self.no_blind is not None:
                 results[index] = self.no_blind
+            elif self._way(prompt) == "packed":
+                packed.append(index)
             else:
                 waiting.append(index)
-        waiting.sort(key=lambda index: (*together(prompts[index]), -lengths[index]))
+        failures = [*self._run_packed(prompts, packed, results), *self._run_batches(prompts, waiting, results)]
+        self._features.forget()
+        if failures and not self._worked:
+            raise failures[-1]  # nothing has ever worked: it is the model or the set-up, not the data
+        return [result for result in results if result is not None]
+
+    def _way(self, prompt: Prompt) -> Literal["packed", "padded", "plainly"]:
+        which = kind(prompt)
+        if which in self.plainly:
+            return "plainly"
+        return "packed" if which in self.packed else "padded"
+
+    def _run_packed(
+        self, prompts: Sequence[Prompt], indices: Sequence[int], results: list[LogProbs | PromptError | None]
+    ) -> Iterator[Exception]:
+        """Run these prompts as a tree, and fill in their results; where it fails, by halves, to find which one fails.
+
+        Gives what was raised over single prompts.
+        """
+        groups = [list(indices)] if indices else []
+        while groups:
+            group = groups.pop()
+            outcome = self._attempt([prompts[index] for index in group], self._run_tree)
+            if isinstance(outcome, PromptError) and len(group) > 1:
+                groups += [group[len(group) // 2 :], group[: len(group) // 2]]
+            elif isinstance(outcome, PromptError):
+                results[group[0]] = outcome
+                if isinstance(outcome.__cause__, Exception):
+                    yield outcome.__cause__
+            else:
+                self._worked = True
+                for index, logp_T in zip(group, outcome, strict=True):
+                    results[index] = logp_T
+
+    def _run_tree(self, prompts: Sequence[Prompt]) -> list[LogProbs]:
+        """These prompts as a tree; whatever the model raises is raised."""
+        self._attend_by(NAME)
+        return self._tree.run(prompts)
+
+    def halve_batches(self, tokens: int) -> bool:
+        """Bound forwards by half of `tokens`, for want of memory; False where that is too few to help."""
+        self._features.forget()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if tokens // 2 < _FEWEST_TOKENS:
+            return False
+        self.max_batch_tokens = tokens // 2
+        log.warning("out of memory: going on with at most %d tokens a batch", self.max_batch_tokens)
+        return True
+
+    def _run_batches(
+        self, prompts: Sequence[Prompt], waiting: Sequence[int], results: list[LogProbs | PromptError | None]
+    ) -> Iterator[Exception]:
+        """Run these prompts in padded batches or one by one, and fill in their results.
+
+        Gives what was raised over single prompts.
+        """
+        lengths = [prompt.length if self._leaves_out else len(prompt.token_ids) for prompt in prompts]
+        waiting = sorted(waiting, key=lambda index: (*together(prompts[index]), -lengths[index]))
         needed = Counter(image.key for i in waiting if not prompts[i].hide_images for image in prompts[i].images)
-        features: dict[str, torch.Tensor] = {}
         alone: set[int] = set()  # the prompts of a batch that failed: each is tried by itself
-        failure: Exception | None = None
         while waiting:
             alike = [i for i in waiting if together(prompts[i]) == together(prompts[waiting[0]])]
             plainly = kind(prompts[waiting[0]]) in self.plainly
             budget = 1 if plainly or waiting[0] in alone else self.max_batch_tokens
             batch = next(plan_batches(lengths, alike, budget))
-            outcome = self._attempt([prompts[index] for index in batch], features)
+            outcome = self._attempt([prompts[index] for index in batch], self._run_batch)
             if isinstance(outcome, PromptError) and len(batch) > 1:
                 # Out of memory at this size, or one prompt spoils the batch: nothing is settled yet.
-                if outcome.kind == _OUT_OF_MEMORY:
-                    self.max_batch_tokens = max(1, len(batch) * lengths[batch[0]] // 2)
-                    log.warning("out of memory: going on with at most %d tokens a batch", self.max_batch_tokens)
-                else:
+                if outcome.kind != _OUT_OF_MEMORY or not self.halve_batches(len(batch) * lengths[batch[0]]):
                     alone.update(batch)
                 continue
             if isinstance(outcome, PromptError):
                 results[batch[0]] = outcome
-                failure = outcome.__cause__ if isinstance(outcome.__cause__, Exception) else failure
+                if isinstance(outcome.__cause__, Exception):
+                    yield outcome.__cause__
             else:
                 self._worked = True
                 for index, logp_T in zip(batch, outcome, strict=True):
@@ -158,20 +226,19 @@ class TorchEngine:
             for image in (image for i in batch if not prompts[i].hide_images for image in prompts[i].images):
                 needed[image.key] -= 1
                 if not needed[image.key]:
-                    features.pop(image.key, None)
+                    self._features.forget([image.key])
             done = set(batch)
             waiting = [index for index in waiting if index not in done]
-        if failure is not None and not self._worked:
-            raise failure  # nothing has ever worked: it is the model or the set-up, not the data
-        return [result for result in results if result is not None]
 
-    def _attempt(self, prompts: Sequence[Prompt], features: dict[str, torch.Tensor]) -> list[LogProbs] | PromptError:
-        """Run one batch; a PromptError where it fails, whose cause is what was raised (none for want of memory).
+    def _attempt(
+        self, prompts: Sequence[Prompt], run: Callable[[Sequence[Prompt]], list[LogProbs]]
+    ) -> list[LogProbs] | PromptError:
+        """Run these prompts; a PromptError where it fails, whose cause is what was raised (none for want of memory).
 
         Raises EngineDiedError where the device is unusable from now on.
         """
         try:
-            return self.run_batch(prompts, features)
+            return run(prompts)
         except PromptError as error:
             return error
         except Exception as error:
@@ -182,20 +249,28 @@ class TorchEngine:
             refusal = PromptError(type(failed).__name__, one_line(failed)[:300])
             refusal.__cause__ = failed
             return refusal
-        features.clear()
+        self._features.forget()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         tokens = max(len(prompt.token_ids) for prompt in prompts)
         return PromptError(_OUT_OF_MEMORY, f"{tokens} tokens don't fit by themselves; lower --max-length")
 
-    @torch.inference_mode()
-    def run_batch(self, prompts: Sequence[Prompt], features: dict[str, torch.Tensor]) -> list[LogProbs]:
-        """One batch: all prompts with visible images, or all with hidden ones. Whatever the model raises is raised.
+    def _attend_by(self, implementation: str) -> None:
+        """Let the language model's layers attend in this way."""
+        if self._attention != implementation:
+            self.model.set_attn_implementation({"text_config": implementation})
+            self._attention = implementation
 
-        `features`: those of images that earlier batches had, by key, to which this one's are added.
-        """
+    def run_batch(self, prompts: Sequence[Prompt]) -> list[LogProbs]:
+        """Prompts of one kind, together, in the way that is set for it. Whatever the model raises is raised."""
+        return self._run_tree(prompts) if self._way(prompts[0]) == "packed" else self._run_batch(prompts)
+
+    @torch.inference_mode()
+    def _run_batch(self, prompts: Sequence[Prompt]) -> list[LogProbs]:
+        """One padded batch: all prompts with visible images, or all with hidden ones; or each by itself."""
         if kind(prompts[0]) in self.plainly:
             return [self.run_plainly(prompt) for prompt in prompts]
+        self._attend_by(self._own_attention)
         hidden = prompts[0].hide_images
         rows = [_Row(prompt, leave_out=hidden and self._leaves_out) for prompt in prompts]
         longest = max(len(row.ids) for row in rows)
@@ -204,48 +279,50 @@ class TorchEngine:
         for index, row in enumerate(rows):
             ids_BL[index, : len(row.ids)] = row.ids
             is_image_BL[index, : len(row.ids)] = row.is_image
-        inputs: dict[str, Any] = {"input_ids": self._to_device(ids_BL), "use_cache": False}
+        inputs: dict[str, Any] = {"input_ids": self.to_device(ids_BL), "use_cache": False}
         # All ones, padding too: nothing is masked and, with position ids of our own, nothing is packed.
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         if hidden and not self._leaves_out:
-            inputs["attention_mask"] -= self._to_device(is_image_BL)
-        if self._type_ids:
-            inputs[self._type_ids] = self._to_device(is_image_BL)
+            inputs["attention_mask"] -= self.to_device(is_image_BL)
+        if self.type_ids:
+            inputs[self.type_ids] = self.to_device(is_image_BL)
         if hidden:
             inputs["position_ids"] = self._positions_of_text(prompts, longest)
         elif prompts[0].whole is not None:
             inputs.update(self._accepted(of_whole(prompts, self.device, self.dtype)))
         else:
-            inputs.update(self._vision_inputs(prompts, features))
+            images = [image for prompt in prompts for image in prompt.images]
+            inputs.update(self.vision_arguments(images, int(prompts[0].image_mask.sum())))
         hidden_BLD = self.model.model(**inputs).last_hidden_state
         flat = np.concatenate([index * longest + row.answers - 1 for index, row in enumerate(rows)])
         targets = np.concatenate([row.ids[row.answers] for row in rows])
-        hidden_ND = hidden_BLD.flatten(0, 1)[self._to_device(flat)]
-        logp_N = self._head_logprobs(hidden_ND, self._to_device(targets.astype(np.int64))).cpu().numpy()
+        hidden_ND = hidden_BLD.flatten(0, 1)[self.to_device(flat)]
+        logp_N = self.head_logprobs(hidden_ND, self.to_device(targets.astype(np.int64))).cpu().numpy()
         return np.split(logp_N, np.cumsum([len(row.answers) for row in rows])[:-1])
 
     @torch.inference_mode()
     def run_plainly(self, prompt: Prompt) -> LogProbs:
         """One sample as its family's own forward takes it, images hidden by the attention mask. Raises PromptError."""
-        ids_1L = self._to_device(prompt.token_ids.astype(np.int64)[None])
+        self._attend_by(self._own_attention)
+        ids_1L = self.to_device(prompt.token_ids.astype(np.int64)[None])
         mask_1L = torch.ones_like(ids_1L)
         arguments: dict[str, Any] = {}
         if prompt.whole is not None:
             arguments = self._accepted(of_whole([prompt], self.device, self.dtype))
         elif prompt.images:
             arguments = self._collate([image.inputs for image in prompt.images], self.device, self.dtype)
-        if self._type_ids and self._type_ids not in arguments:
-            arguments[self._type_ids] = self._to_device(prompt.image_mask.astype(np.int64)[None])
+        if self.type_ids and self.type_ids not in arguments:
+            arguments[self.type_ids] = self.to_device(prompt.image_mask.astype(np.int64)[None])
         if prompt.hide_images:
             if "cross_attention_mask" in arguments:
                 raise PromptError("Blind", "this model reads images beside the text, where no position can be hidden")
-            mask_1L -= self._to_device(prompt.image_mask.astype(np.int64)[None])
+            mask_1L -= self.to_device(prompt.image_mask.astype(np.int64)[None])
             arguments["position_ids"] = self._positions_plainly(ids_1L, arguments)
         arguments |= {"input_ids": ids_1L, "attention_mask": mask_1L, "use_cache": False}
-        places = self._to_device(prompt.answer_positions.astype(np.int64) - 1)
-        targets = self._to_device(prompt.answer_ids.astype(np.int64))
+        places = self.to_device(prompt.answer_positions.astype(np.int64) - 1)
+        targets = self.to_device(prompt.answer_ids.astype(np.int64))
         hidden_1LD = self._last_states(self._accepted(arguments))
-        return np.asarray(self._head_logprobs(hidden_1LD[0, places], targets).cpu())
+        return np.asarray(self.head_logprobs(hidden_1LD[0, places], targets).cpu())
 
     def _last_states(self, arguments: dict[str, Any]) -> torch.Tensor:
         """What the head is given, [1, L, D]."""
@@ -272,42 +349,28 @@ class TorchEngine:
         """Position ids of the clean run: int64 [1, L], or [3, 1, L] for M-RoPE."""
         if not self._has_base or not hasattr(self.model.model, "get_rope_index") or "image_grid_thw" not in arguments:
             return torch.arange(ids_1L.shape[1], device=self.device)[None]
-        types = (ids_1L == self._image_token).long()
+        types = (ids_1L == self.image_token).long()
         positions: torch.Tensor = self.model.model.get_rope_index(
             input_ids=ids_1L, mm_token_type_ids=types, image_grid_thw=arguments["image_grid_thw"],
             attention_mask=torch.ones_like(ids_1L),
         )[0]  # fmt: skip
         return positions
 
-    def _to_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+    def to_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+        """An array as a tensor on the engine's device."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        # Only from pinned memory does a copy leave the CPU free to go on.
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-    def _vision_inputs(self, prompts: Sequence[Prompt], features: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """The forward's image arguments: features where the model takes them, each image's made once; else pixels."""
-        images = [image for prompt in prompts for image in prompt.images]
-        if not images:
-            return {}
-        if not self._shares_images:
-            return self._collate([image.inputs for image in images], self.device, self.dtype)
-        missing = {image.key: image for image in images if image.key not in features}
-        most = max(1, self.max_batch_tokens // max(1, int(prompts[0].image_mask.sum())))
-        for part in _alike(list(missing.values()), most):
-            arguments = self._collate([image.inputs for image in part], self.device, self.dtype)
-            output = self._makes_features.get_image_features(**arguments, return_dict=True)
-            pooled = output.pooler_output
-            self._stacked = isinstance(pooled, torch.Tensor)
-            if getattr(output, "deepstack_features", None) is not None or len(pooled) != len(part):
-                # Features that can't be told apart by image: let the model take the pixels of every prompt.
-                self._shares_images = False
-                return self._vision_inputs(prompts, features)
-            features.update({image.key: feature for image, feature in zip(part, pooled, strict=True)})
-        each = [features[image.key] for image in images]
-        shared = BaseModelOutputWithPooling(pooler_output=torch.stack(each) if self._stacked else each)
-        arguments = {"mm_encoder_outputs": {"image": shared}}
-        grids = [image.inputs["image_grid_thw"] for image in images if "image_grid_thw" in image.inputs]
-        if grids:
-            arguments["image_grid_thw"] = self._to_device(np.concatenate(grids))
-        return arguments
+    def vision_arguments(
+        self, images: Sequence[PromptImage], tokens: int, ahead: Iterable[PromptImage] = ()
+    ) -> dict[str, Any]:
+        """The forward's arguments for images, of about `tokens` each, in order. `ahead`: those that come next."""
+        return self._features.arguments(images, ahead=ahead, at_once=max(1, self.max_batch_tokens // max(1, tokens)))
+
+    def forget_images(self, keys: Iterable[str]) -> None:
+        """Forget the features of images that no prompt needs any more."""
+        self._features.forget(keys)
 
     def _positions_of_text(self, prompts: Sequence[Prompt], longest: int) -> torch.Tensor:
         """Position ids as if the images were there: int64 [B, L], or [3, B, L] for M-RoPE."""
@@ -318,15 +381,22 @@ class TorchEngine:
             [torch.nn.functional.pad(one, (0, longest - one.shape[-1])) for one in positions], dim=-2
         ).to(self.device)
 
-    def _head_logprobs(self, hidden_ND: torch.Tensor, target_N: torch.Tensor) -> torch.Tensor:
-        """log q of each target, float32 [N]; logits exist for a slice of rows at a time."""
+    def head_logprobs(
+        self, hidden_KD: torch.Tensor, target_N: torch.Tensor, state_N: np.ndarray[Any, Any] | None = None
+    ) -> torch.Tensor:
+        """log q of each target, float32 [N], by the state with its number (None: by the one in its place).
+
+        `state_N`: rising. Logits exist for a slice of states at a time.
+        """
         vocabulary = self.model.config.get_text_config().vocab_size
-        rows = max(1, _LOGITS_AT_ONCE // vocabulary)
-        slices = []
-        for start in range(0, len(hidden_ND), rows):
-            logits_NV = capped(self._uncapped_logits(hidden_ND[start : start + rows]), self._softcap)
-            target = target_N[start : start + rows, None]
-            slices.append(logits_NV.gather(1, target)[:, 0] - logits_NV.logsumexp(dim=1))
+        state_N = np.arange(len(hidden_KD)) if state_N is None else state_N
+        states = max(1, _LOGITS_AT_ONCE // vocabulary)
+        slices = [torch.zeros(0, device=hidden_KD.device)]
+        for start in range(0, len(hidden_KD), states):
+            logits_KV = capped(self._uncapped_logits(hidden_KD[start : start + states]), self._softcap)
+            first, past = np.searchsorted(state_N, (start, start + states)).tolist()
+            state = self.to_device(state_N[first:past] - start)
+            slices.append(logits_KV[state, target_N[first:past]] - logits_KV.logsumexp(dim=1)[state])
         return torch.cat(slices)
 
     def _uncapped_logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
@@ -343,23 +413,6 @@ class TorchEngine:
         if type(head) is torch.nn.Linear and head.bias is not None and self.dtype != torch.float32:
             logits = logits + head.bias.float()
         return torch.as_tensor(logits)
-
-
-def _alike(images: Sequence[PromptImage], most: int) -> Iterator[list[PromptImage]]:
-    """Images in groups of at most `most` whose arrays can be joined: equal but for their first dimension."""
-    groups: dict[Any, list[PromptImage]] = {}
-    for image in images:
-        shape = tuple((name, array.shape[1:]) for name, array in sorted(image.inputs.items()))
-        groups.setdefault(shape, []).append(image)
-    for group in groups.values():
-        for start in range(0, len(group), most):
-            yield group[start : start + most]
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether a device or the host ran out of memory; some of PyTorch's allocators raise a plain RuntimeError."""
-    phrases = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in phrases)
 
 
 class _Row:
