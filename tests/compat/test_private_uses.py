@@ -11,12 +11,21 @@ COMPAT = ROOT / "vig_ray" / "compat"
 LIBRARIES = ("ray", "vllm", "transformers")
 
 # Packages that no library calls public, though their names have no underscore.
-INSIDE = ("vllm.v1", "vllm.multimodal", "vllm.inputs", "vllm.model_executor", "transformers.models", "ray.dashboard")
+INSIDE = (
+    "vllm.v1",
+    "vllm.multimodal",
+    "vllm.inputs",
+    "vllm.model_executor",
+    "transformers.models",
+    "ray.dashboard",
+    "ray.train.v2",
+)
 
 # Names of attributes, methods and arguments that have moved to vig_ray/compat.
 NAMES = frozenset({
     "_global_node", "print_to_stdstream", "_metrics_export_port", "FilenameProvider", "worker_failures",
-    "get_preemption_info", "__serve_build_asgi_app__", "list_named_actors",
+    "get_preemption_info", "_create_default_callbacks", "_initialize_and_run_controller",
+    "__serve_build_asgi_app__", "list_named_actors",
     "_get_mm_fields_config", "get_mm_processor", "outputs_queue", "engine_dead", "hf_to_vllm_mapper",
     "use_v2_model_runner", "is_mm_prefix_lm",
     "valid_processor_kwargs", "_merge_kwargs", "_process_images",

@@ -164,6 +164,30 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     started.shutdown()
 
 
+# Left to itself Ray Train looks every second whether a run's controller still exists, on whatever Ray it finds.
+LOOKED_FOR_S = 6
+
+
+def test_another_ray_that_begins_on_this_machine(
+    data: Path, tmp_path: Path, images: ImageStore, request: pytest.FixtureRequest
+) -> None:
+    """It knows of no such run, and isn't asked for it."""
+    samples = held(data, tmp_path, images, (1,))
+    asked = command(data, tmp_path / "out", samples=samples, workers=2, max_steps=2, max_failures=0)
+    with (tmp_path / "stderr").open("w") as stderr:
+        driver = subprocess.Popen([sys.executable, "-m", "vig_ray.cli", *asked], cwd=ROOT, stderr=stderr)
+    try:
+        images.wait_for("1")
+        request.getfixturevalue("cluster")
+        time.sleep(LOOKED_FOR_S)
+        images.let_go("1")
+        assert driver.wait(240) == 0, (tmp_path / "stderr").read_text()
+    finally:
+        driver.kill()
+        driver.wait()
+    assert images.asked("1") == 1
+
+
 class Elastic:
     """A run of 1 to `most` workers on a cluster, in a thread of this process."""
 

@@ -22,11 +22,12 @@ import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from vig_ray.cluster import Machines, machines, parse_range, with_the_driver
 from vig_ray.compat.ray import being_preempted, worker_errors
+from vig_ray.compat.ray_train import Trainer
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import Prompts, load_formatter, tell, template_fingerprint, without_weights
@@ -292,7 +293,7 @@ def _train(
     if records is None:
         fs, path = filesystem(join(output.work, "ray"))
         storage = {"storage_path": path, "storage_filesystem": fs}
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _work,
         train_loop_config=loop,
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
@@ -314,7 +315,7 @@ def _train(
     return _log_lines(plan), workers
 
 
-def _fit(trainer: TorchTrainer, progress_actor: Any) -> None:
+def _fit(trainer: Trainer, progress_actor: Any) -> None:
     """`trainer.fit()`; raises StageError with the cause where it fails."""
     failure: list[BaseException] = []
 
