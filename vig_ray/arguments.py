@@ -38,7 +38,8 @@ def add_options(parser: argparse.ArgumentParser, config_class: type[StageConfig]
     """Give `parser` an option for every field of the config, --config, a usage line and a description."""
     for name, field in config_class.model_fields.items():
         if _extra(field).get("positional"):
-            parser.add_argument(name, metavar=name.upper(), help=_help(field))
+            many = None if field.is_required() else "?"
+            parser.add_argument(name, metavar=name.upper(), nargs=many, help=_help(field))
         elif field.annotation is bool:
             parser.add_argument(
                 _flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=_help(field)

@@ -209,5 +209,5 @@ def test_killed_actors_cost_nothing(
     scored_then = [row for row in rows if row["sample_key"] in golden]
     assert len(scored_then) >= 8
     for row in scored_then:
-        for name in ("clean_logprobs", "reference_logprobs"):
+        for name in ("clean_logprobs", "blur_logprobs"):
             np.testing.assert_allclose(row[name], golden[row["sample_key"]][name], atol=1e-5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,12 +34,13 @@ from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine
 from vig_ray.scoring.prepare import Preparer
-from vig_ray.scoring.reference import REFERENCES
-from vig_ray.scoring.schema import SCORES
+from vig_ray.scoring.reference import make_reference
+from vig_ray.scoring.schema import scores_schema
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.summary import ScoreSummary, summarise
 from vig_ray.stage import claim, parquet_files, read_stage
 from vig_ray.storage import check_writable, join
+from vig_ray.tables.passes import CLEAN, references_of
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,8 @@ class Plan:
     """A config that has been checked against what is really there.
 
     `model`, `template`: fingerprints. `samples`: the samples directory, None where the data is still to be imported.
-    `engine`: the one that is asked for, "auto" where both can take the model's prompts.
+    `engine`: the one that is asked for, "auto" where both can take the model's prompts. `references`: of each its name
+    and its parameters, as the record holds them.
     """
 
     config: ScoreConfig
@@ -69,6 +72,7 @@ class Plan:
     samples: str | None
     scores: str
     engine: str
+    references: list[dict[str, Any]]
 
 
 def check(config: ScoreConfig) -> Plan:
@@ -84,7 +88,9 @@ def check(config: ScoreConfig) -> Plan:
     formatter = load_formatter(*prompts_of(config))
     template = template_fingerprint(formatter)
     engine = engine_for(config.engine, formatter, config.model)
-    plan = Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine)
+    made = (make_reference(name, formatter=formatter) for name in config.reference)
+    references = [{"name": reference.name, "parameters": reference.parameters} for reference in made]
+    plan = Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine, references)
     tell(config.model, formatter)
     return plan
 
@@ -116,7 +122,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
     )
     if output.complete:
         log.info("%s: already complete, nothing to score", plan.scores)
-        return summarise(plan.scores)
+        return summarise(plan.scores, references_of(output.record))
     went_on = output.state == "go on" and bool(parquet_files(plan.scores))
     earlier = output.record["identity"] if went_on else {}
     cores = os.cpu_count() or 1
@@ -140,11 +146,11 @@ def run(config: ScoreConfig) -> ScoreSummary:
         timing = run_steps(
             samples,
             output,
-            SCORES,
+            scores_schema(config.reference),
             lambda counter: _steps(plan, pools, device, dtype, engine, counter),
             rows_per_block=config.rows_per_file,
         )
-    summary = summarise(plan.scores)
+    summary = summarise(plan.scores, config.reference)
     if summary.read != count_samples(samples):
         raise StageError(
             f"{plan.scores}: {summary.read:,} rows written for {count_samples(samples):,} samples. On several machines "
@@ -154,7 +160,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
     output.commit(
         config,
         counts=summary.counts(),
-        reference=REFERENCES[config.reference].parameters,
+        gains=summary.gains(),
         timing={"total_s": time.time() - began, "began": began, **timing},
     )
     return summary
@@ -180,13 +186,13 @@ def _device(config: ScoreConfig, ray_has: Machines) -> str:
     return "cuda"
 
 
-def _engine(asked: str, reference: str, ray_has: Machines, device: str) -> tuple[str, str]:
+def _engine(asked: str, references: Sequence[str], ray_has: Machines, device: str) -> tuple[str, str]:
     """The engine to take and why; on a cluster a machine with a GPU says what is installed there."""
     if asked != "auto" or ray_has.cores is not None or device != "cuda":
-        return choose_engine(asked, device=device, reference=reference)
+        return choose_engine(asked, device=device, references=references)
     ask = ray.remote(num_cpus=0, num_gpus=1, max_retries=8)(choose_engine)
     try:
-        answer: tuple[str, str] = ray.get(ask.remote(asked, device=device, reference=reference))
+        answer: tuple[str, str] = ray.get(ask.remote(asked, device=device, references=references))
     except ray.exceptions.RayError as error:
         raise failure(error, "asking a machine with a GPU for its engine") from error
     return answer
@@ -202,7 +208,7 @@ def _identity(plan: Plan, samples: str) -> dict[str, Any]:
         "template": plan.template,
         "engine": None if config.engine == "auto" else config.engine,
         "vllm": {key: value for key, value in config.vllm.items() if key not in _SPEED_AND_MEMORY} or None,
-        "reference": config.reference,
+        "references": plan.references,
         "dtype": config.dtype,
         "max_length": config.max_length,
         "too_long": config.too_long,
@@ -218,7 +224,7 @@ def _steps(plan: Plan, pools: Pools, device: str, dtype: str, engine: str, count
     prompts = prompts_of(config)._replace(model=model)._asdict()
     prepare = {
         **prompts,
-        "reference": config.reference,
+        "passes": (CLEAN, *config.reference),
         "too_long": config.too_long,
         "max_image_pixels": config.max_image_pixels,
     }
@@ -235,7 +241,12 @@ def _steps(plan: Plan, pools: Pools, device: str, dtype: str, engine: str, count
         Step(Preparer, prepare, batch_rows=min(_ROWS_PREPARED_AT_ONCE, config.rows_per_file), actors=pools.preparers),
         Step(
             Scorer,
-            {"engine": load, "progress": counter},
+            {
+                "engine": load,
+                "passes": (CLEAN, *config.reference),
+                "references": config.reference,
+                "progress": counter,
+            },
             batch_rows=min(config.window, config.rows_per_file),
             actors=pools.engines,
             cpus=0.5 if pools.gpus_each else 1,
