@@ -51,6 +51,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"--model": "{small}/broken"}, "config.json: can't be read"),
         ({"--model": "{small}/lm"}, "takes no images"),
         ({"--reference": "fog"}, "--reference 'fog'"),
+        ({"--reference": "blur,blind,blur"}, "--reference 'blur,blind,blur': names blur twice"),
+        ({"--reference": ","}, "--reference ',': takes one value, or several with commas between them"),
         ({"--dtype": "int8"}, "--dtype 'int8'"),
         ({"--workers": "8..2"}, "--workers '8..2'"),
         ({"--window": "0"}, "--window '0'"),

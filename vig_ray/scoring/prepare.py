@@ -21,6 +21,7 @@ from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, tr
 from vig_ray.options import Template
 from vig_ray.scoring.reference import make_reference
 from vig_ray.scoring.schema import prepared_schema
+from vig_ray.tables.key_index import KeyedRows
 from vig_ray.tables.passes import CLEAN
 
 TooLong = Literal["error", "truncate"]
@@ -98,7 +99,7 @@ def _made(one: Pass, prompt: Prompt) -> Prompt | PromptError:
 class Preparer:
     """A Ray Data callable: a block of `SAMPLES` to a block of `prepared_schema`, row for row.
 
-    `passes`: the names of those to run.
+    `passes`: the names of those to run. `held`: of those that rows of `earlier` have the results of.
     """
 
     def __init__(
@@ -112,18 +113,26 @@ class Preparer:
         passes: Sequence[str],
         too_long: TooLong,
         max_image_pixels: int,
+        held: Sequence[str] = (),
+        earlier: Callable[[], KeyedRows] | None = None,
     ) -> None:
         cv2.setNumThreads(1)  # Ray runs one of these a core
         self._formatter = load_formatter(model, template, max_length, end_of_turn, trust_remote_code)
         self._passes = make_passes(passes, self._formatter)
         self._too_long = too_long
         self._max_image_pixels = max_image_pixels
-        self._schema = prepared_schema()
+        self._schema = prepared_schema(held)
+        self._earlier = earlier() if earlier else None
 
     def __call__(self, samples: pa.Table) -> pa.Table:
         """Prepare a block; samples that name the same image share its decoding and its blur."""
         shared: dict[str, PromptImage] = {}
-        rows = [self._row(row, shared) for row in samples.to_pylist()]
+        rows = samples.to_pylist()
+        if self._earlier is None:
+            rows = [self._row(row, shared) for row in rows]
+        else:
+            earlier = self._earlier.of(samples["sample_key"])
+            rows = [self._added(*both, shared) for both in zip(rows, earlier, strict=True)]
         return pa.Table.from_pylist(rows, schema=self._schema)
 
     def _row(self, row: Mapping[str, Any], shared: dict[str, PromptImage]) -> dict[str, Any]:
@@ -140,6 +149,23 @@ class Preparer:
             "note": prepared.prompt.note,
             "prompts": _pickled(prepared.prompts),
         }
+
+    def _added(
+        self, row: Mapping[str, Any], earlier: Mapping[str, Any], shared: dict[str, PromptImage]
+    ) -> dict[str, Any]:
+        """An earlier row with the prompts of the passes that it lacks."""
+        out = {name: earlier[name] for name in self._schema.names if name in earlier}
+        if earlier["token_ids"] is None or not row["images"]:  # it never came to a pass
+            return out
+        prepared = self._prepared(row, shared)
+        if isinstance(prepared, str):
+            kind, _, cause = prepared.partition(": ")
+            failed = PromptError(kind, cause)
+        elif prepared.prompt.answer_ids.tolist() != earlier["token_ids"]:
+            failed = PromptError("Changed", "its answer tokens aren't those of the passes before")
+        else:
+            return out | {"prompts": _pickled(prepared.prompts)}
+        return out | {"prompts": _pickled((failed,) * len(self._passes))}
 
     def _prepared(self, row: Mapping[str, Any], shared: dict[str, PromptImage]) -> Prepared | str:
         """A sample with the prompts of its passes, or why it can't be scored."""

@@ -60,13 +60,12 @@ def _columns(outcomes: Mapping[str, Outcome], error: str | None) -> dict[str, An
     """What a row gets of its passes. `error`: that of passes before these."""
     columns: dict[str, Any] = {}
     errors = [error] if error else []
+    of_clean = str(outcomes[CLEAN]) if CLEAN in outcomes else error or ""
     for name, outcome in outcomes.items():
         if not isinstance(outcome, PromptError):
             columns |= {logprobs_column(name): outcome, loss_column(name): loss(outcome)}
-        elif str(outcome) != str(outcomes.get(CLEAN)):  # what keeps all passes from running is told once
-            errors.append(error_of(name, outcome))
-        elif name == CLEAN:
-            errors.insert(0, str(outcome))
+        elif name == CLEAN or not of_clean.startswith(str(outcome)):  # what keeps all passes from running is told once
+            errors.append(_told(name, outcome))
     if CLEAN in outcomes:
         first = next(loss_column(name) for name in outcomes if name != CLEAN)
         both = first in columns and loss_column(CLEAN) in columns
@@ -74,7 +73,7 @@ def _columns(outcomes: Mapping[str, Outcome], error: str | None) -> dict[str, An
     return columns | {"error": "; ".join(errors) or None}
 
 
-def error_of(name: str, error: PromptError) -> str:
+def _told(name: str, error: PromptError) -> str:
     """A failed pass in the words of its row's `error`: the clean pass's own, a reference's with its name."""
     told = str(error)
     return told if name == CLEAN or error.kind == name.capitalize() else f"{name.capitalize()}: {told}"
