@@ -40,7 +40,7 @@ SIZES = ((336, 336), (640, 480), (1024, 768))
 def sample_part(folder: Path, rounds: int) -> None:
     checkpoint = wide_eyed(folder / "model")
     preparer = Preparer(
-        model=checkpoint, template="auto", max_length=None, reference="blur", too_long="error",
+        model=checkpoint, template="auto", max_length=None, passes=("clean", "blur"), too_long="error",
         max_image_pixels=10**8,
     )  # fmt: skip
     rng = np.random.default_rng(0)

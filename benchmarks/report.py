@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from vig_ray.demo import CHECKPOINT
 from vig_ray.scoring.config import ScoreConfig
-from vig_ray.scoring.schema import SCORES
+from vig_ray.scoring.schema import scores_schema
 from vig_ray.stage import write_stage
 
 ROWS_PER_FILE = 2048
@@ -31,10 +31,10 @@ BASELINE = """
 import sys, glob, numpy as np, pyarrow.parquet as pq
 count = total = 0
 for path in sorted(glob.glob(sys.argv[1] + "/scores/*.parquet")):
-    table = pq.read_table(path, columns=["sample_key", "source", "vig", "clean_loss", "reference_loss", "token_ids",
-                                         "clean_logprobs", "reference_logprobs", "turn"])
+    table = pq.read_table(path, columns=["sample_key", "source", "vig", "clean_loss", "blur_loss", "token_ids",
+                                         "clean_logprobs", "blur_logprobs", "turn"])
     clean, reference = (table[name].combine_chunks().flatten().to_numpy() for name in
-                        ("clean_logprobs", "reference_logprobs"))
+                        ("clean_logprobs", "blur_logprobs"))
     count, total = count + len(clean), total + float(np.sum(clean.astype(np.float64) - reference))
 print(count, total / count)
 """
@@ -68,19 +68,21 @@ def make(directory: Path, tokens: int) -> int:
             "num_answer_tokens": pa.array(lengths, pa.int32()),
             "num_truncated_tokens": pa.array(np.zeros(rows), pa.int32()),
             "clean_loss": pa.array(losses[0]),
-            "reference_loss": pa.array(losses[1]),
+            "blur_loss": pa.array(losses[1]),
             "vig": pa.array(losses[1] - losses[0]),
             "token_ids": pa.ListArray.from_arrays(offsets, pa.array(ids)),
             "clean_logprobs": pa.ListArray.from_arrays(offsets, pa.array(clean)),
-            "reference_logprobs": pa.ListArray.from_arrays(offsets, pa.array(reference)),
+            "blur_logprobs": pa.ListArray.from_arrays(offsets, pa.array(reference)),
             "turn": pa.ListArray.from_arrays(offsets, pa.array(turns)),
+            "note": pa.nulls(rows, pa.string()),
             "error": pa.nulls(rows, pa.string()),
         }
-        table = pa.table([columns[name] for name in SCORES.names], schema=SCORES)
+        schema = scores_schema(["blur"])
+        table = pa.table([columns[name] for name in schema.names], schema=schema)
         pq.write_table(table, scores / f"{start:010d}.parquet", compression="zstd")
         made += count
     config = ScoreConfig(data="made", model=CHECKPOINT, out=str(directory))
-    write_stage(str(scores), "score", config, identity={}, complete=True)
+    write_stage(str(scores), "score", config, identity={"references": [{"name": "blur"}]}, complete=True)
     return made
 
 

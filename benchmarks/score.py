@@ -30,9 +30,11 @@ from vig_ray.scoring import job
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.scoring.prepare import Preparer
-from vig_ray.scoring.schema import PREPARED
+from vig_ray.scoring.schema import prepared_schema
 from vig_ray.scoring.score import score_rows
 from vig_ray.stage import parquet_files
+
+PASSES = ("clean", "blur")
 
 
 def preparer() -> Preparer:
@@ -42,7 +44,7 @@ def preparer() -> Preparer:
         model=config.model,
         template=config.template,
         max_length=config.max_length,
-        reference=config.reference,
+        passes=PASSES,
         too_long=config.too_long,
         max_image_pixels=config.max_image_pixels,
     )
@@ -111,10 +113,10 @@ def plain_process(table, window: int) -> float:
     prepare = preparer()
     formatter = load_formatter(CHECKPOINT)
     engine = TorchEngine(load_model(CHECKPOINT, dtype="float32", device="cpu"), formatter.collate)
-    score_rows(engine, prepare(table.slice(0, 64)).to_pylist())
+    score_rows(engine, prepare(table.slice(0, 64)).to_pylist(), PASSES)
     began = time.perf_counter()
     for start in range(0, table.num_rows, window):
-        score_rows(engine, prepare(table.slice(start, window)).to_pylist())
+        score_rows(engine, prepare(table.slice(start, window)).to_pylist(), PASSES)
     return table.num_rows / (time.perf_counter() - began)
 
 
@@ -153,7 +155,7 @@ def main() -> None:
             data = world.write(os.path.join(folder, "engine", "data"), 600, seed=8)
             samples = importing.run(importing.ImportConfig(data=data, out=os.path.join(folder, "engine"))).directory
             rows = preparer()(pq.read_table(parquet_files(samples))).to_pylist()
-            assert list(rows[0]) == PREPARED.names
+            assert list(rows[0]) == prepared_schema().names
             engine_part(rows, options.rounds)
         if options.part in ("job", "all"):
             job_part(os.path.join(folder, "job"), options.samples, options.rounds)

@@ -21,18 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vig_ray.scoring.config import ScoreConfig
-from vig_ray.scoring.schema import SCORES
+from vig_ray.scoring.schema import scores_schema
 from vig_ray.stage import write_stage
 
 ROWS_PER_FILE = 1_000_000
-COLUMNS = ("sample_key", "source", "num_answer_tokens", "clean_loss", "reference_loss", "vig", "error")
+COLUMNS = ("sample_key", "source", "num_answer_tokens", "clean_loss", "blur_loss", "vig", "error")
 
 
 def make(directory: Path, rows: int) -> None:
     """Scores of `rows` samples, a tenth of them text-only, one in a thousand failed."""
     scores = directory / "scores"
     scores.mkdir()
-    schema = pa.schema([SCORES.field(name) for name in COLUMNS])
+    schema = pa.schema([scores_schema(["blur"]).field(name) for name in COLUMNS])
     sources = np.array(["coco", "gqa", "ocr_vqa", "textvqa", "vg"])
     for start in range(0, rows, ROWS_PER_FILE):
         count = min(ROWS_PER_FILE, rows - start)
@@ -54,7 +54,7 @@ def make(directory: Path, rows: int) -> None:
         ]
         pq.write_table(pa.table(columns, schema=schema), scores / f"{start:010d}.parquet")
     config = ScoreConfig(data="made", model="made", out=str(directory))
-    write_stage(str(scores), "score", config, identity={}, complete=True)
+    write_stage(str(scores), "score", config, identity={"references": [{"name": "blur"}]}, complete=True)
 
 
 def measured(directory: Path, *options: str) -> tuple[float, float]:

@@ -66,23 +66,23 @@ def engine_alone(model: str, asked: list[dict[str, Any]]) -> None:
     from vig_ray.model.load import load_formatter, load_model
     from vig_ray.model.prompt import PromptImage
     from vig_ray.scoring.engines.torch import TorchEngine
-    from vig_ray.scoring.prepare import prepare
-    from vig_ray.scoring.reference import blur
-    from vig_ray.scoring.score import score_pairs
+    from vig_ray.scoring.prepare import make_passes, prepare
+    from vig_ray.scoring.score import run_passes
 
     formatter = load_formatter(model)
+    passes = make_passes(("clean", "blur"), formatter)
     pairs: list[Any] = []
     for number, each in enumerate(asked):
         pixels = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(each["image"]))).convert("RGB"))
         image = PromptImage(str(number), lambda pixels=pixels: pixels, formatter.preprocess)  # type: ignore[misc]
         turns = [Turn("user", f"<image>\n{each['question']}"), Turn("assistant", each["answer"])]
-        pairs.append(prepare(formatter, blur, turns, [image]).pair)
+        pairs.append(prepare(formatter, passes, turns, [image]).prompts)
     engine = TorchEngine(load_model(model, dtype="float32", device="cpu"), formatter.collate)
-    score_pairs(engine, pairs[:16])
+    run_passes(engine, pairs[:16])
     for line in sys.stdin:
         began, done = time.monotonic(), 0
         while time.monotonic() - began < float(line):
-            score_pairs(engine, pairs)
+            run_passes(engine, pairs)
             done += len(pairs)
         print(done / (time.monotonic() - began), flush=True)
 

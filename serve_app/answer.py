@@ -9,9 +9,9 @@ import numpy as np
 
 from serve_app.prepare import PreparedSample
 from serve_app.schema import ModelFacts, Reference, Score, Token
+from vig_ray.scoring import reference as made
 from vig_ray.scoring.engines import LogProbs
 from vig_ray.scoring.gain import loss, perplexity, token_gain
-from vig_ray.scoring.reference import REFERENCES
 from vig_ray.selection.weights import mask
 
 
@@ -23,7 +23,7 @@ def score_of(
     tokenizer: Any,
     tau: float | None,
     model: ModelFacts,
-    reference: str,
+    reference: made.Reference,
 ) -> Score:
     """What the image contributes; `clean_T` and `reference_T` are float32 [T]."""
     prompt = sample.pair[0]
@@ -60,7 +60,7 @@ def score_of(
         kept=vig >= tau if tau is not None else None,
         active_tokens=sum(active_T) if active_T is not None else None,
         model=model,
-        reference=Reference(name=reference, parameters=REFERENCES[reference].parameters, kernels=sample.kernels),
+        reference=Reference(name=reference.name, parameters=reference.parameters, kernels=sample.kernels),
         reference_images=sample.reference_images,
     )
 

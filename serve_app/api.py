@@ -20,7 +20,7 @@ from serve_app.schema import Item, ModelFacts, ModelInfo, Problem, Score, ScoreR
 from vig_ray.dataset.schema import Sample
 from vig_ray.model.prompt import Formatter
 from vig_ray.scoring.engines import LogProbs
-from vig_ray.scoring.reference import REFERENCES
+from vig_ray.scoring.reference import make_reference
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -57,6 +57,7 @@ class Api:
         # at a time is then one sample, even where its request was given up meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._tokenizer: Any = formatter.tokenizer
+        self._reference = make_reference(config.reference, formatter=formatter)
 
     async def facts(self) -> ModelFacts:
         """What scores. Raises RequestError where nothing is ready yet."""
@@ -72,7 +73,7 @@ class Api:
         return ModelInfo(
             **(await self.facts()).model_dump(),
             **limits,
-            reference_parameters=REFERENCES[self.config.reference].parameters,
+            reference_parameters=self._reference.parameters,
             max_length=self.formatter.max_length,
         )
 
@@ -140,7 +141,7 @@ class Api:
             tokenizer=self._tokenizer,
             tau=request.tau if request.tau is not None else self.config.tau,
             model=facts,
-            reference=self.config.reference,
+            reference=self._reference,
         )
 
 

@@ -37,10 +37,10 @@ from vig_ray.compat.ray import asgi_ingress
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint
 from vig_ray.model.load import default_dtype, load_formatter, prompts_of, template_fingerprint
-from vig_ray.model.prompt import Prompt, PromptError
+from vig_ray.model.prompt import PromptError
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
 from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine, load_engine
-from vig_ray.scoring.score import score_pairs
+from vig_ray.scoring.score import run_passes
 
 log = logging.getLogger("vig_ray.serve")
 
@@ -48,8 +48,13 @@ _ATTEMPTS = 3
 _BATCH_OF_STEPS = 4  # engine steps' worth of tokens in one batch: enough to sort by length, little to wait for
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
-Pair = tuple[Prompt, Prompt]
 Outcome = tuple[LogProbs, LogProbs] | PromptError
+
+
+def _outcome(clean: LogProbs | PromptError, reference: LogProbs | PromptError) -> Outcome:
+    if isinstance(clean, PromptError):
+        return clean
+    return reference if isinstance(reference, PromptError) else (clean, reference)
 
 
 class Scorer:
@@ -86,7 +91,7 @@ class Scorer:
 
     def _run(self, pairs: Sequence[bytes]) -> list[Outcome]:
         try:
-            return score_pairs(self._engine, [pickle.loads(pair) for pair in pairs])
+            return [_outcome(*both) for both in run_passes(self._engine, [pickle.loads(pair) for pair in pairs])]
         except Exception as error:
             # The engine, its device or its process may be broken, and what it computes next wrong. Requests that wait
             # here see a lost replica and go to another.
@@ -212,10 +217,10 @@ def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any
     device = config.device
     if device == "auto":
         device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"
-    check_engine(config.engine, config.reference, config.vllm, joins_cluster=False)
+    check_engine(config.engine, [config.reference], config.vllm, joins_cluster=False)
     formatter = load_formatter(*prompts_of(config))
     asked = engine_for(config.engine, formatter, config.model)
-    engine, _ = choose_engine(asked, device=device, reference=config.reference)
+    engine, _ = choose_engine(asked, device=device, references=[config.reference])
     dtype = config.dtype or default_dtype(config.model, device)
     facts = {
         "name": os.path.basename(config.model.rstrip("/")) if os.path.isdir(config.model) else config.model,

@@ -24,8 +24,8 @@ from vig_ray.dataset.rows import check
 from vig_ray.dataset.schema import IMAGE_MARK, Image, RowError, Sample
 from vig_ray.model.prompt import Formatter, Pixels, Prompt, PromptError, PromptImage
 from vig_ray.scoring.blur import blur_kernel, blur_opencv
-from vig_ray.scoring.prepare import prepare
-from vig_ray.scoring.reference import REFERENCES
+from vig_ray.scoring.prepare import make_passes, prepare
+from vig_ray.tables.passes import CLEAN
 
 _THUMBNAIL_SIDE = 512
 
@@ -131,8 +131,11 @@ def prepare_sample(
             if reference_images and blurred
             else None
         )
-        without_image = REFERENCES[config.reference].without_image
-        prepared = prepare(formatter, without_image, list(sample.conversation), images)
+        passes = make_passes((CLEAN, config.reference), formatter)
+        prepared = prepare(formatter, passes, list(sample.conversation), images)
+        clean, reference = prepared.prompts or (None, None)
+        if isinstance(reference, PromptError):
+            raise reference
     except ImageError as error:
         raise image_error(error) from error
     except PromptError as error:
@@ -148,10 +151,10 @@ def prepare_sample(
     answer_tokens, limit = len(prepared.prompt.answer_positions), config.max_answer_tokens
     if answer_tokens > limit:
         raise RequestError(422, "TooLong", f"{answer_tokens} answer tokens, and the limit is {limit}")
-    if prepared.pair is None:
+    if not (isinstance(clean, Prompt) and isinstance(reference, Prompt)):
         raise RequestError(422, "NoImage", prepared.prompt.note or "there is no image to leave out")
     kernels = [blur_kernel(width) for width in widths] if blurred else []
-    return PreparedSample(prepared.pair, sample, kernels, reference_uris)
+    return PreparedSample((clean, reference), sample, kernels, reference_uris)
 
 
 def image_error(error: ImageError) -> RequestError:

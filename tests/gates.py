@@ -27,7 +27,7 @@ ENGINE = ("--engine", "gated:engine")
 PYTHONPATH = os.pathsep.join([str(ENGINES), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-NUMBERS = ("clean_logprobs", "reference_logprobs", "vig")
+NUMBERS = ("clean_logprobs", "blur_logprobs", "vig")
 
 
 class Begun(NamedTuple):
@@ -108,7 +108,7 @@ def expected_scores(
     `compute`: the engine's `logprobs`.
     """
     preparer = Preparer(
-        model=CHECKPOINT, template="auto", max_length=None, reference="blur", too_long="error",
+        model=CHECKPOINT, template="auto", max_length=None, passes=("clean", "blur"), too_long="error",
         max_image_pixels=10**8,
     )  # fmt: skip
     samples = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "samples").glob("*.parquet"))])
@@ -119,7 +119,7 @@ def expected_scores(
         if row["prompts"] is not None:
             clean, reference = compute(pickle.loads(row["prompts"]))
             gain = float(np.mean(clean.astype(np.float64) - reference))
-            scored |= {"clean_logprobs": clean.tolist(), "reference_logprobs": reference.tolist(), "vig": gain}
+            scored |= {"clean_logprobs": clean.tolist(), "blur_logprobs": reference.tolist(), "vig": gain}
         rows.append(scored)
     return sorted(rows, key=lambda row: str(row["sample_key"]))
 

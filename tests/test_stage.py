@@ -31,8 +31,13 @@ class Config(StageConfig):
     number: int = 3
 
 
-def claimed(out: str, number: int = 1, **options: Any) -> Claim:
-    return claim(join(out, "scores"), "score", {"options": {"number": number}}, folders=FOLDERS, **options)
+def claimed(out: str, number: int = 1, names: str = "", **options: Any) -> Claim:
+    """A claim; with `names` ("a,b"), of a stage whose finished runs get what they lack of these."""
+    identity: dict[str, Any] = {"options": {"number": number}}
+    if names:
+        identity |= {"passes": [{"name": name, "of": 1} for name in names.split(",")], "engine": None}
+        options |= {"grows": "passes", "left_open": ("engine",)}
+    return claim(join(out, "scores"), "score", identity, folders=FOLDERS, **options)
 
 
 def steps(output: Claim) -> Iterator[None]:
@@ -173,29 +178,105 @@ def test_what_is_left_open_is_the_earlier_runs(tmp_path: Path) -> None:
         state("vllm", None)
 
 
-def test_an_extension_is_seen_when_it_is_committed(out: str) -> None:
-    first = run(claimed(out))
-    with pytest.raises(StageError, match="number differs"):
-        claimed(out, 2, extend=True)
-    killed = claimed(out, extend=True)
-    assert killed.state == "extend"
-    run(killed, killed_after=1)
-    assert killed.run != first
-    assert claimed(out).complete  # the base is what it was
-    assert all(first in path for path in parquet_files(join(out, "scores")))
-    extension = claimed(out, extend=True)
-    extension.begin(Config())
-    assert not any(killed.run in name for name in files(out))
-    fs, path = filesystem(extension.directory)
-    pq.write_table(ROWS, f"{path}/{extension.run}-0.parquet", filesystem=fs)
-    assert len(parquet_files(join(out, "scores"))) == 2
-    extension.commit(Config(), passes=["blind"])
-    assert len(parquet_files(join(out, "scores"))) == 3
+def rows_of(output: Claim, *, parts: int = 1) -> None:
+    fs, path = filesystem(output.directory)
+    fs.create_dir(path, recursive=True)
+    for part in range(parts):
+        pq.write_table(ROWS, f"{path}/{output.run}-{part}.parquet", filesystem=fs)
+    write_bytes(join(output.work, "checkpoint", "0"), b"")
+
+
+def finished(out: str, names: str = "a") -> str:
+    """A finished run with these passes; its id."""
+    first = claimed(out, names=names)
+    first.begin(Config(), identity=first.identity | {"engine": "torch"})
+    rows_of(first, parts=2)
+    first.commit(Config())
+    return first.run
+
+
+def runs_seen(out: str) -> set[str]:
+    return {path.rpartition("/")[2].partition("-")[0] for path in parquet_files(join(out, "scores"))}
+
+
+def test_an_extension_takes_the_place_of_what_it_extends_when_it_is_committed(out: str) -> None:
+    first = finished(out)
+    extension = claimed(out, names="b")
+    assert extension.state == "extend"
+    assert [each["name"] for each in extension.identity["passes"]] == ["a", "b"]
+    assert extension.identity["engine"] == "torch"  # left open, so that of the earlier run
+    extension.begin(Config(), identity={"other": 1})
+    rows_of(extension)
+    assert runs_seen(out) == {first}
+    assert (len(extension.paths), claimed(out, names="a").complete) == (1, True)
+    extension.commit(Config(), counts=3)
     record = read_stage(join(out, "scores")) or {}
-    assert (record["run"], record["runs"], record["passes"]) == (first, [first, extension.run], ["blind"])
-    assert claimed(out).complete
+    assert (record["run"], record["runs"], record["counts"]) == (extension.run, [extension.run], 3)
+    assert record["identity"] == extension.identity
+    assert runs_seen(out) == {extension.run}
+    assert not any(first in name or ".score-" in name for name in files(out))
+    assert all(claimed(out, names=names).complete for names in ("a", "b", "b,a", "a,b"))
+    assert claimed(out, names="b,c").state == "extend"
     run(claimed(out, 2, overwrite=True))
-    assert not any(first in name or extension.run in name for name in files(out))
+    assert not any(extension.run in name for name in files(out))
+
+
+def test_a_killed_extension_goes_on_and_what_it_extends_stays(out: str) -> None:
+    first = finished(out)
+    killed = claimed(out, names="a,b")
+    killed.begin(Config())
+    rows_of(killed)
+    again = claimed(out, names="b")
+    assert again.run == killed.run
+    again.begin(Config())
+    assert len(again.paths) == 1  # what it had written is there
+    other = claimed(out, names="c")
+    assert (other.state, other.run == killed.run) == ("extend", False)
+    assert claimed(out, names="b").run == killed.run  # a claim only looks
+    other.begin(Config())
+    assert not any(killed.run in name for name in files(out))
+    assert runs_seen(out) == {first}
+    with pytest.raises(StageError, match="replaced this run meanwhile"):
+        again.commit(Config())
+    rows_of(other)
+    other.commit(Config())
+    assert runs_seen(out) == {other.run}
+
+
+def test_an_extension_killed_before_the_earlier_files_are_gone(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = finished(out)
+    extension = claimed(out, names="b")
+    extension.begin(Config())
+    rows_of(extension)
+    monkeypatch.setattr(stage, "_delete", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        extension.commit(Config())
+    monkeypatch.undo()
+    assert any(first in name for name in files(out))
+    assert runs_seen(out) == {extension.run}
+    assert claimed(out, names="a,b").complete
+    assert not any(first in name or ".score-" in name for name in files(out))
+
+
+def test_what_cannot_be_extended(out: str) -> None:
+    unfinished = claimed(out, names="a,b")
+    unfinished.begin(Config())
+    rows_of(unfinished)
+    assert claimed(out, names="a,b").state == "go on"
+    for names in ("a", "b,a", "a,b,c"):
+        with pytest.raises(
+            StageError, match=r"unfinished run of `vig score` with the passes a,b; finish it with the co"
+        ):
+            claimed(out, names=names)
+    unfinished.commit(Config())
+    with pytest.raises(StageError, match=r"\(number differ\); choose"):
+        claimed(out, 2, names="c", overwrite=False)
+    with pytest.raises(StageError, match=r"\(number; passes differ\); choose"):
+        claim(join(out, "scores"), "score", {"options": {"number": 2}, "passes": [{"name": "a", "of": 2}]},
+              folders=FOLDERS, overwrite=False, grows="passes")  # fmt: skip
+    assert claimed(out, names="a,c", overwrite=True).state == "extend"
+    assert claimed(out, names="a", overwrite=True).complete
+    assert claimed(out, names="b", overwrite=True).state == "replace"  # it would not be what was asked for: b first
 
 
 def test_a_run_that_was_replaced_cannot_commit(tmp_path: Path) -> None:
@@ -223,7 +304,7 @@ def test_records_of_earlier_versions_are_read_and_their_directories_refused(out:
     write_bytes(join(out, "scores", "0.parquet"), b"")
     assert read_stage(join(out, "scores")) == old
     assert len(parquet_files(join(out, "scores"))) == 1
-    for options in ({}, {"number": 2}, {"overwrite": True}, {"extend": True}):
+    for options in ({}, {"number": 2}, {"overwrite": True}, {"names": "a"}):
         with pytest.raises(StageError, match=r"written by an earlier version.*choose another --out, or delete it"):
             claimed(out, **options)
 

@@ -38,7 +38,8 @@ def add_options(parser: argparse.ArgumentParser, config_class: type[StageConfig]
     """Give `parser` an option for every field of the config, --config, a usage line and a description."""
     for name, field in config_class.model_fields.items():
         if _extra(field).get("positional"):
-            parser.add_argument(name, metavar=name.upper(), help=_help(field))
+            many = None if field.is_required() else "?"
+            parser.add_argument(name, metavar=name.upper(), nargs=many, help=_help(field))
         elif field.annotation is bool:
             parser.add_argument(
                 _flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=_help(field)
@@ -53,7 +54,10 @@ def add_options(parser: argparse.ArgumentParser, config_class: type[StageConfig]
         metavar="FILE",
         help="YAML file with any of these options; the command line and VIG_<VERB>_<OPTION> variables win",
     )
-    required = [_in_usage(name, field) for name, field in config_class.model_fields.items() if field.is_required()]
+    fields = config_class.model_fields.items()
+    required = [
+        _in_usage(name, field) for name, field in fields if field.is_required() or _extra(field).get("positional")
+    ]
     parser.usage = " ".join([parser.prog, *required, "[options]"])
     parser.description = (config_class.__doc__ or "").partition("\n")[0]
 
@@ -90,7 +94,7 @@ def _help(field: FieldInfo) -> str:
     text = (field.description or "").replace("%", "%%")
     if field.is_required():
         return text if _extra(field).get("positional") else f"{text} (required)"
-    if field.default_factory is None and field.default is not None and field.annotation is not bool:
+    if field.default_factory is None and field.default not in (None, ()) and field.annotation is not bool:
         return f"{text} (default: {_as_written(field.default)})"
     return text
 
@@ -115,7 +119,9 @@ def _metavar(field: FieldInfo) -> str:
 
 
 def _in_usage(name: str, field: FieldInfo) -> str:
-    return name.upper() if _extra(field).get("positional") else f"{_flag(name)} ..."
+    if not _extra(field).get("positional"):
+        return f"{_flag(name)} ..."
+    return name.upper() if field.is_required() else f"[{name.upper()}]"
 
 
 def _from_yaml(path: str | None) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class Verb:
     """One subcommand. `config` and `run`: MODULE:NAME, imported only when the verb is called.
 
     `run` takes the config and returns what is printed, an object with `text()` and, where the config has `strict`,
-    `failed`; or an exit status. `resumes`: the same command goes on where an interrupted one stopped.
+    `failed`, and `incomplete` where rows may fail in part; or an exit status. `resumes`: the same command goes on where
+    an interrupted one stopped.
     """
 
     help: str
@@ -156,7 +157,8 @@ def _run(arguments: list[str]) -> int:
         if isinstance(outcome, int):
             return outcome
         print(outcome.text())
-        return 1 if getattr(config, "strict", False) and outcome.failed else 0
+        failed = getattr(config, "strict", False) and (outcome.failed or getattr(outcome, "incomplete", None))
+        return 1 if failed else 0
     except StageError as error:
         return _fail(str(error))
     except OSError as error:

@@ -117,3 +117,29 @@ Percentages = Annotated[
     Field(json_schema_extra={"metavar": "PERCENT[,...]"}),
 ]
 """Percentages of samples to keep: 70, "70" or "30,50,70"."""
+
+
+def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise ValueError(f"names {value} twice")
+    return values
+
+
+References = Annotated[
+    tuple[ReferenceName, ...],
+    CommaSeparated,
+    NotEmpty,
+    AfterValidator(_different),
+    Field(json_schema_extra={"metavar": "NAME[,...]"}),
+]
+"""References, each once: "blur" or "blur,blind"."""
+
+ScoredUnder = Annotated[
+    str | None,
+    Field(
+        description="reference whose gains are read, as blur; by default the scores' first",
+        json_schema_extra={"metavar": "NAME"},
+    ),
+]
+"""One of the references that scores/ hold."""

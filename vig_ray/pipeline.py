@@ -184,6 +184,6 @@ def _delete_uncommitted(output: Claim) -> None:
     and this run has done their rows as well."""
     committed = {committed_block(path) for path in _committed_blocks(output)}
     fs, _ = filesystem(output.directory)
-    for path in parquet_files(output.directory):
+    for path in output.paths:
         if written_block(path) not in committed:
             fs.delete_file(path)

@@ -118,12 +118,15 @@ def parquet_files(directory: str) -> list[str]:
 
     Where the record names runs, these are the files of those runs and no others.
     """
-    record = read_stage(directory) or {}
+    return _parquet_files(directory, (read_stage(directory) or {}).get("runs"))
+
+
+def _parquet_files(directory: str, runs: Iterable[str] | None) -> list[str]:
     fs, path = filesystem(directory)
     infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
     files = [info for info in infos if info.is_file and info.path.endswith(".parquet")]
-    if "runs" in record:
-        files = [info for info in files if info.base_name.startswith(tuple(record["runs"]))]
+    if runs is not None:
+        files = [info for info in files if info.base_name.startswith(tuple(runs))]
     return sorted(info.path for info in files)
 
 
@@ -172,15 +175,24 @@ class Claim:
         """A folder for what the run needs while it works; beside the output, so that files are moved, not copied."""
         return join(_parent(self.directory), _work_folder(self.stage, self.run))
 
+    @property
+    def paths(self) -> list[str]:
+        """The Parquet files that this run has written, sorted, as paths for the output's filesystem."""
+        return _parquet_files(self.directory, [self.run])
+
     def begin(self, config: StageConfig, **facts: Any) -> None:
         """Write the record of an unfinished run, then delete what the run replaces.
 
         `facts`: more for the record; an `identity` among them completes what was left open. Killed at any point, the
         next claim goes on from here: the record names all that is still to go.
+
+        An extension leaves the record's own run as it is: until `commit` it is the output.
         """
         old = self.record
         if self.state == "extend":
-            _write_record(self.directory, old | {"extending": self.run, "earlier": _earlier(old, committed=False)})
+            if _extending(old) != self.run:
+                begun = {"run": self.run, "identity": self.identity}
+                _write_record(self.directory, old | {"extending": begun, "earlier": _earlier(old, committed=False)})
         else:
             anew = self.state in ("new", "replace")
             record = {
@@ -238,17 +250,24 @@ class Claim:
             raise StageError(f"{join(parent, folder)}: can't be written: {one_line(error)}") from error
 
     def commit(self, config: StageConfig, **facts: Any) -> None:
-        """Write the record of a finished run, then delete its work folder. `facts`: more for the record."""
+        """Write the record of a finished run, then delete its work folder. `facts`: more for the record.
+
+        An extension takes the place of the run that it extends, whose files go once the record says so.
+        """
         record = self._present()
-        record["runs"] = [*record["runs"], *([self.run] if self.run not in record["runs"] else [])]
-        record.pop("extending", None)
+        if self.state == "extend":
+            begun = record.pop("extending")
+            record |= {"run": self.run, "runs": [self.run], "earlier": _earlier(record, committed=True)}
+            record["identity"] = begun["identity"]
         kept = {name: value for name, value in record.items() if name not in ("stage", "config", "versions")}
         write_stage(self.directory, self.stage, config, **(kept | facts | {"complete": True}))
+        if self.state == "extend":
+            self._delete_what_goes()
         delete_tree(self.work)
 
     def _present(self) -> Record:
         record = _read_record(self.directory) or {}
-        if self.run not in (record.get("run"), record.get("extending")):
+        if self.run not in (record.get("run"), _extending(record)):
             raise StageError(f"{self.directory}: another command has replaced this run meanwhile; start it again")
         return record
 
@@ -264,50 +283,81 @@ def claim(
     left_open: Sequence[str] = (),
     resumes: bool = True,
     again: bool = False,
-    extend: bool = False,
+    grows: str | None = None,
 ) -> Claim:
-    """Decide what happens with an output; writes and deletes nothing, which `begin` does.
+    """Decide what happens with an output; writes and deletes nothing, which `begin` does, but for what a run that was
+    killed just after its commit left.
 
     new       nothing there, or an empty folder
     go on     the same identity, unfinished; with or without `overwrite`
     complete  the same identity, finished: nothing to do; with or without `overwrite`
+    extend    finished, and it lacks only entries of the list `grows` of the identity: a new run writes all rows anew,
+              which readers don't see before `commit`; killed, it goes on
     replace   another identity and `overwrite`, or an unfinished run that left nothing, or one that can't be gone on
               with (`resumes` False), or what is made anew each time (`again`): only what runs of this stage wrote
               there goes
-    extend    asked for, and the same identity, finished: new files that readers don't see before `commit`
 
     Raises StageError for all else: where anything lies there that the stage didn't write, whatever `overwrite` is, and
     another identity without it. `overwrite` None: the stage has no such option. `identity`: what must be equal for two
     runs to be the same, `left_open`: names in it that, where None, are taken from the earlier run. `folders`: those
     that are the stage's alone, by default the directory; `files`: single files that it will write; both relative to
-    the folder that `directory` lies in.
+    the folder that `directory` lies in. `grows`: a list of tables in the identity, each with its `name`; what is there
+    keeps its place, so a claim with `overwrite` whose first entry is another one replaces.
     """
     folders = [_name(directory)] if folders is None else folders
     record = _record_to_go_on_with(directory, stage)
-    changed = differing(record.get("identity", {}), identity, left_open)
     finished = bool(record.get("complete"))
-    if record and not changed and finished and not (extend or again):
-        done = Claim(directory, stage, "complete", record.get("run", ""), record, identity, (), ())
-        if done.run:
-            delete_tree(done.work)  # a kill just after the commit leaves it
+    theirs = record.get("identity", {})
+    there = theirs.get(grows, []) if grows else []
+    if grows and finished and there and not (overwrite and identity[grows][0] != there[0]):
+        identity = _grown(theirs, identity, grows, left_open)
+    changed = differing(theirs, identity, left_open)
+    lacks = bool(grows and there and finished and identity[grows][: len(there)] == there and grows in changed)
+    changed = [name for name in changed if not (lacks and name == grows)]
+    if record and not changed and finished and not (lacks or again):
+        done = Claim(directory, stage, "complete", record.get("run", ""), record, identity, tuple(folders), ())
+        if done.run:  # a kill just after the commit leaves these
+            done._delete_what_goes()
+            delete_tree(done.work)
         return done
     left = _check_owned(directory, stage, record, folders, files)
     state: Literal["new", "go on", "replace", "extend"]
     if not record:
         state = "new"
-    elif extend and (changed or not finished):
-        raise StageError(f"{directory}: not finished, or other ({', '.join(changed) or 'complete'} differs)")
-    elif extend:
+    elif lacks and not changed:
         state = "extend"
     elif not changed:
         state = "go on" if resumes and record.get("run") and not finished else "replace"
     elif overwrite or (not finished and not left):
         state = "replace"
     else:
+        if not finished and changed == [grows]:
+            names = ",".join(entry["name"] for entry in there)
+            raise StageError(
+                f"{directory}: holds an unfinished run of `vig {stage}` with the {grows} {names}; finish it with the "
+                "command that began it, then others can be added; or --overwrite to replace it"
+            )
         advice = "choose another --out" if overwrite is None else "choose another --out, or --overwrite to replace it"
         raise StageError(f"{directory}: holds another run of `vig {stage}` ({'; '.join(changed)} differ); {advice}")
     run = record["run"] if state == "go on" else secrets.token_hex(4)
+    if state == "extend" and record.get("extending", {}).get("identity") == identity:
+        run = record["extending"]["run"]
     return Claim(directory, stage, state, run, record, identity, tuple(folders), tuple(files))
+
+
+def _grown(theirs: Record, ours: Record, grows: str, left_open: Sequence[str]) -> Record:
+    """Our identity with their entries of the list `grows` before ours; as it is where entries of one name differ."""
+    there, asked = theirs[grows], {entry["name"]: entry for entry in ours[grows]}
+    if any(asked.get(entry["name"], entry) != entry for entry in there):
+        return ours
+    names = {entry["name"] for entry in there}
+    open_ones = {name: theirs.get(name) for name in left_open if ours.get(name) is None}
+    return ours | open_ones | {grows: [*there, *(entry for entry in ours[grows] if entry["name"] not in names)]}
+
+
+def _extending(record: Record) -> str | None:
+    """The run that extends an output and isn't committed, if there is one."""
+    return record["extending"]["run"] if "extending" in record else None
 
 
 def _record_to_go_on_with(directory: str, stage: str) -> Record:
@@ -343,7 +393,7 @@ def _check_owned(directory: str, stage: str, record: Record, folders: Sequence[s
 def _earlier(record: Record, *, committed: bool) -> list[str]:
     """The runs whose files are to go: those replaced before, an extension that wasn't committed, and, with
     `committed`, the ones that make up the output."""
-    runs = [*record.get("earlier", ()), *([record["extending"]] if "extending" in record else [])]
+    runs = [*record.get("earlier", ()), *([record["extending"]["run"]] if "extending" in record else [])]
     return sorted({*runs, *(record.get("runs", ()) if committed else ())})
 
 

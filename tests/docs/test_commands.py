@@ -32,7 +32,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scored(furnished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reader's folder after the first command of docs/scoring.md."""
+    """A reader's folder with runs/665k as docs/scoring.md leaves it."""
     folder = copy_of(furnished, tmp_path_factory.mktemp("scored") / "reader")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -40,7 +40,8 @@ def scored(furnished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("VIG_SCORE_PREPARE_WORKERS", "1")
         vig(
             ["score", "--data", "llava_v1_5_mix665k.json", "--images", "llava",
-             "--model", "llava-hf/llava-1.5-7b-hf", "--out", "runs/665k"]
+             "--model", "llava-hf/llava-1.5-7b-hf", "--out", "runs/665k",
+             "--reference", "blur,blind"]
         )  # fmt: skip
     return folder
 

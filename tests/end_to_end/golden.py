@@ -18,7 +18,7 @@ def main() -> None:
     golden = {}
     for row in scored[:: len(scored) // 64][:64]:
         kept = {"token_ids": row["token_ids"], "vig": round(row["vig"], 7)}
-        for name in ("clean_logprobs", "reference_logprobs"):
+        for name in ("clean_logprobs", "blur_logprobs"):
             kept[name] = [round(value, 6) for value in row[name]]
         golden[row["sample_key"]] = kept
     GOLDEN.write_text(json.dumps(golden, indent=0) + "\n")

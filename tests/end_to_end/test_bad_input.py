@@ -192,7 +192,7 @@ def test_unusual_images_are_seen_as_they_look(bad, demo_formatter, demo_model) -
         clean = plain_logprobs(demo_model, processor, prompt, [picture])
         reference = plain_logprobs(demo_model, processor, prompt, [blurred(picture)])
         np.testing.assert_allclose(rows[name]["clean_logprobs"], clean, atol=1e-5)
-        np.testing.assert_allclose(rows[name]["reference_logprobs"], reference, atol=1e-5)
+        np.testing.assert_allclose(rows[name]["blur_logprobs"], reference, atol=1e-5)
 
 
 def test_failures_are_counted_by_class(bad) -> None:

@@ -51,6 +51,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"--model": "{small}/broken"}, "config.json: can't be read"),
         ({"--model": "{small}/lm"}, "takes no images"),
         ({"--reference": "fog"}, "--reference 'fog'"),
+        ({"--reference": "blur,blind,blur"}, "--reference 'blur,blind,blur': names blur twice"),
+        ({"--reference": ","}, "--reference ',': takes one value, or several with commas between them"),
         ({"--dtype": "int8"}, "--dtype 'int8'"),
         ({"--workers": "8..2"}, "--workers '8..2'"),
         ({"--window": "0"}, "--window '0'"),
@@ -163,7 +165,7 @@ def test_a_model_with_its_own_chat_template(small: Path, tmp_path: Path, local_r
         roles = {"human": "user", "gpt": "assistant"}
         prompt = formatter.prompt([Turn(roles[t["from"]], t["value"]) for t in given["conversations"]], [image])
         assert row["token_ids"] == prompt.answer_ids.tolist()
-        for name, shown in (("clean_logprobs", picture), ("reference_logprobs", blurred(picture))):
+        for name, shown in (("clean_logprobs", picture), ("blur_logprobs", blurred(picture))):
             np.testing.assert_allclose(row[name], plain_logprobs(model, processor, prompt, [shown]), atol=1e-5)
         checked += 1
     assert checked > 15

@@ -12,7 +12,7 @@ import pytest
 from tests.command import call
 from tests.end_to_end.conftest import HELD_OUT_SEED, read_scores
 from vig_ray.demo import CHECKPOINT, truth, world
-from vig_ray.scoring.schema import SCORES
+from vig_ray.scoring.schema import scores_schema
 from vig_ray.stage import read_stage
 
 GOLDEN = Path(__file__).parent / "golden_scores.json"
@@ -40,7 +40,7 @@ def test_blind_separates_it_too(local_ray: None, tmp_path: Path, capsys: pytest.
     # VisNec's score is the same formula with the other reference: mean(reference loss) - mean(clean loss).
     for row in read_scores(tmp_path):
         if row["vig"] is not None:
-            by_hand = np.mean(np.float64(row["clean_logprobs"])) - np.mean(np.float64(row["reference_logprobs"]))
+            by_hand = np.mean(np.float64(row["clean_logprobs"])) - np.mean(np.float64(row["blind_logprobs"]))
             assert row["vig"] == pytest.approx(by_hand, abs=1e-6)
 
 
@@ -78,7 +78,7 @@ def test_truth_falls_on_the_tokens_it_names(held_out: Path, demo_formatter) -> N
 def test_rows_have_the_columns_of_the_design_and_add_up(held_out: Path) -> None:
     rows = read_scores(held_out)
     assert len({row["sample_key"] for row in rows}) == len(rows) == 2000
-    assert list(rows[0]) == SCORES.names
+    assert list(rows[0]) == scores_schema(["blur"]).names
     for row in rows:
         assert row["error"] is None
         assert row["num_answer_tokens"] == len(row["token_ids"]) == len(row["turn"])
@@ -87,10 +87,10 @@ def test_rows_have_the_columns_of_the_design_and_add_up(held_out: Path) -> None:
             assert row["clean_logprobs"] is None
             assert row["clean_loss"] is None
             continue
-        assert len(row["clean_logprobs"]) == len(row["reference_logprobs"]) == row["num_answer_tokens"]
+        assert len(row["clean_logprobs"]) == len(row["blur_logprobs"]) == row["num_answer_tokens"]
         assert row["clean_loss"] == pytest.approx(-np.mean(np.float64(row["clean_logprobs"])), abs=1e-6)
-        assert row["vig"] == pytest.approx(row["reference_loss"] - row["clean_loss"], abs=1e-9)
-        ppl = [np.exp(-np.mean(np.float64(row[name]))) for name in ("clean_logprobs", "reference_logprobs")]
+        assert row["vig"] == pytest.approx(row["blur_loss"] - row["clean_loss"], abs=1e-9)
+        ppl = [np.exp(-np.mean(np.float64(row[name]))) for name in ("clean_logprobs", "blur_logprobs")]
         assert row["vig"] == pytest.approx(np.log(ppl[1] / ppl[0]), abs=1e-6)
 
 
@@ -106,7 +106,7 @@ def test_counts_are_printed_and_add_up(held_out: Path) -> None:
     assert stage is not None
     assert stage["complete"]
     assert stage["counts"]["read"] == 2000
-    assert stage["identity"]["reference"] == "blur"
+    assert [reference["name"] for reference in stage["identity"]["references"]] == ["blur"]
     assert {"torch", "transformers", "ray", "vig_ray"} <= set(stage["versions"])
 
 
@@ -118,6 +118,6 @@ def test_golden_scores(held_out: Path) -> None:
     for key, expected in golden.items():
         row = rows[key]
         assert row["token_ids"] == expected["token_ids"]
-        for name in ("clean_logprobs", "reference_logprobs"):
+        for name in ("clean_logprobs", "blur_logprobs"):
             np.testing.assert_allclose(row[name], expected[name], atol=1e-5, rtol=0)
         assert row["vig"] == pytest.approx(expected["vig"], abs=1e-5)

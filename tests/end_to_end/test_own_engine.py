@@ -23,7 +23,7 @@ from vig_ray.scoring.config import ScoreConfig
 
 def config(out: Path, engine: str, **options: Any) -> ScoreConfig:
     return ScoreConfig(
-        data=str(out), model=CHECKPOINT, out=str(out), reference="blind", engine=engine, batch_tokens=7, workers="1",
+        data=str(out), model=CHECKPOINT, out=str(out), reference=("blind",), engine=engine, batch_tokens=7, workers="1",
         prepare_workers="1", **options,
     )  # fmt: skip
 

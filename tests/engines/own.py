@@ -34,3 +34,26 @@ class Burning(Engine):
 
 def burning(**_: Any) -> Burning:
     return Burning()
+
+
+class Refusing(Engine):
+    """Refuses some prompts whose images are hidden, and some others; else a function of the ids and the first image."""
+
+    def logprobs(self, prompts: Any) -> list[Any]:
+        from vig_ray.model.prompt import PromptError
+
+        def of(prompt: Any) -> Any:
+            number = int(prompt.token_ids.sum())
+            if number % 2 == 0 and prompt.hide_images:
+                return PromptError("Odd", "can't hide these")
+            if number % 5 == 0 and not prompt.hide_images:
+                return PromptError("Torn", "can't see these")
+            brightness = 0.0 if prompt.hide_images else float(prompt.images[0].inputs["pixel_values"].mean())
+            ids = prompt.token_ids[prompt.answer_positions]
+            return (-0.01 * (1 + ids % 100) * (2 + brightness)).astype(np.float32)
+
+        return [of(prompt) for prompt in prompts]
+
+
+def refusing(**_: Any) -> Refusing:
+    return Refusing()

@@ -191,7 +191,7 @@ def test_scored_by_the_command_it_gives_what_transformers_own_class_gives(
     assert "modeling_brought" in brought.ran.read_text()
     for own, plain in zip(ours, theirs, strict=True):
         assert own["token_ids"] == plain["token_ids"]
-        for name in ("clean_logprobs", "reference_logprobs"):
+        for name in ("clean_logprobs", "blur_logprobs"):
             assert np.abs(np.subtract(own[name] or [], plain[name] or [])).max(initial=0) < 1e-6
 
 

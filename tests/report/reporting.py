@@ -25,12 +25,12 @@ def with_turns(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
         if row["vig"] is None:
             continue
         if number % 50 == 0:
-            for name in ("token_ids", "clean_logprobs", "reference_logprobs"):
+            for name in ("token_ids", "clean_logprobs", "blur_logprobs"):
                 row[name] = row[name] * 9
             row["num_answer_tokens"] = len(row["token_ids"])
         row["turn"] = sorted(rng.integers(0, 3, row["num_answer_tokens"]).tolist())
         row["num_truncated_tokens"] = int(number % 40 == 0)
-    rows[3] |= {"error": "TooLarge: too large", "vig": None, "clean_logprobs": None, "reference_logprobs": None}
+    rows[3] |= {"error": "TooLarge: too large", "vig": None, "clean_logprobs": None, "blur_logprobs": None}
     return rows
 
 
@@ -43,7 +43,7 @@ def report(scores: str, out: Path, **options: Any) -> dict[str, Any]:
 
 
 def gains_of(row: dict[str, Any]) -> list[float]:
-    return [a - b for a, b in zip(row["clean_logprobs"], row["reference_logprobs"], strict=True)]
+    return [a - b for a, b in zip(row["clean_logprobs"], row["blur_logprobs"], strict=True)]
 
 
 def assert_mean(found: dict[str, Any], values: list[float]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.selection.made import IDENTITY, made_up, selected, write
+from tests.selection.made import made_up, renamed, selected, write
 from vig_ray.errors import StageError
 from vig_ray.report import compare
 from vig_ray.report.compare import CompareConfig
@@ -26,7 +26,7 @@ def changed(rows: list[dict[str, Any]], noise: float, seed: int) -> list[dict[st
     for row in found:
         if row["vig"] is not None:
             row["vig"] = round(row["vig"] + noise * rng.normal(), 1)
-            row["reference_loss"] = row["clean_loss"] + row["vig"]
+            row["blur_loss"] = row["clean_loss"] + row["vig"]
             if rng.random() < 0.05:
                 row |= {"vig": None, "error": "TooLong: made up"}
     return [found[number] for number in rng.permutation(len(found))]
@@ -37,8 +37,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[Any],
     a = made_up(900, seed=5)
     b = changed(a, 0.4, 6)
     folder = tmp_path_factory.mktemp("runs")
-    other = IDENTITY | {"reference": "blind"}
-    return write(folder / "a", a, files=4), write(folder / "b", b, files=3, identity=other), a, b
+    of_b = write(folder / "b", renamed(b, "blind"), files=3, references=["blind"])
+    return write(folder / "a", a, files=4), of_b, a, b
 
 
 def gains(rows: list[Any]) -> dict[str, float]:
@@ -57,7 +57,7 @@ def test_the_figures_are_those_of_scipy_and_sorting(runs: Any, monkeypatch: pyte
     assert found.pearson == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
     assert found.means == pytest.approx((x.mean(), y.mean()))
     assert found.same_sign == pytest.approx(np.mean((x > 0) == (y > 0)))
-    assert found.differ == {"reference": (None, "blind")}
+    assert found.differ == {"reference": ("blur", "blind")}
     ranks = [{key: stats.percentileofscore(v, dict(zip(common, v, strict=True))[key], "mean") for key in common}
              for v in (x, y)]  # fmt: skip
     apart = sorted(common, key=lambda key: -abs(ranks[0][key] - ranks[1][key]))
@@ -105,7 +105,7 @@ def test_tables_and_json_say_the_same(runs: Any) -> None:
     text = compare.run(CompareConfig(a=runs[0], b=runs[1])).text()
     assert f"{told['spearman']:.4f}" in text
     assert all(each["sample_key"] in text for each in told["most_differing"])
-    assert "reference: None | blind" in text
+    assert "reference: blur | blind" in text
 
 
 def test_what_cannot_be_compared_is_one_line(runs: Any, tmp_path: Path) -> None:

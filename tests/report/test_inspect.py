@@ -33,7 +33,7 @@ def test_it_shows_the_sample_that_was_asked_for(scores: str, rows: Any) -> None:
     text = inspect.run(InspectConfig(key=row["sample_key"], scores=scores, model=CHECKPOINT)).text()
     assert row["sample_key"] in text
     assert f"VIG {row['vig']:+.4f}" in text
-    for clean, reference in zip(row["clean_logprobs"], row["reference_logprobs"], strict=True):
+    for clean, reference in zip(row["clean_logprobs"], row["blur_logprobs"], strict=True):
         assert f"{clean - reference:+.3f}" in text
         assert f"{clean:.3f}" in text
         assert f"{reference:.3f}" in text

@@ -57,7 +57,7 @@ def test_gains_by_part_of_speech(folder: Path, pipeline: str, tmp_path: Path) ->
     gains: dict[str, list[float]] = {}
     for row in rows:
         pieces = tokenizer.convert_ids_to_tokens(row["token_ids"])
-        for piece, clean, reference in zip(pieces, row["clean_logprobs"], row["reference_logprobs"], strict=True):
+        for piece, clean, reference in zip(pieces, row["clean_logprobs"], row["blur_logprobs"], strict=True):
             # The end of a turn is next to the full stop, and no word of its own.
             word = piece.lstrip("▁").lower()
             tag = next((tag for tag, words in WORDS.items() if word in words), None if word == "</s>" else "X")

@@ -32,8 +32,8 @@ def assert_gains(found: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     vig = [row["vig"] for row in rows]
     assert found["samples"] == len(rows)
     assert_mean(found, vig)
-    for name in ("clean_loss", "reference_loss"):
-        assert found[name] == pytest.approx(statistics.fmean(row[name] for row in rows))
+    for name, column in (("clean_loss", "clean_loss"), ("reference_loss", "blur_loss")):
+        assert found[name] == pytest.approx(statistics.fmean(row[column] for row in rows))
     for name, q in (("q1", 0.25), ("median", 0.5), ("q3", 0.75)):
         assert found[name] == np.quantile(vig, q, method="inverted_cdf")
     groups = collections.Counter(map(group_of, vig))
@@ -92,11 +92,9 @@ def test_the_histogram_holds_every_sample_once(told: Any, scored: Any) -> None:
 def test_densities(name: str, told: Any, scored: Any) -> None:
     step = told[name]["step"]
     if name == "token_losses":
-        pairs = [
-            (-a, -b) for row in scored for a, b in zip(row["clean_logprobs"], row["reference_logprobs"], strict=True)
-        ]
+        pairs = [(-a, -b) for row in scored for a, b in zip(row["clean_logprobs"], row["blur_logprobs"], strict=True)]
     else:
-        pairs = [(row["clean_loss"], row["reference_loss"]) for row in scored]
+        pairs = [(row["clean_loss"], row["blur_loss"]) for row in scored]
     open_from = told[name]["open_from"]
     left = list(pairs)
     for cell in told[name]["cells"]:

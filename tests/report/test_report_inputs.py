@@ -69,7 +69,7 @@ def test_sources_that_come_one_after_another_make_no_difference(tmp_path: Path) 
     for number, row in enumerate(rows):
         row["source"] = f"s{number // 40}"
         if row["vig"] is not None:
-            row.update(vig=0.0, clean_loss=1.0, reference_loss=1.0)
+            row.update(vig=0.0, clean_loss=1.0, blur_loss=1.0)
     one = report(write(tmp_path / "one", rows, files=3), tmp_path)
     other = report(write(tmp_path / "other", rows[::-1], files=3), tmp_path)
     assert one["gallery"] == other["gallery"]
@@ -78,7 +78,7 @@ def test_sources_that_come_one_after_another_make_no_difference(tmp_path: Path) 
 @pytest.mark.parametrize("vig", [0.0, 0.3, -2e9])
 def test_one_sample_without_a_source(vig: float, tmp_path: Path) -> None:
     rows = [row | {"source": None} for row in made_up(30, seed=2) if row["vig"] is not None][:1]
-    rows[0].update(vig=vig, clean_loss=1.0, reference_loss=1.0 + vig)
+    rows[0].update(vig=vig, clean_loss=1.0, blur_loss=1.0 + vig)
     found = report(write(tmp_path / "one", rows, files=1), tmp_path, near_zero=0, figures=True)
     assert found["gain"]["mean"] == found["gain"]["median"] == vig
     assert found["gain"]["low"] is None

@@ -168,7 +168,7 @@ def test_a_card_shows_its_sample(browser: Any, written: Path, told: Any, chosen:
         expect(card.locator(".turn.asked").first).to_have_text(spoken[0].replace("<image>", "").strip())
         assert spoken[1] in card.locator(".answer").first.text_content()
         for at, token in enumerate(tokens):
-            gain = row["clean_logprobs"][at] - row["reference_logprobs"][at]
+            gain = row["clean_logprobs"][at] - row["blur_logprobs"][at]
             classes = token.get_attribute("class").split()
             assert ("p3" in classes) == (gain >= 1)
             assert ("m3" in classes) == (gain <= -1)
@@ -256,8 +256,12 @@ def test_without_its_script_everything_is_there(browser: Any, written: Path, tol
 def test_blind_scores_without_samples(chosen: Path, tmp_path: Path) -> None:
     copy_outputs(chosen, tmp_path, "scores")
     record = json.loads((tmp_path / "scores.stage.json").read_text())
-    record["config"]["reference"] = "blind"
+    record["identity"]["references"] = [{"name": "blind", "parameters": {}}]
     (tmp_path / "scores.stage.json").write_text(json.dumps(record))
+    for path in (tmp_path / "scores").glob("*.parquet"):
+        table = pq.read_table(path)
+        names = [name.replace("blur_", "blind_") for name in table.column_names]
+        pq.write_table(table.rename_columns(names), path)
     found = write_report(tmp_path, tmp_path / "r.html", figures=False)
     assert "No samples/ beside the scores" in found.text()
     assert "data:image/jpeg" not in (tmp_path / "r.html").read_text()

@@ -17,7 +17,7 @@ from vig_ray.row_counter import RowCounter
 from vig_ray.scoring import job, score
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines import EngineDiedError, load
-from vig_ray.scoring.schema import PREPARED
+from vig_ray.scoring.schema import prepared_schema
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_auto_takes_vllm_where_it_helps_and_says_why(
 ) -> None:
     monkeypatch.setattr(load, "vllm_installed", lambda: installed)
     monkeypatch.setattr(load, "_vllm_for_gpus", lambda: installed)
-    engine, reason = load.choose_engine(asked, device=device, reference=reference)
+    engine, reason = load.choose_engine(asked, device=device, references=[reference])
     assert engine == taken
     assert why in reason
 
@@ -44,12 +44,12 @@ def test_auto_takes_vllm_where_it_helps_and_says_why(
 def test_what_an_engine_cannot_do_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "vllm_installed", lambda: False)
     with pytest.raises(StageError, match=r"isn't installed; pip install 'vig-ray\[vllm\]'.*--engine torch"):
-        load.check_engine("vllm", "blur", {}, joins_cluster=False)
-    load.check_engine("vllm", "blur", {}, joins_cluster=True)  # the machines with GPUs may have it
+        load.check_engine("vllm", ["blur"], {}, joins_cluster=False)
+    load.check_engine("vllm", ["blur"], {}, joins_cluster=True)  # the machines with GPUs may have it
     with pytest.raises(StageError, match=r"blind.*--engine torch"):
-        load.check_engine("vllm", "blind", {}, joins_cluster=True)
+        load.check_engine("vllm", ["blur", "blind"], {}, joins_cluster=True)
     with pytest.raises(StageError, match="no effect with --engine torch"):
-        load.check_engine("torch", "blur", {"max_num_seqs": 4}, joins_cluster=False)
+        load.check_engine("torch", ["blur"], {"max_num_seqs": 4}, joins_cluster=False)
     with pytest.raises(StageError, match="isn't installed"):
         load.load_engine("vllm", model=load.__file__, template="auto", max_length=None, dtype="float32", device="cpu")
 
@@ -90,6 +90,9 @@ def test_as_many_gpus_an_engine_as_vllm_spreads_a_model_over() -> None:
     assert job._pools(config(workers=4), here, "cpu", "vllm").threads == 2
 
 
+PASSES = ("clean", "blur")
+
+
 class Local:
     """A RowCounter in this process, called as a remote one is."""
 
@@ -121,10 +124,10 @@ def block(count: int) -> pa.Table:
     for number in range(count):
         ids = np.array([1, 100 + number], dtype=np.int32)
         prompt = Prompt(ids, np.array([1]), np.array([0]), ids == 0, np.zeros((0, 2), np.int32), ())
-        row = dict.fromkeys(PREPARED.names)
+        row = dict.fromkeys(prepared_schema().names)
         row |= {"sample_key": f"made/{number}", "num_truncated_tokens": 0, "token_ids": [100 + number], "turn": [0]}
         rows.append(row | {"prompts": pickle.dumps((prompt, prompt))})
-    return pa.Table.from_pylist(rows, schema=PREPARED)
+    return pa.Table.from_pylist(rows, schema=prepared_schema())
 
 
 @pytest.fixture
@@ -143,7 +146,9 @@ def lives(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(score, "load_engine", lambda **_: engine)
         for life in range(1, 100):
             try:
-                return score.Scorer(engine={}, progress=counter)(table).to_pylist(), life
+                return score.Scorer(engine={}, passes=PASSES, references=PASSES[1:], progress=counter)(
+                    table
+                ).to_pylist(), life
             except SystemExit:
                 continue
         raise AssertionError("it never ended")

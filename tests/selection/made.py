@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +19,15 @@ from vig_ray.model.load import template_fingerprint
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.scoring.prepare import Preparer
-from vig_ray.scoring.schema import SCORES
+from vig_ray.scoring.schema import scores_schema
 from vig_ray.scoring.score import score_rows
 from vig_ray.selection import job
 from vig_ray.selection.config import SelectConfig
 from vig_ray.stage import read_stage, write_stage
 
+BLUR = {"name": "blur", "parameters": {}}
 IDENTITY = {"samples": {"inputs": ["made"], "counts": {"rows": 1}}, "model": "m" * 16, "template": "t" * 16}
+SCHEMA = scores_schema(["blur"])
 
 
 def made_up(rows: int, seed: int = 0, *, ties: bool = False, answer: int = 12) -> list[dict[str, Any]]:
@@ -33,7 +36,7 @@ def made_up(rows: int, seed: int = 0, *, ties: bool = False, answer: int = 12) -
     found = []
     for number in range(rows):
         tokens = int(rng.integers(1, answer))
-        row: dict[str, Any] = dict.fromkeys(SCORES.names)
+        row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
         row |= {
             "sample_key": f"made/{number}",
             "id": str(number // 2),
@@ -55,25 +58,56 @@ def made_up(rows: int, seed: int = 0, *, ties: bool = False, answer: int = 12) -
             losses = [-float(np.mean(one, dtype=np.float64)) for one in (clean, reference)]
             row |= {
                 "clean_logprobs": clean.tolist(),
-                "reference_logprobs": reference.tolist(),
+                "blur_logprobs": reference.tolist(),
                 "clean_loss": losses[0],
-                "reference_loss": losses[1],
+                "blur_loss": losses[1],
                 "vig": losses[1] - losses[0],
             }
         found.append(row)
     return found
 
 
-def write(directory: Path, rows: Sequence[dict[str, Any]], *, files: int = 3, identity: Any = None) -> str:
+def write(
+    directory: Path,
+    rows: Sequence[dict[str, Any]],
+    *,
+    files: int = 3,
+    identity: Any = None,
+    references: Sequence[str] = ("blur",),
+) -> str:
     """Write `directory`/scores of these rows; returns `directory`."""
+    named = {"references": [{"name": name, "parameters": {}} for name in references]}
     scores = directory / "scores"
     scores.mkdir(parents=True)
     cuts = np.linspace(0, len(rows), files + 1).astype(int)
     for index in range(files):
         part = list(rows[cuts[index] : cuts[index + 1]])
-        pq.write_table(pa.Table.from_pylist(part, schema=SCORES), scores / f"{index}.parquet", row_group_size=97)
+        pq.write_table(
+            pa.Table.from_pylist(part, schema=scores_schema(references)), scores / f"{index}.parquet", row_group_size=97
+        )
     config = ScoreConfig(data="made", model="m", out=str(directory))
-    write_stage(str(scores), "score", config, identity=identity or IDENTITY, complete=True, counts={"read": len(rows)})
+    facts: dict[str, Any] = {
+        "identity": (identity or IDENTITY) | named,
+        "complete": True,
+        "counts": {"read": len(rows)},
+    }
+    write_stage(str(scores), "score", config, **facts)
+    return str(directory)
+
+
+def renamed(rows: Sequence[dict[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """The same rows with their scores under another reference's columns."""
+    return [{name.replace("blur_", f"{reference}_"): value for name, value in row.items()} for row in rows]
+
+
+def write_as_before(directory: Path, rows: Sequence[dict[str, Any]], reference: str = "blur") -> str:
+    """Write `directory`/scores as versions did that knew one reference a run; returns `directory`."""
+    write(directory, renamed(rows, "reference"), references=["reference"])
+    record = directory / "scores.stage.json"
+    told = json.loads(record.read_text())
+    told["config"]["reference"] = told["identity"]["reference"] = reference
+    del told["identity"]["references"]
+    record.write_text(json.dumps(told))
     return str(directory)
 
 
@@ -94,19 +128,20 @@ def write_selected(out: Path, model: Any, formatter: Any, *, samples: int, p: fl
         model=CHECKPOINT,
         template="auto",
         max_length=None,
-        reference="blur",
+        passes=("clean", "blur"),
         too_long="error",
         max_image_pixels=10**8,
     )
     prepared = preparer(pa.concat_tables(tables))
-    rows = score_rows(TorchEngine(model, formatter.collate), prepared.to_pylist())
+    rows = score_rows(TorchEngine(model, formatter.collate), prepared.to_pylist(), ("clean", "blur"))
     (out / "scores").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCORES), out / "scores" / "0.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), out / "scores" / "0.parquet")
     stage = read_stage(imported.directory) or {}
     identity = {
         "samples": {key: stage.get(key) for key in ("inputs", "format", "images", "name", "counts")},
         "model": "m",
         "template": template_fingerprint(formatter),
+        "references": [BLUR],
     }
     config = ScoreConfig(data=data, model=CHECKPOINT, out=str(out))
     write_stage(str(out / "scores"), "score", config, identity=identity, complete=True)

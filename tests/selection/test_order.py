@@ -17,8 +17,9 @@ from vig_ray.errors import StageError
 from vig_ray.selection import job
 from vig_ray.selection.config import SelectConfig
 from vig_ray.tables import order
+from vig_ray.tables.key_index import KeyedRows, KeyIndex
+from vig_ray.tables.rows import Rows
 from vig_ray.training import index
-from vig_ray.training.rows import Rows
 
 
 @pytest.fixture
@@ -106,3 +107,20 @@ def test_training_says_which_key_its_samples_lack(tmp_path: Path, narrow: None) 
     samples, selection = directories(tmp_path, keys[:-1], keys)
     with pytest.raises(StageError, match=r"lacks 1 of the 300 selected samples, 'made/299' among them"):
         index.of_selection(samples, selection)
+
+
+@pytest.mark.parametrize("hashed", ["narrow", "wide"])
+def test_rows_are_found_by_their_keys(tmp_path: Path, hashed: str, request: pytest.FixtureRequest) -> None:
+    if hashed == "narrow":
+        request.getfixturevalue("narrow")
+    keys = [f"made/{number}" for number in range(300)]
+    samples, _ = directories(tmp_path, keys, keys[:3])
+    found = KeyedRows(Rows(samples, ["sample_key"]), KeyIndex.of(samples))
+    asked = np.random.default_rng(1).permutation(keys)[:90].tolist()
+    assert [row["sample_key"] for row in found.of(pa.array(asked))] == asked
+    with pytest.raises(StageError, match="holds no row of sample 'made/300'"):
+        found.of(pa.array(["made/4", "made/300"]))
+    (tmp_path / "twice").mkdir()
+    twice, _ = directories(tmp_path / "twice", [*keys, "made/7"], keys[:3])
+    with pytest.raises(StageError, match="sample key 'made/7' occurs twice"):
+        KeyIndex.of(twice)

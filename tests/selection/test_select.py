@@ -67,7 +67,7 @@ def test_vig_keeps_what_equations_7_to_9_say(tmp_path: Path, p: float, ties: boo
         if source["vig"] is None:
             assert row["token_weights"] == [1.0] * source["num_answer_tokens"]
             continue
-        gains = [a - b for a, b in zip(source["clean_logprobs"], source["reference_logprobs"], strict=True)]
+        gains = [a - b for a, b in zip(source["clean_logprobs"], source["blur_logprobs"], strict=True)]
         assert row["token_weights"] == [float(gain >= tau) for gain in gains]
         active += sum(gain >= tau for gain in gains)
     counts = found.kept[0].counted
@@ -82,7 +82,7 @@ def test_vig_keeps_what_equations_7_to_9_say(tmp_path: Path, p: float, ties: boo
 def test_a_sample_that_rounding_leaves_without_tokens_is_counted_and_told(tmp_path: Path) -> None:
     rows = made_up(40, seed=5)
     lone = scored(rows)[0]
-    lone |= {"vig": 9.0, "clean_logprobs": [-0.5], "reference_logprobs": [-1.0], "token_ids": [1]}
+    lone |= {"vig": 9.0, "clean_logprobs": [-0.5], "blur_logprobs": [-1.0], "token_ids": [1]}
     lone |= {"num_answer_tokens": 1, "turn": [0]}
     found = select(write(tmp_path, rows), tmp_path / "out", p=3)
     assert found.kept[0].counted.total("emptied") == 1
@@ -116,7 +116,7 @@ def test_random_is_of_vigs_size_and_repeats_by_its_seed(scores: str, rows: Any, 
 
 @pytest.mark.parametrize(
     ("strategy", "column", "positive"),
-    [("top", "vig", True), ("reference-loss", "reference_loss", False), ("clean-loss", "clean_loss", False)],
+    [("top", "vig", True), ("reference-loss", "blur_loss", False), ("clean-loss", "clean_loss", False)],
 )
 def test_top_r_without_clusters(
     scores: str, rows: Any, tmp_path: Path, strategy: Any, column: str, positive: bool
@@ -140,7 +140,7 @@ def test_prior_keeps_all_and_its_weights_sum_to_the_tokens(scores: str, rows: An
         source = by_key[row["sample_key"]]
         assert sum(row["token_weights"]) == pytest.approx(source["num_answer_tokens"], rel=1e-5)
         if source["vig"] is not None:
-            w = (1 - np.exp(np.float64(source["reference_logprobs"]))) ** 2
+            w = (1 - np.exp(np.float64(source["blur_logprobs"]))) ** 2
             expected = len(w) * w / w.sum() if w.sum() else np.ones(len(w))
             np.testing.assert_allclose(row["token_weights"], expected, rtol=1e-5)
 
@@ -177,7 +177,7 @@ def test_quotas_rank_a_source_by_itself(scores: str, rows: Any, tmp_path: Path) 
     for row in selected(tmp_path):
         source = by_key[row["sample_key"]]
         if source["vig"] is not None:
-            gain = np.float64(source["clean_logprobs"]) - np.float64(source["reference_logprobs"])
+            gain = np.float64(source["clean_logprobs"]) - np.float64(source["blur_logprobs"])
             threshold = tau_coco if source["source"] == "coco" else tau
             np.testing.assert_array_equal(row["token_weights"], gain >= threshold)
 

@@ -23,7 +23,7 @@ from serve_app.schema import ModelFacts
 from vig_ray.demo import CHECKPOINT
 from vig_ray.scoring.engines import LogProbs
 from vig_ray.scoring.engines.torch import TorchEngine
-from vig_ray.scoring.score import score_pairs
+from vig_ray.scoring.score import run_passes
 
 FACTS = ModelFacts(name="demo", fingerprint="f" * 16, template="t" * 16, dtype="float32", engine="torch")
 
@@ -36,7 +36,7 @@ class LocalBackend:
         self.gate = threading.Event()  # samples wait before it; open unless a test closes it
         self.gate.set()
         self.recorded: list[tuple[str, int]] = []
-        self._batches: Any = Batcher(lambda pairs: score_pairs(engine, pairs), max_tokens=4096)
+        self._batches: Any = Batcher(lambda pairs: run_passes(engine, pairs), max_tokens=4096)
 
     async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
         self.scoring += 1

@@ -18,9 +18,8 @@ from tests.serving.conftest import LocalBackend, base64_of, png
 from vig_ray.dataset.images import decode_image
 from vig_ray.dataset.schema import Turn
 from vig_ray.model.prompt import PromptImage
-from vig_ray.scoring.prepare import prepare
-from vig_ray.scoring.reference import blur
-from vig_ray.scoring.score import score_pairs
+from vig_ray.scoring.prepare import make_passes, prepare
+from vig_ray.scoring.score import run_passes
 
 Serving = Callable[..., tuple[TestClient, LocalBackend]]
 
@@ -33,8 +32,8 @@ def plain(**more: Any) -> dict[str, Any]:
 
 def expected(engine: Any, formatter: Any, data: bytes, turns: list[Turn]) -> tuple[np.ndarray, np.ndarray]:
     image = PromptImage("x", lambda: decode_image(data), formatter.preprocess)
-    prepared = prepare(formatter, blur, turns, [image])
-    ((clean, reference),) = score_pairs(engine, [prepared.pair])  # type: ignore[list-item, misc]
+    prepared = prepare(formatter, make_passes(("clean", "blur"), formatter), turns, [image])
+    ((clean, reference),) = run_passes(engine, [prepared.prompts])  # type: ignore[list-item]
     return clean, reference
 
 

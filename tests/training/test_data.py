@@ -21,11 +21,11 @@ import torch
 from tests.training.runs import alone, setup_of, together
 from vig_ray.errors import StageError
 from vig_ray.selection.schema import SELECTION
-from vig_ray.training import index
+from vig_ray.tables import rows as stored
+from vig_ray.tables.rows import Rows
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.index import of_samples, of_selection
 from vig_ray.training.loader import Mismatch, Unusable, load_steps
-from vig_ray.training.rows import Rows
 from vig_ray.training.run import BadBatchError
 
 
@@ -116,10 +116,10 @@ def test_few_files_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     for number in range(100):
         pq.write_table(pa.table({"sample_key": [str(number)]}), tmp_path / f"{number:03d}.parquet")
-    monkeypatch.setattr(index, "ThreadPoolExecutor", Counting)
-    next(index._scan(str(tmp_path), ["sample_key"]))
+    monkeypatch.setattr(stored, "ThreadPoolExecutor", Counting)
+    next(stored.scan(str(tmp_path), ["sample_key"]))
     assert len(submitted) <= 2 * (os.cpu_count() or 1) + 1
-    keys = [key for _, table in index._scan(str(tmp_path), ["sample_key"]) for key in table["sample_key"].to_pylist()]
+    keys = [key for _, table in stored.scan(str(tmp_path), ["sample_key"]) for key in table["sample_key"].to_pylist()]
     assert keys == [str(number) for number in range(100)]
 
 

@@ -10,11 +10,12 @@ from pydantic import Field
 import vig_ray
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
-from vig_ray.options import ReferenceName
+from vig_ray.options import References
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.summary import ScoreSummary, TokenMean, token_means
-from vig_ray.stage import StageConfig, claim
+from vig_ray.stage import StageConfig, claim, read_stage
 from vig_ray.storage import check_writable, join, scheme_of
+from vig_ray.tables.passes import View
 
 _LEAST_OCCURRENCES = 20
 
@@ -27,7 +28,7 @@ class DemoConfig(StageConfig):
     )
     samples: int = Field(1000, ge=1, description="samples to make")
     seed: int = Field(1, description="seed of the dataset")
-    reference: ReferenceName = Field("blur", description="what stands for 'no image'")
+    reference: References = Field(("blur",), description="what stands for 'no image'; the report is of the first")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def run(config: DemoConfig) -> DemoReport:
         ScoreConfig(data=data, model=CHECKPOINT, out=config.out, reference=config.reference, overwrite=True)
     )
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    tokens = token_means(summary.directory, least=_LEAST_OCCURRENCES)
+    view = View.of(read_stage(summary.directory) or {}, summary.directory)
+    tokens = token_means(summary.directory, view, least=_LEAST_OCCURRENCES)
     spelled = {token.token_id: tokenizer.convert_ids_to_tokens(token.token_id).lstrip("▁") for token in tokens}
     written = report(
         ReportConfig(scores=config.out, out=join(config.out, "report.html"), title="What the demo's images contribute")

@@ -1,6 +1,6 @@
 """Scores of the demo world compared with what is known of it: which answer tokens the image decides.
 
-python -m vig_ray.demo.truth DIR     # DIR as `vig demo --out DIR` wrote it
+python -m vig_ray.demo.truth DIR [REFERENCE]     # DIR as `vig demo --out DIR` wrote it
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.dataset as pads
 
 from vig_ray.demo import CHECKPOINT
+from vig_ray.stage import read_stage
+from vig_ray.tables.directories import dataset, scores_directory
+from vig_ray.tables.passes import View
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,21 @@ def decided_tokens(pieces: list[str], turns: list[int], decided: list[list[list[
     return is_decided
 
 
-def read(folder: str) -> Known:
-    """The scores in `folder`/scores with what `folder`/data/truth.jsonl says of them."""
+def read(folder: str, reference: str | None = None) -> Known:
+    """The scores in `folder`/scores with what `folder`/data/truth.jsonl says of them; by default of their first
+    reference."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     with open(os.path.join(folder, "data", "truth.jsonl")) as file:
         truth = [json.loads(line) for line in file]
-    scores_folder = os.path.join(folder, "scores")
-    files = [os.path.join(scores_folder, name) for name in os.listdir(scores_folder) if name.endswith(".parquet")]
+    scores = scores_directory(folder)
+    view = View.of(read_stage(scores) or {}, scores, reference)
     gains, decided, kinds = [], [], []
     sample_gains, sample_kinds = [], []
-    rows: list[dict[str, Any]] = pads.dataset(files).to_table(filter=pads.field("vig").is_valid()).to_pylist()
+    columns = ["sample_key", "vig", "token_ids", "turn", "clean_logprobs", "reference_logprobs"]
+    table = view.table(dataset(scores).to_table(columns=view.stored(columns)), columns)
+    rows: list[dict[str, Any]] = table.filter(table["vig"].is_valid()).to_pylist()
     for row in rows:
         known = truth[int(row["sample_key"].rsplit("/", 1)[1])]
         pieces = tokenizer.convert_ids_to_tokens(row["token_ids"])
@@ -89,7 +94,7 @@ def read(folder: str) -> Known:
 
 def main() -> None:
     """Print how well token gain separates decided tokens from others, and the mean gain by kind."""
-    known = read(sys.argv[1])
+    known = read(*sys.argv[1:3])
     print(
         f"AUROC of token gain: {known.auroc():.4f} over {len(known.gain):,} tokens, {known.decided.mean():.1%} decided"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from vig_ray.errors import StageError
-from vig_ray.options import Percentages
+from vig_ray.options import CommaSeparated, Percentages
 from vig_ray.stage import StageConfig, read_stage
 from vig_ray.tables.directories import dataset, scores_directory
 from vig_ray.tables.order import Hashes, hashes
+from vig_ray.tables.passes import View, references_of
 from vig_ray.tables.threshold import quota_of
 
 _BATCH = 1 << 17
@@ -34,7 +35,16 @@ class CompareConfig(StageConfig):
     a: str = Field(
         description="scores/ of one run, or the directory that holds it", json_schema_extra={"positional": True}
     )
-    b: str = Field(description="scores/ of the other run", json_schema_extra={"positional": True})
+    b: str | None = Field(
+        None,
+        description="scores/ of the other run; without it two references of the first are compared",
+        json_schema_extra={"positional": True},
+    )
+    reference: Annotated[tuple[str, ...], CommaSeparated] = Field(
+        (),
+        description="reference whose gains are compared, or one of each, as blur,blind; by default each run's first",
+        json_schema_extra={"metavar": "NAME[,NAME]"},
+    )
     p: Percentages = Field(
         (10.0, 30.0, 50.0, 70.0),
         description="percentages, as vig select --p takes them, at which the selected sets are compared",
@@ -142,8 +152,9 @@ class Comparison:
 
 def run(config: CompareConfig) -> Comparison:
     """Compare two runs, in about 60 bytes of memory a sample. Raises StageError where they share no scored sample."""
-    a, b = scores_directory(config.a), scores_directory(config.b)
-    (keys_a, vig_a), (keys_b, vig_b) = _gains(a), _gains(b)
+    a, b = scores_directory(config.a), scores_directory(config.a if config.b is None else config.b)
+    view_a, view_b = _views(config, a, b)
+    (keys_a, vig_a), (keys_b, vig_b) = _gains(a, view_a), _gains(b, view_b)
     keys, at_a, at_b = np.intersect1d(keys_a, keys_b, assume_unique=True, return_indices=True)
     if not len(keys):
         raise StageError(f"{a} and {b}: no sample has a score in both; are they of the same dataset?")
@@ -156,7 +167,7 @@ def run(config: CompareConfig) -> Comparison:
     return Comparison(
         a=a,
         b=b,
-        differ=_differ(a, b),
+        differ=_differ(view_a, view_b),
         common=len(keys),
         only_a=only[0],
         only_b=only[1],
@@ -175,10 +186,24 @@ def run(config: CompareConfig) -> Comparison:
     )
 
 
-def _gains(scores: str) -> tuple[Hashes, Floats]:
+def _views(config: CompareConfig, a: str, b: str) -> tuple[View, View]:
+    """How the two are read. Raises StageError for too many names or too few, and for one that isn't there."""
+    of_a, of_b = (read_stage(scores) or {} for scores in (a, b))
+    if config.b is None and len(config.reference) != 2:
+        has = ", ".join(references_of(of_a))
+        raise StageError(f"--reference takes two names for one run, as blur,blind; {a} hold {has}")
+    if len(config.reference) > 2:
+        raise StageError("--reference takes one name, or one for each run, as blur,blind")
+    names = config.reference or (None,)
+    return View.of(of_a, a, names[0]), View.of(of_b, b, names[-1])
+
+
+def _gains(scores: str, view: View) -> tuple[Hashes, Floats]:
     """The hash of every scored sample's key, and its gain."""
     keys, gains = [], []
-    for batch in dataset(scores).to_batches(columns=["sample_key", "vig"], batch_size=_BATCH):
+    columns = ["sample_key", "vig"]
+    for stored in dataset(scores).to_batches(columns=view.stored(columns), batch_size=_BATCH):
+        batch = view.table(stored, columns)
         batch = batch.filter(batch["vig"].is_valid())
         keys.append(hashes(batch["sample_key"], _SEED))
         gains.append(batch["vig"].to_numpy(zero_copy_only=False).astype(np.float64))
@@ -222,8 +247,11 @@ def _named(scores: str, wanted: Hashes) -> dict[int, tuple[str, str | None]]:
     return names
 
 
-def _differ(a: str, b: str) -> dict[str, tuple[Any, Any]]:
-    of_a, of_b = ((read_stage(scores) or {}).get("identity", {}) for scores in (a, b))
+def _differ(a: View, b: View) -> dict[str, tuple[Any, Any]]:
+    of_a, of_b = (view.scored["identity"] or {} for view in (a, b))
+    of_an_earlier_version = any(isinstance(identity.get("reference"), str) for identity in (of_a, of_b))
+    if a.reference != b.reference or of_an_earlier_version:  # by name: parameters tell apart what has the same one
+        of_a, of_b = of_a | {"reference": a.reference}, of_b | {"reference": b.reference}
     return {name: (of_a.get(name), of_b.get(name)) for name in [*of_a, *of_b] if of_a.get(name) != of_b.get(name)}
 
 

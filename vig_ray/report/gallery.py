@@ -19,6 +19,7 @@ from vig_ray.report.tally import SHOWN, Candidates
 from vig_ray.scoring.blur import blur_opencv
 from vig_ray.scoring.gain import token_gain
 from vig_ray.tables.directories import rows_of
+from vig_ray.tables.passes import View
 
 _QUALITY = 82
 _THREADS = 4  # each may hold a large image and its blur
@@ -96,16 +97,16 @@ def fetch(
     samples: str | None,
     selection: str | None,
     tokenizer: Any,
-    blurred: bool,
+    view: View,
     side: int,
     max_pixels: int,
 ) -> Gallery:
     """Read the samples that are shown. `samples` None: without images and questions.
 
-    `side`: the longer side of the images, in pixels. `blurred`: the reference was a blur, so it is shown as well.
+    `side`: the longer side of the images, in pixels. `view`: the reference; where it is the blur, it is shown as well.
     """
     keys = list(dict.fromkeys(place.key for places in groups.values() for place in places))
-    rows = rows_of(scores, keys, _SCORES)
+    rows = rows_of(scores, keys, _SCORES, view)
     originals = rows_of(samples, keys, ["conversation", "images"]) if samples else {}
     selected = rows_of(selection, keys, ["token_weights"]) if selection else None
 
@@ -120,7 +121,7 @@ def fetch(
             else token_texts(tokenizer, row["token_ids"], row["turn"]),
             gain=token_gain(row["clean_logprobs"], row["reference_logprobs"]),
             conversation=original.get("conversation") or [],
-            pictures=[picture(image, blurred, side, max_pixels) for image in images[:_PICTURES]],
+            pictures=[picture(image, view.reference == "blur", side, max_pixels) for image in images[:_PICTURES]],
             more_pictures=max(0, len(images) - _PICTURES),
             kept=None if selected is None else key in selected,
             weights=None if selected is None or key not in selected else selected[key]["token_weights"],

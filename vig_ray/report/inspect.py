@@ -11,11 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vig_ray.errors import StageError
+from vig_ray.options import ScoredUnder
 from vig_ray.report.colours import TERMINAL, WORDS, step_of
 from vig_ray.report.detokenize import load_tokenizer, token_texts
 from vig_ray.scoring.gain import token_gain
 from vig_ray.stage import StageConfig, read_stage
 from vig_ray.tables.directories import rows_of, samples_beside, scores_directory
+from vig_ray.tables.passes import View
 
 _COLUMNS = [
     "source", "vig", "clean_loss", "reference_loss", "token_ids", "clean_logprobs", "reference_logprobs", "turn",
@@ -28,6 +30,7 @@ class InspectConfig(StageConfig):
 
     key: str = Field(description="the sample's key, as `vig top` prints it", json_schema_extra={"positional": True})
     scores: str = Field(description="scores/ of a `vig score`, or the directory that holds it")
+    reference: ScoredUnder = None
     samples: str | None = Field(None, description="samples/ to show the questions from; by default beside the scores")
     model: str | None = Field(None, description="checkpoint whose tokenizer spells the tokens; by default the scores'")
 
@@ -109,7 +112,8 @@ def run(config: InspectConfig) -> Inspected:
     """Read the sample. Raises StageError where no sample has that key, or there is no tokenizer."""
     scores = scores_directory(config.scores)
     record = read_stage(scores) or {}
-    rows = rows_of(scores, [config.key], _COLUMNS)
+    view = View.of(record, scores, config.reference)
+    rows = rows_of(scores, [config.key], _COLUMNS, view)
     if config.key not in rows:
         raise StageError(f"{config.key}: no such sample in {scores}; `vig top --scores ...` prints keys")
     row = rows[config.key]

@@ -20,7 +20,7 @@ from pydantic import Field
 from vig_ray.cluster import scans_on_ray
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.errors import StageError
-from vig_ray.options import Percentage, Percentages
+from vig_ray.options import Percentage, Percentages, ScoredUnder
 from vig_ray.report import render
 from vig_ray.report.cards import gallery_html
 from vig_ray.report.detokenize import load_tokenizer, token_text
@@ -35,6 +35,7 @@ from vig_ray.report.tally import COLUMNS
 from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
 from vig_ray.storage import check_writable, exists, filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.directories import samples_beside, scores_directory
+from vig_ray.tables.passes import View
 from vig_ray.tables.scan import Files
 
 Json = dict[str, Any]
@@ -48,6 +49,7 @@ class ReportConfig(StageConfig):
 
     scores: str = Field(description="scores/ of a finished `vig score`, or the directory that holds it")
     out: str = Field(description="HTML file to write; FILE.json and FILE-figures/ come beside it")
+    reference: ScoredUnder = None
     selection: str | None = Field(
         None, description="selection/ of these scores; by default the one beside them, if it is theirs"
     )
@@ -135,6 +137,7 @@ class _Inputs:
 
     scores: str
     record: Json
+    view: View
     samples: str | None
     selection: str | None
     selected: Json | None
@@ -150,11 +153,11 @@ def run(config: ReportConfig) -> Written:
     tagger = load_tagger(config.tagger) if inputs.tokenizer is not None else None
     fs, _ = filesystem(inputs.scores)
     paths = parquet_files(inputs.scores)
-    _check_columns(paths, fs)
+    _check_columns(paths, fs, inputs.view)
     shares = tuple(sorted({*config.p, config.near_p}))
     with scans_on_ray(config.address) as on_ray:
         scanned = scan_scores(
-            Files(paths, fs, on_ray),
+            Files(paths, fs, on_ray, inputs.view),
             inputs.scores,
             shares=shares,
             near_zero=config.near_zero,
@@ -196,7 +199,8 @@ def _inputs(config: ReportConfig) -> _Inputs:
     samples = samples_beside(scores, config.samples, record)
     if samples is None:
         warnings.append("No samples/ beside the scores: the gallery has no images and no questions (--samples).")
-    selection, selected, tau = summarize_selection(config.selection, scores, record)
+    view = View.of(record, scores, config.reference)
+    selection, selected, tau = summarize_selection(config.selection, scores, view)
     tokenizer = None
     try:
         tokenizer = load_tokenizer(str(config.model or record["config"].get("model")))
@@ -206,7 +210,7 @@ def _inputs(config: ReportConfig) -> _Inputs:
         warnings.append(f"Tokens are shown by their numbers: {error}.")
         if config.tagger not in ("auto", "none"):
             warnings.append("No parts of speech, which need the tokenizer (--tagger).")
-    return _Inputs(scores, record, samples, selection, selected, tau, tokenizer, warnings)
+    return _Inputs(scores, record, view, samples, selection, selected, tau, tokenizer, warnings)
 
 
 def _check_out(config: ReportConfig) -> None:
@@ -239,10 +243,10 @@ def _claim(config: ReportConfig) -> Claim:
     )
 
 
-def _check_columns(paths: list[str], fs: Any) -> None:
+def _check_columns(paths: list[str], fs: Any, view: View) -> None:
     if not paths:
         raise StageError("no Parquet files in these scores; score again")
-    missing = sorted({*COLUMNS, *SURVEYED} - set(pq.read_schema(paths[0], filesystem=fs).names))
+    missing = sorted({*view.stored([*COLUMNS, *SURVEYED])} - set(pq.read_schema(paths[0], filesystem=fs).names))
     if missing:
         raise StageError(f"{paths[0]}: has no column {missing[0]!r}, which a report needs")
 
@@ -254,7 +258,7 @@ def _about(config: ReportConfig, inputs: _Inputs) -> Json:
         "samples": inputs.samples,
         "selection": inputs.selection,
         "model": record["config"].get("model"),
-        "reference": record["config"].get("reference"),
+        "reference": inputs.view.reference,
         "engine": record.get("identity", {}).get("engine"),
         "dtype": record.get("identity", {}).get("dtype"),
         "model_fingerprint": record.get("identity", {}).get("model"),
@@ -283,7 +287,7 @@ def _gallery(config: ReportConfig, inputs: _Inputs, scanned: Scanned) -> Gallery
         samples=inputs.samples,
         selection=inputs.selection,
         tokenizer=inputs.tokenizer,
-        blurred=inputs.record["config"].get("reference") == "blur",
+        view=inputs.view,
         side=config.image_size,
         max_pixels=config.max_image_pixels,
     )

@@ -11,27 +11,32 @@ from vig_ray.selection.strategies import strategies
 from vig_ray.stage import read_stage
 from vig_ray.storage import absolute, join
 from vig_ray.tables.directories import selection_directory
+from vig_ray.tables.passes import View
 
 log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
 
-def summarize_selection(given: str | None, scores: str, record: Json) -> tuple[str | None, Json | None, float | None]:
+def summarize_selection(given: str | None, scores: str, view: View) -> tuple[str | None, Json | None, float | None]:
     """The selection's directory, its summary, and its threshold of VIG if it has one alone; Nones without a selection.
 
-    `given` None: the selection beside the scores, if it was made from them. Raises StageError where the one that was
-    given was made from other scores.
+    `given` None: the selection beside the scores, if it was made from them. `view`: the reference that it must be of.
+    Raises StageError where the one that was given was made from other scores or another reference.
     """
     if given is None:
         beside = join(absolute(scores).rpartition("/")[0], "selection")
         try:
-            return summarize_selection(beside, scores, record) if read_stage(beside) else (None, None, None)
+            return summarize_selection(beside, scores, view) if read_stage(beside) else (None, None, None)
         except StageError as error:
             log.info("%s; the report goes without it", error)
             return None, None, None
     directory, selection_record = selection_directory(given)
-    if selection_record["identity"]["scores"] != {name: record.get(name) for name in ("identity", "counts")}:
+    theirs = selection_record["identity"]["scores"]
+    if theirs != view.scored:
+        by = selection_record.get("reference", view.reference)
+        if by != view.reference:
+            raise StageError(f"{directory}: selected by the gain under {by}; take --reference {by}, or select again")
         raise StageError(f"{directory}: a selection of other scores than {scores}; select again")
     selection, kept = selection_record["selection"], selection_record["selection"]["kept"][0]
     by_vig = strategies()[selection["strategy"]].ranking == "vig"

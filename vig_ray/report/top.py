@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from vig_ray.dataset.schema import IMAGE_MARK
 from vig_ray.errors import StageError
+from vig_ray.options import ScoredUnder
 from vig_ray.stage import StageConfig, read_stage
 from vig_ray.tables.directories import dataset, rows_of, samples_beside, scores_directory
+from vig_ray.tables.passes import View
 
 _COLUMNS = ["sample_key", "id", "source", "num_answer_tokens", "clean_loss", "reference_loss", "vig"]
 _BATCH = 1 << 17
@@ -28,6 +31,7 @@ class TopConfig(StageConfig):
     """List the samples with the lowest gain (likely mislabelled) or the highest."""
 
     scores: str = Field(description="scores/ of a finished `vig score`, or the directory that holds it")
+    reference: ScoredUnder = None
     lowest: int | None = Field(None, ge=1, description="how many of the lowest gain; by default 50, without --highest")
     highest: int | None = Field(None, ge=1, description="how many of the highest gain")
     source: str | None = Field(None, description="only samples of this source")
@@ -84,25 +88,28 @@ def run(config: TopConfig) -> Top:
     lowest = config.lowest or (None if config.highest else 50)
     ends: dict[str, list[dict[str, Any]]] = {"lowest": [], "highest": []}
     scored = negative = 0
-    for batch in dataset(scores).to_batches(columns=_COLUMNS, batch_size=_BATCH):
+    record = read_stage(scores) or {}
+    view = View.of(record, scores, config.reference)
+    for stored in dataset(scores).to_batches(columns=view.stored(_COLUMNS), batch_size=_BATCH):
+        batch = view.table(stored, _COLUMNS)
         keep = batch["vig"].is_valid().to_numpy(zero_copy_only=False)
         if config.source is not None:
             keep &= np.asarray([source == config.source for source in batch["source"].to_pylist()], dtype=bool)
-        batch = batch.filter(keep)
+        batch = batch.filter(pa.array(keep))
         vig = batch["vig"].to_numpy(zero_copy_only=False)
         scored += len(vig)
         negative += int((vig < 0).sum())
         for name, count, sign in (("lowest", lowest, 1), ("highest", config.highest, -1)):
             if count:
                 order = np.argsort(sign * vig, kind="stable")[:count]
-                ends[name] += batch.take(order).to_pylist()
+                ends[name] += batch.take(pa.array(order)).to_pylist()
                 ends[name].sort(key=lambda row: (sign * row["vig"], row["sample_key"]))
                 del ends[name][count:]
     if not scored:
         of_source = f" of source {config.source!r}" if config.source is not None else ""
         raise StageError(f"{scores}: no sample{of_source} has a score")
     rows = ends["lowest"] + ends["highest"]
-    samples = samples_beside(scores, config.samples, read_stage(scores) or {})
+    samples = samples_beside(scores, config.samples, record)
     if samples is not None:
         texts = rows_of(samples, [row["sample_key"] for row in rows], ["conversation"])
         for row in rows:

@@ -13,7 +13,7 @@ from vig_ray.options import (
     EngineName,
     EngineOptions,
     Precision,
-    ReferenceName,
+    References,
     Template,
     TrustRemoteCode,
     WorkerRange,
@@ -32,8 +32,10 @@ class ScoreConfig(StageConfig):
     images: str | None = Field(
         None, description="folder that relative image paths start from; by default the data file's folder"
     )
-    reference: ReferenceName = Field(
-        "blur", description="what stands for 'no image': blur (VIG) or blind, the image's positions masked (VisNec)"
+    reference: References = Field(
+        ("blur",),
+        description="what stands for 'no image': blur (VIG) or blind, the image's positions masked (VisNec); several "
+        "share the clean pass, and vig is of the first; finished scores get those that they lack",
     )
     engine: EngineName = Field(
         "auto",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -32,13 +33,15 @@ from vig_ray.pipeline import Step, count_samples, run_steps
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine
+from vig_ray.scoring.passes import Passes, stored_rows
 from vig_ray.scoring.prepare import Preparer
-from vig_ray.scoring.reference import REFERENCES
-from vig_ray.scoring.schema import SCORES
+from vig_ray.scoring.reference import make_reference
+from vig_ray.scoring.schema import scores_schema
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.summary import ScoreSummary, summarise
-from vig_ray.stage import claim, parquet_files, read_stage
+from vig_ray.stage import claim, read_stage
 from vig_ray.storage import check_writable, join
+from vig_ray.tables.passes import of_one_reference, references_of
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +63,8 @@ class Plan:
     """A config that has been checked against what is really there.
 
     `model`, `template`: fingerprints. `samples`: the samples directory, None where the data is still to be imported.
-    `engine`: the one that is asked for, "auto" where both can take the model's prompts.
+    `engine`: the one that is asked for, "auto" where both can take the model's prompts. `references`: of each its name
+    and its parameters, as the record holds them.
     """
 
     config: ScoreConfig
@@ -69,6 +73,7 @@ class Plan:
     samples: str | None
     scores: str
     engine: str
+    references: list[dict[str, Any]]
 
 
 def check(config: ScoreConfig) -> Plan:
@@ -84,7 +89,9 @@ def check(config: ScoreConfig) -> Plan:
     formatter = load_formatter(*prompts_of(config))
     template = template_fingerprint(formatter)
     engine = engine_for(config.engine, formatter, config.model)
-    plan = Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine)
+    made = (make_reference(name, formatter=formatter) for name in config.reference)
+    references = [{"name": reference.name, "parameters": reference.parameters} for reference in made]
+    plan = Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine, references)
     tell(config.model, formatter)
     return plan
 
@@ -110,15 +117,28 @@ def run(config: ScoreConfig) -> ScoreSummary:
     samples = plan.samples
     if samples is None:
         samples = _imported(config)
+    if not config.overwrite:
+        _check_version(plan.scores)
     # An engine or a dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
     output = claim(
-        plan.scores, "score", _identity(plan, samples), overwrite=config.overwrite, left_open=("engine", "dtype")
+        plan.scores,
+        "score",
+        _identity(plan, samples),
+        overwrite=config.overwrite,
+        left_open=("engine", "dtype"),
+        grows="references",
     )
     if output.complete:
-        log.info("%s: already complete, nothing to score", plan.scores)
-        return summarise(plan.scores)
-    went_on = output.state == "go on" and bool(parquet_files(plan.scores))
+        names = references_of(output.record)
+        log.info("%s: already complete, nothing to score; vig is that of %s", plan.scores, names[0])
+        return summarise(plan.scores, names)
+    there = references_of(output.record) if output.state == "extend" else ()
+    references = tuple(reference["name"] for reference in output.identity["references"])
+    new = references[len(there) :]
+    went_on = bool(there) or (output.state == "go on" and bool(output.paths))
     earlier = output.record["identity"] if went_on else {}
+    if there:
+        _check_addition(plan, earlier["engine"], there, new)
     cores = os.cpu_count() or 1
     actors = sum(parse_range(spelled)[1] if spelled else cores for spelled in (config.workers, config.prepare_workers))
     began = time.time()
@@ -128,7 +148,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
             warn_of_few_cpus(2 + _CPUS_OF_RAY_DATA)  # an actor of each pool
         device = _device(config, ray_has)
         asked = earlier["engine"] if earlier and plan.engine == "auto" else plan.engine
-        engine, why = _engine(asked, config.reference, ray_has, device)
+        engine, why = _engine(asked, new, ray_has, device)
         if config.engine != plan.engine:
             why = f"{config.engine}: the model's processor makes each sample as a whole"
         if config.vllm and engine != "vllm":
@@ -136,15 +156,16 @@ def run(config: ScoreConfig) -> ScoreSummary:
         dtype = config.dtype or earlier.get("dtype") or default_dtype(config.model, device)
         output.begin(config, identity=output.identity | {"engine": engine, "dtype": dtype})
         pools = _pools(config, ray_has, device, engine)
+        passes = Passes(there, new, stored_rows(plan.scores, there) if there else None)
         log.info("%s engine (%s) on %s in %s, %s at a time", engine, why, device, dtype, _words(pools.engines))
         timing = run_steps(
             samples,
             output,
-            SCORES,
-            lambda counter: _steps(plan, pools, device, dtype, engine, counter),
+            scores_schema(references),
+            lambda counter: _steps(plan, passes, pools, device, dtype, engine, counter),
             rows_per_block=config.rows_per_file,
         )
-    summary = summarise(plan.scores)
+    summary = summarise(plan.scores, references, output.paths)
     if summary.read != count_samples(samples):
         raise StageError(
             f"{plan.scores}: {summary.read:,} rows written for {count_samples(samples):,} samples. On several machines "
@@ -152,9 +173,9 @@ def run(config: ScoreConfig) -> ScoreSummary:
             "another --out"
         )
     output.commit(
-        config,
+        config.model_copy(update={"reference": references}),
         counts=summary.counts(),
-        reference=REFERENCES[config.reference].parameters,
+        gains=summary.gains(),
         timing={"total_s": time.time() - began, "began": began, **timing},
     )
     return summary
@@ -180,13 +201,13 @@ def _device(config: ScoreConfig, ray_has: Machines) -> str:
     return "cuda"
 
 
-def _engine(asked: str, reference: str, ray_has: Machines, device: str) -> tuple[str, str]:
+def _engine(asked: str, references: Sequence[str], ray_has: Machines, device: str) -> tuple[str, str]:
     """The engine to take and why; on a cluster a machine with a GPU says what is installed there."""
     if asked != "auto" or ray_has.cores is not None or device != "cuda":
-        return choose_engine(asked, device=device, reference=reference)
+        return choose_engine(asked, device=device, references=references)
     ask = ray.remote(num_cpus=0, num_gpus=1, max_retries=8)(choose_engine)
     try:
-        answer: tuple[str, str] = ray.get(ask.remote(asked, device=device, reference=reference))
+        answer: tuple[str, str] = ray.get(ask.remote(asked, device=device, references=references))
     except ray.exceptions.RayError as error:
         raise failure(error, "asking a machine with a GPU for its engine") from error
     return answer
@@ -202,7 +223,7 @@ def _identity(plan: Plan, samples: str) -> dict[str, Any]:
         "template": plan.template,
         "engine": None if config.engine == "auto" else config.engine,
         "vllm": {key: value for key, value in config.vllm.items() if key not in _SPEED_AND_MEMORY} or None,
-        "reference": config.reference,
+        "references": plan.references,
         "dtype": config.dtype,
         "max_length": config.max_length,
         "too_long": config.too_long,
@@ -210,7 +231,17 @@ def _identity(plan: Plan, samples: str) -> dict[str, Any]:
     }
 
 
-def _steps(plan: Plan, pools: Pools, device: str, dtype: str, engine: str, counter: Any) -> list[Step]:
+def _check_version(scores: str) -> None:
+    """Raise StageError where an earlier version wrote these scores, which knew one reference a run."""
+    record = read_stage(scores)
+    if record is not None and record["stage"] == "score" and of_one_reference(record):
+        raise StageError(
+            f"{scores}: written by an earlier version of vig-ray; it can be read, but not gone on with or added to: "
+            "choose another --out, or --overwrite to score anew"
+        )
+
+
+def _steps(plan: Plan, passes: Passes, pools: Pools, device: str, dtype: str, engine: str, counter: Any) -> list[Step]:
     """Prepare prompts on CPUs, then score them on engines."""
     config = plan.config
     # Workers may have another working directory.
@@ -218,7 +249,9 @@ def _steps(plan: Plan, pools: Pools, device: str, dtype: str, engine: str, count
     prompts = prompts_of(config)._replace(model=model)._asdict()
     prepare = {
         **prompts,
-        "reference": config.reference,
+        "passes": passes.to_run,
+        "held": passes.held,
+        "earlier": passes.earlier,
         "too_long": config.too_long,
         "max_image_pixels": config.max_image_pixels,
     }
@@ -235,7 +268,12 @@ def _steps(plan: Plan, pools: Pools, device: str, dtype: str, engine: str, count
         Step(Preparer, prepare, batch_rows=min(_ROWS_PREPARED_AT_ONCE, config.rows_per_file), actors=pools.preparers),
         Step(
             Scorer,
-            {"engine": load, "progress": counter},
+            {
+                "engine": load,
+                "passes": passes.to_run,
+                "references": passes.references,
+                "progress": counter,
+            },
             batch_rows=min(config.window, config.rows_per_file),
             actors=pools.engines,
             cpus=0.5 if pools.gpus_each else 1,
@@ -243,6 +281,19 @@ def _steps(plan: Plan, pools: Pools, device: str, dtype: str, engine: str, count
             calls_ahead=4,
         ),
     ]
+
+
+def _check_addition(plan: Plan, engine: str, there: Sequence[str], new: Sequence[str]) -> None:
+    """Raise StageError where the engine that made the passes that are there can't make the new ones; else tell them."""
+    try:
+        check_engine(engine, new, {}, joins_cluster=joins(plan.config.address))
+    except StageError as error:
+        raise StageError(
+            f"{plan.scores}: made by the {engine} engine, so {', '.join(new)} can't be added; choose another --out "
+            f"({error})"
+        ) from error
+    told = (plan.scores, ", ".join(there), ", ".join(new), there[0])
+    log.info("%s: have %s, get %s; their vig stays that of %s", *told)
 
 
 @dataclass(frozen=True)

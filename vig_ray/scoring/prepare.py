@@ -1,4 +1,4 @@
-"""The CPU stage: rows of `samples/` to pairs of prompts. Images are decoded, blurred and resized here.
+"""The CPU stage: rows of `samples/` to prompts, one a pass. Images are decoded, blurred and resized here.
 
 A row that can't be prepared keeps its place, with `error` set.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -19,28 +19,46 @@ from vig_ray.dataset.schema import Turn
 from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, truncate
 from vig_ray.options import Template
-from vig_ray.scoring.reference import REFERENCES
-from vig_ray.scoring.schema import PREPARED
+from vig_ray.scoring.reference import make_reference
+from vig_ray.scoring.schema import prepared_schema
+from vig_ray.tables.key_index import KeyedRows
+from vig_ray.tables.passes import CLEAN
 
 TooLong = Literal["error", "truncate"]
+Pass = Callable[[Prompt], Prompt]
+"""From a sample's prompt to that of one pass: itself for the clean pass. Raises PromptError where there can be none."""
 
 
 class Prepared(NamedTuple):
-    """One sample ready for an engine: both prompts, or None where there is no image to leave out."""
+    """One sample ready for an engine: its prompt, and that of each pass or why it has none.
+
+    `prompts` is None where there is no image to leave out.
+    """
 
     prompt: Prompt
-    pair: tuple[Prompt, Prompt] | None
+    prompts: tuple[Prompt | PromptError, ...] | None
+
+
+def make_passes(names: Sequence[str], formatter: Formatter) -> tuple[Pass, ...]:
+    """The passes of these names, for prompts that `formatter` makes."""
+    return tuple(
+        _as_it_is if name == CLEAN else make_reference(name, formatter=formatter).without_image for name in names
+    )
+
+
+def _as_it_is(prompt: Prompt) -> Prompt:
+    return prompt
 
 
 def prepare(
     formatter: Formatter,
-    without_image: Callable[[Prompt], Prompt],
+    passes: Sequence[Pass],
     conversation: list[Turn],
     images: list[PromptImage],
     *,
     too_long: TooLong = "error",
 ) -> Prepared:
-    """Tokenise one sample and make its clean and its reference prompt; a text-only one has no pair.
+    """Tokenise one sample and make the prompt of each pass; a text-only sample has none.
 
     Raises PromptError or ImageError where the sample can't be scored.
     """
@@ -57,17 +75,32 @@ def prepare(
         prompt = truncate(prompt, formatter.max_length)
     if not prompt.images:
         return Prepared(prompt, None)
-    pair = (prompt, without_image(prompt))
-    for one in pair:  # computed now, so that a broken image is this row's error
-        _ = [image.inputs for image in one.images]
-        _ = one.whole and one.whole.arrays
+    prompts = tuple(_made(one, prompt) for one in passes)
     for image in images:
         image.release()
-    return Prepared(prompt, pair)
+    return Prepared(prompt, prompts)
+
+
+def _made(one: Pass, prompt: Prompt) -> Prompt | PromptError:
+    """The prompt of a pass with its arrays: computed now, so that a broken image is this row's error."""
+    try:
+        made = one(prompt)
+        _ = [image.inputs for image in made.images]
+        _ = made.whole and made.whole.arrays
+    except ImageError:
+        raise
+    except Exception as error:  # a reference that fails leaves the other passes as they are
+        if one is _as_it_is:
+            raise
+        return error if isinstance(error, PromptError) else PromptError(type(error).__name__, str(error)[:500])
+    return made
 
 
 class Preparer:
-    """A Ray Data callable: a block of `SAMPLES` to a block of `PREPARED`, row for row."""
+    """A Ray Data callable: a block of `SAMPLES` to a block of `prepared_schema`, row for row.
+
+    `passes`: the names of those to run. `held`: of those that rows of `earlier` have the results of.
+    """
 
     def __init__(
         self,
@@ -77,42 +110,73 @@ class Preparer:
         max_length: int | None,
         end_of_turn: str | None = None,
         trust_remote_code: bool = False,
-        reference: str,
+        passes: Sequence[str],
         too_long: TooLong,
         max_image_pixels: int,
+        held: Sequence[str] = (),
+        earlier: Callable[[], KeyedRows] | None = None,
     ) -> None:
         cv2.setNumThreads(1)  # Ray runs one of these a core
         self._formatter = load_formatter(model, template, max_length, end_of_turn, trust_remote_code)
-        self._without_image = REFERENCES[reference].without_image
+        self._passes = make_passes(passes, self._formatter)
         self._too_long = too_long
         self._max_image_pixels = max_image_pixels
+        self._schema = prepared_schema(held)
+        self._earlier = earlier() if earlier else None
 
     def __call__(self, samples: pa.Table) -> pa.Table:
         """Prepare a block; samples that name the same image share its decoding and its blur."""
         shared: dict[str, PromptImage] = {}
-        rows = [self._row(row, shared) for row in samples.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=PREPARED)
+        rows = samples.to_pylist()
+        if self._earlier is None:
+            rows = [self._row(row, shared) for row in rows]
+        else:
+            earlier = self._earlier.of(samples["sample_key"])
+            rows = [self._added(*both, shared) for both in zip(rows, earlier, strict=True)]
+        return pa.Table.from_pylist(rows, schema=self._schema)
 
     def _row(self, row: Mapping[str, Any], shared: dict[str, PromptImage]) -> dict[str, Any]:
         out: dict[str, Any] = {name: row[name] for name in ("sample_key", "id", "source", "error")}
         if row["error"] is not None:
             return out
-        try:
-            images = [self._image(image, shared) for image in row["images"] or ()]
-            conversation = [Turn(turn["role"], turn["text"]) for turn in row["conversation"]]
-            prepared = prepare(self._formatter, self._without_image, conversation, images, too_long=self._too_long)
-        except (ImageError, PromptError) as error:
-            return out | {"error": str(error)}
-        except Exception as error:  # a processor or template that fails on one row must not end the job
-            return out | {"error": f"{type(error).__name__}: {error}"[:500]}
+        prepared = self._prepared(row, shared)
+        if isinstance(prepared, str):
+            return out | {"error": prepared}
         return out | {
             "num_truncated_tokens": prepared.prompt.truncated,
             "token_ids": prepared.prompt.answer_ids,
             "turn": prepared.prompt.turns,
             "note": prepared.prompt.note,
-            # One pickle for both: what they share is stored once.
-            "prompts": pickle.dumps(prepared.pair, protocol=5) if prepared.pair else None,
+            "prompts": _pickled(prepared.prompts),
         }
+
+    def _added(
+        self, row: Mapping[str, Any], earlier: Mapping[str, Any], shared: dict[str, PromptImage]
+    ) -> dict[str, Any]:
+        """An earlier row with the prompts of the passes that it lacks."""
+        out = {name: earlier[name] for name in self._schema.names if name in earlier}
+        if earlier["token_ids"] is None or not row["images"]:  # it never came to a pass
+            return out
+        prepared = self._prepared(row, shared)
+        if isinstance(prepared, str):
+            kind, _, cause = prepared.partition(": ")
+            failed = PromptError(kind, cause)
+        elif prepared.prompt.answer_ids.tolist() != earlier["token_ids"]:
+            failed = PromptError("Changed", "its answer tokens aren't those of the passes before")
+        else:
+            return out | {"prompts": _pickled(prepared.prompts)}
+        return out | {"prompts": _pickled((failed,) * len(self._passes))}
+
+    def _prepared(self, row: Mapping[str, Any], shared: dict[str, PromptImage]) -> Prepared | str:
+        """A sample with the prompts of its passes, or why it can't be scored."""
+        try:
+            images = [self._image(image, shared) for image in row["images"] or ()]
+            conversation = [Turn(turn["role"], turn["text"]) for turn in row["conversation"]]
+            return prepare(self._formatter, self._passes, conversation, images, too_long=self._too_long)
+        except (ImageError, PromptError) as error:
+            return str(error)
+        except Exception as error:  # a processor or template that fails on one row must not end the job
+            return f"{type(error).__name__}: {error}"[:500]
 
     def _image(self, image: Mapping[str, Any], shared: dict[str, PromptImage]) -> PromptImage:
         key = image["uri"] or hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
@@ -123,3 +187,8 @@ class Preparer:
 
             shared[key] = PromptImage(key, load, self._formatter.preprocess)
         return shared[key]
+
+
+def _pickled(prompts: tuple[Prompt | PromptError, ...] | None) -> bytes | None:
+    """One pickle for all: what they share is stored once."""
+    return None if prompts is None else pickle.dumps(prompts, protocol=5)

@@ -1,4 +1,4 @@
-"""The engine stage: pairs of prompts to the rows of `scores/`."""
+"""The engine stage: prompts, one a pass, to the rows of `scores/`."""
 
 from __future__ import annotations
 
@@ -16,50 +16,67 @@ from vig_ray.model.prompt import Prompt, PromptError
 from vig_ray.scoring.engines import Engine, EngineDiedError, LogProbs
 from vig_ray.scoring.engines.load import load_engine
 from vig_ray.scoring.gain import loss
-from vig_ray.scoring.schema import SCORES
+from vig_ray.scoring.schema import scores_schema
+from vig_ray.tables.passes import CLEAN, logprobs_column, loss_column
+
+Outcome = LogProbs | PromptError
+"""What a pass gives of one sample: log-probs, float32 [T], or why there are none."""
 
 
-def score_pairs(
-    engine: Engine, pairs: Sequence[tuple[Prompt, Prompt]]
-) -> list[tuple[LogProbs, LogProbs] | PromptError]:
-    """Clean and reference log-probs of each pair, both float32 [T], the two passes in flight together."""
-    logprobs = engine.logprobs([prompt for pair in pairs for prompt in pair])
-    results: list[tuple[LogProbs, LogProbs] | PromptError] = []
-    for clean, reference in zip(logprobs[::2], logprobs[1::2], strict=True):
-        if isinstance(clean, PromptError) or isinstance(reference, PromptError):
-            results.append(clean if isinstance(clean, PromptError) else reference)  # type: ignore[arg-type]
-        elif not (np.isfinite(clean).all() and np.isfinite(reference).all()):
-            results.append(PromptError("NotFinite", "log-probs overflow; --dtype bfloat16 or float32 has the range"))
-        else:
-            results.append((clean, reference))
-    return results
+def run_passes(engine: Engine, samples: Sequence[Sequence[Prompt | PromptError]]) -> list[list[Outcome]]:
+    """The outcome of every pass of each sample, all passes in flight together.
+
+    `samples`: one prompt a pass, or why it has none.
+    """
+    logprobs = iter(engine.logprobs([one for passes in samples for one in passes if not isinstance(one, PromptError)]))
+    return [[one if isinstance(one, PromptError) else _finite(next(logprobs)) for one in passes] for passes in samples]
 
 
-def score_rows(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `PREPARED` to rows of `SCORES`, in order."""
-    pairs = [pickle.loads(row["prompts"]) for row in rows if row["prompts"] is not None]
-    scores = iter(score_pairs(engine, pairs))
+def _finite(outcome: Outcome) -> Outcome:
+    if isinstance(outcome, PromptError) or np.isfinite(outcome).all():
+        return outcome
+    return PromptError("NotFinite", "log-probs overflow; --dtype bfloat16 or float32 has the range")
+
+
+def score_rows(engine: Engine, rows: Sequence[Mapping[str, Any]], passes: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of `prepared_schema` to rows of `scores_schema`, in order.
+
+    `passes`: the names of those that the rows' prompts are of. `vig` is of the one after the clean pass; rows without a
+    clean prompt hold theirs already.
+    """
+    outcomes = iter(run_passes(engine, [pickle.loads(row["prompts"]) for row in rows if row["prompts"] is not None]))
     out = []
     for row in rows:
-        scored = {name: row[name] for name in SCORES.names if name in row}
-        if row["error"] is None:
+        scored = {name: value for name, value in row.items() if name != "prompts"}
+        if row["token_ids"] is not None:
             scored["num_answer_tokens"] = len(row["token_ids"])
         if row["prompts"] is not None:
-            result = next(scores)
-            if isinstance(result, PromptError):
-                scored |= {"error": str(result)}
-            else:
-                clean, reference = result
-                clean_loss, reference_loss = loss(clean), loss(reference)
-                scored |= {
-                    "clean_loss": clean_loss,
-                    "reference_loss": reference_loss,
-                    "vig": reference_loss - clean_loss,
-                    "clean_logprobs": clean,
-                    "reference_logprobs": reference,
-                }
+            scored |= _columns(dict(zip(passes, next(outcomes), strict=True)), row["error"])
         out.append(scored)
     return out
+
+
+def _columns(outcomes: Mapping[str, Outcome], error: str | None) -> dict[str, Any]:
+    """What a row gets of its passes. `error`: that of passes before these."""
+    columns: dict[str, Any] = {}
+    errors = [error] if error else []
+    of_clean = str(outcomes[CLEAN]) if CLEAN in outcomes else error or ""
+    for name, outcome in outcomes.items():
+        if not isinstance(outcome, PromptError):
+            columns |= {logprobs_column(name): outcome, loss_column(name): loss(outcome)}
+        elif name == CLEAN or not of_clean.startswith(str(outcome)):  # what keeps all passes from running is told once
+            errors.append(_told(name, outcome))
+    if CLEAN in outcomes:
+        first = next(loss_column(name) for name in outcomes if name != CLEAN)
+        both = first in columns and loss_column(CLEAN) in columns
+        columns["vig"] = columns[first] - columns[loss_column(CLEAN)] if both else None
+    return columns | {"error": "; ".join(errors) or None}
+
+
+def _told(name: str, error: PromptError) -> str:
+    """A failed pass in the words of its row's `error`: the clean pass's own, a reference's with its name."""
+    told = str(error)
+    return told if name == CLEAN or error.kind == name.capitalize() else f"{name.capitalize()}: {told}"
 
 
 MOST_DEATHS = 5
@@ -71,14 +88,18 @@ SINGLY_AFTER = 2
 
 
 class Scorer:
-    """A Ray Data callable that holds an engine: a block of `PREPARED` to a block of `SCORES`, row for row.
+    """A Ray Data callable that holds an engine: a block of `prepared_schema` to one of `scores_schema`, row for row.
 
-    `engine`: the arguments of `load_engine`. `progress`: a `RowCounter`, or None. Where the engine dies, so does this
+    `engine`: the arguments of `load_engine`. `passes`: those to run. `references`: those that the scores will have.
+    `progress`: a `RowCounter`, or None. Where the engine dies, so does this
     process: Ray starts another and gives it the block again. A row that kills an engine by itself becomes an error.
     """
 
-    def __init__(self, *, engine: Mapping[str, Any], progress: Any = None) -> None:
+    def __init__(
+        self, *, engine: Mapping[str, Any], passes: Sequence[str], references: Sequence[str], progress: Any = None
+    ) -> None:
         self._engine = load_engine(**engine)
+        self._passes, self._schema = tuple(passes), scores_schema(references)
         self._progress = progress
         if progress is not None:
             progress.ready.remote(self._engine.description)
@@ -87,13 +108,13 @@ class Scorer:
         """Score a block."""
         rows = prepared.to_pylist()
         if self._progress is None or not rows:
-            return pa.Table.from_pylist(score_rows(self._engine, rows), schema=SCORES)
+            return pa.Table.from_pylist(score_rows(self._engine, rows, self._passes), schema=self._schema)
         import ray
 
         block = rows[0]["sample_key"]
         deaths, fatal = ray.get(self._progress.history.remote(block))
         scored = self._run(rows, block, None) if deaths < SINGLY_AFTER else self._run_singly(rows, block, fatal)
-        return pa.Table.from_pylist(scored, schema=SCORES)
+        return pa.Table.from_pylist(scored, schema=self._schema)
 
     def _run_singly(self, rows: list[dict[str, Any]], block: str, fatal: Mapping[str, str]) -> list[dict[str, Any]]:
         """Score rows one by one, those in `fatal` (key to cause) not at all; the scores are in the order of the rows.
@@ -108,14 +129,14 @@ class Scorer:
             if key not in fatal:
                 (scored[number],) = self._run([row], block, key)
                 continue
-            failed = row | {"prompts": None, "error": f"EngineDied: {fatal[key]}"[:500]}
-            (scored[number],) = score_rows(self._engine, [failed])
+            error = "; ".join(filter(None, [row["error"], f"EngineDied: {fatal[key]}"[:500]]))
+            (scored[number],) = score_rows(self._engine, [row | {"prompts": None, "error": error}], self._passes)
             self._progress.add.remote(1, tokens=0, failed=1, by_engine=False)
         return scored
 
     def _run(self, rows: list[dict[str, Any]], block: str, row: str | None) -> list[dict[str, Any]]:
         try:
-            scored = score_rows(self._engine, rows)
+            scored = score_rows(self._engine, rows, self._passes)
         except EngineDiedError as error:
             self._leave(error, block, row)
         self._progress.add.remote(

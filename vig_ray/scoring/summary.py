@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from vig_ray.scoring.schema import SCORES
+from vig_ray.scoring.schema import scores_schema
 from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
+from vig_ray.tables.passes import CLEAN, View, loss_column
 
 
 @dataclass
-class SourceMean:
-    """Samples of one source that have a score, and the sum of their gains (nats)."""
+class Mean:
+    """Samples that have a score, and the sum of their gains (nats)."""
 
     samples: int = 0
     total: float = 0.0
@@ -29,7 +32,10 @@ class SourceMean:
 
 @dataclass
 class ScoreSummary:
-    """Counts of a scores directory: read = scored + text_only + failed."""
+    """Counts of a scores directory: read = scored + text_only + failed, all of its first reference.
+
+    `references`: the gain under each. `incomplete`: scored samples that lack another reference, by its error.
+    """
 
     directory: str
     read: int = 0
@@ -40,7 +46,9 @@ class ScoreSummary:
     answer_tokens: int = 0
     notes: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
-    sources: dict[str, SourceMean] = field(default_factory=dict)
+    incomplete: Counter[str] = field(default_factory=Counter)
+    references: dict[str, Mean] = field(default_factory=dict)
+    sources: dict[str, Mean] = field(default_factory=dict)
 
     def text(self) -> str:
         """The counts, which add up, and where the scores lie, for a person."""
@@ -52,9 +60,10 @@ class ScoreSummary:
             lines.append(f"truncated {self.truncated:,} of them at the length limit (--max-length)")
         lines += [f"  of them {count:,}: {note}" for note, count in self.notes.most_common()]
         lines += [f"  failed {count:,}: {kind}" for kind, count in self.failures.most_common()]
-        if self.scored:
-            mean = sum(source.total for source in self.sources.values()) / self.scored
-            lines.append(f"mean VIG {mean:+.3f} nats")
+        lines += [f"  scored without a reference {count:,}: {kind}" for kind, count in self.incomplete.most_common()]
+        means = [f"{mean.mean:+.3f} ({name})" for name, mean in self.references.items() if mean.samples]
+        if means:
+            lines.append(f"mean VIG {', '.join(means).replace(' (', ' nats (', 1)}")
         return "\n".join([*lines, f"scores: {self.directory}"])
 
     def counts(self) -> dict[str, Any]:
@@ -70,37 +79,56 @@ class ScoreSummary:
             "failures": dict(self.failures.most_common()),
         }
 
+    def gains(self) -> dict[str, Any]:
+        """What the references gave, as JSON values, for the record: it may get more of them later."""
+        return {
+            "references": {
+                name: {"samples": mean.samples, "mean_gain": mean.mean if mean.samples else None}
+                for name, mean in self.references.items()
+            },
+            "incomplete": dict(self.incomplete.most_common()),
+        }
 
-def _parquet(directory: str) -> Any:
+
+def summarise(directory: str, references: Sequence[str], paths: Sequence[str] | None = None) -> ScoreSummary:
+    """Read a scores directory's sample columns once, batch by batch.
+
+    `references`: the names of those it has. `paths`: its files, by default those of its record.
+    """
+    summary = ScoreSummary(directory, references={name: Mean() for name in references})
+    losses = [loss_column(name) for name in (CLEAN, *references)]
+    columns = ["source", "vig", "error", "num_answer_tokens", "num_truncated_tokens", "note", *losses]
     fs, _ = filesystem(directory)
-    return pads.dataset(parquet_files(directory), schema=SCORES, filesystem=fs, format="parquet")
-
-
-def summarise(directory: str) -> ScoreSummary:
-    """Read a scores directory's sample columns once, batch by batch."""
-    summary = ScoreSummary(directory)
-    columns = ["source", "vig", "error", "num_answer_tokens", "num_truncated_tokens", "note"]
-    for batch in _parquet(directory).to_batches(columns=columns):
+    files = parquet_files(directory) if paths is None else list(paths)
+    parquet = pads.dataset(files, schema=scores_schema(references), filesystem=fs, format="parquet")
+    for batch in parquet.to_batches(columns=columns):
         summary.read += batch.num_rows
-        errors = [error for error in batch["error"].to_pylist() if error is not None]
-        summary.failed += len(errors)
-        summary.failures.update(error.split(":", 1)[0] for error in errors)
-        summary.notes.update(batch["note"].drop_null().to_pylist())
         vig = batch["vig"].to_numpy(zero_copy_only=False)
         scored = ~np.isnan(vig)
+        kinds = np.array([error and error.split(":", 1)[0] for error in batch["error"].to_pylist()], dtype=object)
+        failed = (kinds != None) & ~scored  # noqa: E711 - elementwise
+        summary.failed += int(failed.sum())
+        summary.failures.update(kinds[failed].tolist())
+        summary.incomplete.update(kind for kind in kinds[scored] if kind is not None)
+        summary.notes.update(batch["note"].drop_null().to_pylist())
         summary.scored += int(scored.sum())
-        summary.text_only += batch.num_rows - len(errors) - int(scored.sum())
+        summary.text_only += int((~scored & ~failed).sum())
         summary.truncated += int((batch["num_truncated_tokens"].fill_null(0).to_numpy(zero_copy_only=False) > 0).sum())
         tokens = batch["num_answer_tokens"].fill_null(0).to_numpy(zero_copy_only=False)
         summary.answer_tokens += int(tokens[scored].sum())
+        clean = batch[loss_column(CLEAN)].to_numpy(zero_copy_only=False)
+        for name, mean in summary.references.items():
+            gains = batch[loss_column(name)].to_numpy(zero_copy_only=False) - clean
+            mean.samples += int((~np.isnan(gains)).sum())
+            mean.total += float(np.nansum(gains))
         sources = batch["source"].dictionary_encode()
         names = sources.dictionary.to_pylist()
         codes = sources.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
         for code in np.unique(codes[scored]):
             name = names[code] if code < len(names) else "(none)"
-            mean = summary.sources.setdefault(name, SourceMean())
-            mean.samples += int((scored & (codes == code)).sum())
-            mean.total += float(vig[scored & (codes == code)].sum())
+            of_source = summary.sources.setdefault(name, Mean())
+            of_source.samples += int((scored & (codes == code)).sum())
+            of_source.total += float(vig[scored & (codes == code)].sum())
     return summary
 
 
@@ -113,16 +141,19 @@ class TokenMean:
     mean_gain: float
 
 
-def token_means(directory: str, *, least: int = 1) -> list[TokenMean]:
+def token_means(directory: str, view: View, *, least: int = 1) -> list[TokenMean]:
     """Mean token gain of every answer token that occurs `least` times, highest first (the paper's Table 2)."""
     counts, totals = np.zeros(0, dtype=np.int64), np.zeros(0)
-    columns = ["token_ids", "clean_logprobs", "reference_logprobs"]
-    for batch in _parquet(directory).to_batches(columns=columns, filter=pads.field("vig").is_valid()):
-        if batch.num_rows == 0:
+    columns = ["token_ids", "clean_logprobs", "reference_logprobs", "vig"]
+    fs, _ = filesystem(directory)
+    parquet = pads.dataset(parquet_files(directory), filesystem=fs, format="parquet")
+    for batch in parquet.to_batches(columns=view.stored(columns)):
+        table = view.table(batch, columns)
+        table = table.filter(table["vig"].is_valid()).combine_chunks()
+        if table.num_rows == 0:
             continue
-        ids = batch["token_ids"].flatten().to_numpy()
-        clean = batch["clean_logprobs"].flatten().to_numpy().astype(np.float64)
-        gain = clean - batch["reference_logprobs"].flatten().to_numpy()
+        ids, clean, reference = (pc.list_flatten(table[name]).to_numpy() for name in columns[:3])
+        gain = clean.astype(np.float64) - reference
         size = max(len(counts), int(ids.max()) + 1)
         counts = np.pad(counts, (0, size - len(counts))) + np.bincount(ids, minlength=size)
         totals = np.pad(totals, (0, size - len(totals))) + np.bincount(ids, weights=gain, minlength=size)

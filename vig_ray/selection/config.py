@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from vig_ray.options import Percentage, Percentages
+from vig_ray.options import Percentage, Percentages, ScoredUnder
 from vig_ray.stage import StageConfig
 
 StrategyName = Literal["vig", "vig-samples", "full", "random", "visnec", "top", "reference-loss", "clean-loss", "prior"]
@@ -33,6 +33,7 @@ class SelectConfig(StageConfig):
 
     scores: str = Field(description="scores/ of a finished `vig score`, or the directory that holds it")
     out: str = Field(description="directory that gets selection/")
+    reference: ScoredUnder = None
     strategy: StrategyName = Field("vig", description="how to choose; docs/selecting.md says what each does")
     p: Percentages = Field(
         (70.0,),

@@ -33,6 +33,7 @@ from vig_ray.stage import Claim, claim, parquet_files, read_stage
 from vig_ray.storage import check_writable, filesystem, join
 from vig_ray.tables.directories import samples_beside, scores_directory
 from vig_ray.tables.order import Hashes, Positions, among, hashes, positions
+from vig_ray.tables.passes import View
 from vig_ray.tables.scan import Files
 from vig_ray.tables.threshold import SCANS, Search, add_up, quota_of, value_of
 from vig_ray.whole_files import whole_files
@@ -50,6 +51,7 @@ class Plan:
     strategy: Strategy
     scores: str
     record: dict[str, Any]
+    view: View
     files: Files
     has_tokens: bool
     samples: str | None
@@ -71,7 +73,8 @@ def check(config: SelectConfig) -> Plan:
     needed = {"sample_key", "source", "num_answer_tokens", "vig", "error"}
     needed |= {strategy.ranking} if strategy.ranking in ("reference_loss", "clean_loss") else set()
     needed |= set(_TOKEN_COLUMNS) if strategy.weigh else set()
-    missing = sorted(needed - set(schema.names))
+    view = View.of(record, scores, config.reference)
+    missing = sorted({*view.stored(needed)} - set(schema.names))
     if missing:
         raise StageError(f"{paths[0]}: has no column {missing[0]!r}, which --strategy {config.strategy} needs")
     if len(config.p) > 1 and strategy.share != "p":
@@ -87,8 +90,9 @@ def check(config: SelectConfig) -> Plan:
                 "and needs --samples, or --clusters 1"
             )
     check_writable(config.out)
-    has_tokens = set(_TOKEN_COLUMNS) <= set(schema.names)
-    return Plan(config, strategy, scores, record, Files(paths, fs), has_tokens, samples, join(config.out, "selection"))
+    has_tokens = {*view.stored(_TOKEN_COLUMNS)} <= set(schema.names)
+    files = Files(paths, fs, view=view)
+    return Plan(config, strategy, scores, record, view, files, has_tokens, samples, join(config.out, "selection"))
 
 
 def run(config: SelectConfig) -> Selection:
@@ -98,16 +102,14 @@ def run(config: SelectConfig) -> Selection:
     survey where nothing would be left.
     """
     plan = check(config)
-    options = config.model_dump(mode="json", exclude={"scores", "out", "samples", "address", "overwrite"})
-    scored = {"identity": plan.record.get("identity"), "counts": plan.record.get("counts")}
-    output = claim(
-        plan.out, "select", {"scores": scored, "options": options}, overwrite=config.overwrite, resumes=False
-    )
+    elsewhere = {"scores", "reference", "out", "samples", "address", "overwrite"}
+    identity = {"scores": plan.view.scored, "options": config.model_dump(mode="json", exclude=elsewhere)}
+    output = claim(plan.out, "select", identity, overwrite=config.overwrite, resumes=False)
     if output.complete:
         log.info("%s: already complete, nothing to select", plan.out)
         return Selection.from_json(output.record["selection"], plan.out)
     with scans_on_ray(config.address) as on_ray:
-        files = Files(plan.files.paths, plan.files.filesystem, on_ray)
+        files = dataclasses.replace(plan.files, on_ray=on_ray)
         output.begin(config)
         groups = _groups(plan)
         surveyed, thresholds = _thresholds(plan, files, groups)
@@ -115,6 +117,7 @@ def run(config: SelectConfig) -> Selection:
     output.commit(
         config,
         selection=selection.to_json(),
+        reference=plan.view.reference,
         model=plan.record.get("identity", {}).get("model"),
         template=plan.record.get("identity", {}).get("template"),
         prompts={

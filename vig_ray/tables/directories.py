@@ -10,6 +10,7 @@ from vig_ray.dataset.importing import samples_directory
 from vig_ray.errors import StageError
 from vig_ray.stage import parquet_files, read_stage
 from vig_ray.storage import absolute, filesystem, join
+from vig_ray.tables.passes import View
 
 
 def scores_directory(given: str) -> str:
@@ -58,8 +59,9 @@ def dataset(directory: str) -> pads.Dataset:
     return pads.dataset(paths, filesystem=fs, format="parquet")
 
 
-def rows_of(directory: str, keys: list[str], columns: list[str]) -> dict[str, dict[str, Any]]:
-    """The rows with these sample keys, by key."""
-    wanted = pads.field("sample_key").isin(keys)
-    table = dataset(directory).to_table(columns=["sample_key", *columns], filter=wanted)
+def rows_of(directory: str, keys: list[str], columns: list[str], view: View | None = None) -> dict[str, dict[str, Any]]:
+    """The rows with these sample keys, by key. `view`: the one under which scores/ are read."""
+    wanted, named = pads.field("sample_key").isin(keys), ["sample_key", *columns]
+    table = dataset(directory).to_table(columns=named if view is None else view.stored(named), filter=wanted)
+    table = table if view is None else view.table(table, named)
     return {row["sample_key"]: row for row in table.to_pylist()}

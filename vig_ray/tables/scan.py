@@ -15,16 +15,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vig_ray.tables.passes import View
+
 BATCH_ROWS = 1 << 17
 
 
 @dataclass(frozen=True)
 class Files:
-    """Parquet files on one filesystem. `on_ray`: scans run as Ray Data tasks, on as many machines as there are."""
+    """Parquet files on one filesystem. `view`: the one under which those of scores/ are read.
+
+    `on_ray`: scans run as Ray Data tasks, on as many machines as there are.
+    """
 
     paths: Sequence[str]
     filesystem: Any
     on_ray: bool = False
+    view: View | None = None
 
     def scan(
         self,
@@ -38,9 +44,12 @@ class Files:
 
         `fold` makes one result of two, where those of one file would be too many to keep.
         """
+        stored = list(columns)
+        if self.view is not None:
+            stored, function = self.view.stored(columns), _Viewed(self.view, list(columns), function)
         if self.on_ray:
-            return self._on_ray(list(columns), function, batch_rows)
-        return self._here(list(columns), function, batch_rows, fold)
+            return self._on_ray(stored, function, batch_rows)
+        return self._here(stored, function, batch_rows, fold)
 
     def _here(
         self, columns: list[str], function: Callable[[pa.Table], Any], rows: int, fold: Callable[[Any, Any], Any] | None
@@ -74,6 +83,18 @@ class Files:
             data = data.map_batches(_Packed(function), batch_size=rows, batch_format="pyarrow", zero_copy_batch=True)
             for row in data.iter_rows():
                 yield pickle.loads(row["result"])
+
+
+@dataclass(frozen=True)
+class _Viewed:
+    """A function of these columns, given the stored ones."""
+
+    view: View
+    columns: Sequence[str]
+    function: Callable[[pa.Table], Any]
+
+    def __call__(self, table: pa.Table) -> Any:
+        return self.function(self.view.table(table, self.columns))
 
 
 class _Packed:

@@ -6,23 +6,16 @@ keys have one hash, the keys themselves are looked at. Whoever reads a row compa
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from vig_ray.errors import StageError
-from vig_ray.stage import parquet_files
-from vig_ray.storage import filesystem
-from vig_ray.tables.order import Hashes, among, few_at_a_time, hashes, shared
-from vig_ray.training.rows import Places, places
+from vig_ray.tables.key_index import by_key
+from vig_ray.tables.order import Hashes, few_at_a_time, hashes, shared
+from vig_ray.tables.rows import Places, Rows, scan
 
 _NOWHERE = np.uint64(np.iinfo(np.uint64).max)
 
@@ -45,7 +38,7 @@ def of_selection(samples: str, selection: str) -> Index:
     """The index of a selection. Raises StageError where a position is missing or taken twice, a key is there twice, or
     isn't in `samples`."""
     keys, at, positions = [], [], []
-    for where, table in _scan(selection, ["sample_key", "position"]):
+    for where, table in scan(selection, ["sample_key", "position"]):
         keys.append(hashes(table["sample_key"], 0))
         positions.append(table["position"].to_numpy())
         at.append(where)
@@ -63,7 +56,7 @@ def of_selection(samples: str, selection: str) -> Index:
     ascending, position_of = of_key[order], position[order]
     sample_at = np.full(count, _NOWHERE)
     ambiguous = [shared(ascending)]
-    for where, table in _scan(samples, ["sample_key"]):
+    for where, table in scan(samples, ["sample_key"]):
         of_rows = hashes(table["sample_key"], 0)
         nearest = np.minimum(np.searchsorted(ascending, of_rows), count - 1)
         selected = ascending[nearest] == of_rows
@@ -72,11 +65,9 @@ def of_selection(samples: str, selection: str) -> Index:
         sample_at[theirs] = where
         taken |= sample_at[theirs] != where  # by a later row of this table
         ambiguous.append(of_rows[selected][taken])
-    _settle_by_key(samples, selection, np.unique(np.concatenate(ambiguous)), sample_at)
+    _settleby_key(samples, selection, np.unique(np.concatenate(ambiguous)), sample_at)
     absent = np.flatnonzero(sample_at == _NOWHERE)
     if len(absent):
-        from vig_ray.training.rows import Rows
-
         key = Rows(selection, ["sample_key"]).get(selection_at[absent[:1]])[0]["sample_key"]
         raise StageError(
             f"{samples}: lacks {len(absent):,} of the {count:,} selected samples, {key!r} among them; "
@@ -85,32 +76,16 @@ def of_selection(samples: str, selection: str) -> Index:
     return Index(sample_at, selection_at)
 
 
-def _settle_by_key(samples: str, selection: str, ambiguous: Hashes, sample_at: Places) -> None:
+def _settleby_key(samples: str, selection: str, ambiguous: Hashes, sample_at: Places) -> None:
     """Set the place of every selected sample whose hash is one of `ambiguous`, those of several keys, by its key.
 
     Raises StageError where a key is there twice.
     """
     for wanted in few_at_a_time(ambiguous):
-        position_of = _by_key(selection, ["position"], wanted)
-        place_of = _by_key(samples, [], wanted)
+        position_of = by_key(selection, ["position"], wanted)
+        place_of = by_key(samples, [], wanted)
         for key, (_, row) in position_of.items():
             sample_at[row["position"]] = place_of[key][0] if key in place_of else _NOWHERE
-
-
-def _by_key(directory: str, columns: list[str], wanted: Hashes, seed: int = 0) -> dict[str, tuple[int, dict[str, Any]]]:
-    """The place and the columns of every row whose key has one of these hashes, by that key.
-
-    Raises StageError where two rows have the same key.
-    """
-    rows: dict[str, tuple[int, dict[str, Any]]] = {}
-    for where, table in _scan(directory, ["sample_key", *columns]):
-        numbers = among(hashes(table["sample_key"], seed), wanted)
-        for place, row in zip(where[numbers].tolist(), table.take(pa.array(numbers)).to_pylist(), strict=True):
-            key = row["sample_key"]
-            if key in rows:
-                raise StageError(f"{directory}: sample key {key!r} occurs twice; make this directory again")
-            rows[key] = place, row
-    return rows
 
 
 def of_samples(samples: str, seed: int) -> Index:
@@ -119,7 +94,7 @@ def of_samples(samples: str, seed: int) -> Index:
     Raises StageError where a key is there twice.
     """
     keys, at, left_out = [], [], 0
-    for where, table in _scan(samples, ["sample_key", "error"]):
+    for where, table in scan(samples, ["sample_key", "error"]):
         usable = pc.is_null(table["error"]).to_numpy(zero_copy_only=False)
         left_out += int((~usable).sum())
         keys.append(hashes(table["sample_key"].filter(pa.array(usable)), seed))
@@ -130,7 +105,7 @@ def of_samples(samples: str, seed: int) -> Index:
     order = np.argsort(of_key, kind="stable")
     ascending, sample_at = of_key[order], np.concatenate(at)[order]
     for wanted in few_at_a_time(shared(ascending)):
-        rows = _by_key(samples, ["error"], wanted, seed)
+        rows = by_key(samples, ["error"], wanted, seed)
         usable_keys = sorted(key for key, (_, row) in rows.items() if row["error"] is None)
         of_usable = hashes(pa.array(usable_keys), seed)
         for value in wanted:
@@ -138,36 +113,3 @@ def of_samples(samples: str, seed: int) -> Index:
             for index, key in enumerate(np.flatnonzero(of_usable == value).tolist(), first):
                 sample_at[index] = rows[usable_keys[key]][0]
     return Index(sample_at, None, left_out)
-
-
-def _scan(directory: str, columns: list[str]) -> Iterator[tuple[Places, pa.Table]]:
-    """Every row group's places and columns, in order, a few files at a time.
-
-    Raises StageError where a column is missing.
-    """
-    fs, _ = filesystem(directory)
-    paths = parquet_files(directory)
-    if not paths:
-        raise StageError(f"{directory}: no Parquet files")
-
-    def read(number: int) -> list[tuple[Places, pa.Table]]:
-        with pq.ParquetFile(paths[number], filesystem=fs) as file:
-            missing = sorted(set(columns) - set(file.schema_arrow.names))
-            if missing:
-                raise StageError(f"{paths[number]}: has no column {missing[0]!r}")
-            groups, first = [], 0
-            for group in range(file.metadata.num_row_groups):
-                table = file.read_row_group(group, columns=columns)
-                groups.append((places(number, first, table.num_rows), table))
-                first += table.num_rows
-            return groups
-
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        reading: deque[Future[list[tuple[Places, pa.Table]]]] = deque()
-        for number in range(len(paths)):
-            reading.append(pool.submit(read, number))
-            if len(reading) > 2 * workers:  # what has been read waits in memory
-                yield from reading.popleft().result()
-        while reading:
-            yield from reading.popleft().result()

@@ -18,9 +18,9 @@ from vig_ray.dataset.schema import Turn
 from vig_ray.model.load import Prompts, load_formatter
 from vig_ray.model.prompt import Formatter, ImageInputs, Pixels, Prompt, PromptError, PromptImage, truncate
 from vig_ray.storage import scheme_of
+from vig_ray.tables.rows import Rows
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.index import Index
-from vig_ray.training.rows import Rows
 from vig_ray.training.sampler import Positions
 
 SAMPLE_COLUMNS = ("sample_key", "images", "conversation", "error")

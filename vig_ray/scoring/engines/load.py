@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vig_ray.errors import StageError
@@ -52,14 +52,15 @@ def own_engine(asked: str) -> Callable[..., Engine]:
     return factory
 
 
-def check_engine(asked: str, reference: str, options: Mapping[str, Any], *, joins_cluster: bool) -> None:
+def check_engine(asked: str, references: Collection[str], options: Mapping[str, Any], *, joins_cluster: bool) -> None:
     """Raise StageError for what the engine that was asked for can't do, or isn't here to do.
 
-    `options`: vLLM's. On a cluster only the machines with engines need them, and they will say so themselves.
+    `references`: their names. `options`: vLLM's. On a cluster only the machines with engines need vLLM, and they will
+    say so themselves.
     """
     if ":" in asked and not joins_cluster:
         own_engine(asked)
-    if asked == "vllm" and reference == "blind":
+    if asked == "vllm" and "blind" in references:
         raise StageError(f"--engine vllm: {NO_BLIND}; take --engine torch")
     if asked not in ("auto", "vllm") and options:
         raise StageError(f"--vllm {next(iter(options))}: has no effect with --engine {asked}; leave it out")
@@ -84,7 +85,7 @@ def engine_for(asked: str, formatter: Formatter, model: str) -> str:
     raise StageError(f"{model}: its processor makes each sample as a whole, which --engine torch alone takes")
 
 
-def choose_engine(asked: str, *, device: str, reference: str) -> tuple[str, str]:
+def choose_engine(asked: str, *, device: str, references: Collection[str]) -> tuple[str, str]:
     """The engine to take and why, in words: `auto` takes vLLM where it is installed, can do it and has a GPU."""
     if asked != "auto":
         return asked, "as asked"
@@ -94,7 +95,7 @@ def choose_engine(asked: str, *, device: str, reference: str) -> tuple[str, str]
         return "torch", "auto: no GPU, where vLLM has no advantage"
     if not _vllm_for_gpus():
         return "torch", "auto: the vLLM installed is the build for CPUs"
-    if reference == "blind":
+    if "blind" in references:
         return "torch", "auto: vLLM can't run the blind reference"
     return "vllm", "auto: it is installed, and there is a GPU"
 

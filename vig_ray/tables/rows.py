@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+import os
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vig_ray.errors import StageError
 from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
 
@@ -24,6 +27,39 @@ _GROUPS_KEPT = 8
 def places(file: int, first: int, count: int) -> Places:
     """The places of `count` rows of one file from its row `first` on, uint64 [count]."""
     return (np.uint64(file) << np.uint64(_ROW_BITS)) + np.arange(first, first + count, dtype=np.uint64)
+
+
+def scan(directory: str, columns: list[str]) -> Iterator[tuple[Places, pa.Table]]:
+    """Every row group's places and columns, in order, a few files at a time.
+
+    Raises StageError where a column is missing.
+    """
+    fs, _ = filesystem(directory)
+    paths = parquet_files(directory)
+    if not paths:
+        raise StageError(f"{directory}: no Parquet files")
+
+    def read(number: int) -> list[tuple[Places, pa.Table]]:
+        with pq.ParquetFile(paths[number], filesystem=fs) as file:
+            missing = sorted(set(columns) - set(file.schema_arrow.names))
+            if missing:
+                raise StageError(f"{paths[number]}: has no column {missing[0]!r}")
+            groups, first = [], 0
+            for group in range(file.metadata.num_row_groups):
+                table = file.read_row_group(group, columns=columns)
+                groups.append((places(number, first, table.num_rows), table))
+                first += table.num_rows
+            return groups
+
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        reading: deque[Future[list[tuple[Places, pa.Table]]]] = deque()
+        for number in range(len(paths)):
+            reading.append(pool.submit(read, number))
+            if len(reading) > 2 * workers:  # what has been read waits in memory
+                yield from reading.popleft().result()
+        while reading:
+            yield from reading.popleft().result()
 
 
 class Rows:

@@ -1,0 +1,59 @@
+"""Which passes a run makes, and the results of those that an earlier run has made, where it adds references to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from vig_ray.scoring.schema import scores_schema
+from vig_ray.tables.key_index import KeyedRows, KeyIndex
+from vig_ray.tables.passes import CLEAN
+from vig_ray.tables.rows import Rows
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes of a run.
+
+    `there`: references that an earlier run has scored, with the clean pass. `new`: those that this one is to score.
+    `earlier`: the rows of the earlier run by their keys, where there is one.
+    """
+
+    there: tuple[str, ...]
+    new: tuple[str, ...]
+    earlier: Callable[[], KeyedRows] | None = None
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Those that the rows will have, the run's first one first."""
+        return (*self.there, *self.new)
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The names of the passes that the rows have."""
+        return (CLEAN, *self.there) if self.there else ()
+
+    @property
+    def to_run(self) -> tuple[str, ...]:
+        """The names of the passes that this run makes."""
+        return self.new if self.there else (CLEAN, *self.new)
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows by their keys. `index`: their `KeyIndex` in Ray's object store, one copy for all actors of a machine."""
+
+    rows: Rows
+    index: Any
+
+    def __call__(self) -> KeyedRows:
+        """The rows, in a process of Ray's."""
+        return KeyedRows(self.rows, ray.get(self.index))
+
+
+def stored_rows(scores: str, references: Sequence[str]) -> StoredRows:
+    """The rows of scores with these references, for every actor to look up."""
+    return StoredRows(Rows(scores, scores_schema(references).names), ray.put(KeyIndex.of(scores)))
