@@ -192,17 +192,18 @@ def train_tower(model: Any, formatter: LlavaFormatter, *, steps: int, batch: int
     return loss.item()
 
 
-def _lessons(formatter: LlavaFormatter, count: int, rng: random.Random) -> list[Prompt]:
+def _lessons(formatter: LlavaFormatter, count: int, rng: random.Random, *, unsharp: bool = True) -> list[Prompt]:
     """Training prompts: several exchanges about one image.
 
     One in sixteen has no image, and one in eight an unsharp picture of something else. With nothing to see, the model
     learns to answer what is usual, as a model that was aligned on web data does. Otherwise it would be as sure of a
-    guess as of what it sees, and one guess in four or five would be right.
+    guess as of what it sees, and one guess in four or five would be right. Without `unsharp` pictures it learns that
+    from the prompts without an image alone.
     """
     prompts = []
     for number in range(count):
         scene = world.random_scene(rng)
-        text_only, out_of_focus = number % 16 == 0, number % 8 == 1
+        text_only, out_of_focus = number % 16 == 0, unsharp and number % 8 == 1
         turns = world.lesson(scene, rng)
         row = world.llava_row(world.Sample("", None if text_only else scene, turns), "", "", rng)
         turns_of_prompt = [
@@ -229,10 +230,10 @@ def _batches(prompts: list[Prompt], batch: int, rng: random.Random) -> Iterator[
 
 
 def train_whole(
-    model: Any, formatter: LlavaFormatter, *, steps: int, batch: int, pool: int, rng: random.Random
+    model: Any, formatter: LlavaFormatter, *, steps: int, batch: int, pool: int, unsharp: bool, rng: random.Random
 ) -> float:
     """Teach the whole model to answer, loss on the answer tokens; returns the last loss."""
-    batches = _batches(_lessons(formatter, pool, rng), batch, rng)
+    batches = _batches(_lessons(formatter, pool, rng, unsharp=unsharp), batch, rng)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
     loss, began = torch.zeros(()), time.monotonic()
@@ -260,7 +261,7 @@ def train_whole(
     return loss.item()
 
 
-def build(out: str, *, seed: int, tower_steps: int, steps: int, batch: int, pool: int) -> None:
+def build(out: str, *, seed: int, tower_steps: int, steps: int, batch: int, pool: int, unsharp: bool = True) -> None:
     """Train from `seed` and write the checkpoint to `out`, in the hub's layout."""
     from vig_ray.model.export import save_checkpoint
 
@@ -276,7 +277,8 @@ def build(out: str, *, seed: int, tower_steps: int, steps: int, batch: int, pool
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens", flush=True)
     model.train()
     train_tower(model, formatter, steps=tower_steps, batch=2 * batch, rng=random.Random(seed))
-    train_whole(model, formatter, steps=steps, batch=batch, pool=pool, rng=random.Random(seed + 1))
+    rng = random.Random(seed + 1)
+    train_whole(model, formatter, steps=steps, batch=batch, pool=pool, unsharp=unsharp, rng=rng)
     model.eval()
     shutil.rmtree(out, ignore_errors=True)
     save_checkpoint(model, processor, out)
@@ -293,6 +295,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1600, help="optimizer steps for the whole model")
     parser.add_argument("--batch", type=int, default=64, help="samples a step")
     parser.add_argument("--pool", type=int, default=30_000, help="different training samples")
+    parser.add_argument("--sharp", action="store_true", help="no unsharp pictures among the training samples")
     options = parser.parse_args()
     build(
         options.out,
@@ -301,6 +304,7 @@ def main() -> None:
         steps=options.steps,
         batch=options.batch,
         pool=options.pool,
+        unsharp=not options.sharp,
     )
 
 
