@@ -4,7 +4,9 @@ Samples of the demo world, of which it is known which answer tokens the image de
 with each reference. Prints a Markdown table: how alike the sample gains are to blur's (as `vig compare` counts it), how
 well the token gains tell the decided tokens from the others, and how much the reference's pass computes.
 
-`--model`: another model of the demo world, as `python -m vig_ray.demo.build --seed 7 --sharp --out DIR` makes one.
+`--model`: another model of the demo world, as `python -m vig_ray.demo.build --seed 7 --out DIR` makes one.
+`--further STEPS`: train the model on before, on samples among which there are no unsharp pictures. The packaged one has
+seen many, and was taught to answer what is usual to them; other models weren't.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import tempfile
 from typing import Any, get_args
 
@@ -22,7 +25,7 @@ import pyarrow.parquet as pq
 from vig_ray.dataset import importing
 from vig_ray.dataset.images import load_image
 from vig_ray.dataset.schema import Turn
-from vig_ray.demo import CHECKPOINT, truth, world
+from vig_ray.demo import CHECKPOINT, build, truth, world
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.model.prompt import Prompt, PromptImage
 from vig_ray.options import ReferenceName
@@ -112,9 +115,14 @@ def main() -> None:
     parser.add_argument("--model", default=CHECKPOINT, help="a model of the demo world (default: the packaged one)")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=30_000, help="of the samples; the models' lessons are others")
+    parser.add_argument("--further", type=int, default=0, help="steps of 64 samples to train the model on before")
     options = parser.parse_args()
     formatter = load_formatter(options.model)
-    engine = TorchEngine(load_model(options.model, dtype="float32", device="cpu"), formatter.collate)
+    model = load_model(options.model, dtype="float32", device="cpu")
+    if options.further:
+        rng = random.Random(options.further)
+        build.train_whole(model, formatter, steps=options.further, batch=64, pool=4000, rng=rng, unsharp=False)
+    engine = TorchEngine(model, formatter.collate)
     with tempfile.TemporaryDirectory() as folder:
         samples = Samples(folder, formatter, options.samples, options.seed)
         average = to_png(blur_mean_image(samples.directory, 256, blur_opencv))

@@ -192,13 +192,13 @@ def train_tower(model: Any, formatter: LlavaFormatter, *, steps: int, batch: int
     return loss.item()
 
 
-def _lessons(formatter: LlavaFormatter, count: int, rng: random.Random, *, unsharp: bool = True) -> list[Prompt]:
+def _lessons(formatter: LlavaFormatter, count: int, rng: random.Random, *, unsharp: bool) -> list[Prompt]:
     """Training prompts: several exchanges about one image.
 
     One in sixteen has no image, and one in eight an unsharp picture of something else. With nothing to see, the model
     learns to answer what is usual, as a model that was aligned on web data does. Otherwise it would be as sure of a
-    guess as of what it sees, and one guess in four or five would be right. Without `unsharp` pictures it learns that
-    from the prompts without an image alone.
+    guess as of what it sees, and one guess in four or five would be right. Without `unsharp` pictures it is taught that
+    by the prompts that have no image alone.
     """
     prompts = []
     for number in range(count):
@@ -230,7 +230,14 @@ def _batches(prompts: list[Prompt], batch: int, rng: random.Random) -> Iterator[
 
 
 def train_whole(
-    model: Any, formatter: LlavaFormatter, *, steps: int, batch: int, pool: int, unsharp: bool, rng: random.Random
+    model: Any,
+    formatter: LlavaFormatter,
+    *,
+    steps: int,
+    batch: int,
+    pool: int,
+    rng: random.Random,
+    unsharp: bool = True,
 ) -> float:
     """Teach the whole model to answer, loss on the answer tokens; returns the last loss."""
     batches = _batches(_lessons(formatter, pool, rng, unsharp=unsharp), batch, rng)
@@ -261,7 +268,7 @@ def train_whole(
     return loss.item()
 
 
-def build(out: str, *, seed: int, tower_steps: int, steps: int, batch: int, pool: int, unsharp: bool = True) -> None:
+def build(out: str, *, seed: int, tower_steps: int, steps: int, batch: int, pool: int) -> None:
     """Train from `seed` and write the checkpoint to `out`, in the hub's layout."""
     from vig_ray.model.export import save_checkpoint
 
@@ -277,8 +284,7 @@ def build(out: str, *, seed: int, tower_steps: int, steps: int, batch: int, pool
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens", flush=True)
     model.train()
     train_tower(model, formatter, steps=tower_steps, batch=2 * batch, rng=random.Random(seed))
-    rng = random.Random(seed + 1)
-    train_whole(model, formatter, steps=steps, batch=batch, pool=pool, unsharp=unsharp, rng=rng)
+    train_whole(model, formatter, steps=steps, batch=batch, pool=pool, rng=random.Random(seed + 1))
     model.eval()
     shutil.rmtree(out, ignore_errors=True)
     save_checkpoint(model, processor, out)
@@ -295,7 +301,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1600, help="optimizer steps for the whole model")
     parser.add_argument("--batch", type=int, default=64, help="samples a step")
     parser.add_argument("--pool", type=int, default=30_000, help="different training samples")
-    parser.add_argument("--sharp", action="store_true", help="no unsharp pictures among the training samples")
     options = parser.parse_args()
     build(
         options.out,
@@ -304,7 +309,6 @@ def main() -> None:
         steps=options.steps,
         batch=options.batch,
         pool=options.pool,
-        unsharp=not options.sharp,
     )
 
 

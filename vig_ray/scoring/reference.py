@@ -92,7 +92,7 @@ def make_reference(
     if name == "noise":
         picture = noise_picture(_NOISE_SEED)
         parameters = {"seed": _NOISE_SEED, "side": SIDE, "picture": picture_digest(picture)}
-        return Reference(name, SamePicture(name, resized(picture, cv2.INTER_NEAREST), formatter), parameters)
+        return Reference(name, SamePicture(name, resized(picture, cv2.INTER_NEAREST_EXACT), formatter), parameters)
     if name == "blur-mean":
         if average is None:
             raise StageError("--reference blur-mean: is the mean of a dataset's images, and there is no dataset here")
