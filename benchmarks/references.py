@@ -115,13 +115,13 @@ def main() -> None:
     parser.add_argument("--model", default=CHECKPOINT, help="a model of the demo world (default: the packaged one)")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=30_000, help="of the samples; the models' lessons are others")
-    parser.add_argument("--further", type=int, default=0, help="steps of 64 samples to train the model on before")
+    parser.add_argument("--further", type=int, default=0, help="steps of 32 samples to train the model on before")
     options = parser.parse_args()
     formatter = load_formatter(options.model)
     model = load_model(options.model, dtype="float32", device="cpu")
     if options.further:
         rng = random.Random(options.further)
-        build.train_whole(model, formatter, steps=options.further, batch=64, pool=4000, rng=rng, unsharp=False)
+        build.train_whole(model, formatter, steps=options.further, batch=32, pool=2000, rng=rng, unsharp=False)
     engine = TorchEngine(model, formatter.collate)
     with tempfile.TemporaryDirectory() as folder:
         samples = Samples(folder, formatter, options.samples, options.seed)
