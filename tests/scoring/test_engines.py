@@ -22,7 +22,7 @@ from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import Engine
 from vig_ray.scoring.engines.load import vllm_installed
 from vig_ray.scoring.engines.torch import TorchEngine, plan_batches
-from vig_ray.scoring.reference import blind, blur
+from vig_ray.scoring.reference import blind, blur, make_reference
 
 # Log-probs near -10 in float32 have steps of 1e-6, and the order of summing depends on batches and threads. vLLM: other
 # kernels, and for Qwen2.5-VL another attention in the tower.
@@ -177,6 +177,25 @@ def test_same_numbers_as_a_plain_forward(under_test: UnderTest, pictures: list[I
         assert logp.dtype == np.float32
         assert logp.shape == prompts[index].answer_positions.shape
         np.testing.assert_allclose(logp, expected[index], atol=tolerance, rtol=0)
+
+
+@pytest.mark.vllm_v2
+def test_one_picture_for_all_and_no_image_are_plain_forwards(
+    under_test: UnderTest, pictures: list[Image.Image]
+) -> None:
+    family = under_test.family
+    made = [(prompt, used) for prompt, used in make(family, pictures) if used]
+    mean, no_image = (make_reference(name, formatter=family.formatter).without_image for name in ("mean", "no-image"))
+    red, green, blue = (int(255 * x) for x in family.image_processor.image_mean)
+    asked, expected = [], []
+    for prompt, used in made:
+        plain = [Image.new("RGB", picture.size, (red, green, blue)) for picture in used]
+        asked += [mean(prompt), no_image(prompt)]
+        expected.append(plain_logprobs(family.model, family.image_processor, prompt, plain))
+        expected.append(plain_logprobs(family.model, family.image_processor, no_image(prompt), []))
+    found = under_test.make(100_000).logprobs(asked)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=under_test.tolerance, rtol=0)
 
 
 @pytest.mark.vllm_v2

@@ -192,17 +192,18 @@ def train_tower(model: Any, formatter: LlavaFormatter, *, steps: int, batch: int
     return loss.item()
 
 
-def _lessons(formatter: LlavaFormatter, count: int, rng: random.Random) -> list[Prompt]:
+def _lessons(formatter: LlavaFormatter, count: int, rng: random.Random, *, unsharp: bool) -> list[Prompt]:
     """Training prompts: several exchanges about one image.
 
     One in sixteen has no image, and one in eight an unsharp picture of something else. With nothing to see, the model
     learns to answer what is usual, as a model that was aligned on web data does. Otherwise it would be as sure of a
-    guess as of what it sees, and one guess in four or five would be right.
+    guess as of what it sees, and one guess in four or five would be right. Without `unsharp` pictures it is taught that
+    by the prompts that have no image alone.
     """
     prompts = []
     for number in range(count):
         scene = world.random_scene(rng)
-        text_only, out_of_focus = number % 16 == 0, number % 8 == 1
+        text_only, out_of_focus = number % 16 == 0, unsharp and number % 8 == 1
         turns = world.lesson(scene, rng)
         row = world.llava_row(world.Sample("", None if text_only else scene, turns), "", "", rng)
         turns_of_prompt = [
@@ -229,10 +230,17 @@ def _batches(prompts: list[Prompt], batch: int, rng: random.Random) -> Iterator[
 
 
 def train_whole(
-    model: Any, formatter: LlavaFormatter, *, steps: int, batch: int, pool: int, rng: random.Random
+    model: Any,
+    formatter: LlavaFormatter,
+    *,
+    steps: int,
+    batch: int,
+    pool: int,
+    rng: random.Random,
+    unsharp: bool = True,
 ) -> float:
     """Teach the whole model to answer, loss on the answer tokens; returns the last loss."""
-    batches = _batches(_lessons(formatter, pool, rng), batch, rng)
+    batches = _batches(_lessons(formatter, pool, rng, unsharp=unsharp), batch, rng)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
     loss, began = torch.zeros(()), time.monotonic()

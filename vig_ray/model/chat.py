@@ -340,6 +340,23 @@ class ChatFormatter:
         arrays = {name: as_array(value) for name, value in tensors.items()}
         return ImageArrays(arrays, text)
 
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The image processor's; mid-grey where it normalises nothing, and so names none that means anything."""
+        images = self.processor.image_processor
+        mean = getattr(images, "image_mean", None) if self._normalises else None
+        return tuple(float(x) for x in np.broadcast_to(0.5 if mean is None else mean, 3))
+
+    @property
+    def _normalises(self) -> bool:
+        return bool(getattr(self.processor.image_processor, "do_normalize", False))
+
+    def normalised(self, inputs: ImageInputs) -> ImageInputs:
+        """As they are: the image processor has normalised them. Raises PromptError where it doesn't."""
+        if not self._normalises:
+            raise PromptError("Processor", "its image processor leaves it to the model to normalise pixels")
+        return inputs
+
     def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
         """Arrays of several images, joined along their first dimension, others padded with zeros; floats in `dtype`."""
         given = [{name: array for name, array in each.items() if name in self._model_inputs} for each in inputs]

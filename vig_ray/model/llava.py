@@ -266,10 +266,24 @@ class LlavaFormatter:
         resized = np.asarray(square.resize((self.side, self.side), self.resample), dtype=np.uint8)
         return {"pixel_values": np.ascontiguousarray(resized.transpose(2, 0, 1))}
 
+    def normalised(self, inputs: ImageInputs) -> ImageInputs:
+        """{"pixel_values": float32 [3, side, side]}, scaled to [0, 1] and normalised."""
+        mean, std = (np.asarray(each, dtype=np.float32)[:, None, None] for each in (self.mean, self.std))
+        return {
+            name: (array.astype(np.float32) / np.float32(255.0) - mean) / std if array.dtype == np.uint8 else array
+            for name, array in inputs.items()
+        }
+
     def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
-        """Scale to [0, 1] and normalise on the device: {"pixel_values": [images, 3, side, side]}."""
+        """Scale to [0, 1] and normalise on the device: {"pixel_values": [images, 3, side, side]}.
+
+        Pixels that aren't uint8 are normalised already.
+        """
         import torch
 
+        if any(image["pixel_values"].dtype != np.uint8 for image in inputs):
+            ready = np.stack([self.normalised(image)["pixel_values"] for image in inputs])
+            return {"pixel_values": torch.from_numpy(ready).to(device).to(dtype)}
         pixels = torch.from_numpy(np.stack([image["pixel_values"] for image in inputs])).to(device)
         mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
         std = torch.tensor(self.std, device=device).view(3, 1, 1)

@@ -67,6 +67,12 @@ class PromptImage:
         return self._load()
 
     @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image at its original size, pixels; known after `release`, too."""
+        height, width = self.pixels.shape[:2]
+        return height, width
+
+    @cached_property
     def inputs(self) -> ImageInputs:
         """The arrays that the model takes for this image."""
         return self._preprocess(self.pixels)
@@ -77,6 +83,12 @@ class PromptImage:
             self._derived[name] = PromptImage(f"{self.key}#{name}", lambda: change(self.pixels), self._preprocess)
         return self._derived[name]
 
+    def derive_inputs(self, name: str, change: Callable[[ImageInputs], ImageInputs]) -> PromptImage:
+        """The image after a change of the arrays that the model takes for it, under a key of its own."""
+        if name not in self._derived:
+            self._derived[name] = PromptImage(f"{self.key}#{name}", lambda: self.pixels, lambda _: change(self.inputs))
+        return self._derived[name]
+
     def release(self) -> None:
         """Forget the pixels, here and in derived images, once `inputs` has been computed."""
         self.__dict__.pop("pixels", None)
@@ -84,12 +96,14 @@ class PromptImage:
             image.release()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _prepared_image, (self.key, dict(self.inputs))
+        return prepared_image, (self.key, dict(self.inputs))
 
 
-def _prepared_image(key: str, inputs: ImageInputs) -> PromptImage:
+def prepared_image(key: str, inputs: ImageInputs) -> PromptImage:
+    """An image of which nothing but the arrays for the model is left."""
+
     def gone(*_: Any) -> Any:
-        raise RuntimeError(f"the pixels of {key} were left behind when its prompt was pickled")
+        raise RuntimeError(f"the pixels of {key} were left behind when it was made ready for the model")
 
     image = PromptImage(key, gone, gone)
     image.__dict__["inputs"] = inputs
@@ -110,6 +124,10 @@ class WholeInputs:
     def of(self, images: Sequence[PromptImage]) -> WholeInputs:
         """The same sample with other images of the same sizes."""
         return WholeInputs(self._make, images)
+
+    def changed(self, change: Callable[[ImageInputs], ImageInputs]) -> WholeInputs:
+        """The same sample with its arrays changed."""
+        return WholeInputs(lambda _: change(self.arrays), self._images)
 
     @cached_property
     def arrays(self) -> ImageInputs:
@@ -202,11 +220,19 @@ class Formatter(Protocol):
     max_length: int
     tokenizer: Any
 
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean colour that the image processor takes images to have: red, green, blue, each from 0 to 1."""
+
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """Tokenise `conversation`; raises PromptError where it can't be."""
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:
         """One image, uint8 [H, W, 3], to the arrays that `collate` takes."""
+
+    def normalised(self, inputs: ImageInputs) -> ImageInputs:
+        """The same arrays, which `collate` takes as well, with pixels as the model sees them: less their mean, by their
+        standard deviation. Raises PromptError where the processor leaves that to the model."""
 
     def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
         """Arrays of several images to the keyword arguments of the model's vision pass, on `device`."""

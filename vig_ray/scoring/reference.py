@@ -1,8 +1,13 @@
 """References: what stands for "no image". Each is a function from a prompt to the prompt without its image.
 
-    blur    VIG: the image blurred until no visual cue is left, at its original size, before padding and resizing
-            (Xing et al., arXiv 2503.13891, which VIG's appendix B follows)
-    blind   VisNec: every image position is padding with attention 0, the text keeps its positions
+    blur        VIG: the image blurred until no visual cue is left, at its original size, before padding and resizing
+                (Xing et al., arXiv 2503.13891, which VIG's appendix B follows)
+    blind       VisNec: every image position is padding with attention 0, the text keeps its positions
+    no-image    the image's positions left out, the text moved up
+    mean        one picture for all samples: the image processor's mean colour
+    blur-mean   one picture for all samples: the mean of the dataset's blurred images
+    noise       one picture for all samples: uniform noise
+    vcd         the image under half the steps of a diffusion (Leng et al., arXiv 2311.16922)
 
 The rest of the pipeline doesn't know which one is in use.
 """
@@ -10,11 +15,29 @@ The rest of the pipeline doesn't know which one is in use.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from vig_ray.model.prompt import Formatter, Prompt
+import cv2
+
+from vig_ray.errors import StageError
+from vig_ray.model.prompt import Formatter, Prompt, PromptError
+from vig_ray.options import ReferenceName
 from vig_ray.scoring.blur import blur_opencv
+from vig_ray.scoring.references import diffusion
+from vig_ray.scoring.references.average import from_png
+from vig_ray.scoring.references.no_image import no_image
+from vig_ray.scoring.references.same_picture import (
+    SIDE,
+    SamePicture,
+    mean_colour,
+    noise_picture,
+    picture_digest,
+    plain,
+    resized,
+)
+
+_NOISE_SEED = 0
 
 
 def blur(prompt: Prompt) -> Prompt:
@@ -30,21 +53,57 @@ def blind(prompt: Prompt) -> Prompt:
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference by name, with the parameters that the record holds."""
+    """A reference by name, with the parameters that the record holds.
+
+    `needs_hiding`: its prompts have hidden images, which not every engine can run.
+    """
 
     name: str
     without_image: Callable[[Prompt], Prompt]
-    parameters: dict[str, Any]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    needs_hiding: bool = False
 
 
 REFERENCES = {
     "blur": Reference(
         "blur", blur, {"kernel_by_width": {"2000": 501, "800": 301, "500": 201, "0": 101}, "sigma": "kernel - 1"}
     ),
-    "blind": Reference("blind", blind, {}),
+    "blind": Reference("blind", blind, needs_hiding=True),
+    "no-image": Reference("no-image", no_image),
 }
+"""Those that are the same for all models and datasets."""
 
 
-def make_reference(name: str, *, formatter: Formatter) -> Reference:  # noqa: ARG001
-    """The reference called `name`, for prompts that `formatter` makes."""
+def make_reference(
+    name: ReferenceName,
+    *,
+    formatter: Formatter,
+    blur: Literal["fast", "opencv"] = "opencv",  # noqa: ARG001
+    average: bytes | None = None,
+) -> Reference:
+    """The reference called `name`, for prompts that `formatter` makes.
+
+    `blur`: how `blur` is computed. `average`: the PNG of `blur_mean_image`, for blur-mean. Raises StageError where the
+    model can't have this reference, or the average is missing.
+    """
+    if name == "mean":
+        colour = mean_colour(formatter)
+        return Reference(name, SamePicture(name, plain(colour), formatter), {"colour": list(colour)})
+    if name == "noise":
+        picture = noise_picture(_NOISE_SEED)
+        parameters = {"seed": _NOISE_SEED, "side": SIDE, "picture": picture_digest(picture)}
+        return Reference(name, SamePicture(name, resized(picture, cv2.INTER_NEAREST_EXACT), formatter), parameters)
+    if name == "blur-mean":
+        if average is None:
+            raise StageError("--reference blur-mean: is the mean of a dataset's images, and there is no dataset here")
+        picture = from_png(average)
+        parameters = {"side": SIDE, "picture": picture_digest(picture)}
+        return Reference(name, SamePicture(name, resized(picture, cv2.INTER_LINEAR), formatter), parameters)
+    if name == "vcd":
+        try:
+            formatter.normalised({})
+        except PromptError as error:
+            raise StageError(f"--reference vcd: {error.args[1]}") from error
+        parameters = {"steps": diffusion.STEPS, "step": diffusion.STEP}
+        return Reference(name, diffusion.vcd(formatter), parameters)
     return REFERENCES[name]

@@ -24,6 +24,7 @@ from vig_ray.model.small_copy import EXACT, largest_difference, small_copy
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
 from vig_ray.scoring.engines.torch import TorchEngine, kind, plan_batches, together
 from vig_ray.scoring.engines.tree import out_of_memory
+from vig_ray.scoring.references.no_image import no_image
 from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class _Check:
         for which in ("by parts", "whole"):
             chosen = [place for place, (prompt, _) in enumerate(clean) if kind(prompt) == which]
             apart = max(apart, self._settle([clean[place][0] for place in chosen], [plain[place] for place in chosen]))
+        apart = max(apart, self._without_images([prompt for prompt, _ in clean if prompt.whole and prompt.images]))
         hidden = [pair for pair in pairs if pair[0].hide_images]
         try:
             plain = [self._plainly(as_given) for _, as_given in hidden]
@@ -126,6 +128,16 @@ class _Check:
             self.engine.no_blind = PromptError("Blind", str(error.args[-1]))
             return apart
         return max(apart, self._settle([prompt for prompt, _ in hidden], plain))
+
+    def _without_images(self, prompts: Sequence[Prompt]) -> float:
+        """Samples of a processor that makes them as a whole, as the no-image reference leaves them: they are run as if
+        they were made from parts. How far batches of them are off."""
+        try:
+            without = [no_image(prompt) for prompt in prompts]
+            plain = [self._plainly(prompt) for prompt in without]
+        except (PromptError, StageError):  # a forward that needs an image refuses each such row by itself
+            return 0.0
+        return self._settle(without, plain)
 
     def _plainly(self, prompt: Prompt) -> LogProbs:
         """Raises PromptError where images can't be hidden, StageError where the forward fails, EngineDiedError."""
