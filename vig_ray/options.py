@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16", "float16"]
 ReferenceName = Literal["blur", "blind"]
+BlurName = Literal["fast", "opencv"]
+"""How the image is blurred: by a box and a reduced rest, or by OpenCV's convolution."""
 Template = Literal["auto", "llava_v1", "chat"]
 """How a conversation becomes a prompt: LLaVA-1.5's template, the checkpoint's own, or whichever fits the checkpoint."""
 
