@@ -13,6 +13,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16", "float16"]
 ReferenceName = Literal["blur", "blind", "mean", "blur-mean", "no-image", "noise", "vcd"]
 """What stands for "no image": see `vig_ray.scoring.reference`."""
+BlurName = Literal["fast", "opencv"]
+"""How the image is blurred: by a box and a reduced rest, or by OpenCV's convolution."""
 Template = Literal["auto", "llava_v1", "chat"]
 """How a conversation becomes a prompt: LLaVA-1.5's template, the checkpoint's own, or whichever fits the checkpoint."""
 

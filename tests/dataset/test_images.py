@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
+from sklearn.datasets import load_sample_images
 
 from vig_ray.dataset import images
 from vig_ray.dataset.images import MAX_PIXELS, ImageError, decode_image, load_image
@@ -104,6 +106,45 @@ def test_cmyk() -> None:
 
 
 WIDE = np.array([[0, 255, 256], [1000, 40000, 65535]], dtype=np.uint16)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("size", [(1, 1), (57, 33), (640, 481)])
+def test_pixels_are_those_that_pillow_converts(mode: str, size: tuple[int, int]) -> None:
+    image = PIL.Image.effect_noise(size, 90).convert("RGB").rotate(20, fillcolor=RED).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(PIL.Image.linear_gradient("L").resize(size))
+    for number in (1, 6):
+        exif = PIL.Image.Exif()
+        exif[0x112] = number
+        files = [saved(image, "TIFF", exif=exif)]
+        files += [saved(image, "PNG", exif=exif)] if mode not in ("CMYK", "YCbCr") else []
+        files += [saved(image, "JPEG", exif=exif)] if mode not in ("RGBA", "LA", "P") else []
+        for data in files:
+            with PIL.Image.open(io.BytesIO(data)) as file:
+                expected = np.array(PIL.ImageOps.exif_transpose(file).convert("RGB"))
+            found = decode_image(data)
+            np.testing.assert_array_equal(found, expected)
+            assert found.flags.writeable
+            assert found.flags.c_contiguous
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_large_images_which_pillow_holds_in_pieces(mode: str) -> None:
+    image = PIL.Image.effect_noise((3001, 4001), 90).convert(mode)  # 48 MB; its pieces have 16
+    expected = np.repeat(np.asarray(image.convert("L"))[:, :, None], 3, axis=2)
+    np.testing.assert_array_equal(decode_image(saved(image, "BMP")), expected)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_jpegs_are_as_pillow_decodes_them(subsampling: int, progressive: bool) -> None:
+    for photograph in load_sample_images().images:
+        data = saved(
+            PIL.Image.fromarray(photograph), "JPEG", quality=90, subsampling=subsampling, progressive=progressive
+        )
+        with PIL.Image.open(io.BytesIO(data)) as file:
+            np.testing.assert_array_equal(decode_image(data), np.array(file.convert("RGB")))
 
 
 @pytest.mark.parametrize(

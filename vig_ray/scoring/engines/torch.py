@@ -36,14 +36,13 @@ from vig_ray.model.positions import position_ids
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
 from vig_ray.scoring.engines.features import Collate, ImageFeatures
-from vig_ray.scoring.engines.tree import TreeRunner, out_of_memory
+from vig_ray.scoring.engines.tree import FEWEST_TOKENS, TreeRunner, out_of_memory
 from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
 
 _LOGITS_AT_ONCE = 1 << 26  # elements: 256 MB of float32
 _OUT_OF_MEMORY = "OutOfMemory"
-_FEWEST_TOKENS = 64  # of a row; fewer save no memory to speak of
 
 
 def default_batch_tokens(device: str) -> int:
@@ -187,7 +186,7 @@ class TorchEngine:
         self._features.forget()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if tokens // 2 < _FEWEST_TOKENS:
+        if tokens // 2 < FEWEST_TOKENS:
             return False
         self.max_batch_tokens = tokens // 2
         log.warning("out of memory: going on with at most %d tokens a batch", self.max_batch_tokens)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _KEPT_TOKENS = 2048  # 1 GB for a LLaVA-1.5 7B in half precision
 _OFTEN = 32  # a prefix of more than one in so many prompts is kept
 _AT_LEAST = 8
+FEWEST_TOKENS = 32
+"""Of a row: fewer save no memory to speak of."""
 
 
 class Prefixes:
@@ -105,20 +107,23 @@ class _Rows:
         found = [torch.zeros(0, device=self._engine.device)]
         start, done = 0, 0
         while start < len(self._tree):
-            end = self._tree.cut(start, self._engine.max_batch_tokens)
+            end = self._cut(start)
             past = int(np.searchsorted(place_N, end))
             try:
                 logp, later = self._row(start, end, place_N[done:past] - start, target_N[done:past])
             except Exception as error:
                 if not out_of_memory(error) or not self._engine.halve_batches(end - start):
                     raise
-                if self._tree.cut(start, self._engine.max_batch_tokens) == end:  # one image that can't be cut
+                if self._cut(start) == end:  # one image that can't be cut
                     raise
                 continue
             found.append(logp)
             self._store(later, end)
             start, done = end, past
         return np.asarray(torch.cat(found).cpu())
+
+    def _cut(self, start: int) -> int:
+        return self._tree.cut(start, max(FEWEST_TOKENS, self._engine.max_batch_tokens))
 
     def _row(
         self, start: int, end: int, place_N: np.ndarray[Any, Any], target_N: np.ndarray[Any, Any]
