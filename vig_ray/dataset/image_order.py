@@ -35,7 +35,8 @@ from vig_ray.whole_files import whole_files
 _BITS = 8
 _BUCKETS = 1 << _BITS
 _NO_IMAGE = _BUCKETS  # the bucket of rows without an image
-_FILES_AT_ONCE = 16
+_FILES_AT_ONCE = 8
+_BUFFER_BYTES = 1 << 20  # a record batch is dozens of small writes
 _ROWS = SAMPLES.append(pa.field("image", pa.uint64()))  # the hash; null without an image
 
 Spread = Callable[[Sequence[Callable[[], Any]]], Iterable[Any]]
@@ -157,7 +158,7 @@ class Gather:
         try:
             fs.create_dir(path.rpartition("/")[0], recursive=True)
             with (
-                fs.open_output_stream(path, compression=None) as stream,
+                fs.open_output_stream(path, compression=None, buffer_size=_BUFFER_BYTES) as stream,
                 pa.ipc.new_file(stream, _ROWS, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer,
             ):
                 for bucket in range(_BUCKETS + 1):
@@ -206,8 +207,12 @@ class Gather:
 
 
 def _by_image(tables: list[pa.Table]) -> tuple[pa.Table, Hashes, npt.NDArray[np.bool_]]:
-    """The rows of all tables sorted by hash, those without an image last; their hashes, and whether they have one."""
+    """The rows of all tables sorted by hash, those without an image last; their hashes, and whether they have one.
+
+    `tables` is empty afterwards, so that its rows aren't held twice.
+    """
     table = pa.concat_tables(tables).combine_chunks()
+    tables.clear()
     has_image = table["image"].is_valid().to_numpy()
     hashes: Hashes = table["image"].fill_null(0).to_numpy()
     order = np.lexsort((hashes, ~has_image))  # stable
