@@ -77,7 +77,7 @@ def check(config: ScoreConfig) -> Plan:
     if samples is None:
         importing.validate(import_config(config))
     for option in ("images", "name", "order"):
-        if samples is not None and getattr(config, option) not in (None, "auto"):
+        if samples is not None and getattr(config, option) != ScoreConfig.model_fields[option].default:
             raise StageError(f"--{option} has no effect on {samples}, which is imported already; leave it out")
     check_writable(config.out)
     check_engine(config.engine, config.reference, config.vllm, joins_cluster=joins(config.address))
