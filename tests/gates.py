@@ -90,8 +90,8 @@ def gone(pid: int) -> bool:
 
 
 def write_world(folder: Path, rows: int = 300, seed: int = 91) -> Path:
-    """Demo samples, imported: `--data` of a scoring run is `folder`."""
-    importing.run(ImportConfig(data=world.write(str(folder / "data"), rows, seed), out=str(folder)))
+    """Demo samples, imported in the order of their keys: `--data` of a scoring run is `folder`."""
+    importing.run(ImportConfig(data=world.write(str(folder / "data"), rows, seed), out=str(folder), order="as-is"))
     return folder
 
 

@@ -34,6 +34,15 @@ TrustRemoteCode = Annotated[
 ]
 
 
+SampleOrder = Annotated[
+    Literal["auto", "image", "as-is"],
+    Field(
+        description="order of samples/: by image, so that scoring computes a shared image once, or as-is, the data's "
+        "own; auto: by image where 5 % of the samples or more share theirs and the data doesn't hold the images itself"
+    ),
+]
+
+
 def _range(value: Any) -> str:
     spelled = str(value) if type(value) is int else value
     match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", spelled) if isinstance(spelled, str) else None

@@ -17,15 +17,15 @@ import pytest
 _IMPORT = """
 import pathlib, re, sys
 from vig_ray.dataset.importing import ImportConfig, run
-report = run(ImportConfig(data=sys.argv[1], out=sys.argv[2]))
+report = run(ImportConfig(data=sys.argv[1], out=sys.argv[2], order=sys.argv[3]))
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())
 print(report.imported, int(peak[1]) // 1024)
 """
 
 
-def peak_mib(path: Path, count: int) -> int:
+def peak_mib(path: Path, count: int, order: str) -> int:
     """Peak memory, in MiB, of a process that imports a dataset of `count` samples."""
-    command = [sys.executable, "-c", _IMPORT, str(path), str(path.with_suffix(".out"))]
+    command = [sys.executable, "-c", _IMPORT, str(path), str(path.with_suffix(".out")), order]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported, peak = map(int, done.stdout.split())
     assert imported == count
@@ -33,7 +33,7 @@ def peak_mib(path: Path, count: int) -> int:
 
 
 def write_array(path: Path, size_mib: int) -> int:
-    """A JSON array of about that size; the number of its rows."""
+    """A JSON array of about that size, whose rows all have one image; the number of its rows."""
     row = {
         "id": "1",
         "image": "coco/1.jpg",
@@ -45,6 +45,18 @@ def write_array(path: Path, size_mib: int) -> int:
         file.write("[" + text)
         for _ in range(count - 1):
             file.write("," + text)
+        file.write("]")
+    return count
+
+
+def write_pairs(path: Path, size_mib: int) -> int:
+    """A JSON array of about that size, in which the first half's images come again; the number of rows."""
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A bus. é " * 120}]
+    count = (size_mib << 20) // len(json.dumps({"image": "1.jpg", "conversations": turns}, ensure_ascii=False).encode())
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            row = {"image": f"{number % (count // 2)}.jpg", "conversations": turns}
+            file.write(("," if number else "[") + json.dumps(row, ensure_ascii=False))
         file.write("]")
     return count
 
@@ -61,13 +73,23 @@ def write_parquet(path: Path, size_mib: int) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
-@pytest.mark.parametrize(("write", "sizes"), [(write_array, (8, 64)), (write_parquet, (32, 192))])
+@pytest.mark.parametrize(
+    ("write", "order", "sizes"),
+    [
+        (write_array, "as-is", (8, 64)),
+        (write_parquet, "as-is", (32, 192)),
+        # More than is held in memory at a time, in both.
+        (write_array, "auto", (64, 160)),
+        (write_pairs, "auto", (64, 160)),
+        (write_parquet, "image", (64, 192)),
+    ],
+)
 def test_memory_does_not_grow_with_the_file(
-    write: Callable[[Path, int], int], sizes: tuple[int, int], tmp_path: Path
+    write: Callable[[Path, int], int], order: str, sizes: tuple[int, int], tmp_path: Path
 ) -> None:
     peaks = []
     for size in sizes:
-        path = tmp_path / f"{size}.{'json' if write is write_array else 'parquet'}"
-        peaks.append(peak_mib(path, write(path, size)))
+        path = tmp_path / f"{size}.{'parquet' if write is write_parquet else 'json'}"
+        peaks.append(peak_mib(path, write(path, size), order))
     assert max(peaks) < 350
     assert peaks[1] - peaks[0] < 60

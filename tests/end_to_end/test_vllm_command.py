@@ -43,7 +43,7 @@ def by_vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for turn in row["conversations"]:
                 turn["value"] = turn["value"].replace(IMAGE_MARK, "").strip()
     data.write_text(json.dumps(rows))
-    done = vig("score", "--data", str(data), "--model", CHECKPOINT, "--out", str(out), *ENGINE)
+    done = vig("score", "--data", str(data), "--model", CHECKPOINT, "--out", str(out), "--order", "as-is", *ENGINE)
     (out / "progress.txt").write_text(done.stderr)
     return out
 

@@ -5,30 +5,39 @@ vig import --data llava_v1_5_mix665k.json --images /data/llava --out runs/llava
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 from pydantic import Field
 
 from vig_ray.dataset.fields import identifier
 from vig_ray.dataset.image_folder import ImageFolder
+from vig_ray.dataset.image_order import Gather, Spread
 from vig_ray.dataset.inputs import DataFile, Format, dataset_name, find_files, read_rows
 from vig_ray.dataset.rows import Row, to_sample
 from vig_ray.dataset.schema import RowError
-from vig_ray.dataset.writer import SampleWriter
+from vig_ray.dataset.sharing import HashFile, common_folder, count_sharing, order_to_write
+from vig_ray.dataset.writer import Parts, SampleWriter
 from vig_ray.errors import StageError
+from vig_ray.options import SampleOrder
 from vig_ray.progress import RowProgress
 from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
 from vig_ray.storage import exists, filesystem, join, scheme_of
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 STAGE = "import"
 SAMPLES_FOLDER = "samples"
 _PROGRESS_ROWS = 1000
-_BYTES_A_GROUP = 256 << 20  # of input: what one machine imports at a time
+_BYTES_A_GROUP = 256 << 20  # of files: what one machine imports, or cuts by image, at a time
+_BYTES_AT_ONCE = 32 << 20  # of rows, that are held in memory while they are ordered
 
 
 class ImportConfig(StageConfig):
@@ -48,6 +57,7 @@ class ImportConfig(StageConfig):
         description="the dataset's name, with which sample keys begin; default: the data file's name, without suffix",
     )
     format: Format = Field("auto", description="format of the data; auto: by the files' names and first bytes")
+    order: SampleOrder = "auto"
     rows_per_file: int = Field(10_000, ge=1, description="most samples in one Parquet file, in rows")
     max_bytes_per_file: int = Field(
         128 << 20, ge=1, description="size at which a Parquet file is closed, in bytes of text and images"
@@ -82,17 +92,14 @@ class ImportReport:
 
 @dataclass
 class Counts:
-    """What became of some of an import's rows."""
+    """What became of some of an import's rows; `embedded`: samples with images in the data itself."""
 
     read: int
     text_only: int
     with_images: int
     failures: Counter[str]
     parts: int = 0
-
-
-Spread = Callable[[Sequence[Callable[[], Counts]]], Iterable[Counts]]
-"""Calls each of them, on machines of a cluster, and gives what they return as it comes."""
+    embedded: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ class _Plan:
     name: str
     directory: str
     one_file: bool  # `data` names one file, so that its rows need no file name in their keys
+    root: str  # the folder that all images' relative paths start from, or that holds the folders that they start from
 
     def key(self, file: DataFile, row: int) -> str:
         """The sample key of a row."""
@@ -111,7 +119,7 @@ class _Plan:
 
     def folder(self, file: DataFile) -> ImageFolder:
         """The folder that relative image paths in `file` start from."""
-        return self.images or ImageFolder.at(file.uri.rpartition("/")[0] or "/")
+        return self.images or _folder_of(file)
 
 
 def validate(config: ImportConfig) -> None:
@@ -136,9 +144,10 @@ def run(
     for _ in read_rows(plan.files[0]):  # raises where the file fits no format, before anything is written
         break
     output.begin(config, **output.identity)
-    report = _import(plan, output, config, progress, spread)
+    report, order = _import(plan, output, config, progress, spread)
     counts = {name: value for name, value in asdict(report).items() if name != "directory"}
-    output.commit(config, counts=counts)
+    made = {"order": "image"} if order["written"] == "image" else {}
+    output.commit(config, counts=counts, order=order, identity=output.identity | made)
     return report
 
 
@@ -165,13 +174,19 @@ def _plan(config: ImportConfig) -> _Plan:
     files = find_files(config.data, config.format)
     if config.images is not None:
         _check_folder(config.images)
+    images = None if config.images is None else ImageFolder.at(config.images)
     return _Plan(
         files=files,
-        images=None if config.images is None else ImageFolder.at(config.images),
+        images=images,
         name=config.name or dataset_name(config.data),
         directory=join(config.out, SAMPLES_FOLDER),
         one_file=filesystem(files[0].uri)[1] == filesystem(config.data)[1],
+        root=common_folder([images.root] if images else [_folder_of(file).root for file in files]),
     )
+
+
+def _folder_of(file: DataFile) -> ImageFolder:
+    return ImageFolder.at(file.uri.rpartition("/")[0] or "/")
 
 
 def _check_folder(folder: str) -> None:
@@ -182,7 +197,10 @@ def _check_folder(folder: str) -> None:
 
 
 def _identity(plan: _Plan, config: ImportConfig) -> dict[str, Any]:
-    """What decides the samples: another identity means other samples."""
+    """What decides the samples: another identity means other samples.
+
+    `order` is in it where samples are ordered, so that the records of versions that knew no order say as-is.
+    """
     return {
         "inputs": [{"path": file.uri, "size": file.size, "mtime_ns": file.mtime_ns} for file in plan.files],
         "format": plan.files[0].kind,
@@ -190,17 +208,20 @@ def _identity(plan: _Plan, config: ImportConfig) -> dict[str, Any]:
         "name": plan.name,
         "rows_per_file": config.rows_per_file,
         "max_bytes_per_file": config.max_bytes_per_file,
+        **({"order": "image"} if config.order == "image" else {}),
     }
 
 
 def _claim(plan: _Plan, config: ImportConfig) -> Claim:
     identity = _identity(plan, config)
-    return claim(plan.directory, STAGE, identity, overwrite=config.overwrite, resumes=False)
+    left_open = ("order",) if config.order == "auto" else ()
+    return claim(plan.directory, STAGE, identity, overwrite=config.overwrite, resumes=False, left_open=left_open)
 
 
 def _import(
     plan: _Plan, output: Claim, config: ImportConfig, progress: Callable[[int], None] | None, spread: Spread | None
-) -> ImportReport:
+) -> tuple[ImportReport, dict[str, Any]]:
+    """Import the files, and order what came of them; the counts, and for the record what was done about the order."""
     total = Counts(0, 0, 0, Counter())
     if spread is None:
         parts: Iterable[Counts] = [import_files(plan, output, plan.files, None, config, progress)]
@@ -208,7 +229,8 @@ def _import(
         # A machine that does it may have another working directory.
         there = plan.directory if scheme_of(plan.directory) else filesystem(plan.directory)[1]
         output, plan_there = replace(output, directory=there), replace(plan, directory=there)
-        work = [partial(import_files, plan_there, output, files) for files in _groups(plan.files)]
+        sizes = [file.size for file in plan.files]
+        work = [partial(import_files, plan_there, output, files) for files in _groups(plan.files, sizes)]
         parts = spread([partial(each, number, config, None) for number, each in enumerate(work)])
     for part in parts:
         total.read += part.read
@@ -216,17 +238,16 @@ def _import(
         total.with_images += part.with_images
         total.failures += part.failures
         total.parts += part.parts
+        total.embedded += part.embedded
         if progress is not None:
             progress(total.read)
-    if spread is not None and len(parquet_files(plan.directory)) != total.parts:
-        raise StageError(
-            f"{plan.directory}: {total.parts:,} files were written by the cluster's machines, and this one sees "
-            f"{len(parquet_files(plan.directory)):,}; every path must be on storage that all of them share"
-        )
+    if spread is not None:
+        _check_seen(plan.directory, total.parts)
     if total.read == 0:
         raise StageError(f"{', '.join(file.uri for file in plan.files[:3])}: no rows")
     imported = total.text_only + total.with_images
-    return ImportReport(
+    order = _order(plan, output, config, total, spread)
+    report = ImportReport(
         plan.directory,
         total.read,
         imported,
@@ -235,18 +256,63 @@ def _import(
         total.with_images,
         dict(total.failures),
     )
+    return report, order
 
 
-def _groups(files: list[DataFile]) -> list[list[DataFile]]:
-    """The files in order, so many together that a group is worth a task."""
-    groups: list[list[DataFile]] = [[]]
-    size = 0
-    for file in files:
-        if groups[-1] and size + (file.size or 0) > _BYTES_A_GROUP:
+def _check_seen(directory: str, parts: int) -> None:
+    """Raise StageError where so many files were written and others are seen."""
+    seen = len(parquet_files(directory))
+    if seen != parts:
+        raise StageError(
+            f"{directory}: {parts:,} files were written by the cluster's machines, and this one sees {seen:,}; "
+            "every path must be on storage that all of them share"
+        )
+
+
+def _order(plan: _Plan, output: Claim, config: ImportConfig, total: Counts, spread: Spread | None) -> dict[str, Any]:
+    """Order the samples by image where `config` asks for it; for the record, what was asked and done, and why."""
+    if config.order == "as-is":
+        return {"asked": config.order, "written": "as-is", "sharing": None}
+    imported = total.text_only + total.with_images
+    sharing = count_sharing(_hashes_folder(output), total.with_images)
+    by_image, why = order_to_write(config.order, sharing=sharing, imported=imported, embedded=total.embedded)
+    written = "image" if by_image else "as-is"
+    if sharing:
+        log.info("order of samples/: %s (%s)", written, why)
+    if by_image:
+        gather = Gather(
+            directory=output.directory,
+            work=output.work,
+            run=output.run,
+            root=plan.root,
+            rows_per_file=config.rows_per_file,
+            max_bytes_per_file=config.max_bytes_per_file,
+            bytes_at_once=_BYTES_AT_ONCE,
+        )
+        files = parquet_files(output.directory)
+        sizes = [info.size for info in filesystem(output.directory)[0].get_file_info(files)]
+        rows, parts = gather(_groups(files, sizes) if spread else [files], spread)
+        _check_seen(output.directory, parts)
+        if rows != total.read:
+            raise StageError(f"{plan.directory}: {rows:,} rows after ordering {total.read:,}; please report it")
+    return {"asked": config.order, "written": written, "sharing": sharing, "why": why}
+
+
+def _hashes_folder(output: Claim) -> str:
+    """Where each group of files leaves the hashes of its images."""
+    return join(output.work, "hashes")
+
+
+def _groups(files: Sequence[T], sizes: Sequence[int | None]) -> list[list[T]]:
+    """The files in order, so many together that a group is worth a task; `sizes`: in bytes, where they are known."""
+    groups: list[list[T]] = [[]]
+    together = 0
+    for file, size in zip(files, sizes, strict=True):
+        if groups[-1] and together + (size or 0) > _BYTES_A_GROUP:
             groups.append([])
-            size = 0
+            together = 0
         groups[-1].append(file)
-        size += file.size or 0
+        together += size or 0
     return groups
 
 
@@ -260,14 +326,18 @@ def import_files(
 ) -> Counts:
     """Import some of the files, one `group` of several or all (None); done again, it writes the same parts."""
     counts = Counts(0, 0, 0, Counter())
-    with SampleWriter(
-        plan.directory,
-        run=output.run,
-        unfinished=output.work,
-        group=group,
-        rows_per_file=config.rows_per_file,
-        max_bytes_per_file=config.max_bytes_per_file,
-    ) as writer:
+    hashes = HashFile(join(_hashes_folder(output), f"{group or 0:05d}"), output.work, plan.root)
+    with (
+        Parts(
+            plan.directory,
+            prefix=f"{output.run}-" if group is None else f"{output.run}-{group:05d}-",
+            unfinished=output.work,
+            rows_per_file=config.rows_per_file,
+            max_bytes_per_file=config.max_bytes_per_file,
+        ) as parts,
+        nullcontext() if config.order == "as-is" else hashes,
+        SampleWriter(parts, None if config.order == "as-is" else hashes.add) as writer,
+    ):
         for file in files:
             folder = plan.folder(file)
             for row in read_rows(file):
@@ -281,10 +351,11 @@ def import_files(
                 else:
                     counts.text_only += not sample.images
                     counts.with_images += bool(sample.images)
+                    counts.embedded += any(image.bytes is not None for image in sample.images)
                     writer.sample(key, sample)
                 if progress is not None and counts.read % _PROGRESS_ROWS == 0:
                     progress(counts.read)
-    counts.parts = writer.parts
+    counts.parts = parts.begun
     return counts
 
 

@@ -14,6 +14,7 @@ from vig_ray.options import (
     EngineOptions,
     Precision,
     References,
+    SampleOrder,
     Template,
     TrustRemoteCode,
     WorkerRange,
@@ -88,6 +89,7 @@ class ScoreConfig(StageConfig):
         "auto", description="what --data is, if it isn't plain"
     )
     name: str | None = Field(None, description="dataset name in the sample keys; by default the data file's name")
+    order: SampleOrder = "auto"
     address: str | None = Field(
         None,
         description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or a Ray of its own on this machine",

@@ -81,8 +81,8 @@ def check(config: ScoreConfig) -> Plan:
     samples = importing.samples_directory(config.data)
     if samples is None:
         importing.validate(import_config(config))
-    for option in ("images", "name"):
-        if samples is not None and getattr(config, option) is not None:
+    for option in ("images", "name", "order"):
+        if samples is not None and getattr(config, option) != ScoreConfig.model_fields[option].default:
             raise StageError(f"--{option} has no effect on {samples}, which is imported already; leave it out")
     check_writable(config.out)
     check_engine(config.engine, config.reference, config.vllm, joins_cluster=joins(config.address))
@@ -104,6 +104,7 @@ def import_config(config: ScoreConfig) -> importing.ImportConfig:
         out=config.out,
         name=config.name,
         format=config.format,
+        order=config.order,
         overwrite=config.overwrite,
     )
 

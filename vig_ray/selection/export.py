@@ -5,7 +5,7 @@
     messages    JSON lines for TRL and OpenAI's format: messages of text and image parts, images; and, where tokens have
                 weights, the active ones as characters of the answers and the weight of every token
 
-Rows come in the dataset's order; `position` is their place in the training order.
+Rows come in the order of samples/; `position` is their place in the training order.
 """
 
 from __future__ import annotations
