@@ -281,7 +281,7 @@ def _prompt(
     positions = np.flatnonzero(turns >= 0).astype(np.int32)
     return Prompt(
         token_ids, positions, turns[positions], token_ids == family.image_token,
-        np.asarray(spans, dtype=np.int32).reshape(-1, 2), tuple(images),
+        np.asarray(spans, dtype=np.int32).reshape(-1, 2), tuple(images), np.zeros((len(positions), 2), np.int32),
     )  # fmt: skip
 
 
