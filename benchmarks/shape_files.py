@@ -22,10 +22,10 @@ from vig_ray.model.llava import SYSTEM
 _QUESTION, _ANSWER = 5, 1  # tokens of a turn that are no words: USER: and ASSISTANT: with their spaces, and </s>
 
 
-def write_checkpoint(family: Family, folder: Path, seed: int = 0) -> str:
-    """The model of a LLaVA `family` at random weights, with tokenizer and processor, in the hub's layout."""
+def processor_of(family: Family) -> LlavaProcessor:
+    """The processor that goes with a LLaVA `family`: padding on, vicuna_v1 as its chat template."""
     side = family.size[0]
-    processor = LlavaProcessor(
+    return LlavaProcessor(
         image_processor=LlavaImageProcessorPil(
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}, do_pad=True
         ),
@@ -35,7 +35,11 @@ def write_checkpoint(family: Family, folder: Path, seed: int = 0) -> str:
         num_additional_image_tokens=1,
         chat_template=LLAVA_V1,
     )
-    save_checkpoint(family.model(seed=seed), processor, str(folder))
+
+
+def write_checkpoint(family: Family, folder: Path, seed: int = 0) -> str:
+    """The model of a LLaVA `family` at random weights, with tokenizer and processor, in the hub's layout."""
+    save_checkpoint(family.model(seed=seed), processor_of(family), str(folder))
     return str(folder)
 
 
