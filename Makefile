@@ -37,9 +37,11 @@ families: .venv/ready  ## the table of docs/models.md: each model family against
 	$(BIN)/python -m tests.model.families_table
 
 bench: .venv/ready  ## the numbers of docs/speed.md
-	$(BIN)/python benchmarks/score.py
+	$(BIN)/python -m benchmarks.score
+	$(BIN)/python -m benchmarks.flops
 	$(BIN)/python benchmarks/selection.py
-	$(BIN)/python benchmarks/train.py
+	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.train --model shape
 	$(BIN)/python benchmarks/cluster.py
 	$(BIN)/python benchmarks/report.py
 

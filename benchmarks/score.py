@@ -1,9 +1,13 @@
-"""How fast scoring is, as ratios to named baselines measured in the same run: `python benchmarks/score.py`.
+"""How fast scoring is, as ratios to named baselines measured in the same run: `python -m benchmarks.score`.
 
     engine      the torch engine against the published way: one sample at a time, full logits, two passes
-                (VisNec's loop), on the same prepared prompts
+                (VisNec's loop, benchmarks/published.py), on the same prepared prompts of the demo world
+    shape       the same on a LLaVA of 12 layers of 768 and samples of LLaVA-665K's shape, for each reference; beside
+                the ratio of rates that of the FLOPs, the loop's as counted over the least (benchmarks/least.py): an
+                engine that computes no more than it must, as fast as the loop's kernels, has a quotient of 1
     job         the whole Ray job in its steady state against the same work (decode, blur, tokenise, score) in one
-                plain process with the same engine; start-up is told apart
+                plain process with the same engine; with `--model shape` against the bare engine on prepared prompts.
+                Start-up is told apart
 
 The floor of a sample is arithmetic: 2 FLOP a weight a token, twice. The engine part prints how near it comes to the
 matrix product rate of this machine.
@@ -14,18 +18,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.flops import counted
+from benchmarks.least import least_flops
+from benchmarks.llava_shape import PASSES, llava, prepared, reference, samples
+from benchmarks.published import largest_difference, published_loop
+from benchmarks.shape_files import write_checkpoint, write_dataset
 from vig_ray.dataset import importing
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.model.load import load_formatter, load_model
-from vig_ray.model.prompt import Prompt
 from vig_ray.scoring import job
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.torch import TorchEngine
@@ -37,9 +46,9 @@ from vig_ray.stage import parquet_files
 PASSES = ("clean", "blur")
 
 
-def preparer() -> Preparer:
+def preparer(model: str = CHECKPOINT) -> Preparer:
     """The CPU stage with the job's defaults."""
-    config = ScoreConfig(data="", model=CHECKPOINT, out="")
+    config = ScoreConfig(data="", model=model, out="")
     return Preparer(
         model=config.model,
         template=config.template,
@@ -48,21 +57,6 @@ def preparer() -> Preparer:
         too_long=config.too_long,
         max_image_pixels=config.max_image_pixels,
     )
-
-
-def published_loop(model, formatter, pairs: list[tuple[Prompt, Prompt]]) -> list[np.ndarray]:
-    """One sample at a time, logits of every position, two passes."""
-    found = []
-    for pair in pairs:
-        for prompt in pair:
-            ids = torch.from_numpy(prompt.token_ids).long()[None]
-            images = formatter.collate([image.inputs for image in prompt.images], "cpu", torch.float32)
-            with torch.no_grad():
-                logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **images).logits
-            logp = torch.log_softmax(logits[0, :-1].float(), dim=-1)
-            logp = logp.gather(1, ids[0, 1:, None])[:, 0]
-            found.append(logp[torch.from_numpy(prompt.answer_positions).long() - 1].numpy())
-    return found
 
 
 def matrix_rate() -> float:
@@ -77,19 +71,16 @@ def matrix_rate() -> float:
 
 
 def engine_part(rows: list[dict], rounds: int) -> None:
-    import pickle
-
     formatter = load_formatter(CHECKPOINT)
     model = load_model(CHECKPOINT, dtype="float32", device="cpu")
     engine = TorchEngine(model, formatter.collate)
     pairs = [pickle.loads(row["prompts"]) for row in rows if row["prompts"] is not None]
     prompts = [prompt for pair in pairs for prompt in pair]
-    expected, found = published_loop(model, formatter, pairs[:20]), engine.logprobs(prompts[:40])
-    worst = max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True))
+    worst = largest_difference(published_loop(model, formatter.collate, prompts[:40]), engine.logprobs(prompts[:40]))
     ratios, rates = [], []
     for _ in range(rounds):
         began = time.perf_counter()
-        published_loop(model, formatter, pairs)
+        published_loop(model, formatter.collate, prompts)
         middle = time.perf_counter()
         engine.logprobs(prompts)
         end = time.perf_counter()
@@ -108,6 +99,39 @@ def engine_part(rows: list[dict], rounds: int) -> None:
     print(f"  floor: {flop / 1e6:.0f} MFLOP a sample; {share:.0%} of this machine's float32 matrix rate", flush=True)
 
 
+def shape_part(names: list[str], count: int, images: int, rounds: int, *, small: bool) -> None:
+    """Each reference's two passes, the loop and the engine in turns."""
+    family = llava("small" if small else "12x768")
+    model = family.model()
+    collate = family.formatter.collate
+    clean = prepared(samples(family, count, images=images))
+    print(f"shape   {family.name}, {count} samples on {images} images, medians of {rounds} rounds", flush=True)
+    for name in names:
+        without_image = reference(name, family)
+        prompts = prepared([each for prompt in clean for each in (prompt, without_image(prompt))])
+        expected: list = []
+        flops = counted(model, lambda into=expected, given=prompts: into.extend(published_loop(model, collate, given)))
+        # As a job has it that has run for a while: what it keeps of constant prefixes is there.
+        engine = TorchEngine(model, collate)
+        worst = largest_difference(expected, engine.logprobs(prompts))
+        loops, ours = [], []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            published_loop(model, collate, prompts)
+            middle = time.perf_counter()
+            engine.logprobs(prompts)
+            loops.append(middle - began)
+            ours.append(time.perf_counter() - middle)
+        ratios = [loop / our for loop, our in zip(loops, ours, strict=True)]
+        ratio, allowed = statistics.median(ratios), flops.total / least_flops(family.config, prompts).total
+        print(
+            f"  {name:9} loop {count / statistics.median(loops):.3f} samples/s, engine "
+            f"{count / statistics.median(ours):.3f}: {ratio:.2f} times ({', '.join(f'{r:.2f}' for r in ratios)}); "
+            f"FLOPs, loop over least, {allowed:.2f}; quotient {ratio / allowed:.3f}; largest difference {worst:.1e}",
+            flush=True,
+        )
+
+
 def plain_process(table, window: int) -> float:
     """Decode, blur, tokenise and score in this process; samples/s."""
     prepare = preparer()
@@ -120,45 +144,86 @@ def plain_process(table, window: int) -> float:
     return table.num_rows / (time.perf_counter() - began)
 
 
-def job_part(folder: str, samples: int, rounds: int) -> None:
-    data = world.write(os.path.join(folder, "data"), samples, seed=9)
+def bare_engine(table, window: int, model: str) -> float:
+    """Score what is prepared already, window by window; samples/s without the first one."""
+    rows = preparer(model)(table).to_pylist()
+    engine = TorchEngine(load_model(model, dtype="float32", device="cpu"), load_formatter(model).collate)
+    score_rows(engine, rows[:window])
+    began = time.perf_counter()
+    for start in range(window, len(rows), window):
+        score_rows(engine, rows[start : start + window])
+    return (len(rows) - window) / (time.perf_counter() - began)
+
+
+def demo_job(folder: str, count: int, rounds: int) -> None:
+    data = world.write(os.path.join(folder, "data"), count, seed=9)
+    job_part(folder, data, CHECKPOINT, rounds, "one plain process", lambda table: plain_process(table, 256))
+
+
+def shape_job(folder: str, count: int, rounds: int, window: int, *, small: bool) -> None:
+    """One engine with all cores on either side, which takes the same windows."""
+    family = llava("small" if small else "12x768")
+    model = write_checkpoint(family, Path(folder) / "model")
+    data = write_dataset(family, Path(folder) / "data", count)
+    job_part(
+        folder, data, model, rounds, f"bare engine, {family.name}", lambda table: bare_engine(table, window, model),
+        workers=1, window=window,
+    )  # fmt: skip
+
+
+def job_part(folder: str, data: str, model: str, rounds: int, baseline: str, measure, **options) -> None:
     imported = importing.run(importing.ImportConfig(data=data, out=folder))
     table = pq.read_table(parquet_files(imported.directory))
     ratios, plain, ray_rates, start_ups = [], [], [], []
     for number in range(rounds):
-        plain.append(plain_process(table, 256))
+        plain.append(measure(table))
         out = os.path.join(folder, f"out-{number}")
-        job.run(ScoreConfig(data=folder, model=CHECKPOINT, out=out))
+        summary = job.run(ScoreConfig(data=folder, model=model, out=out, **options))
+        assert not summary.failed, summary
         with open(os.path.join(out, "scores.stage.json")) as file:
             timing = json.load(file)["timing"]
         (first, rows_before), (last, rows_after) = timing["rows_over_time"][0], timing["rows_over_time"][-1]
         ray_rates.append((rows_after - rows_before) / (last - first))
         start_ups.append(timing["total_s"] - (last - first))
         ratios.append(ray_rates[-1] / plain[-1])
-    print(f"job     {samples} samples")
-    print(f"  one plain process              {statistics.median(plain):8.1f} samples/s")
-    print(f"  Ray job, steady state          {statistics.median(ray_rates):8.1f} samples/s")
+    print(f"job     {table.num_rows} samples")
+    print(f"  {baseline:30} {statistics.median(plain):8.2f} samples/s")
+    print(f"  Ray job, steady state          {statistics.median(ray_rates):8.2f} samples/s")
     print(f"  ratio {statistics.median(ratios):.2f} (of {rounds} rounds: {', '.join(f'{r:.2f}' for r in ratios)})")
     print(f"  start-up and end of the job    {statistics.median(start_ups):8.1f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("engine", "job", "all"), default="all")
-    parser.add_argument("--samples", type=int, default=5000, help="samples of the job part")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--part", choices=("engine", "shape", "job", "all"), default="all")
+    parser.add_argument("--model", choices=("demo", "shape"), default="demo", help="of the job part")
+    parser.add_argument("--small", action="store_true", help="the small model in place of 12 layers of 768")
+    parser.add_argument("--references", nargs="+", choices=PASSES, default=list(PASSES), help="of the shape part")
+    parser.add_argument(
+        "--samples", type=int, help="by default 5000 of the job part, 48 of its larger model, 8 of shape"
+    )
+    parser.add_argument("--images", type=int, default=3, help="distinct ones of the shape part")
+    parser.add_argument("--window", type=int, default=8, help="of the job part on the larger model")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch, outside the Ray job")
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
-    print(f"{os.cpu_count()} CPU cores, torch {torch.__version__}", flush=True)
+    torch.set_num_threads(options.threads)
+    print(f"{os.cpu_count()} CPU cores, {options.threads} threads, torch {torch.__version__}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if options.part in ("engine", "all"):
             data = world.write(os.path.join(folder, "engine", "data"), 600, seed=8)
-            samples = importing.run(importing.ImportConfig(data=data, out=os.path.join(folder, "engine"))).directory
-            rows = preparer()(pq.read_table(parquet_files(samples))).to_pylist()
+            imported = importing.run(importing.ImportConfig(data=data, out=os.path.join(folder, "engine"))).directory
+            rows = preparer()(pq.read_table(parquet_files(imported))).to_pylist()
             assert list(rows[0]) == prepared_schema().names
             engine_part(rows, options.rounds)
+        if options.part in ("shape", "all"):
+            shape_part(options.references, options.samples or 8, options.images, options.rounds, small=options.small)
         if options.part in ("job", "all"):
-            job_part(os.path.join(folder, "job"), options.samples, options.rounds)
+            if options.model == "demo":
+                demo_job(os.path.join(folder, "job"), options.samples or 5000, options.rounds)
+            if options.model == "shape" or options.part == "all":
+                here = os.path.join(folder, "shape")
+                shape_job(here, options.samples or 48, options.rounds, options.window, small=options.small)
 
 
 if __name__ == "__main__":
