@@ -43,7 +43,7 @@ from vig_ray.scoring.schema import prepared_schema
 from vig_ray.scoring.score import score_rows
 from vig_ray.stage import parquet_files
 
-PASSES = ("clean", "blur")
+BLUR = ("clean", "blur")
 
 
 def preparer(model: str = CHECKPOINT) -> Preparer:
@@ -137,10 +137,10 @@ def plain_process(table, window: int) -> float:
     prepare = preparer()
     formatter = load_formatter(CHECKPOINT)
     engine = TorchEngine(load_model(CHECKPOINT, dtype="float32", device="cpu"), formatter.collate)
-    score_rows(engine, prepare(table.slice(0, 64)).to_pylist(), PASSES)
+    score_rows(engine, prepare(table.slice(0, 64)).to_pylist(), BLUR)
     began = time.perf_counter()
     for start in range(0, table.num_rows, window):
-        score_rows(engine, prepare(table.slice(start, window)).to_pylist(), PASSES)
+        score_rows(engine, prepare(table.slice(start, window)).to_pylist(), BLUR)
     return table.num_rows / (time.perf_counter() - began)
 
 
@@ -148,10 +148,10 @@ def bare_engine(table, window: int, model: str) -> float:
     """Score what is prepared already, window by window; samples/s without the first one."""
     rows = preparer(model)(table).to_pylist()
     engine = TorchEngine(load_model(model, dtype="float32", device="cpu"), load_formatter(model).collate)
-    score_rows(engine, rows[:window])
+    score_rows(engine, rows[:window], BLUR)
     began = time.perf_counter()
     for start in range(window, len(rows), window):
-        score_rows(engine, rows[start : start + window])
+        score_rows(engine, rows[start : start + window], BLUR)
     return (len(rows) - window) / (time.perf_counter() - began)
 
 

@@ -57,7 +57,7 @@ class Api:
         # at a time is then one sample, even where its request was given up meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._tokenizer: Any = formatter.tokenizer
-        self._reference = make_reference(config.reference, formatter=formatter)
+        self._reference = make_reference(config.reference, formatter=formatter, blur=config.blur)
 
     async def facts(self) -> ModelFacts:
         """What scores. Raises RequestError where nothing is ready yet."""

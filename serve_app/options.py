@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.options import (
+    BlurName,
     CommaSeparated,
     Device,
     EndOfTurn,
@@ -38,6 +39,7 @@ class AppConfig(StageConfig):
         None, description="threshold of gain, nats: answers say which tokens reach it and whether the sample does"
     )
     reference: ReferenceName = Field("blur", description="what stands for 'no image', as for vig score")
+    blur: BlurName = Field("fast", description="how images are blurred, as for vig score")
     engine: EngineName = Field("auto", description="what computes the log-probs")
     vllm: EngineOptions = Field(
         default_factory=dict,

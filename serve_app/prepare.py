@@ -23,9 +23,8 @@ from vig_ray.dataset.images import ImageError, decode_image
 from vig_ray.dataset.rows import check
 from vig_ray.dataset.schema import IMAGE_MARK, Image, RowError, Sample
 from vig_ray.model.prompt import Formatter, Pixels, Prompt, PromptError, PromptImage
-from vig_ray.scoring.blur import blur_kernel, blur_opencv
+from vig_ray.scoring.blur import blur_by, blur_kernel
 from vig_ray.scoring.prepare import make_passes, prepare
-from vig_ray.tables.passes import CLEAN
 
 _THUMBNAIL_SIDE = 512
 
@@ -127,11 +126,11 @@ def prepare_sample(
         widths = [image.pixels.shape[1] for image in images]
         blurred = config.reference == "blur"
         reference_uris = (
-            [_thumbnail(image.derive("blur", blur_opencv).pixels) for image in images]
+            [_thumbnail(image.derive("blur", blur_by(config.blur)).pixels) for image in images]
             if reference_images and blurred
             else None
         )
-        passes = make_passes((CLEAN, config.reference), formatter)
+        passes = make_passes(("clean", config.reference), formatter, blur=config.blur)
         prepared = prepare(formatter, passes, list(sample.conversation), images)
         clean, reference = prepared.prompts or (None, None)
         if isinstance(reference, PromptError):

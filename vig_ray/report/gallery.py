@@ -16,7 +16,7 @@ from vig_ray.dataset.images import ImageError, load_image
 from vig_ray.dataset.schema import IMAGE_MARK
 from vig_ray.report.detokenize import token_texts
 from vig_ray.report.tally import SHOWN, Candidates
-from vig_ray.scoring.blur import blur_opencv
+from vig_ray.scoring.blur import blur_fast
 from vig_ray.scoring.gain import token_gain
 from vig_ray.tables.directories import rows_of
 from vig_ray.tables.passes import View
@@ -149,7 +149,7 @@ def picture(image: Mapping[str, Any], blurred: bool, side: int, max_pixels: int)
         pixels = load_image(image, max_pixels=max_pixels)
     except ImageError as error:
         return Picture(error=str(error))
-    return Picture(small(pixels, side), small(blur_opencv(pixels), side) if blurred else None)
+    return Picture(small(pixels, side), small(blur_fast(pixels), side) if blurred else None)
 
 
 def small(pixels: np.ndarray[Any, np.dtype[np.uint8]], side: int) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.options import (
+    BlurName,
     Device,
     EndOfTurn,
     EngineName,
@@ -37,6 +38,9 @@ class ScoreConfig(StageConfig):
         ("blur",),
         description="what stands for 'no image': blur (VIG) or blind, the image's positions masked (VisNec); several "
         "share the clean pass, and vig is of the first; finished scores get those that they lack",
+    )
+    blur: BlurName = Field(
+        "fast", description="how images are blurred: fast is within 1.1 grey levels of the Gaussian; opencv is OpenCV's"
     )
     engine: EngineName = Field(
         "auto",

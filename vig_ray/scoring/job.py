@@ -31,11 +31,13 @@ from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import default_dtype, load_formatter, prompts_of, tell, template_fingerprint
 from vig_ray.pipeline import Step, count_samples, run_steps
 from vig_ray.progress import RowProgress
+from vig_ray.scoring.blur import blur_by
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine
 from vig_ray.scoring.passes import Passes, stored_rows
 from vig_ray.scoring.prepare import Preparer
-from vig_ray.scoring.reference import make_reference
+from vig_ray.scoring.reference import blur_mean_parameters, make_reference
+from vig_ray.scoring.references.average import IMAGES, blur_mean_image, to_png
 from vig_ray.scoring.schema import scores_schema
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.summary import ScoreSummary, summarise
@@ -46,6 +48,7 @@ from vig_ray.tables.passes import of_one_reference, references_of
 log = logging.getLogger(__name__)
 
 _ROWS_PREPARED_AT_ONCE = 64
+_OF_DATA = "blur-mean"  # the reference that a dataset decides
 _CPUS_OF_RAY_DATA = 4  # to read, to cut into blocks, to filter the rows done before and to write, all at once
 # Options of vLLM's that change no log-prob by more than rounding does: a run may go on with others.
 _SPEED_AND_MEMORY = frozenset(
@@ -63,8 +66,8 @@ class Plan:
     """A config that has been checked against what is really there.
 
     `model`, `template`: fingerprints. `samples`: the samples directory, None where the data is still to be imported.
-    `engine`: the one that is asked for, "auto" where both can take the model's prompts. `references`: of each its name
-    and its parameters, as the record holds them.
+    `engine`: the one that is asked for, "auto" where both can take the model's prompts. `parameters`: each reference's
+    by its name, but for the one that is of the data.
     """
 
     config: ScoreConfig
@@ -73,7 +76,7 @@ class Plan:
     samples: str | None
     scores: str
     engine: str
-    references: list[dict[str, Any]]
+    parameters: dict[str, dict[str, Any]]
 
 
 def check(config: ScoreConfig) -> Plan:
@@ -89,9 +92,11 @@ def check(config: ScoreConfig) -> Plan:
     formatter = load_formatter(*prompts_of(config))
     template = template_fingerprint(formatter)
     engine = engine_for(config.engine, formatter, config.model)
-    made = (make_reference(name, formatter=formatter) for name in config.reference)
-    references = [{"name": reference.name, "parameters": reference.parameters} for reference in made]
-    plan = Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine, references)
+    made = [
+        make_reference(name, formatter=formatter, blur=config.blur) for name in config.reference if name != _OF_DATA
+    ]
+    parameters = {reference.name: reference.parameters for reference in made}
+    plan = Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine, parameters)
     tell(config.model, formatter)
     return plan
 
@@ -120,11 +125,12 @@ def run(config: ScoreConfig) -> ScoreSummary:
         samples = _imported(config)
     if not config.overwrite:
         _check_version(plan.scores)
+    average = _average(config, samples)
     # An engine or a dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
     output = claim(
         plan.scores,
         "score",
-        _identity(plan, samples),
+        _identity(plan, samples, average),
         overwrite=config.overwrite,
         left_open=("engine", "dtype"),
         grows="references",
@@ -163,7 +169,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
             samples,
             output,
             scores_schema(references),
-            lambda counter: _steps(plan, passes, pools, device, dtype, engine, counter),
+            lambda counter: _steps(plan, passes, average, pools, device, dtype, engine, counter),
             rows_per_block=config.rows_per_file,
         )
     summary = summarise(plan.scores, references, output.paths)
@@ -214,7 +220,22 @@ def _engine(asked: str, references: Sequence[str], ray_has: Machines, device: st
     return answer
 
 
-def _identity(plan: Plan, samples: str) -> dict[str, Any]:
+def _average(config: ScoreConfig, samples: str) -> bytes | None:
+    """The picture of blur-mean, a PNG, where that is asked for."""
+    if _OF_DATA not in config.reference:
+        return None
+    return to_png(blur_mean_image(samples, IMAGES, blur_by(config.blur), max_pixels=config.max_image_pixels))
+
+
+def _references(plan: Plan, average: bytes | None) -> list[dict[str, Any]]:
+    """Of each reference its name and its parameters, as the record holds them."""
+    known = dict(plan.parameters)
+    if average is not None:
+        known[_OF_DATA] = blur_mean_parameters(average, plan.config.blur)
+    return [{"name": name, "parameters": known[name]} for name in plan.config.reference]
+
+
+def _identity(plan: Plan, samples: str, average: bytes | None) -> dict[str, Any]:
     """What must be equal for scores to belong to the same run; JSON values."""
     imported = read_stage(samples) or {}
     config = plan.config
@@ -224,7 +245,7 @@ def _identity(plan: Plan, samples: str) -> dict[str, Any]:
         "template": plan.template,
         "engine": None if config.engine == "auto" else config.engine,
         "vllm": {key: value for key, value in config.vllm.items() if key not in _SPEED_AND_MEMORY} or None,
-        "references": plan.references,
+        "references": _references(plan, average),
         "dtype": config.dtype,
         "max_length": config.max_length,
         "too_long": config.too_long,
@@ -242,7 +263,9 @@ def _check_version(scores: str) -> None:
         )
 
 
-def _steps(plan: Plan, passes: Passes, pools: Pools, device: str, dtype: str, engine: str, counter: Any) -> list[Step]:
+def _steps(
+    plan: Plan, passes: Passes, average: bytes | None, pools: Pools, device: str, dtype: str, engine: str, counter: Any
+) -> list[Step]:
     """Prepare prompts on CPUs, then score them on engines."""
     config = plan.config
     # Workers may have another working directory.
@@ -251,6 +274,8 @@ def _steps(plan: Plan, passes: Passes, pools: Pools, device: str, dtype: str, en
     prepare = {
         **prompts,
         "passes": passes.to_run,
+        "blur": config.blur,
+        "average": average,
         "held": passes.held,
         "earlier": passes.earlier,
         "too_long": config.too_long,

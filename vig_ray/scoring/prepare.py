@@ -18,11 +18,10 @@ from vig_ray.dataset.images import ImageError, load_image
 from vig_ray.dataset.schema import Turn
 from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, truncate
-from vig_ray.options import Template
+from vig_ray.options import BlurName, ReferenceName, Template
 from vig_ray.scoring.reference import make_reference
 from vig_ray.scoring.schema import prepared_schema
 from vig_ray.tables.key_index import KeyedRows
-from vig_ray.tables.passes import CLEAN
 
 TooLong = Literal["error", "truncate"]
 Pass = Callable[[Prompt], Prompt]
@@ -39,10 +38,19 @@ class Prepared(NamedTuple):
     prompts: tuple[Prompt | PromptError, ...] | None
 
 
-def make_passes(names: Sequence[str], formatter: Formatter) -> tuple[Pass, ...]:
-    """The passes of these names, for prompts that `formatter` makes."""
+def make_passes(
+    names: Sequence[Literal["clean"] | ReferenceName],
+    formatter: Formatter,
+    *,
+    blur: BlurName = "fast",
+    average: bytes | None = None,
+) -> tuple[Pass, ...]:
+    """The passes of these names, for prompts that `formatter` makes; the options are `make_reference`'s."""
     return tuple(
-        _as_it_is if name == CLEAN else make_reference(name, formatter=formatter).without_image for name in names
+        _as_it_is
+        if name == "clean"
+        else make_reference(name, formatter=formatter, blur=blur, average=average).without_image
+        for name in names
     )
 
 
@@ -99,7 +107,8 @@ def _made(one: Pass, prompt: Prompt) -> Prompt | PromptError:
 class Preparer:
     """A Ray Data callable: a block of `SAMPLES` to a block of `prepared_schema`, row for row.
 
-    `passes`: the names of those to run. `held`: of those that rows of `earlier` have the results of.
+    `passes`: the names of those to run; `blur`, `average`: see `make_reference`. `held`: of those that rows of
+    `earlier` have the results of.
     """
 
     def __init__(
@@ -110,7 +119,9 @@ class Preparer:
         max_length: int | None,
         end_of_turn: str | None = None,
         trust_remote_code: bool = False,
-        passes: Sequence[str],
+        passes: Sequence[Literal["clean"] | ReferenceName],
+        blur: BlurName = "fast",
+        average: bytes | None = None,
         too_long: TooLong,
         max_image_pixels: int,
         held: Sequence[str] = (),
@@ -118,7 +129,7 @@ class Preparer:
     ) -> None:
         cv2.setNumThreads(1)  # Ray runs one of these a core
         self._formatter = load_formatter(model, template, max_length, end_of_turn, trust_remote_code)
-        self._passes = make_passes(passes, self._formatter)
+        self._passes = make_passes(passes, self._formatter, blur=blur, average=average)
         self._too_long = too_long
         self._max_image_pixels = max_image_pixels
         self._schema = prepared_schema(held)

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import cv2
 
 from vig_ray.errors import StageError
 from vig_ray.model.prompt import Formatter, Prompt, PromptError
-from vig_ray.options import ReferenceName
-from vig_ray.scoring.blur import blur_opencv
+from vig_ray.options import BlurName, ReferenceName
+from vig_ray.scoring.blur import blur_by, blur_parameters
 from vig_ray.scoring.references import diffusion
 from vig_ray.scoring.references.average import from_png
 from vig_ray.scoring.references.no_image import no_image
@@ -40,9 +41,9 @@ from vig_ray.scoring.references.same_picture import (
 _NOISE_SEED = 0
 
 
-def blur(prompt: Prompt) -> Prompt:
+def blur(prompt: Prompt, by: BlurName = "opencv") -> Prompt:
     """The prompt with every image blurred."""
-    images = tuple(image.derive("blur", blur_opencv) for image in prompt.images)
+    images = tuple(image.derive("blur", blur_by(by)) for image in prompt.images)
     return replace(prompt, images=images, whole=prompt.whole and prompt.whole.of(images))
 
 
@@ -65,27 +66,27 @@ class Reference:
 
 
 REFERENCES = {
-    "blur": Reference(
-        "blur", blur, {"kernel_by_width": {"2000": 501, "800": 301, "500": 201, "0": 101}, "sigma": "kernel - 1"}
-    ),
     "blind": Reference("blind", blind, needs_hiding=True),
     "no-image": Reference("no-image", no_image),
 }
 """Those that are the same for all models and datasets."""
+_blurred = blur  # whose name is an option's below
 
 
 def make_reference(
     name: ReferenceName,
     *,
     formatter: Formatter,
-    blur: Literal["fast", "opencv"] = "opencv",  # noqa: ARG001
+    blur: BlurName = "fast",
     average: bytes | None = None,
 ) -> Reference:
     """The reference called `name`, for prompts that `formatter` makes.
 
-    `blur`: how `blur` is computed. `average`: the PNG of `blur_mean_image`, for blur-mean. Raises StageError where the
-    model can't have this reference, or the average is missing.
+    `blur`: how the blur is computed. `average`: the PNG of `blur_mean_image`, for blur-mean. Raises StageError where
+    the model can't have this reference, or the average is missing.
     """
+    if name == "blur":
+        return Reference(name, partial(_blurred, by=blur), blur_parameters(blur))
     if name == "mean":
         colour = mean_colour(formatter)
         return Reference(name, SamePicture(name, plain(colour), formatter), {"colour": list(colour)})
@@ -96,9 +97,8 @@ def make_reference(
     if name == "blur-mean":
         if average is None:
             raise StageError("--reference blur-mean: is the mean of a dataset's images, and there is no dataset here")
-        picture = from_png(average)
-        parameters = {"side": SIDE, "picture": picture_digest(picture)}
-        return Reference(name, SamePicture(name, resized(picture, cv2.INTER_LINEAR), formatter), parameters)
+        make = resized(from_png(average), cv2.INTER_LINEAR)
+        return Reference(name, SamePicture(name, make, formatter), blur_mean_parameters(average, blur))
     if name == "vcd":
         try:
             formatter.normalised({})
@@ -107,3 +107,8 @@ def make_reference(
         parameters = {"steps": diffusion.STEPS, "step": diffusion.STEP}
         return Reference(name, diffusion.vcd(formatter), parameters)
     return REFERENCES[name]
+
+
+def blur_mean_parameters(average: bytes, blur: BlurName) -> dict[str, Any]:
+    """What a record holds of blur-mean."""
+    return {"side": SIDE, "blur": blur, "picture": picture_digest(from_png(average))}
