@@ -6,6 +6,7 @@ same command is given again: Ray Data's checkpointing records which keys each wr
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -39,8 +40,8 @@ from vig_ray.scoring.reference import make_reference
 from vig_ray.scoring.schema import scores_schema
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.summary import ScoreSummary, summarise
-from vig_ray.stage import claim, read_stage
-from vig_ray.storage import check_writable, join
+from vig_ray.stage import claim, read_stage, record_file
+from vig_ray.storage import check_writable, exists, join
 from vig_ray.tables.passes import of_one_reference, references_of
 
 log = logging.getLogger(__name__)
@@ -85,12 +86,14 @@ def check(config: ScoreConfig) -> Plan:
         if samples is not None and getattr(config, option) is not None:
             raise StageError(f"--{option} has no effect on {samples}, which is imported already; leave it out")
     check_writable(config.out)
+    if not config.overwrite:
+        _check_version(join(config.out, "scores"))
     check_engine(config.engine, config.reference, config.vllm, joins_cluster=joins(config.address))
     formatter = load_formatter(*prompts_of(config))
     template = template_fingerprint(formatter)
     engine = engine_for(config.engine, formatter, config.model)
     made = (make_reference(name, formatter=formatter) for name in config.reference)
-    references = [{"name": reference.name, "parameters": reference.parameters} for reference in made]
+    references = [{"name": each.name, "parameters": json.loads(json.dumps(each.parameters))} for each in made]
     plan = Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine, references)
     tell(config.model, formatter)
     return plan
@@ -117,8 +120,6 @@ def run(config: ScoreConfig) -> ScoreSummary:
     samples = plan.samples
     if samples is None:
         samples = _imported(config)
-    if not config.overwrite:
-        _check_version(plan.scores)
     # An engine or a dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
     output = claim(
         plan.scores,
@@ -233,7 +234,7 @@ def _identity(plan: Plan, samples: str) -> dict[str, Any]:
 
 def _check_version(scores: str) -> None:
     """Raise StageError where an earlier version wrote these scores, which knew one reference a run."""
-    record = read_stage(scores)
+    record = read_stage(scores) if exists(record_file(scores)).name == "File" else None
     if record is not None and record["stage"] == "score" and of_one_reference(record):
         raise StageError(
             f"{scores}: written by an earlier version of vig-ray; it can be read, but not gone on with or added to: "
