@@ -6,7 +6,6 @@ same command is given again: Ray Data's checkpointing records which keys each wr
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -93,7 +92,7 @@ def check(config: ScoreConfig) -> Plan:
     template = template_fingerprint(formatter)
     engine = engine_for(config.engine, formatter, config.model)
     made = (make_reference(name, formatter=formatter) for name in config.reference)
-    references = [{"name": each.name, "parameters": json.loads(json.dumps(each.parameters))} for each in made]
+    references = [{"name": reference.name, "parameters": reference.parameters} for reference in made]
     plan = Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine, references)
     tell(config.model, formatter)
     return plan
