@@ -53,7 +53,7 @@ def preparer(model: str = CHECKPOINT) -> Preparer:
         model=config.model,
         template=config.template,
         max_length=config.max_length,
-        passes=PASSES,
+        passes=BLUR,
         too_long=config.too_long,
         max_image_pixels=config.max_image_pixels,
     )

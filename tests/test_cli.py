@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
 from vig_ray.cli import main
+from vig_ray.scoring.summary import ScoreSummary
 
 
 def status(*words: str) -> int:
@@ -63,3 +65,22 @@ def test_help_loads_nothing_that_takes_long() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "any vision-language dataset" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("failed", "incomplete", "words", "expected"),
+    [(0, 0, ["--strict"], 0), (1, 0, ["--strict"], 1), (0, 1, ["--strict"], 1), (1, 1, [], 0)],
+)
+def test_strict_is_about_every_pass_of_a_row(
+    failed: int, incomplete: int, words: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = ScoreSummary("scores", read=3, failed=failed, incomplete=+Counter(Blind=incomplete))
+    monkeypatch.setattr("vig_ray.scoring.job.run", lambda _: told)
+    assert status("score", "--data", "d", "--model", "m", "--out", "o", *words) == expected
+
+
+def test_help_says_which_words_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("compare", "--help") == 0
+    printed = capsys.readouterr().out
+    assert "usage: vig compare A [B] [options]" in printed
+    assert "(default: )" not in printed

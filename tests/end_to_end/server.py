@@ -94,6 +94,6 @@ def assert_as_scored(answer: httpx.Response, row: dict[str, Any]) -> None:
     found = answer.json()
     assert found["vig"] == pytest.approx(row["vig"], abs=1e-5)
     assert [token["id"] for token in found["tokens"]] == row["token_ids"]
-    for name in ("clean", "reference"):
+    for name, column in (("clean", "clean_logprobs"), ("reference", "blur_logprobs")):
         ours = [token[f"{name}_logprob"] for token in found["tokens"]]
-        assert ours == pytest.approx(row[f"{name}_logprobs"], abs=1e-5)
+        assert ours == pytest.approx(row[column], abs=1e-5)

@@ -177,13 +177,43 @@ def test_with_overwrite_vig_is_of_what_was_asked_for(score: Any, tmp_path: Path)
     assert record_of(tmp_path)["run"] != run
 
 
+def test_a_selection_stays_what_it_is(score: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    score(tmp_path, "blur")
+    chosen = SelectConfig(scores=str(tmp_path), out=str(tmp_path))
+    selection.run(chosen)
+    files = list((tmp_path / "selection").iterdir())
+    score(tmp_path, "blind")
+    caplog.set_level(logging.INFO)
+    selection.run(chosen)
+    assert "already complete, nothing to select" in caplog.text
+    assert list((tmp_path / "selection").iterdir()) == files
+
+
+def test_what_the_engine_of_the_scores_cannot_run_is_refused(score: Any, tmp_path: Path) -> None:
+    score(tmp_path, "blur")
+    path = tmp_path / "scores.stage.json"
+    record = json.loads(path.read_text())
+    record["identity"]["engine"] = "vllm"
+    path.write_text(json.dumps(record))
+    with pytest.raises(StageError, match="made by the vllm engine, so blind can't be added; choose another --out"):
+        score(tmp_path, "blind", engine="auto")
+
+
 @pytest.mark.cluster
-def test_an_addition_killed_in_the_middle_goes_on(tmp_path: Path, preforked: None) -> None:
+def test_an_addition_killed_in_the_middle_goes_on(
+    tmp_path: Path, preforked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ten batches, killed in the sixth; what was there is whole until all are done."""
     world = gating.write_world(tmp_path / "world", 300, 72)
     out, gates = tmp_path / "out", Gates(tmp_path / "gates")
     words = ["score", "--data", str(world), "--model", CHECKPOINT, "--out", str(out), "--rows-per-file", "32",
              "--workers", "1", "--prepare-workers", "1", *gating.ENGINE]  # fmt: skip
+    monkeypatch.syspath_prepend(str(gating.ENGINES))
+
+    def again_with(name: str) -> ScoreSummary:
+        given: dict[str, Any] = {"data": str(world), "out": str(out), "engine": gating.ENGINE[1], "reference": name}
+        return job.run(ScoreConfig(model=CHECKPOINT, **given))
+
     vig(*words, "--reference", "blur", PYTHONPATH=gating.PYTHONPATH)
     before = read_scores(out)
     words += ["--reference", "blind"]
@@ -196,7 +226,7 @@ def test_an_addition_killed_in_the_middle_goes_on(tmp_path: Path, preforked: Non
     assert len(selected(tmp_path / "chosen")) > 200
     with pytest.raises(StageError, match=r"^--reference blind: .* hold blur$"):
         top.run(TopConfig(scores=str(out), reference="blind"))
-    assert "already complete" in vig(*words, "--reference", "blur", PYTHONPATH=gating.PYTHONPATH).stderr
+    assert list(again_with("blur").references) == ["blur"]  # complete: nothing is done
     gates.open()
     again = vig(*words, **gates.environment)
     assert f"going on: {5 * 32} of 300 rows" in again.stderr
@@ -211,4 +241,4 @@ def test_an_addition_killed_in_the_middle_goes_on(tmp_path: Path, preforked: Non
             np.testing.assert_allclose(row["blind_logprobs"], -0.01 * (1 + ids % 100), rtol=1e-6)
     assert not list(out.glob(".score-*"))
     assert len({file.name[:8] for file in (out / "scores").iterdir()}) == 1
-    assert "already complete" in vig(*words, PYTHONPATH=gating.PYTHONPATH).stderr
+    assert list(again_with("blind").references) == ["blur", "blind"]

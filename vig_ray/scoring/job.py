@@ -41,8 +41,8 @@ from vig_ray.scoring.references.average import IMAGES, blur_mean_image, to_png
 from vig_ray.scoring.schema import scores_schema
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.summary import ScoreSummary, summarise
-from vig_ray.stage import claim, read_stage
-from vig_ray.storage import check_writable, join
+from vig_ray.stage import claim, read_stage, record_file
+from vig_ray.storage import check_writable, exists, join
 from vig_ray.tables.passes import of_one_reference, references_of
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ def check(config: ScoreConfig) -> Plan:
         if samples is not None and getattr(config, option) != ScoreConfig.model_fields[option].default:
             raise StageError(f"--{option} has no effect on {samples}, which is imported already; leave it out")
     check_writable(config.out)
+    if not config.overwrite:
+        _check_version(join(config.out, "scores"))
     check_engine(config.engine, config.reference, config.vllm, joins_cluster=joins(config.address))
     formatter = load_formatter(*prompts_of(config))
     template = template_fingerprint(formatter)
@@ -123,8 +125,6 @@ def run(config: ScoreConfig) -> ScoreSummary:
     samples = plan.samples
     if samples is None:
         samples = _imported(config)
-    if not config.overwrite:
-        _check_version(plan.scores)
     average = _average(config, samples)
     # An engine or a dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
     output = claim(
@@ -255,7 +255,7 @@ def _identity(plan: Plan, samples: str, average: bytes | None) -> dict[str, Any]
 
 def _check_version(scores: str) -> None:
     """Raise StageError where an earlier version wrote these scores, which knew one reference a run."""
-    record = read_stage(scores)
+    record = read_stage(scores) if exists(record_file(scores)).name == "File" else None
     if record is not None and record["stage"] == "score" and of_one_reference(record):
         raise StageError(
             f"{scores}: written by an earlier version of vig-ray; it can be read, but not gone on with or added to: "

@@ -60,7 +60,8 @@ def _columns(outcomes: Mapping[str, Outcome], error: str | None) -> dict[str, An
     """What a row gets of its passes. `error`: that of passes before these."""
     columns: dict[str, Any] = {}
     errors = [error] if error else []
-    of_clean = str(outcomes[CLEAN]) if CLEAN in outcomes else error or ""
+    clean = outcomes.get(CLEAN)
+    of_clean = str(clean) if isinstance(clean, PromptError) else error or ""
     for name, outcome in outcomes.items():
         if not isinstance(outcome, PromptError):
             columns |= {logprobs_column(name): outcome, loss_column(name): loss(outcome)}
@@ -91,8 +92,8 @@ class Scorer:
     """A Ray Data callable that holds an engine: a block of `prepared_schema` to one of `scores_schema`, row for row.
 
     `engine`: the arguments of `load_engine`. `passes`: those to run. `references`: those that the scores will have.
-    `progress`: a `RowCounter`, or None. Where the engine dies, so does this
-    process: Ray starts another and gives it the block again. A row that kills an engine by itself becomes an error.
+    `progress`: a `RowCounter`, or None. Where the engine dies, so does this process: Ray starts another and gives it
+    the block again. A row that kills an engine by itself becomes an error.
     """
 
     def __init__(
