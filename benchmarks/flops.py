@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.least import Flops, least_flops
 from benchmarks.llava_shape import PASSES, Family, llava, prepared, reference, samples
@@ -36,8 +36,10 @@ class Counted(NamedTuple):
     tokens: int
 
 
-def _kernel_on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
+def _kernel(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """By shapes, [B, heads, L, D]: a whole rectangle, causal or not, whatever the number of heads of the keys."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
 
 
 def _kernel_of_lengths(query: Any, _: Any, __: Any, of_query: Any, of_key: Any, *___: Any, **____: Any) -> int:
@@ -50,11 +52,12 @@ _kernel_of_lengths._get_raw = True  # type: ignore[attr-defined]  # by its tenso
 
 
 def _kernels() -> dict[Any, Callable[..., int]]:
-    """Attention that torch 2.13's counter leaves out, in its own way of counting: whole rectangles."""
+    """Attention that torch's counter leaves out (2.13: the CPU's), or refuses with fewer keys' heads (2.11)."""
     import torch.nn.attention.varlen  # which registers the operation
 
+    names = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
     return {
-        aten._scaled_dot_product_flash_attention_for_cpu: _kernel_on_cpu,
+        **{getattr(aten, f"_scaled_dot_product_{name}"): _kernel for name in names},
         torch.ops.torch_attn._varlen_attn: _kernel_of_lengths,
     }
 

@@ -24,6 +24,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,49 +129,74 @@ def make_engine(family: Family, model: Any, *, share: bool) -> TorchEngine | Non
 
 
 def scoring(
-    report: Report, family: Family, model: Any, rate: float, names: Sequence[str], count: int, looped: int
+    report: Report, family: Family, model: Any, rate: float, names: Sequence[str], count: int | None, looped: int
 ) -> None:
-    """The loop over the first `looped` samples, the engine over `count`, for each reference."""
-    clean = prepared(samples(family, count))
-    collate = family.formatter.collate
+    """The loop over `looped` samples, the engine over `count` or as many as it takes `_ENGINE_S` for, for each
+    reference."""
+    few = prepared(samples(family, looped))
+    seconds = _seconds(report, lambda: published_loop(model, family.formatter.collate, few))  # to warm up, too
     for name in names:
-        without_image = reference(name, family)
-        pairs = prepared([each for prompt in clean for each in (prompt, without_image(prompt))])
-        first = pairs[: 2 * looped]
-        expected: list[Any] = []
-        report.reset_peak()
-        published_loop(model, collate, first[:4])
-        loop_s = _seconds(report, lambda given=first, into=expected: into.extend(published_loop(model, collate, given)))
-        flops = counted(model, lambda given=first: published_loop(model, collate, given)).total
-        report.add(
-            family.name, f"loop, {name}",
-            **_figures(flops, least_flops(family.config, first).total, loop_s, rate, looped), **report.peak(),
+        # The loop twice over two passes, the engine twice over twice as many samples at its rate.
+        estimate = 4 * seconds + (0 if count else 8 * _ENGINE_S)
+        report.part(
+            f"{family.name}, {name}", estimate, partial(_reference, report, family, model, rate, name, count, few)
         )  # fmt: skip
-        for share in (True, False):
-            what = f"engine, {name}" + ("" if share else ", nothing shared")
-            _engine_row(report, family, model, rate, what, pairs, expected, share=share)
+
+
+_ENGINE_S = 4.0  # seconds of a measured run of the engine
+_MOST = 128  # samples of it
+
+
+def _reference(
+    report: Report, family: Family, model: Any, rate: float, name: str, count: int | None, few: Sequence[Prompt]
+) -> None:
+    without_image, collate = reference(name, family), family.formatter.collate
+    pairs = prepared([each for prompt in few for each in (prompt, without_image(prompt))])
+    expected: list[Any] = []
+    report.reset_peak()
+    flops = counted(model, lambda: expected.extend(published_loop(model, collate, pairs))).total
+    seconds = _seconds(report, lambda: published_loop(model, collate, pairs))
+    report.add(
+        family.name, f"loop, {name}",
+        **_figures(flops, least_flops(family.config, pairs).total, seconds, rate, len(few)), **report.peak(),
+    )  # fmt: skip
+    for share in (True, False):
+        what = f"engine, {name}" + ("" if share else ", nothing shared")
+        engine = make_engine(family, model, share=share)
+        if engine is None:
+            report.skip(f"{family.name}, {what}", f"not available: this engine has no {SHARING}")
+            continue
+        found: list[Any] = []
+        seconds = _seconds(report, lambda engine=engine, into=found: into.extend(engine.logprobs(pairs)))
+        refused = next((each for each in found if isinstance(each, Exception)), None)
+        if refused is not None:
+            raise refused
+        differences = [np.abs(a - b).mean() for a, b in zip(expected, found, strict=True)]
+        number = count or min(_MOST, max(len(few), round(_ENGINE_S * len(few) / seconds)))
+        _engine_row(
+            report, family, model, rate, (name, what), number, share=share, difference=float(np.mean(differences))
+        )  # fmt: skip
 
 
 def _engine_row(
-    report: Report, family: Family, model: Any, rate: float, what: str, pairs: Sequence[Prompt],
-    expected: Sequence[Any], *, share: bool,
+    report: Report, family: Family, model: Any, rate: float, names: tuple[str, str], count: int, *, share: bool,
+    difference: float,
 ) -> None:  # fmt: skip
-    engine = make_engine(family, model, share=share)
-    if engine is None:
-        report.skip(f"{family.name}, {what}", f"not available: this engine has no {SHARING}")
-        return
+    """Two runs over `count` samples, the first to count and to warm up. Each by an engine of its own: the least has
+    what a set begins with once, and so must the engine."""
+    name, what = names
+    without_image = reference(name, family)
+    clean = samples(family, count, seed=1)
+    pairs = prepared([each for prompt in clean for each in (prompt, without_image(prompt))])
+    first, second = (make_engine(family, model, share=share) for _ in range(2))
+    assert first is not None
+    assert second is not None
     report.reset_peak()
-    found: list[Any] = []
-    flops = counted(model, lambda: found.extend(engine.logprobs(pairs))).total
-    refused = next((each for each in found if isinstance(each, Exception)), None)
-    if refused is not None:
-        raise refused
-    differences = [np.abs(a - b).mean() for a, b in zip(expected, found[: len(expected)], strict=True)]
-    seconds = _seconds(report, lambda: engine.logprobs(pairs))
+    flops = counted(model, lambda: first.logprobs(pairs)).total
+    seconds = _seconds(report, lambda: second.logprobs(pairs))
     report.add(
-        family.name, what,
-        **_figures(flops, least_flops(family.config, pairs).total, seconds, rate, len(pairs) // 2), **report.peak(),
-        **{"difference, nats": float(np.mean(differences))},
+        family.name, what, **_figures(flops, least_flops(family.config, pairs).total, seconds, rate, count),
+        **report.peak(), **{"difference, nats": difference},
     )  # fmt: skip
 
 
@@ -197,7 +223,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="small models, float32 on a CPU; in a minute")
     parser.add_argument("--seconds", type=float, default=450, help="for everything")
-    parser.add_argument("--samples", type=int, help="of the engine; by default 128, small ones 6")
+    parser.add_argument("--samples", type=int, help="of the engine; by default 4 seconds' worth, small ones 6")
     parser.add_argument("--looped", type=int, help="of the loop; by default 16, small ones 3")
     parser.add_argument("--references", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument("--parts", nargs="+", choices=("scoring", "training"), default=["scoring", "training"])
@@ -214,7 +240,7 @@ def main() -> int:
     small = options.small
     if small:
         torch.set_num_threads(1)  # of models this small, threads are only in each other's way
-    count, looped = options.samples or (6 if small else 128), options.looped or (3 if small else 16)
+    count, looped = options.samples or (6 if small else None), options.looped or (3 if small else 16)
 
     def scored(family: Family) -> Callable[[], None]:
         return lambda: scoring(report, family, family.model(device, dtype), rate, options.references, count, looped)
@@ -229,10 +255,10 @@ def main() -> int:
 
     first, second = families(small=small)
     parts = {
-        f"{first.name}, scoring": (100, scored(first)),
+        f"{first.name}, scoring": (40, scored(first)),
         f"{first.name}, training with LoRA": (60, trained(first, lora=True)),
-        f"{second.name}, scoring": (100, scored(second)),
-        f"{first.name}, training of all weights": (70, trained(first, lora=False)),
+        f"{second.name}, scoring": (40, scored(second)),
+        f"{first.name}, training of all weights": (60, trained(first, lora=False)),
         f"{second.name}, training with LoRA": (60, trained(second, lora=True)),
     }
     for what, (seconds, run) in parts.items():

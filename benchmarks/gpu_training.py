@@ -75,7 +75,8 @@ def training(report: Told, family: Family, dtype: torch.dtype, rate: float, *, l
             }
             report.add(family.name, f"training, {how}, {what}", **figures, **report.peak())
 
-        report.part(f"{kind}, {what}", 0, one)
+        # Beside the arithmetic, at a third of the matrix rate, the model has to be made.
+        report.part(f"{kind}, {what}", 0 if report.device == "cpu" else 15 + 1.5 * 3 * flops / rate, one)
 
     measured("packed", lambda: ours(report, family, prompts, dtype, lora=lora, batch=batch, packed=True))
     measured("padded", lambda: ours(report, family, prompts, dtype, lora=lora, batch=batch, packed=False))

@@ -175,6 +175,7 @@ class _QwenImages:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         self._processor = Qwen2VLImageProcessorPil(min_pixels=4 * 28 * 28, max_pixels=16384 * 28 * 28)
+        self.mean = tuple(self._processor.image_mean)
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:
         from PIL import Image
