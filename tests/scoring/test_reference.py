@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import numpy as np
 import pytest
 
 from vig_ray.model.prompt import Prompt, PromptImage
+from vig_ray.options import ReferenceName
 from vig_ray.scoring.blur import blur_kernel, blur_opencv
-from vig_ray.scoring.reference import blind, blur
+from vig_ray.scoring.reference import REFERENCES, blind, blur, make_reference
 
 
 @pytest.mark.parametrize(
@@ -89,3 +92,28 @@ def test_an_image_is_blurred_once_for_all_its_samples() -> None:
     for _ in range(3):
         _ = blur(prompt_with(image)).images[0].inputs, image.inputs
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["blur", "mean", "noise", "vcd"])
+def test_an_image_whose_pixels_were_released_is_not_decoded_again(name: Any, demo_formatter: Any) -> None:
+    """For the next sample that names it."""
+    calls = []
+
+    def load() -> np.ndarray:
+        calls.append(1)
+        return np.zeros((8, 12, 3), np.uint8)
+
+    image = PromptImage("a.png", load, demo_formatter.preprocess)
+    without = make_reference(name, formatter=demo_formatter).without_image
+    for _ in range(2):
+        _ = image.inputs, without(prompt_with(image)).images[0].inputs
+        image.release()
+    assert len(calls) == 1
+
+
+def test_references_know_their_names_and_what_they_need(demo_formatter: Any) -> None:
+    for name in get_args(ReferenceName):
+        if name != "blur-mean":
+            reference = make_reference(name, formatter=demo_formatter)
+            assert (reference.name, reference.needs_hiding) == (name, name == "blind")
+    assert set(REFERENCES) < set(get_args(ReferenceName))
