@@ -120,8 +120,7 @@ class TorchEngine:
         self.plainly: set[Kind] = set() if self._has_base else {"by parts", "whole", "hidden"}
         self.no_blind: PromptError | None = None  # why images can't be hidden
         self.description = f"torch {torch.__version__}, {type(model).__name__} on {self.device} in {self.dtype}"
-        self._attention = getattr(text, "_attn_implementation", None) or "sdpa"
-        self._own_attention = self._attention
+        self._own_attention = getattr(text, "_attn_implementation", None) or "sdpa"
         self._tree = TreeRunner(self, share=share_prefixes)
         self.spares_last_mlp = bool(self.packed) and spare_last_mlp(model.get_decoder().layers[-1])
 
@@ -178,8 +177,11 @@ class TorchEngine:
 
     def _run_tree(self, prompts: Sequence[Prompt]) -> list[LogProbs]:
         """These prompts as a tree; whatever the model raises is raised."""
-        self._attend_by(NAME)
-        return self._tree.run(prompts)
+        self.model.set_attn_implementation({"text_config": NAME})
+        try:
+            return self._tree.run(prompts)
+        finally:  # the model's own forward, with its masks, is others' too
+            self.model.set_attn_implementation({"text_config": self._own_attention})
 
     def halve_batches(self, tokens: int) -> bool:
         """Bound forwards by half of `tokens`, for want of memory; False where that is too few to help."""
@@ -254,12 +256,6 @@ class TorchEngine:
         tokens = max(len(prompt.token_ids) for prompt in prompts)
         return PromptError(_OUT_OF_MEMORY, f"{tokens} tokens don't fit by themselves; lower --max-length")
 
-    def _attend_by(self, implementation: str) -> None:
-        """Let the language model's layers attend in this way."""
-        if self._attention != implementation:
-            self.model.set_attn_implementation({"text_config": implementation})
-            self._attention = implementation
-
     def run_batch(self, prompts: Sequence[Prompt]) -> list[LogProbs]:
         """Prompts of one kind, together, in the way that is set for it. Whatever the model raises is raised."""
         return self._run_tree(prompts) if self._way(prompts[0]) == "packed" else self._run_batch(prompts)
@@ -269,7 +265,6 @@ class TorchEngine:
         """One padded batch: all prompts with visible images, or all with hidden ones; or each by itself."""
         if kind(prompts[0]) in self.plainly:
             return [self.run_plainly(prompt) for prompt in prompts]
-        self._attend_by(self._own_attention)
         hidden = prompts[0].hide_images
         rows = [_Row(prompt, leave_out=hidden and self._leaves_out) for prompt in prompts]
         longest = max(len(row.ids) for row in rows)
@@ -302,7 +297,6 @@ class TorchEngine:
     @torch.inference_mode()
     def run_plainly(self, prompt: Prompt) -> LogProbs:
         """One sample as its family's own forward takes it, images hidden by the attention mask. Raises PromptError."""
-        self._attend_by(self._own_attention)
         ids_1L = self.to_device(prompt.token_ids.astype(np.int64)[None])
         mask_1L = torch.ones_like(ids_1L)
         arguments: dict[str, Any] = {}
