@@ -25,7 +25,7 @@ def model(family: Family) -> Any:
 @pytest.mark.parametrize("name", PASSES)
 def test_the_engine_computes_hardly_more_than_the_least(family: Family, model: Any, name: str) -> None:
     engine = TorchEngine(model, family.formatter.collate)
-    result = compared(family, model, engine, samples(family, 24), name)
+    result = compared(family, model, engine, samples(family, 12), name)
     assert result.difference < 1e-5
     # What the least has is needed, but for attention, whose future a kernel may leave out.
     assert result.engine.by_part["layers"] >= result.least.layers
