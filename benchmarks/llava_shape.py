@@ -12,7 +12,7 @@ stand to each other as in the large one. Nothing here needs Ray or a download.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -295,33 +295,8 @@ def picture(size: tuple[int, int], *, seed: int) -> Pixels:
 
 
 def reference(name: str, family: Family) -> Callable[[Prompt], Prompt]:
-    """The reference called `name`, as `vig_ray.scoring.reference` has it."""
-    own = {"mean": _Mean(family), "no-image": _no_image}
-    try:
-        return make_reference(name, formatter=family.formatter).without_image
-    except KeyError:
-        return own[name]
-
-
-class _Mean:
-    """Every image replaced by one of the mean colour, the same for all samples."""
-
-    def __init__(self, family: Family) -> None:
-        grey = np.full((family.size[1], family.size[0], 3), (122, 116, 104), dtype=np.uint8)
-        self._image = PromptImage("mean", lambda: grey, family.formatter.preprocess)
-
-    def __call__(self, prompt: Prompt) -> Prompt:
-        return replace(prompt, images=tuple(self._image for _ in prompt.images))
-
-
-def _no_image(prompt: Prompt) -> Prompt:
-    """The text alone, moved up to where the image was."""
-    kept = ~prompt.image_mask
-    moved = (np.cumsum(kept) - 1).astype(np.int32)
-    return replace(
-        prompt, token_ids=prompt.token_ids[kept], answer_positions=moved[prompt.answer_positions],
-        image_mask=prompt.image_mask[kept], image_spans=np.zeros((0, 2), np.int32), images=(),
-    )  # fmt: skip
+    """The reference called `name`, by the job's defaults."""
+    return make_reference(name, formatter=family.formatter).without_image
 
 
 def prepared(prompts: Sequence[Prompt]) -> list[Prompt]:

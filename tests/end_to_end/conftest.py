@@ -44,12 +44,12 @@ def read_scores(out: Path | str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def held_out(tmp_path_factory: pytest.TempPathFactory, start_ray: Callable[[], None]) -> Path:
-    """2,000 demo samples that the demo model was not trained on, scored with `blur` by the command line."""
+    """2,000 demo samples that the demo model was not trained on, scored by the command line, blurred by OpenCV."""
 
     def make(out: Path) -> None:
         start_ray()
         data = world.write(str(out / "data"), 2000, HELD_OUT_SEED)
-        line = ("--data", data, "--model", CHECKPOINT, "--out", str(out), "--reference", "blur")
+        line = ("--data", data, "--model", CHECKPOINT, "--out", str(out), "--blur", "opencv")
         done = call("score", *line, "--workers", "2", "--prepare-workers", "1")
         (out / "printed.txt").write_text(done.stdout)
         (out / "progress.txt").write_text(done.stderr)

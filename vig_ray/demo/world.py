@@ -134,10 +134,14 @@ def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
     return [(x + dx, y + dy) for dx, dy in corners]
 
 
-def draw(scene: Scene, *, labels: bool = False) -> Image.Image:
-    """The scene as an RGB image; with `labels` as a greyscale map: 0 background, 1 left, 2 right, 3 dot."""
+def draw(scene: Scene, *, labels: bool = False, size: tuple[int, int] | None = None) -> Image.Image:
+    """The scene as an RGB image; with `labels` as a greyscale map: 0 background, 1 left, 2 right, 3 dot.
+
+    `size`: width and height in pixels, by default one of `SIZES`.
+    """
     rng = random.Random(scene.seed)
     width, height = rng.choice(SIZES)
+    width, height = size or (width, height)
     image = Image.new("L", (width, height), 0) if labels else Image.new("RGB", (width, height), (245, 245, 240))
     pen = ImageDraw.Draw(image)
     for index, (thing, center) in enumerate(((scene.left, 0.25), (scene.right, 0.75))):
