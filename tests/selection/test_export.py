@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -42,9 +43,15 @@ def exported(scored: Path, tmp_path: Path, name: str, **options: Any) -> Any:
 def test_llava_comes_back_as_it_went_in(scored: Path, tmp_path: Path) -> None:
     original = json.loads((scored / "data" / "data.json").read_text())
     rows = exported(scored, tmp_path, "out.json", format="llava", images=str(scored / "data"))
-    numbers = [int(row["sample_key"].rsplit("/", 1)[1]) for row in selected(scored)]
-    assert len(rows) == len(numbers)
-    for row, number in zip(rows, sorted(numbers), strict=True):
+    kept = {row["sample_key"] for row in selected(scored)}
+    samples = [
+        key
+        for path in sorted((scored / "samples").glob("*.parquet"))
+        for key in pq.read_table(path)["sample_key"].to_pylist()
+    ]
+    numbers = [int(key.rsplit("/", 1)[1]) for key in samples if key in kept]
+    assert len(rows) == len(numbers) == len(kept)
+    for row, number in zip(rows, numbers, strict=True):
         assert row["conversations"] == original[number]["conversations"]
         assert row.get("image") == original[number].get("image")
     # And it is a dataset that this project reads.
