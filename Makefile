@@ -38,6 +38,7 @@ families: .venv/ready  ## the table of docs/models.md: each model family against
 
 bench: .venv/ready  ## the numbers of docs/speed.md
 	$(BIN)/python benchmarks/score.py
+	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/cluster.py
