@@ -39,6 +39,9 @@ families: .venv/ready  ## the table of docs/models.md: each model family against
 bench: .venv/ready  ## the numbers of docs/speed.md
 	$(BIN)/python -m benchmarks.score
 	$(BIN)/python -m benchmarks.flops
+	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/blur.py
+	$(BIN)/python benchmarks/references.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.train --model shape

@@ -86,7 +86,7 @@ def test_photographs(name: str, width: int) -> None:
     photograph = photographs()[name]
     for height in (photograph.shape[0] * width // 640, width):
         pixels = cv2.resize(photograph, (width, height), interpolation=cv2.INTER_AREA)
-        assert from_exact(pixels) < 0.9  # what is said in docs/scoring.md
+        assert from_exact(pixels) < 0.7  # as docs/scoring.md says
 
 
 SIZES = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 7), (3, 5), (13, 200), (50, 51), (64, 65), (101, 66), (1, 501), (900, 1)]
@@ -141,6 +141,8 @@ def test_pixels_may_be_a_view_and_read_only() -> None:
     for blur in (blur_fast, blur_opencv):
         np.testing.assert_array_equal(blur(view), blur(pixels))
         np.testing.assert_array_equal(view, pixels)
+        turned = np.ascontiguousarray(pixels.transpose(1, 0, 2)).transpose(1, 0, 2)
+        np.testing.assert_array_equal(blur(turned), blur(pixels))
 
 
 @pytest.mark.parametrize("width", [336, 640])
