@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from tests.command import call
 from tests.end_to_end.conftest import HELD_OUT_SEED, read_scores
+from vig_ray.dataset.images import load_image
+from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, truth, world
+from vig_ray.model.prompt import PromptImage
+from vig_ray.scoring.engines.torch import TorchEngine
+from vig_ray.scoring.gain import sample_gain
+from vig_ray.scoring.prepare import make_passes
 from vig_ray.scoring.schema import scores_schema
 from vig_ray.stage import read_stage
+from vig_ray.tables.directories import rows_of
 
 GOLDEN = Path(__file__).parent / "golden_scores.json"
+GOLDEN_FAST = GOLDEN.with_name("golden_gains_fast.json")
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +132,27 @@ def test_golden_scores(held_out: Path) -> None:
         for name in ("clean_logprobs", "blur_logprobs"):
             np.testing.assert_allclose(row[name], expected[name], atol=1e-5, rtol=0)
         assert row["vig"] == pytest.approx(expected["vig"], abs=1e-5)
+
+
+def fast_gains(held_out: Path, formatter: Any, model: Any) -> dict[str, float]:
+    """VIG of the golden samples with the fast blur, by their keys."""
+    keys = list(json.loads(GOLDEN.read_text()))
+    rows = rows_of(str(held_out / "samples"), keys, ["images", "conversation"])
+    prompts = []
+    for key in keys:
+        images = [
+            PromptImage(each["uri"], partial(load_image, each), formatter.preprocess) for each in rows[key]["images"]
+        ]
+        prompt = formatter.prompt([Turn(**turn) for turn in rows[key]["conversation"]], images)
+        prompts += [one(prompt) for one in make_passes(("clean", "blur"), formatter)]
+    logp = TorchEngine(model, formatter.collate).logprobs(prompts)
+    return {key: sample_gain(*pair) for key, pair in zip(keys, zip(logp[::2], logp[1::2], strict=True), strict=True)}
+
+
+def test_golden_gains_of_the_fast_blur(held_out: Path, demo_formatter: Any, demo_model: Any) -> None:
+    """Recorded once, when the fast blur became the default; OpenCV's are `GOLDEN`."""
+    recorded = json.loads(GOLDEN_FAST.read_text())
+    found = fast_gains(held_out, demo_formatter, demo_model)
+    assert found == pytest.approx(recorded, abs=1e-5)
+    by_opencv = {key: row["vig"] for key, row in json.loads(GOLDEN.read_text()).items()}
+    assert spearmanr([found[key] for key in by_opencv], list(by_opencv.values()))[0] > 0.999
