@@ -420,7 +420,7 @@ def test_any_conversation_comes_out_as_it_went_in(
     else:
         path.write_text(json.dumps(llava, ensure_ascii=kind == "ascii", indent=1), encoding="utf-8")
 
-    rows = bench.load(path, overwrite=True, rows_per_file=2)
+    rows = bench.load(path, overwrite=True, rows_per_file=2, order="as-is")
     assert [row["error"] for row in rows] == [None] * len(given_rows)
     for row, (expected, names) in zip(rows, given_rows, strict=True):
         assert [(turn["role"], turn["text"]) for turn in row["conversation"]] == expected

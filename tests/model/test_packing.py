@@ -96,7 +96,8 @@ def test_every_path_sees_what_it_sees_alone(seed: int) -> None:
 @pytest.mark.parametrize("kernel", ["of the device", "plain products"])
 def test_gradients_of_what_is_shared_add_up(seed: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernel == "plain products":
-        monkeypatch.setattr("vig_ray.model.attention._kernel", lambda _: _Plain())
+        monkeypatch.setattr("vig_ray.model.attention._kernel", lambda *_: _Plain())
+        monkeypatch.setattr("vig_ray.model.attention._SCORES_AT_ONCE", 300)  # a few queries at a time
     rng = np.random.default_rng(seed)
     branches = paths(rng, 12)
     packed = tree(branches)

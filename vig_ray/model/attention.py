@@ -23,6 +23,7 @@ from vig_ray.model.head import forward_arguments
 from vig_ray.model.packing import Tree
 
 NAME = "vig_packed"
+_SCORES_AT_ONCE = 1 << 26  # 256 MB of float32
 Stored = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Keys and values by attention layer, [1, heads, tokens, D] each."""
 
@@ -165,7 +166,7 @@ def _forward(
     outside: Sequence[tuple[torch.Tensor, torch.Tensor] | None],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The joined output [1, heads, N, D] and log-sum-exps [1, heads, N], float32."""
-    kernel = _kernel(query)
+    kernel = _kernel(query, value)
     out, lse = kernel.own(query, key, value, row, scale)
     out = out.float() if row.above else out
     for above, given in zip(row.above, outside, strict=True):
@@ -202,7 +203,7 @@ class _Joined(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         row: Row = ctx.row
-        kernel = _kernel(query)
+        kernel = _kernel(query, value)
         grads = kernel.own_backward(grad, query, key, value, out, lse, row, ctx.scale)
         dq, dk, dv = grads
         for first, past, start, end, _ in row.above:
@@ -221,16 +222,19 @@ Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class _Plain:
-    """Plain products in float32; on any device, for any type."""
+    """Plain products in float32, some queries at a time; on any device, for any type."""
 
     def one(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, *, causal: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries [1, heads, M, D] on keys [1, fewer heads, K, D]: the output and its log-sum-exps, float32."""
-        scores = _scores(query, key, scale, causal=causal)
-        lse = scores.logsumexp(-1)
-        probabilities = torch.exp(scores - lse.unsqueeze(-1))
-        return probabilities @ _repeated(value, query).float(), lse
+        value = _repeated(value, query).float()
+        outputs, lses = [], []
+        for first, past in _slices(query, key):
+            scores = _scores(query[:, :, first:past], key, scale, first if causal else None)
+            lses.append(scores.logsumexp(-1))
+            outputs.append(torch.exp(scores - lses[-1].unsqueeze(-1)) @ value)
+        return torch.cat(outputs, dim=2), torch.cat(lses, dim=2)
 
     def one_backward(
         self,
@@ -245,14 +249,18 @@ class _Plain:
         causal: bool,
     ) -> Three:
         """The part of the gradients that comes through these keys, given the joined output and log-sum-exps."""
-        grad = grad.float()
-        probabilities = torch.exp(_scores(query, key, scale, causal=causal) - lse.unsqueeze(-1))
-        row_sums = (grad * out.float()).sum(-1, keepdim=True)
-        d_scores = probabilities * (grad @ _repeated(value, query).float().transpose(-1, -2) - row_sums)
-        dq = d_scores @ _repeated(key, query).float() * scale
-        dk = d_scores.transpose(-1, -2) @ query.float() * scale
-        dv = probabilities.transpose(-1, -2) @ grad
-        return dq, _summed(dk, key), _summed(dv, value)
+        keys, values = _repeated(key, query).float(), _repeated(value, query).float()
+        dk, dv, dq = torch.zeros_like(keys), torch.zeros_like(values), []
+        row_sums = (grad.float() * out.float()).sum(-1, keepdim=True)
+        for first, past in _slices(query, key):
+            queries, grads = query[:, :, first:past], grad[:, :, first:past].float()
+            scores = _scores(queries, key, scale, first if causal else None)
+            probabilities = torch.exp(scores - lse[:, :, first:past].unsqueeze(-1))
+            d_scores = probabilities * (grads @ values.transpose(-1, -2) - row_sums[:, :, first:past])
+            dq.append(d_scores @ keys * scale)
+            dk += d_scores.transpose(-1, -2) @ queries.float() * scale
+            dv += probabilities.transpose(-1, -2) @ grads
+        return torch.cat(dq, dim=2), _summed(dk, key), _summed(dv, value)
 
     def own(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: Row, scale: float
@@ -332,7 +340,7 @@ class _Cpu(_Plain):
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, query, key, value, out, lse, 0.0, causal, scale=scale
         )
-        return dq, dk, dv
+        return dq.float(), dk.float(), dv.float()  # added up in float32
 
 
 class _Flash(_Plain):
@@ -407,13 +415,16 @@ class _Flash(_Plain):
         return self._call_backward(grad, query, key, value, out, lse, scale, ends, lengths, causal=False)
 
 
-def _kernel(query: torch.Tensor) -> _Plain:
-    """The attention kernel for these queries' device and type."""
+def _kernel(query: torch.Tensor, value: torch.Tensor) -> _Plain:
+    """The attention kernel for the device and type of these queries and values, [1, heads, N, D]."""
+    if query.shape[-1] != value.shape[-1]:  # multi-head latent attention
+        return _PLAIN
     if query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16):
         return _CPU
     half = query.dtype in (torch.float16, torch.bfloat16)
-    if query.device.type == "cuda" and half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256:
-        return _FLASH
+    # Where flash attention is: from Ampere on, and backward, not on every GPU above a head's width of 192.
+    if query.device.type == "cuda" and half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 192:
+        return _FLASH if torch.cuda.get_device_capability(query.device) >= (8, 0) else _PLAIN
     return _PLAIN
 
 
@@ -430,12 +441,21 @@ def _summed(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return gradient.view(*x.shape[:2], -1, *gradient.shape[2:]).sum(2)
 
 
-def _scores(query: torch.Tensor, key: torch.Tensor, scale: float, *, causal: bool) -> torch.Tensor:
+def _slices(query: torch.Tensor, key: torch.Tensor) -> list[tuple[int, int]]:
+    """Queries from one place to another, so many that their scores take bounded memory."""
+    length = query.shape[2]
+    step = max(1, _SCORES_AT_ONCE // (query.shape[1] * key.shape[2]))
+    return [(first, min(first + step, length)) for first in range(0, length, step)]
+
+
+def _scores(query: torch.Tensor, key: torch.Tensor, scale: float, causal_from: int | None) -> torch.Tensor:
+    """Scores [1, heads, M, K], float32. `causal_from`: the place of the first query among the keys, which hides those
+    behind each query; None where all are seen."""
     scores = query.float() @ _repeated(key, query).float().transpose(-1, -2) * scale
-    if causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(future, -torch.inf)
-    return scores
+    if causal_from is None:
+        return scores
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1 + causal_from)
+    return scores.masked_fill(future, -torch.inf)
 
 
 # Without a mask function of that name, transformers makes no mask and passes None (its docs, "Attention backends").

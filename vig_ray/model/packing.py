@@ -281,8 +281,10 @@ def _laid_out(
         node.start = at
         if node.kept is not None:
             first = node.kept.first
+            assert node.first >= first, "what comes before a kept prefix's own places is another's"
             kept_runs.append(KeptRun(node.kept, node.first - first, node.past - first, at, at + node.tokens))
             continue
+        assert node.of >= kept, "a run of a kept prefix that is not kept"
         one = branches[node.of - kept]
         end = at + node.past - node.first
         before = node.parent

@@ -36,11 +36,11 @@ class ScoreConfig(StageConfig):
     )
     reference: References = Field(
         ("blur",),
-        description="what stands for 'no image': blur (VIG) or blind, the image's positions masked (VisNec); several "
-        "share the clean pass, and vig is of the first; finished scores get those that they lack",
+        description="what stands for 'no image': blur (VIG), blind (VisNec), or a cheaper one (docs/scoring.md); "
+        "several share the clean pass, and vig is of the first; finished scores get those that they lack",
     )
     blur: BlurName = Field(
-        "fast", description="how images are blurred: fast is within 1.1 grey levels of the Gaussian; opencv is OpenCV's"
+        "fast", description="how blurred images are computed: fast, or by opencv's convolution, ten times as slow"
     )
     engine: EngineName = Field(
         "auto",
@@ -82,7 +82,7 @@ class ScoreConfig(StageConfig):
     batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="tokens a batch: padded ones of torch, by default 16384 on a GPU, 1024 on a CPU; vLLM's "
+        description="tokens of a forward, by default 16384 on a GPU and 1024 on a CPU with torch; vLLM's "
         "max_num_batched_tokens, by default its own",
     )
     window: int = Field(256, ge=1, description="rows that an engine sorts and batches together")

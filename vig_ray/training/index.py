@@ -65,7 +65,7 @@ def of_selection(samples: str, selection: str) -> Index:
         sample_at[theirs] = where
         taken |= sample_at[theirs] != where  # by a later row of this table
         ambiguous.append(of_rows[selected][taken])
-    _settleby_key(samples, selection, np.unique(np.concatenate(ambiguous)), sample_at)
+    _settle_by_key(samples, selection, np.unique(np.concatenate(ambiguous)), sample_at)
     absent = np.flatnonzero(sample_at == _NOWHERE)
     if len(absent):
         key = Rows(selection, ["sample_key"]).get(selection_at[absent[:1]])[0]["sample_key"]
@@ -76,7 +76,7 @@ def of_selection(samples: str, selection: str) -> Index:
     return Index(sample_at, selection_at)
 
 
-def _settleby_key(samples: str, selection: str, ambiguous: Hashes, sample_at: Places) -> None:
+def _settle_by_key(samples: str, selection: str, ambiguous: Hashes, sample_at: Places) -> None:
     """Set the place of every selected sample whose hash is one of `ambiguous`, those of several keys, by its key.
 
     Raises StageError where a key is there twice.
