@@ -30,6 +30,7 @@ import pyarrow as pa
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.scoring.prepare import Preparer
+from vig_ray.scoring.prepared import unpack
 
 H200 = 35.0  # samples/s
 HERE = Path(__file__).parent
@@ -67,7 +68,7 @@ def sample_part(folder: Path, rounds: int) -> None:
 
 def timed(preparer: Preparer, table: pa.Table) -> float:
     began = time.process_time()
-    errors = [error for error in preparer(table)["error"].to_pylist() if error]
+    errors = [row["error"] for row in unpack(preparer(table)) if row["error"]]
     assert not errors, errors[0]
     return time.process_time() - began
 

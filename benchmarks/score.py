@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
 import statistics
 import tempfile
 import time
@@ -39,6 +38,7 @@ from vig_ray.scoring import job
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.scoring.prepare import Preparer
+from vig_ray.scoring.prepared import unpack
 from vig_ray.scoring.schema import prepared_schema
 from vig_ray.scoring.score import score_rows
 from vig_ray.stage import parquet_files
@@ -74,7 +74,7 @@ def engine_part(rows: list[dict], rounds: int) -> None:
     formatter = load_formatter(CHECKPOINT)
     model = load_model(CHECKPOINT, dtype="float32", device="cpu")
     engine = TorchEngine(model, formatter.collate)
-    pairs = [pickle.loads(row["prompts"]) for row in rows if row["prompts"] is not None]
+    pairs = [row["prompts"] for row in rows if row["prompts"] is not None]
     prompts = [prompt for pair in pairs for prompt in pair]
     worst = largest_difference(published_loop(model, formatter.collate, prompts[:40]), engine.logprobs(prompts[:40]))
     ratios, rates = [], []
@@ -137,16 +137,16 @@ def plain_process(table, window: int) -> float:
     prepare = preparer()
     formatter = load_formatter(CHECKPOINT)
     engine = TorchEngine(load_model(CHECKPOINT, dtype="float32", device="cpu"), formatter.collate)
-    score_rows(engine, prepare(table.slice(0, 64)).to_pylist(), BLUR)
+    score_rows(engine, unpack(prepare(table.slice(0, 64))), BLUR)
     began = time.perf_counter()
     for start in range(0, table.num_rows, window):
-        score_rows(engine, prepare(table.slice(start, window)).to_pylist(), BLUR)
+        score_rows(engine, unpack(prepare(table.slice(start, window))), BLUR)
     return table.num_rows / (time.perf_counter() - began)
 
 
 def bare_engine(table, window: int, model: str) -> float:
     """Score what is prepared already, window by window; samples/s without the first one."""
-    rows = preparer(model)(table).to_pylist()
+    rows = unpack(preparer(model)(table))
     engine = TorchEngine(load_model(model, dtype="float32", device="cpu"), load_formatter(model).collate)
     score_rows(engine, rows[:window], BLUR)
     began = time.perf_counter()
@@ -213,7 +213,7 @@ def main() -> None:
         if options.part in ("engine", "all"):
             data = world.write(os.path.join(folder, "engine", "data"), 600, seed=8)
             imported = importing.run(importing.ImportConfig(data=data, out=os.path.join(folder, "engine"))).directory
-            rows = preparer()(pq.read_table(parquet_files(imported))).to_pylist()
+            rows = unpack(preparer()(pq.read_table(parquet_files(imported))))
             assert list(rows[0]) == prepared_schema().names
             engine_part(rows, options.rounds)
         if options.part in ("shape", "all"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from vig_ray.dataset import importing
 from vig_ray.dataset.importing import ImportConfig
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.scoring.prepare import Preparer
+from vig_ray.scoring.prepared import unpack
 
 ENGINES = Path(gated.__file__).parent
 ENGINE = ("--engine", "gated:engine")
@@ -113,11 +113,11 @@ def expected_scores(
     )  # fmt: skip
     samples = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "samples").glob("*.parquet"))])
     rows = []
-    for row in preparer(samples).to_pylist():
+    for row in unpack(preparer(samples)):
         scored: dict[str, Any] = dict.fromkeys(NUMBERS)
         scored |= {name: row[name] for name in ("sample_key", "token_ids", "error")}
         if row["prompts"] is not None:
-            clean, reference = compute(pickle.loads(row["prompts"]))
+            clean, reference = compute(row["prompts"])
             gain = float(np.mean(clean.astype(np.float64) - reference))
             scored |= {"clean_logprobs": clean.tolist(), "blur_logprobs": reference.tolist(), "vig": gain}
         rows.append(scored)

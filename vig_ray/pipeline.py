@@ -5,7 +5,8 @@
 
 A stage says what its steps are and what its table holds; `run_steps` does the rest. A run that was killed goes on
 where it was: Ray Data's checkpoint records the keys of every block that was written, and they are not read again.
-Steps get and give blocks row for row, so that every sample comes out once.
+What goes from one step to the next may be rows of anything; the last one gives a row a sample, so that every sample
+comes out once.
 """
 
 from __future__ import annotations

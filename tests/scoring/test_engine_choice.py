@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,8 @@ from vig_ray.row_counter import RowCounter
 from vig_ray.scoring import job, score
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines import EngineDiedError, load
-from vig_ray.scoring.schema import prepared_schema
+from vig_ray.scoring.prepared import pack
+from vig_ray.scoring.schema import groups_schema, prepared_schema
 
 
 @pytest.mark.parametrize(
@@ -118,16 +118,16 @@ class Fragile:
         return [np.full(len(prompt.answer_positions), -1.0, np.float32) for prompt in prompts]
 
 
-def block(count: int) -> pa.Table:
-    """Prepared rows whose only answer token is 100 + their number."""
+def block(count: int, first: int = 0) -> pa.Table:
+    """Prepared rows from number `first` on whose only answer token is 100 + their number."""
     rows = []
-    for number in range(count):
+    for number in range(first, first + count):
         ids = np.array([1, 100 + number], dtype=np.int32)
         prompt = Prompt(ids, np.array([1]), np.array([0]), ids == 0, np.zeros((0, 2), np.int32), ())
         row = dict.fromkeys(prepared_schema().names)
         row |= {"sample_key": f"made/{number}", "num_truncated_tokens": 0, "token_ids": [100 + number], "turn": [0]}
-        rows.append(row | {"prompts": pickle.dumps((prompt, prompt))})
-    return pa.Table.from_pylist(rows, schema=prepared_schema())
+        rows.append(row | {"prompts": (prompt, prompt)})
+    return pack(rows, groups_schema())
 
 
 @pytest.fixture
@@ -213,5 +213,5 @@ def test_small_blocks_of_killing_rows_in_succession_end_as_errors(lives: Any) ->
     """A block of one row says as much about it as the row run alone."""
     engine, counter = Fragile(100, 101, 102), Local()
     for number in range(4):
-        (row,), _ = lives(engine, block(4).slice(number, 1), counter)
+        (row,), _ = lives(engine, block(1, number), counter)
         assert (row["error"] is None) == (number == 3)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 from tests.oracle import blurred, plain_logprobs
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
+from vig_ray.model.arrays import tensors
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import Engine
@@ -403,6 +407,76 @@ def test_batches_hold_every_prompt_once_and_stay_within_their_budget() -> None:
         assert [i for batch in batches for i in batch] == order
         for batch in batches:
             assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 256
+
+
+class Waits(TorchFunctionMode):
+    """What our own code calls that waits for the device: a tensor's value, or a size that depends on one."""
+
+    VALUES = (
+        "item",
+        "tolist",
+        "cpu",
+        "numpy",
+        "nonzero",
+        "masked_select",
+        "unique",
+        "__bool__",
+        "__int__",
+        "__float__",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        index = args[1] if name == "__getitem__" else ()
+        by_mask = any(
+            isinstance(one, torch.Tensor) and one.dtype == torch.bool
+            for one in (index if isinstance(index, tuple) else (index,))
+        )
+        if name in self.VALUES or by_mask:
+            caller = next(each for each in reversed(traceback.extract_stack()[:-1]) if "/torch/" not in each.filename)
+            if "/vig_ray/" in caller.filename:
+                self.found.append(f"{Path(caller.filename).name} {caller.name}: {name}")
+        return function(*args, **(kwargs or {}))
+
+
+def test_rows_wait_for_the_device_once(family: Family, pictures: list[Image.Image]) -> None:
+    """So a GPU has its next row before it is done with the last: only the log-probs are waited for, at the end."""
+    if family.name == "gemma":
+        pytest.skip("isn't run as a tree")
+    engine = TorchEngine(family.model, family.formatter.collate, max_batch_tokens=64)
+    turns = [Turn("user", "<image>\nWhat?"), Turn("assistant", "A red circle on the left of a blue square.")]
+    prompts = [
+        family.formatter.prompt(turns, [family.image(str(n), picture)]) for n, picture in enumerate(pictures)
+    ]  # fmt: skip
+    rows: list[Any] = []
+    with family.model.model.register_forward_pre_hook(lambda *given: rows.append(given)), Waits() as waits:
+        engine.logprobs([each for prompt in prompts for each in (prompt, blur(prompt))])
+    assert len(rows) > 4
+    # Positions are computed on the CPU, before the first row.
+    assert [each for each in waits.found if "position" not in each and each != "tree.py <listcomp>: numpy"] == [
+        "tree.py run: cpu"
+    ]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_images_go_to_the_gpu_without_a_wait(pictures: list[Image.Image]) -> None:
+    """By PyTorch's own watch over synchronising calls."""
+    formatter = load_formatter(CHECKPOINT)
+    inputs = [formatter.preprocess(np.asarray(picture)) for picture in pictures]
+    expected = formatter.collate(inputs, "cpu", torch.float32)["pixel_values"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = [formatter.collate(inputs, "cuda", torch.float32), tensors(inputs, "cuda", torch.float32)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found[0]["pixel_values"].cpu(), expected)
+    joined = torch.from_numpy(np.concatenate([each["pixel_values"] for each in inputs]))
+    assert torch.equal(found[1]["pixel_values"].cpu(), joined)
 
 
 @pytest.mark.gpu

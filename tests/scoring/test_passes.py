@@ -38,7 +38,7 @@ class Told:
 
 
 def row(prompts: Any, **more: Any) -> dict[str, Any]:
-    fields = {"sample_key": "made/0", "token_ids": [7, 8], "turn": [0, 0], "prompts": pickle.dumps(prompts)}
+    fields = {"sample_key": "made/0", "token_ids": [7, 8], "turn": [0, 0], "prompts": prompts}
     return dict.fromkeys(prepared_schema().names) | fields | more
 
 

@@ -19,6 +19,7 @@ from vig_ray.model.load import template_fingerprint
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.scoring.prepare import Preparer
+from vig_ray.scoring.prepared import unpack
 from vig_ray.scoring.schema import scores_schema
 from vig_ray.scoring.score import score_rows
 from vig_ray.selection import job
@@ -133,7 +134,7 @@ def write_selected(out: Path, model: Any, formatter: Any, *, samples: int, p: fl
         max_image_pixels=10**8,
     )
     prepared = preparer(pa.concat_tables(tables))
-    rows = score_rows(TorchEngine(model, formatter.collate), prepared.to_pylist(), ("clean", "blur"))
+    rows = score_rows(TorchEngine(model, formatter.collate), unpack(prepared), ("clean", "blur"))
     (out / "scores").mkdir()
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), out / "scores" / "0.parquet")
     stage = read_stage(imported.directory) or {}

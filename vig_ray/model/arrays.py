@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vig_ray.model.prompt import ImageInputs, Prompt
+
+if TYPE_CHECKING:
+    import torch
 
 
 def joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -25,19 +28,26 @@ def joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return np.concatenate([np.pad(array, end) for array, end in zip(arrays, ends, strict=True)])
 
 
+def on_device(array: npt.NDArray[Any], device: Any) -> torch.Tensor:
+    """An array as a tensor on `device`. A GPU copies it in the order of its work, and the CPU doesn't wait for that."""
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # only from pinned memory is the CPU free to go on
+
+
 def tensors(inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:
     """Arrays of several images or samples, joined by name, as tensors on `device`; floats in `dtype`.
 
     Raises ValueError where they have different ones.
     """
-    import torch
-
     if any(each.keys() != inputs[0].keys() for each in inputs):
         raise ValueError("images or samples with arrays of different names")
     out = {}
     for name in inputs[0]:
-        tensor = torch.from_numpy(np.ascontiguousarray(joined([np.asarray(each[name]) for each in inputs])))
-        tensor = tensor.to(device, non_blocking=True)
+        tensor = on_device(joined([np.asarray(each[name]) for each in inputs]), device)
         out[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return out
 

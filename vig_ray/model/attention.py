@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers import AttentionInterface
 
+from vig_ray.model.arrays import on_device
 from vig_ray.model.head import forward_arguments
 from vig_ray.model.packing import Tree
 
@@ -69,7 +71,7 @@ class Row:
         """Where segments begin, and where the last ends, int32 on `device`; the same tensor in every layer."""
         key = tuple(of)
         if key not in self._ends:
-            self._ends[key] = torch.tensor(key, dtype=torch.int32).to(device, non_blocking=True)
+            self._ends[key] = on_device(np.array(key, dtype=np.int32), device)
         return self._ends[key]
 
     @property

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
+from vig_ray.model.arrays import on_device
 from vig_ray.model.prompt import (
     ImageInputs,
     Pixels,
@@ -279,14 +280,11 @@ class LlavaFormatter:
 
         Pixels that aren't uint8 are normalised already.
         """
-        import torch
-
         if any(image["pixel_values"].dtype != np.uint8 for image in inputs):
             ready = np.stack([self.normalised(image)["pixel_values"] for image in inputs])
-            return {"pixel_values": torch.from_numpy(ready).to(device).to(dtype)}
-        pixels = torch.from_numpy(np.stack([image["pixel_values"] for image in inputs])).to(device)
-        mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=device).view(3, 1, 1)
+            return {"pixel_values": on_device(ready, device).to(dtype)}
+        pixels = on_device(np.stack([image["pixel_values"] for image in inputs]), device)
+        mean, std = (on_device(np.array(each, np.float32)[:, None, None], device) for each in (self.mean, self.std))
         return {"pixel_values": ((pixels.float() / 255.0 - mean) / std).to(dtype)}
 
     def identity(self) -> dict[str, Any]:

@@ -136,10 +136,11 @@ class WholeInputs:
         return self._make(self._images)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made, (dict(self.arrays),)
+        return whole_inputs, (dict(self.arrays),)
 
 
-def _made(arrays: ImageInputs) -> WholeInputs:
+def whole_inputs(arrays: ImageInputs) -> WholeInputs:
+    """A sample of which nothing but the arrays for the model is left."""
     whole = WholeInputs(None, ())
     whole.__dict__["arrays"] = arrays
     return whole

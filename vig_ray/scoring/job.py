@@ -7,6 +7,7 @@ same command is given again: Ray Data's checkpointing records which keys each wr
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -290,8 +291,11 @@ def _steps(
         "threads": pools.threads,
         "vllm": config.vllm,
     }
+    # Rows are prepared in groups that stay together, so that many groups of one size are a window.
+    window = min(config.window, config.rows_per_file)
+    groups = math.ceil(window / _ROWS_PREPARED_AT_ONCE)
     return [
-        Step(Preparer, prepare, batch_rows=min(_ROWS_PREPARED_AT_ONCE, config.rows_per_file), actors=pools.preparers),
+        Step(Preparer, prepare, batch_rows=math.ceil(window / groups), actors=pools.preparers),
         Step(
             Scorer,
             {
@@ -300,7 +304,7 @@ def _steps(
                 "references": passes.references,
                 "progress": counter,
             },
-            batch_rows=min(config.window, config.rows_per_file),
+            batch_rows=groups,
             actors=pools.engines,
             cpus=0.5 if pools.gpus_each else 1,
             gpus=pools.gpus_each,

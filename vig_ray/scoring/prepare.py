@@ -6,7 +6,6 @@ A row that can't be prepared keeps its place, with `error` set.
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -19,8 +18,9 @@ from vig_ray.dataset.schema import Turn
 from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, truncate
 from vig_ray.options import BlurName, ReferenceName, Template
+from vig_ray.scoring.prepared import pack
 from vig_ray.scoring.reference import make_reference
-from vig_ray.scoring.schema import prepared_schema
+from vig_ray.scoring.schema import groups_schema, prepared_schema
 from vig_ray.tables.key_index import KeyedRows
 
 TooLong = Literal["error", "truncate"]
@@ -105,7 +105,7 @@ def _made(one: Pass, prompt: Prompt) -> Prompt | PromptError:
 
 
 class Preparer:
-    """A Ray Data callable: a block of `SAMPLES` to a block of `prepared_schema`, row for row.
+    """A Ray Data callable: a block of `SAMPLES` to one row of `groups_schema`, which holds every sample of the block.
 
     `passes`: the names of those to run; `blur`, `average`: see `make_reference`. `held`: of those that rows of
     `earlier` have the results of.
@@ -132,7 +132,7 @@ class Preparer:
         self._passes = make_passes(passes, self._formatter, blur=blur, average=average)
         self._too_long = too_long
         self._max_image_pixels = max_image_pixels
-        self._schema = prepared_schema(held)
+        self._columns, self._schema = prepared_schema(held).names, groups_schema(held)
         self._earlier = earlier() if earlier else None
 
     def __call__(self, samples: pa.Table) -> pa.Table:
@@ -144,10 +144,10 @@ class Preparer:
         else:
             earlier = self._earlier.of(samples["sample_key"])
             rows = [self._added(*both, shared) for both in zip(rows, earlier, strict=True)]
-        return pa.Table.from_pylist(rows, schema=self._schema)
+        return pack(rows, self._schema)
 
     def _row(self, row: Mapping[str, Any], shared: dict[str, PromptImage]) -> dict[str, Any]:
-        out: dict[str, Any] = {name: row[name] for name in ("sample_key", "id", "source", "error")}
+        out: dict[str, Any] = {name: row[name] for name in ("sample_key", "id", "source", "error")} | {"prompts": None}
         if row["error"] is not None:
             return out
         prepared = self._prepared(row, shared)
@@ -158,14 +158,14 @@ class Preparer:
             "token_ids": prepared.prompt.answer_ids,
             "turn": prepared.prompt.turns,
             "note": prepared.prompt.note,
-            "prompts": _pickled(prepared.prompts),
+            "prompts": prepared.prompts,
         }
 
     def _added(
         self, row: Mapping[str, Any], earlier: Mapping[str, Any], shared: dict[str, PromptImage]
     ) -> dict[str, Any]:
         """An earlier row with the prompts of the passes that it lacks."""
-        out = {name: earlier[name] for name in self._schema.names if name in earlier}
+        out = {name: earlier[name] for name in self._columns if name in earlier} | {"prompts": None}
         if earlier["token_ids"] is None or not row["images"]:  # it never came to a pass
             return out
         prepared = self._prepared(row, shared)
@@ -175,8 +175,8 @@ class Preparer:
         elif prepared.prompt.answer_ids.tolist() != earlier["token_ids"]:
             failed = PromptError("Changed", "its answer tokens aren't those of the passes before")
         else:
-            return out | {"prompts": _pickled(prepared.prompts)}
-        return out | {"prompts": _pickled((failed,) * len(self._passes))}
+            return out | {"prompts": prepared.prompts}
+        return out | {"prompts": (failed,) * len(self._passes)}
 
     def _prepared(self, row: Mapping[str, Any], shared: dict[str, PromptImage]) -> Prepared | str:
         """A sample with the prompts of its passes, or why it can't be scored."""
@@ -198,8 +198,3 @@ class Preparer:
 
             shared[key] = PromptImage(key, load, self._formatter.preprocess)
         return shared[key]
-
-
-def _pickled(prompts: tuple[Prompt | PromptError, ...] | None) -> bytes | None:
-    """One pickle for all: what they share is stored once."""
-    return None if prompts is None else pickle.dumps(prompts, protocol=5)

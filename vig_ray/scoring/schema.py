@@ -45,16 +45,65 @@ def scores_schema(references: Sequence[str]) -> pa.Schema:
     )
 
 
+_PROMPT = pa.struct(
+    [
+        # of the arrays of the group: which one is the prompt's token_ids, and so on, as Prompt tells of them
+        *(pa.field(name, pa.int32()) for name in ("token_ids", "answer_positions", "turns")),
+        *(pa.field(name, pa.int32()) for name in ("image_mask", "image_spans", "answer_chars")),
+        pa.field("hide_images", pa.bool_()),
+        pa.field("truncated", pa.int32()),
+        pa.field("note", pa.string()),
+        # of the images of the group: which ones are the prompt's, in order
+        pa.field("images", pa.list_(pa.int32())),
+        # of the images of the group: which one is the whole sample's arrays; null for prompts from parts
+        pa.field("whole", pa.int32()),
+        # a PromptError in the place of a prompt; all else is null then
+        pa.field("error", pa.struct([pa.field("kind", pa.string()), pa.field("cause", pa.string())])),
+    ]
+)
+
+
 def prepared_schema(held: Sequence[str] = ()) -> pa.Schema:
-    """The columns of what the CPU stage hands to the engines. `held`: passes whose results the rows have already."""
+    """The columns of a sample that the CPU stage has prepared. `held`: passes whose results it has already."""
     of_rows = ["sample_key", "id", "source", "num_truncated_tokens", "token_ids", "turn", "note", "error"]
     of_passes = [column(name) for name in held for column in (loss_column, logprobs_column)]
     scores = scores_schema([name for name in held if name != CLEAN])
     return pa.schema(
         [
             *(scores.field(name) for name in (*of_rows, *of_passes, *(["vig"] if held else []))),
-            # the prompts of the passes that are to be run, pickled together, or why one has none (a PromptError); null
-            # where there is nothing to run
-            pa.field("prompts", pa.large_binary()),
+            # the prompts of the passes that are to be run; null where there is nothing to run
+            pa.field("prompts", pa.list_(_PROMPT)),
+        ]
+    )
+
+
+def groups_schema(held: Sequence[str] = ()) -> pa.Schema:
+    """The columns of what the CPU stage hands to the engines: a row is a group of samples, with what they share.
+
+    `vig_ray.scoring.prepared` writes and reads it.
+    """
+    array = pa.struct(
+        [
+            # as NumPy writes it: <f4
+            pa.field("dtype", pa.string()),
+            pa.field("shape", pa.list_(pa.int64())),
+            # row-major, and zeros up to a multiple of 64 bytes
+            pa.field("data", pa.large_binary()),
+        ]
+    )
+    image = pa.struct(
+        [
+            # null for the arrays of a whole sample
+            pa.field("key", pa.string()),
+            # by the name of the model's argument: which one of the group's arrays
+            pa.field("arrays", pa.map_(pa.string(), pa.int32())),
+        ]
+    )
+    return pa.schema(
+        [
+            pa.field("samples", pa.list_(pa.struct(list(prepared_schema(held))))),
+            pa.field("images", pa.list_(image)),
+            # each once, whatever has it
+            pa.field("arrays", pa.large_list(array)),
         ]
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -16,6 +15,7 @@ from vig_ray.model.prompt import Prompt, PromptError
 from vig_ray.scoring.engines import Engine, EngineDiedError, LogProbs
 from vig_ray.scoring.engines.load import load_engine
 from vig_ray.scoring.gain import loss
+from vig_ray.scoring.prepared import unpack
 from vig_ray.scoring.schema import scores_schema
 from vig_ray.tables.passes import CLEAN, logprobs_column, loss_column
 
@@ -39,12 +39,12 @@ def _finite(outcome: Outcome) -> Outcome:
 
 
 def score_rows(engine: Engine, rows: Sequence[Mapping[str, Any]], passes: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of `prepared_schema` to rows of `scores_schema`, in order.
+    """Samples as `unpack` gives them to rows of `scores_schema`, in order.
 
     `passes`: the names of those that the rows' prompts are of. `vig` is of the one after the clean pass; rows without a
     clean prompt hold theirs already.
     """
-    outcomes = iter(run_passes(engine, [pickle.loads(row["prompts"]) for row in rows if row["prompts"] is not None]))
+    outcomes = iter(run_passes(engine, [row["prompts"] for row in rows if row["prompts"] is not None]))
     out = []
     for row in rows:
         scored = {name: value for name, value in row.items() if name != "prompts"}
@@ -89,7 +89,8 @@ SINGLY_AFTER = 2
 
 
 class Scorer:
-    """A Ray Data callable that holds an engine: a block of `prepared_schema` to one of `scores_schema`, row for row.
+    """A Ray Data callable that holds an engine: rows of `groups_schema` to one of `scores_schema` for each of their
+    samples.
 
     `engine`: the arguments of `load_engine`. `passes`: those to run. `references`: those that the scores will have.
     `progress`: a `RowCounter`, or None. Where the engine dies, so does this process: Ray starts another and gives it
@@ -107,7 +108,7 @@ class Scorer:
 
     def __call__(self, prepared: pa.Table) -> pa.Table:
         """Score a block."""
-        rows = prepared.to_pylist()
+        rows = unpack(prepared)
         if self._progress is None or not rows:
             return pa.Table.from_pylist(score_rows(self._engine, rows, self._passes), schema=self._schema)
         import ray

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vig_ray.model.arrays import on_device
 from vig_ray.model.head import forward_arguments
 from vig_ray.model.prompt import ImageInputs, PromptImage
 
@@ -69,7 +70,7 @@ class ImageFeatures:
         arguments: dict[str, Any] = {"mm_encoder_outputs": {"image": output}}
         grids = [image.inputs["image_grid_thw"] for image in images if "image_grid_thw" in image.inputs]
         if grids:
-            arguments["image_grid_thw"] = torch.from_numpy(np.concatenate(grids)).to(self._device)
+            arguments["image_grid_thw"] = on_device(np.concatenate(grids), self._device)
         return arguments
 
     def _make(self, images: Sequence[PromptImage]) -> bool:

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from vig_ray.compat.transformers import spare_last_mlp
-from vig_ray.model.arrays import of_whole
+from vig_ray.model.arrays import of_whole, on_device
 from vig_ray.model.attention import NAME, can_pack
 from vig_ray.model.head import applied_softcap, capped, forward_arguments, token_types_argument
 from vig_ray.model.positions import position_ids
@@ -351,9 +351,7 @@ class TorchEngine:
 
     def to_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         """An array as a tensor on the engine's device."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        # Only from pinned memory does a copy leave the CPU free to go on.
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        return on_device(array, self.device)
 
     def vision_arguments(
         self, images: Sequence[PromptImage], tokens: int, ahead: Iterable[PromptImage] = ()
