@@ -199,6 +199,24 @@ def test_one_picture_for_all_and_no_image_are_plain_forwards(
 
 
 @pytest.mark.vllm_v2
+def test_diffused_pixels_are_a_plain_forward(under_test: UnderTest, pictures: list[Image.Image]) -> None:
+    """`vcd` changes what the processor gave: the noise reaches the model as it is, beside the clean image."""
+    family = under_test.family
+    vcd = make_reference("vcd", formatter=family.formatter).without_image
+    prompts = [prompt for prompt, used in make(family, pictures) if used]
+    found = under_test.make(100_000).logprobs([each for prompt in prompts for each in (prompt, vcd(prompt))])
+    for prompt, clean, noisy in zip(prompts, found[::2], found[1::2], strict=True):
+        inputs = [image.inputs for image in vcd(prompt).images]
+
+        def processed(inputs: Any = inputs, **_: Any) -> Any:
+            return family.formatter.collate(inputs, "cpu", torch.float32)
+
+        expected = plain_logprobs(family.model, processed, prompt, inputs)
+        np.testing.assert_allclose(noisy, expected, atol=under_test.tolerance, rtol=0)
+        assert np.abs(clean - noisy).max() > 10 * under_test.tolerance
+
+
+@pytest.mark.vllm_v2
 def test_the_image_and_each_reference_matter(under_test: UnderTest, pictures: list[Image.Image]) -> None:
     """Otherwise the test above could pass with images ignored altogether."""
     prompt, _ = make(under_test.family, pictures)[0]

@@ -21,7 +21,7 @@ from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import EngineDiedError
-from vig_ray.scoring.reference import blur
+from vig_ray.scoring.reference import blur, make_reference
 
 pytestmark = pytest.mark.vllm
 
@@ -133,6 +133,36 @@ def test_an_images_prefix_is_computed_once(engine: Any, sent: Sent, demo_formatt
     engine.engine.reset_prefix_cache()
     for one, other in zip(first, [engine.logprobs([prompt])[0] for prompt in prompts], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.vllm_v2
+@only_v2
+def test_one_picture_for_all_is_computed_once(engine: Any, sent: Sent, demo_formatter: Any) -> None:
+    """With `mean` samples of different images begin alike, wherever they lie in a window; with their images, not."""
+    mean = make_reference("mean", formatter=demo_formatter).without_image
+    asked = [ask(demo_formatter, LONG, picture(number, demo_formatter), f"{number}: what?") for number in range(3)]
+    engine.logprobs([each for prompt in asked for each in (prompt, mean(prompt))])
+    keys = [request["mm_hashes"]["image"][0] for _, request, _ in sent.requests]
+    cached = {answer.request_id.split("-")[0]: answer.num_cached_tokens for answer in sent.answers}
+    of_mean = [cached[name] for (name, _, _), key in zip(sent.requests, keys, strict=True) if key.startswith("mean#")]
+    others = [cached[name] for (name, _, _), key in zip(sent.requests, keys, strict=True) if key.startswith("picture")]
+    assert of_mean[0] < asked[0].image_spans[0, 1] <= min(of_mean[1:])
+    assert max(others) < asked[0].image_spans[0, 1]
+
+
+@pytest.mark.vllm_v2
+def test_what_the_cache_had_is_what_vllm_says(engine: Any, sent: Sent, demo_formatter: Any) -> None:
+    engine.prefix_use.take()
+    image = picture(2, demo_formatter)
+    prompts = [ask(demo_formatter, LONG, image, f"{word}: what is it?") for word in ("Left", "Right", "Both")]
+    prompts.append(ask(demo_formatter, "word " * 1100, None))  # refused: never sent
+    engine.logprobs(prompts)
+    assert engine.prefix_use.take() == (
+        sum(len(answer.prompt_token_ids) for answer in sent.answers),
+        sum(answer.num_cached_tokens for answer in sent.answers),
+    )
+    assert len(sent.answers) == 3
+    assert (sum(answer.num_cached_tokens for answer in sent.answers) > 0) == V2
 
 
 @pytest.mark.vllm_v2
