@@ -97,7 +97,7 @@ def test_what_the_cache_had_is_counted_and_told() -> None:
         use.add(tokens, cached)
     assert use.take() == (1230, 576)
     assert use.take() == (0, 0)
-    assert told(1230, 576) == "prefix cache: had 46.8% of 1,230 prompt tokens"
+    assert told(1230, 576) == "prefix cache: had 46.8 % of 1,230 prompt tokens"
 
 
 class Caching:

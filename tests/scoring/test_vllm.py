@@ -138,16 +138,25 @@ def test_an_images_prefix_is_computed_once(engine: Any, sent: Sent, demo_formatt
 @pytest.mark.vllm_v2
 @only_v2
 def test_one_picture_for_all_is_computed_once(engine: Any, sent: Sent, demo_formatter: Any) -> None:
-    """With `mean` samples of different images begin alike, wherever they lie in a window; with their images, not."""
+    """With `mean` samples of different images begin alike up to their questions' last words, wherever they lie in a
+    window; with their own images, up to the image. vLLM's cache has whole blocks."""
     mean = make_reference("mean", formatter=demo_formatter).without_image
-    asked = [ask(demo_formatter, LONG, picture(number, demo_formatter), f"{number}: what?") for number in range(3)]
-    engine.logprobs([each for prompt in asked for each in (prompt, mean(prompt))])
-    keys = [request["mm_hashes"]["image"][0] for _, request, _ in sent.requests]
-    cached = {answer.request_id.split("-")[0]: answer.num_cached_tokens for answer in sent.answers}
-    of_mean = [cached[name] for (name, _, _), key in zip(sent.requests, keys, strict=True) if key.startswith("mean#")]
-    others = [cached[name] for (name, _, _), key in zip(sent.requests, keys, strict=True) if key.startswith("picture")]
-    assert of_mean[0] < asked[0].image_spans[0, 1] <= min(of_mean[1:])
-    assert max(others) < asked[0].image_spans[0, 1]
+    question = "What is on the left of the red circle, and what is on the right of the blue square? Picture"
+    prompts = [
+        ask(demo_formatter, LONG, picture(number, demo_formatter), f"{question} {word}.")
+        for number, word in enumerate(("left", "right", "both"))
+    ]
+    engine.logprobs([each for prompt in prompts for each in (prompt, mean(prompt))])
+    same = np.array([prompt.token_ids[:100] for prompt in prompts]).T
+    alike = next(place for place, tokens in enumerate(same) if len(set(tokens)) > 1)
+    first, past = prompts[0].image_spans[0].tolist()
+    assert past <= alike // 32 * 32, "the whole image was meant to be in blocks that are shared"
+    keys = {name: request["mm_hashes"]["image"][0] for name, request, _ in sent.requests}
+    cached: dict[str, list[int]] = {"mean": [], "picture": []}
+    for answer in sent.answers:
+        cached["mean" if keys[answer.request_id].startswith("mean#") else "picture"].append(answer.num_cached_tokens)
+    assert sorted(cached["mean"]) == [0, alike // 32 * 32, alike // 32 * 32]
+    assert cached["picture"] == [first // 32 * 32] * 3
 
 
 @pytest.mark.vllm_v2

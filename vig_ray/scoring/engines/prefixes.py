@@ -48,4 +48,4 @@ class PrefixUse:
 
 def told(tokens: int, cached: int) -> str:
     """Both counts in words."""
-    return f"prefix cache: had {cached / tokens:.1%} of {tokens:,} prompt tokens"
+    return f"prefix cache: had {100 * cached / tokens:.1f} % of {tokens:,} prompt tokens"
