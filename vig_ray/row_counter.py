@@ -43,6 +43,7 @@ class RowCounter:
         self._deaths_of: dict[str, int] = {}
         self._fatal: dict[str, str] = {}
         self._events: list[tuple[float, int]] = []
+        self._prompt_tokens, self._cached_tokens = 0, 0
 
     def ready(self, engine: str) -> None:
         """An engine is loaded; `engine` describes it."""
@@ -72,12 +73,17 @@ class RowCounter:
         """How many engines died over a block, and the rows, of any block, that killed one by themselves: key, cause."""
         return self._deaths_of.get(block, 0), self._fatal
 
-    def add(self, rows: int, *, tokens: int, failed: int, by_engine: bool) -> None:
-        """So many more rows are done, with answer tokens or an error; `by_engine`: an engine has lived through them."""
+    def add(self, rows: int, *, tokens: int, failed: int, by_engine: bool, prefixes: tuple[int, int] = (0, 0)) -> None:
+        """So many more rows are done, with answer tokens or an error; `by_engine`: an engine has lived through them.
+
+        `prefixes`: prompt tokens, and those of them that a prefix cache had.
+        """
         for name, value in (("rows", rows), ("tokens", tokens), ("failed", failed)):
             if value:
                 self._metrics[name].inc(value)
         self._rows += rows
+        self._prompt_tokens += prefixes[0]
+        self._cached_tokens += prefixes[1]
         if by_engine:
             self._blocks_in_a_row = self._rows_in_a_row = 0
         self._events.append((time.time(), self._rows))
@@ -89,12 +95,15 @@ class RowCounter:
         return {"rows": self._rows, "engine": self._engine, "deaths": self._deaths, "cause": self._cause}
 
     def timing(self) -> dict[str, Any]:
-        """When the first engine was ready, and how many rows were scored when (seconds since the epoch)."""
+        """When the first engine was ready, and how many rows were scored when (seconds since the epoch); what a prefix
+        cache had, where the engines have one."""
+        prefixes = {"prompt_tokens": self._prompt_tokens, "cached_prompt_tokens": self._cached_tokens}
         return {
             "engine": self._engine,
             "engine_deaths": self._deaths,
             "first_engine": self._ready,
             "rows_over_time": self._events,
+            **(prefixes if self._prompt_tokens else {}),
         }
 
 

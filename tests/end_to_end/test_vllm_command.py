@@ -83,6 +83,9 @@ def test_every_row_comes_out_and_says_what_scored_it(by_vllm: Path) -> None:
     assert "vllm engine (as asked) on cpu in float32, 1 at a time" in told
     assert "engine: vLLM 0.32.0" in told
     assert "V1 model runner" in told
+    # Whole prompts are asked for, and so nothing may come from the cache.
+    assert stage["timing"]["cached_prompt_tokens"] == 0
+    assert f"prefix cache: had 0.0 % of {stage['timing']['prompt_tokens']:,} prompt tokens" in told
 
 
 def test_scores_of_another_engine_are_not_mixed_in(by_vllm: Path) -> None:

@@ -26,6 +26,8 @@ from vig_ray.scoring.schema import groups_schema, prepared_schema
         ("auto", True, "cuda", "blur", "vllm", "installed, and there is a GPU"),
         ("auto", True, "cpu", "blur", "torch", "no GPU"),
         ("auto", False, "cuda", "blur", "torch", "isn't installed"),
+        ("auto", True, "cuda", "vcd", "vllm", "installed, and there is a GPU"),
+        ("auto", True, "cuda", "no-image", "vllm", "installed, and there is a GPU"),
         ("auto", True, "cuda", "blind", "torch", "blind"),
         ("torch", True, "cuda", "blur", "torch", "as asked"),
         ("vllm", True, "cpu", "blur", "vllm", "as asked"),
@@ -46,6 +48,8 @@ def test_what_an_engine_cannot_do_is_told_at_once(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(StageError, match=r"isn't installed; pip install 'vig-ray\[vllm\]'.*--engine torch"):
         load.check_engine("vllm", ["blur"], {}, joins_cluster=False)
     load.check_engine("vllm", ["blur"], {}, joins_cluster=True)  # the machines with GPUs may have it
+    every = ["blur", "mean", "blur-mean", "noise", "no-image", "vcd"]
+    load.check_engine("vllm", every, {}, joins_cluster=True)
     with pytest.raises(StageError, match=r"blind.*--engine torch"):
         load.check_engine("vllm", ["blur", "blind"], {}, joins_cluster=True)
     with pytest.raises(StageError, match="no effect with --engine torch"):

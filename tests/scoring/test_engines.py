@@ -27,6 +27,7 @@ from vig_ray.scoring.engines import Engine
 from vig_ray.scoring.engines.load import vllm_installed
 from vig_ray.scoring.engines.torch import TorchEngine, plan_batches
 from vig_ray.scoring.reference import blind, blur, make_reference
+from vig_ray.scoring.references.average import to_png
 
 # Log-probs near -10 in float32 have steps of 1e-6, and the order of summing depends on batches and threads. vLLM: other
 # kernels, and for Qwen2.5-VL another attention in the tower.
@@ -208,6 +209,31 @@ def rounding(family: Family, made: Any, in_float32: Sequence[Any], without: Any)
     exact = copy.deepcopy(family.model).double()
     truth = [plain_logprobs(exact, family.image_processor, without(prompt), []) for prompt, _ in made]
     return max(float(np.abs(a - b).max()) for a, b in zip(in_float32, truth, strict=True))
+
+
+@pytest.mark.vllm_v2
+def test_other_arrays_for_the_images_are_plain_forwards(under_test: UnderTest, pictures: list[Image.Image]) -> None:
+    """`vcd` changes what the processor gave; `noise` and `blur-mean` have one picture, of each image's size: the model
+    gets it as it is, in a window with the clean images."""
+    family = under_test.family
+    average = to_png(np.asarray(blurred(pictures[3])))
+    names: list[Any] = ["vcd", "noise", "blur-mean"]
+    references = [make_reference(name, formatter=family.formatter, average=average) for name in names]
+    prompts = [prompt for prompt, used in make(family, pictures) if used]
+    changed = [reference.without_image(prompt) for prompt in prompts for reference in references]
+    found = under_test.make(100_000).logprobs([*prompts, *changed])
+    clean = [logp for logp in found[: len(prompts)] for _ in references]
+    in_float64 = copy.deepcopy(family.model).double()
+    for number, (prompt, logp, other) in enumerate(zip(changed, found[len(prompts) :], clean, strict=True)):
+        inputs = [image.inputs for image in prompt.images]
+
+        def processed(inputs: Any = inputs, **_: Any) -> Any:
+            return family.formatter.collate(inputs, "cpu", torch.float32)
+
+        expected = plain_logprobs(family.model, processed, prompt, inputs)
+        off = np.abs(expected - plain_logprobs(in_float64, processed, prompt, inputs)).max()
+        np.testing.assert_allclose(logp, expected, atol=max(under_test.tolerance, off), rtol=0)
+        assert np.abs(logp - other).max() > 2 * under_test.tolerance, names[number % 3]
 
 
 @pytest.mark.vllm_v2

@@ -21,7 +21,7 @@ from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import EngineDiedError
-from vig_ray.scoring.reference import blur
+from vig_ray.scoring.reference import blur, make_reference
 
 pytestmark = pytest.mark.vllm
 
@@ -133,6 +133,45 @@ def test_an_images_prefix_is_computed_once(engine: Any, sent: Sent, demo_formatt
     engine.engine.reset_prefix_cache()
     for one, other in zip(first, [engine.logprobs([prompt])[0] for prompt in prompts], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.vllm_v2
+@only_v2
+def test_one_picture_for_all_is_computed_once(engine: Any, sent: Sent, demo_formatter: Any) -> None:
+    """With `mean` samples of different images begin alike up to their questions' last words, wherever they lie in a
+    window; with their own images, up to the image. vLLM's cache has whole blocks."""
+    mean = make_reference("mean", formatter=demo_formatter).without_image
+    question = "What is on the left of the red circle, and what is on the right of the blue square? Picture"
+    prompts = [
+        ask(demo_formatter, LONG, picture(number, demo_formatter), f"{question} {word}.")
+        for number, word in enumerate(("left", "right", "both"))
+    ]
+    engine.logprobs([each for prompt in prompts for each in (prompt, mean(prompt))])
+    same = np.array([prompt.token_ids[:100] for prompt in prompts]).T
+    alike = next(place for place, tokens in enumerate(same) if len(set(tokens)) > 1)
+    first, past = prompts[0].image_spans[0].tolist()
+    assert past <= alike // 32 * 32, "the whole image was meant to be in blocks that are shared"
+    keys = {name: request["mm_hashes"]["image"][0] for name, request, _ in sent.requests}
+    cached: dict[str, list[int]] = {"mean": [], "picture": []}
+    for answer in sent.answers:
+        cached["mean" if keys[answer.request_id].startswith("mean#") else "picture"].append(answer.num_cached_tokens)
+    assert sorted(cached["mean"]) == [0, alike // 32 * 32, alike // 32 * 32]
+    assert cached["picture"] == [first // 32 * 32] * 3
+
+
+@pytest.mark.vllm_v2
+def test_what_the_cache_had_is_what_vllm_says(engine: Any, sent: Sent, demo_formatter: Any) -> None:
+    engine.prefix_use.take()
+    image = picture(2, demo_formatter)
+    prompts = [ask(demo_formatter, LONG, image, f"{word}: what is it?") for word in ("Left", "Right", "Both")]
+    prompts.append(ask(demo_formatter, "word " * 1100, None))  # refused: never sent
+    engine.logprobs(prompts)
+    assert engine.prefix_use.take() == (
+        sum(len(answer.prompt_token_ids) for answer in sent.answers),
+        sum(answer.num_cached_tokens for answer in sent.answers),
+    )
+    assert len(sent.answers) == 3
+    assert (sum(answer.num_cached_tokens for answer in sent.answers) > 0) == V2
 
 
 @pytest.mark.vllm_v2

@@ -35,6 +35,7 @@ from vig_ray.progress import RowProgress
 from vig_ray.scoring.blur import blur_by
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine
+from vig_ray.scoring.engines.prefixes import told
 from vig_ray.scoring.passes import Passes, stored_rows
 from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.reference import blur_mean_parameters, make_reference
@@ -173,6 +174,8 @@ def run(config: ScoreConfig) -> ScoreSummary:
             lambda counter: _steps(plan, passes, average, pools, device, dtype, engine, counter),
             rows_per_block=config.rows_per_file,
         )
+    if timing.get("prompt_tokens"):
+        log.info(told(timing["prompt_tokens"], timing["cached_prompt_tokens"]))
     summary = summarise(plan.scores, references, output.paths)
     if summary.read != count_samples(samples):
         raise StageError(

@@ -14,6 +14,7 @@ from vig_ray.errors import StageError
 from vig_ray.model.prompt import Prompt, PromptError
 from vig_ray.scoring.engines import Engine, EngineDiedError, LogProbs
 from vig_ray.scoring.engines.load import load_engine
+from vig_ray.scoring.engines.prefixes import PrefixUse
 from vig_ray.scoring.gain import loss
 from vig_ray.scoring.prepared import unpack
 from vig_ray.scoring.schema import scores_schema
@@ -103,6 +104,7 @@ class Scorer:
         self._engine = load_engine(**engine)
         self._passes, self._schema = tuple(passes), scores_schema(references)
         self._progress = progress
+        self._prefix_use: PrefixUse | None = getattr(self._engine, "prefix_use", None)  # of engines that have a cache
         if progress is not None:
             progress.ready.remote(self._engine.description)
 
@@ -146,6 +148,7 @@ class Scorer:
             tokens=sum(row["num_answer_tokens"] for row in scored if row.get("vig") is not None),
             failed=sum(row["error"] is not None for row in scored),
             by_engine=any(row["prompts"] is not None for row in rows),
+            prefixes=self._prefix_use.take() if self._prefix_use else (0, 0),
         )
         return scored
 

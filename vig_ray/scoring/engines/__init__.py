@@ -29,7 +29,8 @@ class EngineDiedError(RuntimeError):
 class Engine(Protocol):
     """What every engine offers; one test suite runs against all of them.
 
-    `description`: one line for the log and the record, what computes the log-probs and how.
+    `description`: one line for the log and the record, what computes the log-probs and how. One with a prefix cache
+    may have a `prefix_use`, too, a `vig_ray.scoring.engines.prefixes.PrefixUse`, which the stage reports.
     """
 
     description: str

@@ -28,6 +28,7 @@ from vllm.exceptions import VLLMClientError
 from vig_ray.compat.vllm import Placed, engine_input, image_item_maker, means_death, uses_v2_runner
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import NO_BLIND, EngineDiedError, LogProbs
+from vig_ray.scoring.engines.prefixes import PrefixUse, order_by_prefix
 from vig_ray.scoring.engines.vllm_faults import cause_of, wake_when_dead
 from vig_ray.storage import one_line
 
@@ -111,7 +112,8 @@ class WholePromptRequest:
 class VllmEngine:
     """An `Engine` over a running vLLM `LLMEngine`.
 
-    `formatter`: the one that the prompts come from; its `collate` makes an image's tensors.
+    `formatter`: the one that the prompts come from; its `collate` makes an image's tensors. `prefix_use` counts what
+    the prefix cache had.
     """
 
     def __init__(self, engine: Any, formatter: Formatter, *, max_in_flight: int = MAX_IN_FLIGHT) -> None:
@@ -124,24 +126,21 @@ class VllmEngine:
         self.description = (
             f"vLLM {vllm.__version__}, {engine.model_config.architecture} on {where}: {self.logprob_request.words}"
         )
+        self.prefix_use = PrefixUse()
         self._formatter = formatter
         self._make_item = image_item_maker(engine)
         self._numbers = itertools.count()
         wake_when_dead(engine.engine_core)
 
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
-        """See `Engine.logprobs`. Prompts are sent image by image; the answer is in the order given."""
+        """See `Engine.logprobs`. Prompts that begin alike are sent in succession; the answer is in the order given."""
         results: list[LogProbs | PromptError | None] = [None] * len(prompts)
         for index, prompt in enumerate(prompts):
             if len(prompt.answer_positions) == 0:
                 results[index] = np.zeros(0, dtype=np.float32)
             else:
                 results[index] = self._refused(prompt)
-        by_image = sorted(
-            (index for index, result in enumerate(results) if result is None),
-            key=lambda index: [image.key for image in prompts[index].images],
-        )
-        waiting = deque((index, True) for index in by_image)
+        waiting = deque((index, True) for index in order_by_prefix(prompts) if results[index] is None)
         flying: dict[str, tuple[int, bool]] = {}
         items: dict[str, Any] = {}  # the last prompt's images, as vLLM takes them: the next one often has the same
         try:
@@ -163,6 +162,7 @@ class VllmEngine:
                     if not output.finished:
                         continue
                     index, from_cache = flying.pop(output.request_id)
+                    self.prefix_use.add(len(prompts[index].token_ids), output.num_cached_tokens or 0)
                     logp_T = self._read(prompts[index], output)
                     if logp_T is not None:
                         results[index] = logp_T

@@ -71,6 +71,7 @@ def start(
     wrapped = VllmEngine(engine, formatter)
     _check_images(model, wrapped, formatter)
     _tell_what_company_does(model, wrapped, formatter)
+    wrapped.prefix_use.take()  # that of the prompts just run
     return wrapped
 
 
