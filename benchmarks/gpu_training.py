@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.least import least_flops
 from benchmarks.llava_shape import Family, prepared, samples
+from vig_ray.model.attention import can_pack
 from vig_ray.model.head import token_types_argument
 from vig_ray.model.prompt import Prompt
 from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind, trimmed
@@ -28,7 +29,7 @@ from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.memory import free_bytes
 from vig_ray.training.objective import Totals, coefficients
 from vig_ray.training.sharding import shard
-from vig_ray.training.training_model import Lora, TrainingModel, can_pack
+from vig_ray.training.training_model import Lora, TrainingModel
 
 STEPS = 3  # the first to warm up
 RATE = 2e-5

@@ -217,11 +217,22 @@ def test_a_missing_bucket_is_one_line(small: Path, s3) -> None:
     assert "s3://no-such-bucket/d.json" in told
 
 
-def test_scoring_can_be_imported_without_ray() -> None:
-    """A machine with torch and transformers alone runs the engine."""
+# What of scoring and training runs on Ray or vLLM itself; the rest runs anywhere.
+ON_RAY = ("scoring.job", "scoring.passes", "training.job", "training.progress_actor")
+ON_VLLM = ("scoring.engines.vllm", "scoring.engines.vllm_worker")
+
+
+def test_models_scoring_and_training_can_be_imported_without_ray() -> None:
+    """A machine with torch and transformers alone runs the engine, and the steps of training."""
     code = (
-        "import sys; sys.modules['ray'] = None; sys.modules['vllm'] = None\n"
-        "import vig_ray.scoring.engines.torch, vig_ray.scoring.gain, vig_ray.scoring.prepare, vig_ray.scoring.score\n"
-        "import vig_ray.model.load, vig_ray.scoring.reference, vig_ray.scoring.config, vig_ray.scoring.summary"
+        "import importlib, pkgutil, sys; sys.modules['ray'] = sys.modules['vllm'] = None\n"
+        "for package in ('model', 'scoring', 'training'):\n"
+        "    package = importlib.import_module(f'vig_ray.{package}')\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        f"        if module.name.removeprefix('vig_ray.') not in {(*ON_RAY, *ON_VLLM)!r}:\n"
+        "            print(importlib.import_module(module.name).__name__)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, text=True
+    )
+    assert {"vig_ray.scoring.engines.torch", "vig_ray.scoring.references.average"} < set(done.stdout.split())

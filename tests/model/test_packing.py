@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vig_ray.model.attention import Stored, _Plain, packed_attention, row_of
+from vig_ray.model.attention import Stored, _Flash, _Plain, packed_attention, row_of
 from vig_ray.model.packing import Branch, ImageNumbers, Kept, Tree, branch, tree
 from vig_ray.model.prompt import Prompt, PromptImage
 
@@ -115,6 +115,22 @@ def test_gradients_of_what_is_shared_add_up(seed: int, kernel: str, monkeypatch:
     torch.testing.assert_close(found.double(), expected.detach(), atol=5e-6, rtol=0)
     for one, other in zip(torch.autograd.grad(found, ours, weights.float()), theirs, strict=True):
         torch.testing.assert_close(one.double(), other, atol=2e-5, rtol=1e-5)
+
+
+def test_the_gpus_kernel_takes_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: PyTorch's own operators check the arguments and give the shapes, on tensors without numbers."""
+    monkeypatch.setattr("vig_ray.model.attention._kernel", lambda _: _Flash())
+    packed = tree(paths(np.random.default_rng(1), 12))
+    row = row_of(packed, 0, len(packed))
+    assert row.above
+    given = [x.to("meta", torch.bfloat16).requires_grad_() for x in states(packed.token_ids, torch.float32)]
+    found, _ = packed_attention(MODULE, *given, None, row=row)
+    assert (found.shape, found.dtype) == ((1, len(packed), HEADS, WIDTH), torch.bfloat16)
+    for one, gradient in zip(given, torch.autograd.grad(found, given, torch.empty_like(found)), strict=True):
+        assert (gradient.shape, gradient.dtype) == (one.shape, torch.bfloat16)
+    part, lse = _Flash().whole(given[0], given[1][:, :, :7], given[2][:, :, :7], row, 1.0)
+    assert (part.shape, lse.shape) == (given[0].shape, given[0].shape[:3])
+    assert lse.dtype == torch.float32
 
 
 def test_bfloat16_is_joined_in_float32() -> None:
