@@ -43,7 +43,7 @@ from vig_ray.scoring.references.average import IMAGES, blur_mean_image, to_png
 from vig_ray.scoring.schema import scores_schema
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.summary import ScoreSummary, summarise
-from vig_ray.stage import claim, read_stage, record_file
+from vig_ray.stage import Claim, claim, read_stage, record_file
 from vig_ray.storage import check_writable, exists, join
 from vig_ray.tables.passes import of_one_reference, references_of
 
@@ -142,6 +142,8 @@ def run(config: ScoreConfig) -> ScoreSummary:
         log.info("%s: already complete, nothing to score; vig is that of %s", plan.scores, names[0])
         return summarise(plan.scores, names)
     there = references_of(output.record) if output.state == "extend" else ()
+    if there and not config.overwrite:
+        _check_begun(output)
     references = tuple(reference["name"] for reference in output.identity["references"])
     new = references[len(there) :]
     went_on = bool(there) or (output.state == "go on" and bool(output.paths))
@@ -314,6 +316,18 @@ def _steps(
             calls_ahead=4,
         ),
     ]
+
+
+def _check_begun(output: Claim) -> None:
+    """Raise StageError where another addition was begun and not finished: this one would drop what it has scored."""
+    begun = output.record.get("extending")
+    if begun and begun["run"] != output.run:
+        have = set(references_of(output.record))
+        added = ",".join(each["name"] for each in begun["identity"]["references"] if each["name"] not in have)
+        raise StageError(
+            f"{output.directory}: adding {added} was begun and isn't finished; finish it with --reference {added}, or "
+            "drop what it has scored with --overwrite"
+        )
 
 
 def _check_addition(plan: Plan, engine: str, there: Sequence[str], new: Sequence[str]) -> None:

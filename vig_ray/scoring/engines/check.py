@@ -218,6 +218,7 @@ class _Check:
             return float("inf"), f"they fail: {one_line(error)[:200]}"
         finally:
             engine.max_batch_tokens = most
+            engine.forget_images()
         return apart, f"they differ by {apart:.2g} nats"
 
     def _in_batches(self, prompts: Sequence[Prompt], plain: Sequence[LogProbs]) -> tuple[float, str]:
@@ -231,7 +232,9 @@ class _Check:
         for batch in (batch for group in groups for batch in plan_batches(lengths, group, budget)):
             try:
                 found = engine.run_batch([prompts[index] for index in batch])
+                engine.forget_images()
             except Exception as error:
+                engine.forget_images()
                 if out_of_memory(error):  # smaller batches will do, which are found when scoring
                     continue
                 return float("inf"), f"they fail: {one_line(error)[:200]}"

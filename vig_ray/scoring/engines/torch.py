@@ -184,10 +184,12 @@ class TorchEngine:
             self.model.set_attn_implementation({"text_config": self._own_attention})
 
     def halve_batches(self, tokens: int) -> bool:
-        """Bound forwards by half of `tokens`, for want of memory; False where that is too few to help."""
+        """Bound forwards by half of `tokens`, for which memory was too short, or, where those are few anyway, by half
+        of what they are bound by; False where that is too few to help."""
         self._features.forget()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        tokens = min(self.max_batch_tokens, tokens if 2 * tokens > self.max_batch_tokens else self.max_batch_tokens)
         if tokens // 2 < FEWEST_TOKENS:
             return False
         self.max_batch_tokens = tokens // 2
@@ -359,8 +361,8 @@ class TorchEngine:
         """The forward's arguments for images, of about `tokens` each, in order. `ahead`: those that come next."""
         return self._features.arguments(images, ahead=ahead, at_once=max(1, self.max_batch_tokens // max(1, tokens)))
 
-    def forget_images(self, keys: Iterable[str]) -> None:
-        """Forget the features of images that no prompt needs any more."""
+    def forget_images(self, keys: Iterable[str] | None = None) -> None:
+        """Forget the features of images that no prompt needs any more; of all by default."""
         self._features.forget(keys)
 
     def _positions_of_text(self, prompts: Sequence[Prompt], longest: int) -> torch.Tensor:

@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from vig_ray.model.attention import Stored, row_of
-from vig_ray.model.packing import Branch, ImageNumbers, Kept, Run, Tree, branch, tree
+from vig_ray.model.packing import Branch, ImageNumbers, Kept, Run, Tree, Units, branch, tree
 from vig_ray.model.positions import position_ids
-from vig_ray.model.prompt import Prompt
+from vig_ray.model.prompt import Prompt, PromptImage
 from vig_ray.scoring.engines import LogProbs
-
-if TYPE_CHECKING:
-    from vig_ray.scoring.engines.torch import TorchEngine
 
 _KEPT_TOKENS = 2048  # 1 GB for a LLaVA-1.5 7B in half precision
 _OFTEN = 32  # a prefix of more than one in so many prompts is kept
 _AT_LEAST = 8
 FEWEST_TOKENS = 32
 """Of a row: fewer save no memory to speak of."""
+
+
+class Runs(Protocol):
+    """What a tree needs of the engine that it is run by; see there."""
+
+    model: Any
+    device: torch.device
+    max_batch_tokens: int
+    image_token: int
+    type_ids: str | None
+    spares_last_mlp: bool
+
+    def to_device(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+        """An array on the engine's device."""
+
+    def vision_arguments(
+        self, images: Sequence[PromptImage], tokens: int, ahead: Iterable[PromptImage] = ()
+    ) -> dict[str, Any]:
+        """Of the forward, for these images."""
+
+    def forget_images(self, keys: Iterable[str]) -> None:
+        """Forget the features of these images."""
+
+    def head_logprobs(
+        self, hidden_KD: torch.Tensor, target_N: torch.Tensor, state_N: np.ndarray[Any, Any] | None = None
+    ) -> torch.Tensor:
+        """log q of targets, float32 [N]."""
+
+    def halve_batches(self, tokens: int) -> bool:
+        """After want of memory."""
 
 
 class Prefixes:
@@ -48,11 +75,17 @@ class Prefixes:
         return made
 
     def keep(self, prefix: Kept, keys_values: Stored) -> None:
-        """Keep a prefix, whose own keys and values these are, unless there is one like it."""
-        if len(prefix) > self._most or any(np.array_equal(prefix.units, kept.units) for kept in self._kept):
+        """Keep a prefix, whose own keys and values these are, unless there is one like it, or what it builds on isn't
+        kept."""
+        if len(prefix) > self._most or self._has(prefix.units):
+            return
+        if prefix.first and not self._has(prefix.units[: prefix.first]):
             return
         prefix.keys_values, prefix.last_used = keys_values, self._calls
         self._kept.append(prefix)
+
+    def _has(self, units: Units) -> bool:
+        return any(np.array_equal(units, kept.units) for kept in self._kept)
 
     def tidy(self) -> None:
         """Drop those used longest ago, and with them what builds on them, and forget the images of no kept one."""
@@ -70,7 +103,7 @@ class Prefixes:
 class TreeRunner:
     """Runs prompts of one engine as a tree. `share`: whether they share their prefixes."""
 
-    def __init__(self, engine: TorchEngine, *, share: bool) -> None:
+    def __init__(self, engine: Runs, *, share: bool) -> None:
         self._engine, self._share = engine, share
         self._prefixes = Prefixes(_KEPT_TOKENS)
 
@@ -85,17 +118,18 @@ class TreeRunner:
         target_N = np.concatenate([one.answers for one in branches])
         order = np.argsort(place_N, kind="stable")
         rows = _Rows(self._engine, whole, prefixes if self._share else None)
-        in_order = rows.run(place_N[order], target_N[order])
         logp_N = np.empty(len(order), dtype=np.float32)
-        logp_N[order] = in_order
-        prefixes.tidy()
+        try:
+            logp_N[order] = rows.run(place_N[order], target_N[order])
+        finally:
+            prefixes.tidy()
         return np.split(logp_N, np.cumsum([len(one.places) for one in branches])[:-1])
 
 
 class _Rows:
     """The rows of one tree, one after the other."""
 
-    def __init__(self, engine: TorchEngine, whole: Tree, prefixes: Prefixes | None) -> None:
+    def __init__(self, engine: Runs, whole: Tree, prefixes: Prefixes | None) -> None:
         self._engine, self._tree, self._prefixes = engine, whole, prefixes
         self._stored: dict[int, Stored] = {}
         self._open: dict[int, Run] = {}
@@ -114,7 +148,7 @@ class _Rows:
             except Exception as error:
                 if not out_of_memory(error) or not self._engine.halve_batches(end - start):
                     raise
-                if self._cut(start) == end:  # one image that can't be cut
+                if self._cut(start) == end and end - start > self._engine.max_batch_tokens:  # an image isn't cut
                     raise
                 continue
             found.append(logp)
