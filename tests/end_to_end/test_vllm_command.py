@@ -25,6 +25,7 @@ from vig_ray.stage import read_stage
 
 pytestmark = pytest.mark.vllm
 ENGINE = ["--device", "cpu", "--engine", "vllm", "--vllm", *(f"{name}={value}" for name, value in VLLM_OPTIONS.items())]
+BLUR = ["--blur", "opencv"]  # of the golden scores
 WITH_IMAGES = 300
 
 
@@ -43,7 +44,8 @@ def by_vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for turn in row["conversations"]:
                 turn["value"] = turn["value"].replace(IMAGE_MARK, "").strip()
     data.write_text(json.dumps(rows))
-    done = vig("score", "--data", str(data), "--model", CHECKPOINT, "--out", str(out), "--order", "as-is", *ENGINE)
+    command = ["score", "--data", str(data), "--model", CHECKPOINT, "--out", str(out), "--order", "as-is"]
+    done = vig(*command, *BLUR, *ENGINE)
     (out / "progress.txt").write_text(done.stderr)
     return out
 
@@ -89,7 +91,7 @@ def test_every_row_comes_out_and_says_what_scored_it(by_vllm: Path) -> None:
 
 
 def test_scores_of_another_engine_are_not_mixed_in(by_vllm: Path) -> None:
-    command = ["score", "--data", str(by_vllm), "--model", CHECKPOINT, "--out", str(by_vllm)]
+    command = ["score", "--data", str(by_vllm), "--model", CHECKPOINT, "--out", str(by_vllm), *BLUR]
     assert "engine" in call(*command, "--engine", "torch", status=2).stderr
     # An engine that isn't named is the earlier run's.
     assert "nothing to score" in call(*command, "--device", "cpu").stderr
@@ -123,7 +125,7 @@ def test_a_killed_engine_process_costs_nothing(by_vllm: Path, tmp_path: Path) ->
     with image_store() as store:
         late = [row["sample_key"] for row in expected[2 * 64 : WITH_IMAGES]]
         data = hold_images(by_vllm, tmp_path / "elsewhere", store, {"late": late})
-        command = ["score", "--data", str(data), "--model", CHECKPOINT, "--out", str(tmp_path), *ENGINE]
+        command = ["score", "--data", str(data), "--model", CHECKPOINT, "--out", str(tmp_path), *BLUR, *ENGINE]
         command += ["max_num_seqs=4", "--rows-per-file", "64", "--window", "64"]
         driver = subprocess.Popen(
             [sys.executable, "-m", "vig_ray.cli", *command], cwd=ROOT,
