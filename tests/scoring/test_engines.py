@@ -20,7 +20,11 @@ from torch.overrides import TorchFunctionMode
 from tests.oracle import blurred, plain_logprobs
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
+<<<<<<< HEAD
 from vig_ray.model.arrays import tensors
+=======
+from vig_ray.model.head import forward_arguments
+>>>>>>> old
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import Engine
@@ -269,6 +273,29 @@ def test_one_vision_pass_an_image(family: Family, pictures: list[Image.Image], m
     engine = TorchEngine(family.model, counting, max_batch_tokens=400)
     engine.logprobs([*prompts, *(blur(p) for p in prompts)])
     assert sum(seen) == 4
+
+
+@pytest.mark.parametrize("batch_tokens", [48, 300, 100_000])
+def test_a_model_that_takes_no_features_takes_pixels(
+    family: Family, pictures: list[Image.Image], batch_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models of transformers 5.17 do: a forward is given the pixels of those images whose tokens it holds."""
+    without = forward_arguments(family.model) - {"mm_encoder_outputs"}
+    monkeypatch.setattr("vig_ray.scoring.engines.features.forward_arguments", lambda _: without)
+    made = make(family, pictures)
+    found = TorchEngine(family.model, family.formatter.collate, max_batch_tokens=batch_tokens).logprobs(
+        [*(prompt for prompt, _ in made), *(blur(prompt) for prompt, _ in made)]
+    )
+
+    def plain(model: Any) -> list[np.ndarray]:
+        shown = [*made, *((prompt, [blurred(each) for each in used]) for prompt, used in made)]
+        return [plain_logprobs(model, family.image_processor, prompt, used) for prompt, used in shown]
+
+    expected, in_float64 = plain(family.model), plain(copy.deepcopy(family.model).double())
+    # As in the test of the same numbers: as near as the plain forward in float32 is to that in float64.
+    rounding = max(np.abs(a - b).max() for a, b in zip(expected, in_float64, strict=True))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=max(TOLERANCE["torch"][family.name], rounding), rtol=0)
 
 
 def test_head_runs_on_answer_positions_only(family: Family, pictures: list[Image.Image]) -> None:
