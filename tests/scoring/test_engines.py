@@ -20,11 +20,8 @@ from torch.overrides import TorchFunctionMode
 from tests.oracle import blurred, plain_logprobs
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
-<<<<<<< HEAD
 from vig_ray.model.arrays import tensors
-=======
 from vig_ray.model.head import forward_arguments
->>>>>>> old
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import Engine
