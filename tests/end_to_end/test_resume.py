@@ -44,8 +44,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(world: Path, out: object) -> list[str]:
     """One engine that scores blocks of 32 rows, one a batch."""
-    return ["score", "--data", str(world), "--model", CHECKPOINT, "--out", str(out), "--blur", "opencv", "--rows-per-file", str(BATCH),
-            "--workers", "1", "--prepare-workers", "1", *gating.ENGINE]  # fmt: skip
+    return ["score", "--data", str(world), "--model", CHECKPOINT, "--out", str(out), "--blur", "opencv",
+            "--rows-per-file", str(BATCH), "--workers", "1", "--prepare-workers", "1", *gating.ENGINE]  # fmt: skip
 
 
 def killed_at(gates: Gates, number: int, words: list[str], committed: Callable[[], bool]) -> int:
