@@ -20,6 +20,7 @@ from serve_app.schema import Item, ModelFacts, ModelInfo, Problem, Score, ScoreR
 from vig_ray.dataset.schema import Sample
 from vig_ray.model.prompt import Formatter
 from vig_ray.scoring.engines import LogProbs
+from vig_ray.scoring.prepare import make_passes
 from vig_ray.scoring.reference import make_reference
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class Api:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._tokenizer: Any = formatter.tokenizer
         self._reference = make_reference(config.reference, formatter=formatter, blur=config.blur)
+        self._passes = make_passes(("clean", config.reference), formatter, blur=config.blur)
 
     async def facts(self) -> ModelFacts:
         """What scores. Raises RequestError where nothing is ready yet."""
@@ -130,7 +132,12 @@ class Api:
     async def _score(self, facts: ModelFacts, entry: _Entry) -> Score:
         request = entry.request
         prepare = partial(
-            prepare_sample, entry.sample, self.formatter, self.config, reference_images=request.reference_images
+            prepare_sample,
+            entry.sample,
+            self.formatter,
+            self._passes,
+            self.config,
+            reference_images=request.reference_images,
         )
         prepared = await asyncio.get_running_loop().run_in_executor(self._thread, prepare)
         clean, reference = await self.backend.score(prepared)

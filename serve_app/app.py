@@ -40,6 +40,7 @@ from vig_ray.model.load import default_dtype, load_formatter, prompts_of, templa
 from vig_ray.model.prompt import PromptError
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
 from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine, load_engine
+from vig_ray.scoring.reference import make_reference
 from vig_ray.scoring.score import run_passes
 
 log = logging.getLogger("vig_ray.serve")
@@ -219,6 +220,7 @@ def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any
         device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"
     check_engine(config.engine, [config.reference], config.vllm, joins_cluster=False)
     formatter = load_formatter(*prompts_of(config))
+    make_reference(config.reference, formatter=formatter, blur=config.blur)
     asked = engine_for(config.engine, formatter, config.model)
     engine, _ = choose_engine(asked, device=device, references=[config.reference])
     dtype = config.dtype or default_dtype(config.model, device)

@@ -24,7 +24,7 @@ from vig_ray.dataset.rows import check
 from vig_ray.dataset.schema import IMAGE_MARK, Image, RowError, Sample
 from vig_ray.model.prompt import Formatter, Pixels, Prompt, PromptError, PromptImage
 from vig_ray.scoring.blur import blur_by, blur_kernel
-from vig_ray.scoring.prepare import make_passes, prepare
+from vig_ray.scoring.prepare import Pass, prepare
 
 _THUMBNAIL_SIDE = 512
 
@@ -118,9 +118,14 @@ async def fetch_images(sample: Sample, hosts: Sequence[str], allowance: Allowanc
 
 
 def prepare_sample(
-    sample: Sample, formatter: Formatter, config: AppConfig, *, reference_images: bool = False
+    sample: Sample,
+    formatter: Formatter,
+    passes: Sequence[Pass],
+    config: AppConfig,
+    *,
+    reference_images: bool = False,
 ) -> PreparedSample:
-    """Decode, blur and tokenise. Raises RequestError."""
+    """Decode, blur and tokenise; `passes`: the clean one and the reference's. Raises RequestError."""
     images = [_image(image, formatter, config.max_image_pixels) for image in sample.images]
     try:
         widths = [image.pixels.shape[1] for image in images]
@@ -130,7 +135,6 @@ def prepare_sample(
             if reference_images and blurred
             else None
         )
-        passes = make_passes(("clean", config.reference), formatter, blur=config.blur)
         prepared = prepare(formatter, passes, list(sample.conversation), images)
         clean, reference = prepared.prompts or (None, None)
         if isinstance(reference, PromptError):
