@@ -125,7 +125,7 @@ def bad(
     data = folder / "bad.jsonl"
     data.write_bytes(b"\n".join(lines.values()) + b"\n")
     line = ("--data", str(data), "--images", str(images), "--model", CHECKPOINT, "--out", str(folder), "--strict")
-    done = call("score", *line, *ONE_OF_EACH, status=1)
+    done = call("score", *line, "--blur", "opencv", *ONE_OF_EACH, status=1)
     (folder / "printed.txt").write_text(done.stdout)
     rows = read_scores(folder)
     assert len(rows) == len(lines)

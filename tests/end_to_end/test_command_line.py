@@ -88,7 +88,7 @@ def test_help_names_every_option_with_its_default(verb: str) -> None:
         positional = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("positional")
         assert (name.upper() if positional else f"--{name.replace('_', '-')}") in printed
         assert field.description
-        has_default = field.default is not None and field.default_factory is None and not field.is_required()
+        has_default = field.default not in (None, ()) and field.default_factory is None and not field.is_required()
         if has_default and field.annotation is not bool:
             several = field.default if isinstance(field.default, tuple) else (field.default,)
             told = ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in several)
@@ -151,7 +151,8 @@ def test_a_model_with_its_own_chat_template(small: Path, tmp_path: Path, local_r
     from vig_ray.scoring.config import ScoreConfig
 
     data = small / "data.json"
-    config = ScoreConfig(data=str(data), model=qwen_checkpoint, out=str(tmp_path), workers=1, prepare_workers=1)
+    given_options = {"workers": 1, "prepare_workers": 1, "blur": "opencv", "order": "as-is"}
+    config = ScoreConfig(data=str(data), model=qwen_checkpoint, out=str(tmp_path), **given_options)
     assert job.run(config).failed == 0
     formatter, processor = load_formatter(qwen_checkpoint), AutoImageProcessor.from_pretrained(qwen_checkpoint)
     model = load_model(qwen_checkpoint, dtype="float32", device="cpu")

@@ -47,7 +47,7 @@ def test_scores_are_the_same_in_both_orders(tmp_path: Path, local_ray: None) -> 
     for name in ("image", "straight"):
         for row, known in zip(read_scores(tmp_path / name), expected, strict=True):
             assert (row["sample_key"], row["token_ids"]) == (known["sample_key"], known["token_ids"])
-            for column in ("clean_logprobs", "reference_logprobs"):
+            for column in ("clean_logprobs", "blur_logprobs"):
                 assert (row[column] is None) == (known[column] is None)
                 if known[column] is not None:
                     np.testing.assert_allclose(row[column], known[column], atol=1e-5)
