@@ -25,7 +25,7 @@ from tests.model.family import (
 from vig_ray.errors import StageError
 from vig_ray.model.arrays import of_whole
 from vig_ray.model.probe import differences
-from vig_ray.model.prompt import Prompt, PromptError
+from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines.check import check_numbers
 from vig_ray.training.batch import Batch, Batcher
 from vig_ray.training.check import settled
@@ -103,20 +103,17 @@ def test_a_fault_in_the_arrays_is_caught_at_the_start(family: Family, monkeypatc
 def test_a_fault_in_the_batches_is_caught_at_the_start(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images swapped on their way into a batch: samples are run one by one, and come out right."""
     monkeypatch.setattr(family.engine, "plainly", set())  # put back at the end
-    right = family.engine._vision_inputs
+    monkeypatch.setattr(family.engine, "packed", set(family.engine.packed))
+    right = family.engine.vision_arguments
 
-    def faulty(prompts: Sequence[Prompt], features: dict[str, Any]) -> Any:
-        turned = [replace(prompt, images=prompt.images) for prompt in prompts]
-        with_image = [prompt for prompt in turned if prompt.images]
-        images = [image for prompt in with_image for image in prompt.images]
-        order = iter([*images[1:], *images[:1]])
-        alike = [replace(p, images=tuple(next(order) for _ in p.images)) for p in with_image]
-        return right(alike, features)
+    def faulty(images: Sequence[PromptImage], *given: Any) -> Any:
+        return right([*images[1:], *images[:1]], *given)
 
-    monkeypatch.setattr(family.engine, "_vision_inputs", faulty)
-    monkeypatch.setattr(family.engine, "_shares_images", family.engine._shares_images)
+    monkeypatch.setattr(family.engine, "vision_arguments", faulty)
+    monkeypatch.setattr(family.engine._features, "_shared", family.engine._features._shared)
     check_numbers(family.engine, family.formatter)
     assert "by parts" in family.engine.plainly
+    assert "by parts" not in family.engine.packed
     prompt = family.prompt("one image", SAMPLES["one image"])
     (ours,) = family.engine.logprobs([prompt])
     assert apart(ours, family.logprobs(family.inputs(SAMPLES["one image"]), prompt)) < TOLERANCE

@@ -75,8 +75,11 @@ def in_rows(packed: Tree, most: int) -> torch.Tensor:
     return torch.cat(found, 1)[0]
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_every_path_sees_what_it_sees_alone(seed: int) -> None:
+@pytest.mark.parametrize("kernel", ["flash", "plain products where it is short"])
+@pytest.mark.parametrize("seed", range(8))
+def test_every_path_sees_what_it_sees_alone(seed: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernel == "flash":
+        monkeypatch.setattr("vig_ray.model.attention._SHORT", 0)
     rng = np.random.default_rng(seed)
     branches = paths(rng, int(rng.integers(1, 30)))
     for share in (True, False):
@@ -93,8 +96,10 @@ def test_every_path_sees_what_it_sees_alone(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("kernel", ["of the device", "plain products"])
+@pytest.mark.parametrize("kernel", ["flash", "of the device", "plain products"])
 def test_gradients_of_what_is_shared_add_up(seed: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernel == "flash":
+        monkeypatch.setattr("vig_ray.model.attention._SHORT", 0)
     if kernel == "plain products":
         monkeypatch.setattr("vig_ray.model.attention._kernel", lambda *_: _Plain())
         monkeypatch.setattr("vig_ray.model.attention._SCORES_AT_ONCE", 300)  # a few queries at a time
@@ -119,7 +124,7 @@ def test_gradients_of_what_is_shared_add_up(seed: int, kernel: str, monkeypatch:
 
 def test_the_gpus_kernel_takes_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU: PyTorch's own operators check the arguments and give the shapes, on tensors without numbers."""
-    monkeypatch.setattr("vig_ray.model.attention._kernel", lambda _: _Flash())
+    monkeypatch.setattr("vig_ray.model.attention._kernel", lambda *_: _Flash())
     packed = tree(paths(np.random.default_rng(1), 12))
     row = row_of(packed, 0, len(packed))
     assert row.above

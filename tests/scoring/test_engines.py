@@ -366,14 +366,14 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(family: Family, pictur
         if "by parts" in engine.packed:  # a prompt is cut where it doesn't fit
             for one, other in zip(found, expected, strict=True):
                 np.testing.assert_allclose(one, other, atol=2e-5)
-            scarce.most = max(int(past - first) for p in prompts for first, past in p.image_spans) - 1
-            found = engine.logprobs(prompts)  # but for an image
+            scarce.most = 8  # fewer than any row is cut to
+            found = engine.logprobs(prompts)
     finally:
         scarce.restore()
     failed = [place for place, result in enumerate(found) if isinstance(result, PromptError)]
     assert all("OutOfMemory" in str(found[place]) for place in failed)
     if "by parts" in engine.packed:
-        assert failed == [place for place, prompt in enumerate(prompts) if prompt.images]
+        assert failed == list(range(len(prompts)))
     else:
         assert failed == [[len(p.token_ids) for p in prompts].index(longest)]
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import pickle
 import random
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import ray
 
@@ -18,8 +16,9 @@ from vig_ray.model.prompt import Prompt, PromptImage
 from vig_ray.row_counter import RowCounter
 from vig_ray.scoring import score
 from vig_ray.scoring.engines.prefixes import PrefixUse, order_by_prefix, told
+from vig_ray.scoring.prepared import pack
 from vig_ray.scoring.reference import blur, make_reference
-from vig_ray.scoring.schema import prepared_schema
+from vig_ray.scoring.schema import groups_schema, prepared_schema
 from vig_ray.scoring.score import Scorer
 
 Symbols = list[tuple[int, str]]
@@ -127,9 +126,9 @@ def test_the_stage_sums_what_its_engines_count(monkeypatch: pytest.MonkeyPatch) 
     prompt = Prompt(ids, np.array([3]), np.array([0]), ids == 0, np.zeros((0, 2), np.int32), ())
     row = dict.fromkeys(prepared_schema().names) | {
         "sample_key": "made/0", "num_truncated_tokens": 0, "token_ids": [4], "turn": [0],
-        "prompts": pickle.dumps((prompt, prompt)),
+        "prompts": (prompt, prompt),
     }  # fmt: skip
-    block = pa.Table.from_pylist([row, row], schema=prepared_schema())
+    block = pack([row, row], groups_schema())
     for engine in (Caching(), Caching()):
         monkeypatch.setattr(score, "load_engine", lambda *, found=engine: found)
         scorer = Scorer(engine={}, passes=("clean", "blur"), references=("blur",), progress=Remote())

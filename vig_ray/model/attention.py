@@ -26,6 +26,7 @@ from vig_ray.model.packing import Tree
 
 NAME = "vig_packed"
 _SCORES_AT_ONCE = 1 << 26  # 256 MB of float32
+_SHORT = 128 * 128  # pairs of a query and a key
 Stored = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Keys and values by attention layer, [1, heads, tokens, D] each."""
 
@@ -317,11 +318,17 @@ class _Plain:
 
 
 class _Cpu(_Plain):
-    """PyTorch's flash attention for CPUs."""
+    """PyTorch's flash attention for CPUs; plain products where they are short, which is nearer to the exact numbers,
+    since that kernel has a fast exponential of its own."""
+
+    def _is_short(self, query: torch.Tensor, key: torch.Tensor) -> bool:
+        return query.dtype == torch.float32 and query.shape[2] * key.shape[2] <= _SHORT
 
     def one(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, *, causal: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._is_short(query, key):
+            return super().one(query, key, value, scale, causal=causal)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, scale=scale
         )
@@ -339,6 +346,8 @@ class _Cpu(_Plain):
         *,
         causal: bool,
     ) -> Three:
+        if self._is_short(query, key):
+            return super().one_backward(grad, query, key, value, out, lse, scale, causal=causal)
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, query, key, value, out, lse, 0.0, causal, scale=scale
         )
@@ -435,6 +444,8 @@ _PLAIN, _CPU, _FLASH = _Plain(), _Cpu(), _Flash()
 
 def _repeated(x: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     """Keys or values with as many heads as the queries."""
+    if query.shape[1] == x.shape[1]:
+        return x
     return x.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
 
 

@@ -18,15 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
-from pydantic import JsonValue
 
 from vig_ray.model.prompt import Pixels
-from vig_ray.options import BlurName
+
+if TYPE_CHECKING:  # a GPU's machine may be without pydantic
+    from vig_ray.options import BlurName
 
 _Floats = npt.NDArray[np.float32]
 
@@ -136,9 +138,9 @@ def blur_by(name: BlurName) -> Callable[[Pixels], Pixels]:
     return {"fast": blur_fast, "opencv": blur_opencv}[name]
 
 
-def blur_parameters(name: BlurName) -> dict[str, JsonValue]:
+def blur_parameters(name: BlurName) -> dict[str, Any]:
     """What a record holds of that blur."""
-    parameters: dict[str, JsonValue] = {
+    parameters: dict[str, Any] = {
         "method": name,
         "kernel_by_width": {str(width): kernel for width, kernel in KERNEL_BY_WIDTH.items()},
         "sigma": "kernel - 1",

@@ -17,16 +17,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 
+from vig_ray.dataset.images import decode_image
 from vig_ray.errors import StageError
 from vig_ray.model.prompt import Formatter, Prompt, PromptError
-from vig_ray.options import BlurName, ReferenceName
 from vig_ray.scoring.blur import blur_by, blur_parameters
 from vig_ray.scoring.references import diffusion
-from vig_ray.scoring.references.average import from_png
 from vig_ray.scoring.references.no_image import no_image
 from vig_ray.scoring.references.same_picture import (
     SIDE,
@@ -37,6 +36,9 @@ from vig_ray.scoring.references.same_picture import (
     plain,
     resized,
 )
+
+if TYPE_CHECKING:  # a GPU's machine may be without pydantic
+    from vig_ray.options import BlurName, ReferenceName
 
 _NOISE_SEED = 0
 
@@ -97,7 +99,7 @@ def make_reference(
     if name == "blur-mean":
         if average is None:
             raise StageError("--reference blur-mean: is the mean of a dataset's images, and there is no dataset here")
-        make = resized(from_png(average), cv2.INTER_LINEAR)
+        make = resized(decode_image(average), cv2.INTER_LINEAR)
         return Reference(name, SamePicture(name, make, formatter), blur_mean_parameters(average, blur))
     if name == "vcd":
         try:
@@ -111,4 +113,4 @@ def make_reference(
 
 def blur_mean_parameters(average: bytes, blur: BlurName) -> dict[str, Any]:
     """What a record holds of blur-mean."""
-    return {"side": SIDE, "blur": blur, "picture": picture_digest(from_png(average))}
+    return {"side": SIDE, "blur": blur, "picture": picture_digest(decode_image(average))}
