@@ -171,7 +171,7 @@ def _forward(
     """The joined output [1, heads, N, D] and log-sum-exps [1, heads, N], float32."""
     kernel = _kernel(query, value)
     out, lse = kernel.own(query, key, value, row, scale)
-    out = out.float() if row.above else out
+    out, lse = (out.float(), _precise(lse)) if row.above else (out, lse)
     for above, given in zip(row.above, outside, strict=True):
         first, past, start, end, _ = above
         keys, values = (key, value) if given is None else given
@@ -179,14 +179,14 @@ def _forward(
             query[:, :, first:past], keys[:, :, start:end], values[:, :, start:end], row, scale
         )
         _join(out[:, :, first:past], lse[:, :, first:past], part, part_lse)
-    return out.to(query.dtype), lse
+    return out.to(query.dtype), lse.float()
 
 
 def _join(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: torch.Tensor) -> None:
     """Join a part [1, heads, M, D] and its log-sum-exp [1, heads, M] to `out` and `lse`, in place."""
     joined = torch.logaddexp(lse, part_lse)
     # out + (part - out) w, with w the part's share of the whole.
-    out.lerp_(part.float(), torch.exp(part_lse - joined).unsqueeze(-1))
+    out.lerp_(part.float(), torch.exp(part_lse - joined).unsqueeze(-1).float())
     lse.copy_(joined)
 
 
@@ -230,13 +230,18 @@ class _Plain:
     def one(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, *, causal: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries [1, heads, M, D] on keys [1, fewer heads, K, D]: the output and its log-sum-exps, float32."""
+        """Queries [1, heads, M, D] on keys [1, fewer heads, K, D]: the output, float32, and its log-sum-exps, in float64
+        on a CPU."""
         value = _repeated(value, query).float()
         outputs, lses = [], []
         for first, past in _slices(query, key):
             scores = _scores(query[:, :, first:past], key, scale, first if causal else None)
-            lses.append(scores.logsumexp(-1))
-            outputs.append(torch.exp(scores - lses[-1].unsqueeze(-1)) @ value)
+            # Divided by the sum, not by the exponential of a log-sum-exp, which rounds as large scores do.
+            most = scores.amax(-1, keepdim=True)
+            weights = scores.sub_(most).exp_()
+            total = weights.sum(-1, keepdim=True)
+            outputs.append(weights @ value / total)
+            lses.append((_precise(most) + _precise(total).log()).squeeze(-1))
         return torch.cat(outputs, dim=2), torch.cat(lses, dim=2)
 
     def one_backward(
@@ -452,6 +457,11 @@ def _repeated(x: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
 def _summed(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The gradient of what `_repeated` repeated."""
     return gradient.view(*x.shape[:2], -1, *gradient.shape[2:]).sum(2)
+
+
+def _precise(x: torch.Tensor) -> torch.Tensor:
+    """In float64 on a CPU, where that costs nothing to speak of."""
+    return x.double() if x.device.type == "cpu" else x
 
 
 def _slices(query: torch.Tensor, key: torch.Tensor) -> list[tuple[int, int]]:
