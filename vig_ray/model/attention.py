@@ -230,8 +230,8 @@ class _Plain:
     def one(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, *, causal: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries [1, heads, M, D] on keys [1, fewer heads, K, D]: the output, float32, and its log-sum-exps, in float64
-        on a CPU."""
+        """Queries [1, heads, M, D] on keys [1, fewer heads, K, D]: the output, float32, and its log-sum-exps, in
+        float64 on a CPU."""
         value = _repeated(value, query).float()
         outputs, lses = [], []
         for first, past in _slices(query, key):
