@@ -19,6 +19,7 @@ from tests.engines import gated
 from vig_ray.dataset import importing
 from vig_ray.dataset.importing import ImportConfig
 from vig_ray.demo import CHECKPOINT, world
+from vig_ray.options import BlurName
 from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.prepared import unpack
 
@@ -101,15 +102,15 @@ def of_gated_engine(prompts: Sequence[Any]) -> list[Any]:
 
 
 def expected_scores(
-    folder: Path, compute: Callable[[Sequence[Any]], list[Any]] = of_gated_engine
+    folder: Path, compute: Callable[[Sequence[Any]], list[Any]] = of_gated_engine, *, blur: BlurName = "fast"
 ) -> list[dict[str, Any]]:
     """The rows that a run must write of the samples in `folder`, by rising key.
 
-    `compute`: the engine's `logprobs`.
+    `compute`: the engine's `logprobs`; `blur`: the run's.
     """
     preparer = Preparer(
         model=CHECKPOINT, template="auto", max_length=None, passes=("clean", "blur"), too_long="error",
-        max_image_pixels=10**8,
+        blur=blur, max_image_pixels=10**8,
     )  # fmt: skip
     samples = pa.concat_tables([pq.read_table(path) for path in sorted((folder / "samples").glob("*.parquet"))])
     rows = []

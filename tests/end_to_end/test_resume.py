@@ -102,12 +102,12 @@ def test_a_killed_driver_goes_on_where_it_was(world: Path, resumed: Resumed) -> 
     assert sum(pq.read_metadata(file).num_rows for file in resumed.files) == 5 * BATCH
     assert {file: file.stat().st_mtime_ns for file in resumed.files} == resumed.files
     assert resumed.batches == 5 + 1 + 5  # the first run's, the one that it was killed in, and the second run's
-    gating.assert_as_expected(read_scores(resumed.out), gating.expected_scores(world))
+    gating.assert_as_expected(read_scores(resumed.out), gating.expected_scores(world, blur="opencv"))
     assert read_stage(str(resumed.out / "scores"))["complete"]  # type: ignore[index]
     assert not list(resumed.out.glob(".score-*"))
     third = vig(*command(world, resumed.out), PYTHONPATH=gating.PYTHONPATH)
     assert "already complete" in third.stderr
-    gating.assert_as_expected(read_scores(resumed.out), gating.expected_scores(world))
+    gating.assert_as_expected(read_scores(resumed.out), gating.expected_scores(world, blur="opencv"))
 
 
 @pytest.mark.parametrize("changed", [{"max_image_pixels": 999}, {"too_long": "truncate"}, {"dtype": "bfloat16"}])
@@ -148,7 +148,7 @@ def test_a_killed_driver_goes_on_on_object_storage(world: Path, tmp_path: Path, 
             body = client.get_object(Bucket="resume", Key=key)["Body"].read()
             rows += pq.read_table(pa.BufferReader(body)).to_pylist()
     rows.sort(key=lambda row: str(row["sample_key"]))
-    gating.assert_as_expected(rows, gating.expected_scores(world))
+    gating.assert_as_expected(rows, gating.expected_scores(world, blur="opencv"))
     assert not objects("run/.score-")
 
 
@@ -204,7 +204,7 @@ def test_killed_actors_cost_nothing(
     rows = read_scores(tmp_path)
     assert len({begun.pid for begun in here.begun()}) == 2
     undisturbed = TorchEngine(demo_model, demo_formatter.collate)
-    gating.assert_as_expected(rows, gating.expected_scores(world, undisturbed.logprobs), atol=1e-5)
+    gating.assert_as_expected(rows, gating.expected_scores(world, undisturbed.logprobs, blur="opencv"), atol=1e-5)
     golden = json.loads(GOLDEN.read_text())
     scored_then = [row for row in rows if row["sample_key"] in golden]
     assert len(scored_then) >= 8
