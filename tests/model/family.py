@@ -5,6 +5,7 @@ The oracle is transformers' alone: `apply_chat_template(tokenize=True)`, then `m
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from collections.abc import Sequence
@@ -130,8 +131,13 @@ class Family:
         return messages
 
     @torch.no_grad()
-    def logprobs(self, inputs: Any, prompt: Prompt, *, hidden: bool = False) -> np.ndarray[Any, Any]:
-        inputs = {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
+    def logprobs(
+        self, inputs: Any, prompt: Prompt, *, hidden: bool = False, exact: bool = False
+    ) -> np.ndarray[Any, Any]:
+        """Of the answer tokens, by the model's own forward; `exact`: in float64."""
+        dtype = torch.float64 if exact else torch.float32
+        model = copy.deepcopy(self.model).double() if exact else self.model
+        inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
         ids = inputs["input_ids"][0]
         if hidden:
             image = inputs["input_ids"] == self.model.config.image_token_id
@@ -143,8 +149,8 @@ class Family:
                 )[0]
             else:
                 inputs["position_ids"] = torch.arange(len(ids))[None]
-        everything = self.model(**inputs, use_cache=False).logits[0].float().log_softmax(-1)
-        return np.array([everything[p - 1, ids[p]] for p in prompt.answer_positions.tolist()], dtype=np.float32)
+        everything = model(**inputs, use_cache=False).logits[0].to(dtype).log_softmax(-1)
+        return np.array([everything[p - 1, ids[p]].item() for p in prompt.answer_positions.tolist()])
 
 
 def of(names: Sequence[str]) -> pytest.MarkDecorator:

@@ -174,7 +174,8 @@ def test_same_numbers_as_a_plain_forward(under_test: UnderTest, pictures: list[I
     if under_test.kind == "torch":
         # float32 itself may be off by more, on some processors: the engine is to be as near as the plain forward is.
         in_float64 = plain(copy.deepcopy(family.model).double())
-        tolerance = max(tolerance, *(np.abs(a - b).max() for a, b in zip(expected, in_float64, strict=True)))
+        tolerance = max(tolerance, *(1.5 * np.abs(a - b).max() for a, b in zip(expected, in_float64, strict=True)))
+        expected = in_float64
     order = list(range(len(prompts)))
     random.Random(batch_tokens).shuffle(order)
     found = under_test.make(batch_tokens).logprobs([prompts[i] for i in order])
@@ -232,8 +233,9 @@ def test_other_arrays_for_the_images_are_plain_forwards(under_test: UnderTest, p
             return family.formatter.collate(inputs, "cpu", torch.float32)
 
         expected = plain_logprobs(family.model, processed, prompt, inputs)
-        off = np.abs(expected - plain_logprobs(in_float64, processed, prompt, inputs)).max()
-        np.testing.assert_allclose(logp, expected, atol=max(under_test.tolerance, off), rtol=0)
+        exact = plain_logprobs(in_float64, processed, prompt, inputs)
+        off = 1.5 * np.abs(expected - exact).max()
+        np.testing.assert_allclose(logp, exact, atol=max(under_test.tolerance, off), rtol=0)
         assert np.abs(logp - other).max() > 2 * under_test.tolerance, names[number % 3]
 
 
