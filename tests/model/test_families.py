@@ -70,30 +70,30 @@ def test_numbers_are_the_models(family: Family) -> None:
     asked = [*prompts.values(), *(blur(prompts[name]) for name in with_images)]
     hidden = [blind(prompts[name]) for name in with_images]
     scored = family.engine.logprobs([*asked, *hidden])
-    worst = 0.0
-
-    def away(name: str, ours: Any, *, blurred: bool = False, hidden: bool = False) -> float:
-        """From the model's own forward; where rounding alone may be more than the tolerance, from the exact numbers, to
-        which we are to be as near as it is."""
-        inputs = family.inputs(SAMPLES[name], blur=blurred)
-        theirs = family.logprobs(inputs, prompts[name], hidden=hidden)
-        if apart(ours, theirs) < TOLERANCE:
-            return apart(ours, theirs)
-        exact = family.logprobs(inputs, prompts[name], hidden=hidden, exact=True)
-        return apart(ours, exact) * min(1.0, TOLERANCE / (2 * apart(theirs, exact)))
-
-    for name, ours in zip(names, scored, strict=False):
-        worst = max(worst, away(name, ours))
-    for name, ours in zip(with_images, scored[len(names) :], strict=False):
-        worst = max(worst, away(name, ours, blurred=True))
+    cases: list[tuple[str, Any, dict[str, bool]]] = [
+        (name, ours, {}) for name, ours in zip(names, scored, strict=False)
+    ]
+    cases += [(name, ours, {"blur": True}) for name, ours in zip(with_images, scored[len(names) :], strict=False)]
     for name, ours in zip(with_images, scored[len(asked) :], strict=True):
         if family.name in NO_BLIND:
             assert isinstance(ours, PromptError)
             assert ours.kind == "Blind"
-            continue
-        worst = max(worst, away(name, ours, hidden=True))
+        else:
+            cases.append((name, ours, {"hidden": True}))
+
+    def by_the_model(name: str, *, blur: bool = False, hidden: bool = False, exact: bool = False) -> Any:
+        inputs = family.inputs(SAMPLES[name], blur=blur)
+        return family.logprobs(inputs, prompts[name], hidden=hidden, exact=exact)
+
+    theirs = [by_the_model(name, **how) for name, _, how in cases]
+    worst = max(apart(ours, other) for (_, ours, _), other in zip(cases, theirs, strict=True))
     print(f"{family.name}: largest difference of a log-prob {worst:.1e}")
-    assert worst < TOLERANCE
+    if worst >= TOLERANCE:  # float32 itself may be off by more: then as near to the exact numbers as the model's own
+        exact = [by_the_model(name, **how, exact=True) for name, _, how in cases]
+        rounding = max(apart(other, truth) for other, truth in zip(theirs, exact, strict=True))
+        worst = max(apart(ours, truth) for (_, ours, _), truth in zip(cases, exact, strict=True))
+        print(f"{family.name}: from float64 {worst:.1e}, the model's own forward {rounding:.1e}")
+        assert worst < max(TOLERANCE, 1.5 * rounding)
 
 
 @of(TRAINED)
