@@ -182,7 +182,7 @@ def test_killed_actors_cost_nothing(
         def score() -> None:
             try:
                 words = {"data": data, "model": CHECKPOINT, "out": tmp_path, "engine": "gated:torch_engine"}
-                numbers: dict[str, Any] = {"rows_per_file": BATCH, "workers": "1", "prepare_workers": "1"}
+                numbers: dict[str, Any] = {"rows_per_file": BATCH, "workers": 1, "prepare_workers": 1, "blur": "opencv"}
                 job.run(ScoreConfig(**{name: str(value) for name, value in words.items()}, **numbers))
             except BaseException as error:
                 failures.append(error)

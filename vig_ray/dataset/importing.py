@@ -37,7 +37,7 @@ STAGE = "import"
 SAMPLES_FOLDER = "samples"
 _PROGRESS_ROWS = 1000
 _BYTES_A_GROUP = 256 << 20  # of files: what one machine imports, or cuts by image, at a time
-_BYTES_AT_ONCE = 32 << 20  # of rows, that are held in memory while they are ordered
+_BYTES_AT_ONCE = 24 << 20  # of rows, that are held in memory while they are ordered
 
 
 class ImportConfig(StageConfig):
