@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from vig_ray.model.attention import Stored, _Flash, _Plain, packed_attention, row_of
+from vig_ray.model.attention import packed_attention
+from vig_ray.model.kernels import Flash, Plain
 from vig_ray.model.packing import Branch, ImageNumbers, Kept, Tree, branch, tree
 from vig_ray.model.prompt import Prompt, PromptImage
+from vig_ray.model.row import Stored, row_of
 
 HEADS, FEWER, WIDTH = 4, 2, 16
 MODULE = torch.nn.Identity()
@@ -79,7 +81,7 @@ def in_rows(packed: Tree, most: int) -> torch.Tensor:
 @pytest.mark.parametrize("seed", range(8))
 def test_every_path_sees_what_it_sees_alone(seed: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernel == "flash":
-        monkeypatch.setattr("vig_ray.model.attention._SHORT", 0)
+        monkeypatch.setattr("vig_ray.model.kernels._SHORT", 0)
     rng = np.random.default_rng(seed)
     branches = paths(rng, int(rng.integers(1, 30)))
     for share in (True, False):
@@ -99,10 +101,10 @@ def test_every_path_sees_what_it_sees_alone(seed: int, kernel: str, monkeypatch:
 @pytest.mark.parametrize("kernel", ["flash", "of the device", "plain products"])
 def test_gradients_of_what_is_shared_add_up(seed: int, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if kernel == "flash":
-        monkeypatch.setattr("vig_ray.model.attention._SHORT", 0)
+        monkeypatch.setattr("vig_ray.model.kernels._SHORT", 0)
     if kernel == "plain products":
-        monkeypatch.setattr("vig_ray.model.attention._kernel", lambda *_: _Plain())
-        monkeypatch.setattr("vig_ray.model.attention._SCORES_AT_ONCE", 300)  # a few queries at a time
+        monkeypatch.setattr("vig_ray.model.attention.kernel_for", lambda *_: Plain())
+        monkeypatch.setattr("vig_ray.model.kernels._SCORES_AT_ONCE", 300)  # a few queries at a time
     rng = np.random.default_rng(seed)
     branches = paths(rng, 12)
     packed = tree(branches)
@@ -124,7 +126,7 @@ def test_gradients_of_what_is_shared_add_up(seed: int, kernel: str, monkeypatch:
 
 def test_the_gpus_kernel_takes_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU: PyTorch's own operators check the arguments and give the shapes, on tensors without numbers."""
-    monkeypatch.setattr("vig_ray.model.attention._kernel", lambda *_: _Flash())
+    monkeypatch.setattr("vig_ray.model.attention.kernel_for", lambda *_: Flash())
     packed = tree(paths(np.random.default_rng(1), 12))
     row = row_of(packed, 0, len(packed))
     assert row.above
@@ -133,7 +135,7 @@ def test_the_gpus_kernel_takes_what_it_is_given(monkeypatch: pytest.MonkeyPatch)
     assert (found.shape, found.dtype) == ((1, len(packed), HEADS, WIDTH), torch.bfloat16)
     for one, gradient in zip(given, torch.autograd.grad(found, given, torch.empty_like(found)), strict=True):
         assert (gradient.shape, gradient.dtype) == (one.shape, torch.bfloat16)
-    part, lse = _Flash().whole(given[0], given[1][:, :, :7], given[2][:, :, :7], row, 1.0)
+    part, lse = Flash().whole(given[0], given[1][:, :, :7], given[2][:, :, :7], row, 1.0)
     assert (part.shape, lse.shape) == (given[0].shape, given[0].shape[:3])
     assert lse.dtype == torch.float32
 

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 
 from vig_ray.model.arrays import of_whole
-from vig_ray.model.attention import Row, row_of
 from vig_ray.model.head import forward_arguments, token_types_argument
 from vig_ray.model.packing import ImageNumbers, branch, tree
 from vig_ray.model.positions import position_ids
 from vig_ray.model.prompt import ImageInputs, Prompt
+from vig_ray.model.row import Row, row_of
 from vig_ray.training.objective import Weights
 
 Collate = Callable[[Sequence[ImageInputs], Any, Any], dict[str, Any]]

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from vig_ray.model.attention import Stored, row_of
 from vig_ray.model.packing import Branch, ImageNumbers, Kept, Run, Tree, Units, branch, tree
 from vig_ray.model.positions import position_ids
 from vig_ray.model.prompt import Prompt, PromptImage
+from vig_ray.model.row import Stored, row_of
 from vig_ray.scoring.engines import LogProbs
 
 _KEPT_TOKENS = 2048  # 1 GB for a LLaVA-1.5 7B in half precision
