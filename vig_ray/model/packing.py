@@ -11,7 +11,7 @@ those earlier runs that have tokens still to come, and of no others (`vig_ray.mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -324,12 +324,3 @@ def _in_line(end: _Node, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]
             found[inside] = node.start + places[inside] - node.first
         node = node.parent
     return found
-
-
-def rows(length: Tree, most: int) -> Iterator[tuple[int, int]]:
-    """Where the rows of at most `most` tokens begin and end."""
-    start = 0
-    while start < len(length):
-        end = length.cut(start, most)
-        yield start, end
-        start = end
