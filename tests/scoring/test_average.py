@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from vig_ray.dataset.images import decode_image
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
 from vig_ray.model.prompt import Pixels
-from vig_ray.scoring.references.average import blur_mean_image, from_png, to_png
+from vig_ray.scoring.references.average import blur_mean_image, to_png
 from vig_ray.tables.order import hashes
 
 
@@ -117,5 +118,5 @@ def test_images_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path, capl
 
 def test_its_png_is_the_picture() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (336, 336, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(from_png(to_png(picture)), picture)
+    np.testing.assert_array_equal(decode_image(to_png(picture)), picture)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(to_png(picture)))), picture)

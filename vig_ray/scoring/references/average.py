@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vig_ray.dataset.images import MAX_PIXELS, ImageError, decode_image, load_image
+from vig_ray.dataset.images import MAX_PIXELS, ImageError, load_image
 from vig_ray.errors import StageError
 from vig_ray.model.prompt import Pixels
 from vig_ray.scoring.references.same_picture import SIDE
@@ -74,11 +74,6 @@ def to_png(picture: Pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
     return file.getvalue()
-
-
-def from_png(data: bytes) -> Pixels:
-    """The picture that `to_png` made these bytes of."""
-    return decode_image(data)
 
 
 def _images(directory: str, n: int) -> Iterator[Mapping[str, Any]]:
