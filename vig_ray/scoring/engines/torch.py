@@ -166,14 +166,24 @@ class TorchEngine:
             outcome = self._attempt([prompts[index] for index in group], self._run_tree)
             if isinstance(outcome, PromptError) and len(group) > 1:
                 groups += [group[len(group) // 2 :], group[: len(group) // 2]]
-            elif isinstance(outcome, PromptError):
-                results[group[0]] = outcome
-                if isinstance(outcome.__cause__, Exception):
-                    yield outcome.__cause__
             else:
-                self._worked = True
-                for index, logp_T in zip(group, outcome, strict=True):
-                    results[index] = logp_T
+                yield from self._fill_in(results, group, outcome)
+
+    def _fill_in(
+        self,
+        results: list[LogProbs | PromptError | None],
+        indices: Sequence[int],
+        outcome: list[LogProbs] | PromptError,
+    ) -> Iterator[Exception]:
+        """Write down what came of these prompts, or of one that failed, and give what was raised over it."""
+        if isinstance(outcome, PromptError):
+            results[indices[0]] = outcome
+            if isinstance(outcome.__cause__, Exception):
+                yield outcome.__cause__
+            return
+        self._worked = True
+        for index, logp_T in zip(indices, outcome, strict=True):
+            results[index] = logp_T
 
     def _run_tree(self, prompts: Sequence[Prompt]) -> list[LogProbs]:
         """These prompts as a tree; whatever the model raises is raised."""
@@ -218,14 +228,7 @@ class TorchEngine:
                 if outcome.kind != _OUT_OF_MEMORY or not self.halve_batches(len(batch) * lengths[batch[0]]):
                     alone.update(batch)
                 continue
-            if isinstance(outcome, PromptError):
-                results[batch[0]] = outcome
-                if isinstance(outcome.__cause__, Exception):
-                    yield outcome.__cause__
-            else:
-                self._worked = True
-                for index, logp_T in zip(batch, outcome, strict=True):
-                    results[index] = logp_T
+            yield from self._fill_in(results, batch, outcome)
             for image in (image for i in batch if not prompts[i].hide_images for image in prompts[i].images):
                 needed[image.key] -= 1
                 if not needed[image.key]:
