@@ -19,15 +19,15 @@ from pydantic import Field
 from vig_ray.dataset.fields import identifier
 from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.image_order import Gather, Spread
-from vig_ray.dataset.inputs import DataFile, Format, dataset_name, find_files, read_rows
+from vig_ray.dataset.inputs import DataFile, dataset_name, find_files, read_rows
+from vig_ray.dataset.options import DataOptions
 from vig_ray.dataset.rows import Row, to_sample
 from vig_ray.dataset.schema import RowError
 from vig_ray.dataset.sharing import HashFile, common_folder, count_sharing, order_to_write
 from vig_ray.dataset.writer import Parts, SampleWriter
 from vig_ray.errors import StageError
-from vig_ray.options import SampleOrder
 from vig_ray.progress import RowProgress
-from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
+from vig_ray.stage import Claim, claim, parquet_files, read_stage
 from vig_ray.storage import exists, filesystem, join, scheme_of
 
 log = logging.getLogger(__name__)
@@ -40,24 +40,10 @@ _BYTES_A_GROUP = 256 << 20  # of files: what one machine imports, or cuts by ima
 _BYTES_AT_ONCE = 24 << 20  # of rows, that are held in memory while they are ordered
 
 
-class ImportConfig(StageConfig):
+class ImportConfig(DataOptions):
     """Import any vision-language dataset: one row a sample, with a stable key, bad rows included."""
 
-    data: str = Field(
-        description="the dataset: a file (JSON array, JSON Lines, Parquet or WebDataset tar), a folder of such files, "
-        "or a brace pattern like shard-{000000..000012}.tar; a path or URI"
-    )
-    images: str | None = Field(
-        None, description="folder that relative image paths start from, a path or URI; default: the data file's folder"
-    )
     out: str = Field(description="directory, a path or URI, in which samples/ is written")
-    name: str | None = Field(
-        None,
-        pattern=r"^[^/\s]+$",
-        description="the dataset's name, with which sample keys begin; default: the data file's name, without suffix",
-    )
-    format: Format = Field("auto", description="format of the data; auto: by the files' names and first bytes")
-    order: SampleOrder = "auto"
     rows_per_file: int = Field(10_000, ge=1, description="most samples in one Parquet file, in rows")
     max_bytes_per_file: int = Field(
         128 << 20, ge=1, description="size at which a Parquet file is closed, in bytes of text and images"

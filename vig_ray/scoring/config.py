@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from vig_ray.dataset.images import MAX_PIXELS
+from vig_ray.dataset.options import DataOptions
 from vig_ray.options import (
     BlurName,
     Device,
@@ -15,25 +16,17 @@ from vig_ray.options import (
     EngineOptions,
     Precision,
     References,
-    SampleOrder,
     Template,
     TrustRemoteCode,
     WorkerRange,
 )
-from vig_ray.stage import StageConfig
 
 
-class ScoreConfig(StageConfig):
+class ScoreConfig(DataOptions):
     """Score every answer token of a dataset with and without its image."""
 
-    data: str = Field(
-        description="dataset: LLaVA or messages file (.json, .jsonl, .parquet), WebDataset shards, or samples/"
-    )
     model: str = Field(description="vision-language model: a checkpoint's folder or a hub id")
     out: str = Field(description="directory that gets scores/ (and samples/, where the data is imported here)")
-    images: str | None = Field(
-        None, description="folder that relative image paths start from; by default the data file's folder"
-    )
     reference: References = Field(
         ("blur",),
         description="what stands for 'no image': blur (VIG), blind (VisNec), or a cheaper one (docs/scoring.md); "
@@ -89,11 +82,6 @@ class ScoreConfig(StageConfig):
     rows_per_file: int = Field(
         2048, ge=1, description="rows a block: what a killed run has to do again, and the most rows of a scores file"
     )
-    format: Literal["auto", "json", "jsonl", "parquet", "webdataset"] = Field(
-        "auto", description="what --data is, if it isn't plain"
-    )
-    name: str | None = Field(None, description="dataset name in the sample keys; by default the data file's name")
-    order: SampleOrder = "auto"
     address: str | None = Field(
         None,
         description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or a Ray of its own on this machine",

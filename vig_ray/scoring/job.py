@@ -27,6 +27,7 @@ from vig_ray.cluster import (
     warn_of_few_cpus,
 )
 from vig_ray.dataset import importing
+from vig_ray.dataset.options import DataOptions
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import default_dtype, load_formatter, prompts_of, tell, template_fingerprint
@@ -86,8 +87,8 @@ def check(config: ScoreConfig) -> Plan:
     samples = importing.samples_directory(config.data)
     if samples is None:
         importing.validate(import_config(config))
-    for option in ("images", "name", "order"):
-        if samples is not None and getattr(config, option) != ScoreConfig.model_fields[option].default:
+    for option, field in DataOptions.model_fields.items():
+        if samples is not None and option != "data" and getattr(config, option) != field.default:
             raise StageError(f"--{option} has no effect on {samples}, which is imported already; leave it out")
     check_writable(config.out)
     if not config.overwrite:
@@ -107,15 +108,8 @@ def check(config: ScoreConfig) -> Plan:
 
 def import_config(config: ScoreConfig) -> importing.ImportConfig:
     """The import that `vig score --data FILE` does by itself."""
-    return importing.ImportConfig(
-        data=config.data,
-        images=config.images,
-        out=config.out,
-        name=config.name,
-        format=config.format,
-        order=config.order,
-        overwrite=config.overwrite,
-    )
+    read = {option: getattr(config, option) for option in DataOptions.model_fields}
+    return importing.ImportConfig(**read, out=config.out, overwrite=config.overwrite)
 
 
 def run(config: ScoreConfig) -> ScoreSummary:
