@@ -37,7 +37,8 @@ from benchmarks.least import least_flops
 from benchmarks.llava_shape import PASSES, Family, llava, prepared, qwen, reference, samples
 from benchmarks.published import published_loop
 from vig_ray.model.prompt import Prompt
-from vig_ray.scoring.engines.torch import TorchEngine, out_of_memory
+from vig_ray.scoring.engines.torch import TorchEngine
+from vig_ray.scoring.engines.tree import out_of_memory
 
 SHARING = "share_prefixes"
 COLUMNS = ("gpu", "model", "what", "samples/s", "share of matrix rate", "FLOPs / least", "peak GB", "difference, nats")

@@ -50,7 +50,10 @@ def test_a_cap_is_known_by_what_the_model_does(gemma_checkpoint: str, dtype: tor
         applied = load(CappedGemma3, gemma_checkpoint, dtype, cap=cap, weight=weight)
         assert (applied_softcap(named_only), applied_softcap(applied)) == (None, cap)
         # The engine has its own product with the output layer, in float32.
-        assert [TorchEngine(model, lambda *_: {})._softcap for model in (named_only, applied)] == [None, cap]
+        assert [TorchEngine(model, lambda *_: {}).head_logprobs.softcap for model in (named_only, applied)] == [
+            None,
+            cap,
+        ]
     assert applied_softcap(load(Gemma3ForConditionalGeneration, gemma_checkpoint, dtype, cap=None)) is None
 
 

@@ -25,8 +25,9 @@ from vig_ray.model.head import forward_arguments
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import Engine
+from vig_ray.scoring.engines.forwards import plan_batches
 from vig_ray.scoring.engines.load import vllm_installed
-from vig_ray.scoring.engines.torch import TorchEngine, plan_batches
+from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.scoring.reference import blind, blur, make_reference
 from vig_ray.scoring.references.average import to_png
 

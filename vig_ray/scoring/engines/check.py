@@ -22,7 +22,8 @@ from vig_ray.model.prompt import Formatter, Prompt, PromptError
 from vig_ray.model.remember import Found, remembered
 from vig_ray.model.small_copy import EXACT, largest_difference, small_copy
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
-from vig_ray.scoring.engines.torch import TorchEngine, kind, plan_batches, together
+from vig_ray.scoring.engines.forwards import kind, plan_batches, together
+from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.scoring.engines.tree import out_of_memory
 from vig_ray.scoring.references.no_image import no_image
 from vig_ray.storage import one_line
