@@ -167,7 +167,7 @@ def shape_job(folder: str, count: int, rounds: int, window: int, *, small: bool)
     data = write_dataset(family, Path(folder) / "data", count)
     job_part(
         folder, data, model, rounds, f"bare engine, {family.name}", lambda table: bare_engine(table, window, model),
-        workers=1, window=window,
+        workers=1, prepare_workers=1, window=window,
     )  # fmt: skip
 
 

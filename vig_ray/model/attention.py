@@ -13,7 +13,6 @@ arXiv 2310.01889).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from transformers import AttentionInterface
 from vig_ray.model.head import forward_arguments
 from vig_ray.model.kernels import kernel_for, precise
 from vig_ray.model.row import Row
+from vig_ray.model.side_by_side import put, taken
 
 NAME = "vig_packed"
 
@@ -68,30 +68,31 @@ def packed_attention(
     for first, past, stored in row.keep:
         # Copies: a slice would hold on to all of the row.
         stored[id(module)] = key[:, :, first:past].clone(), value[:, :, first:past].clone()
-    outside = [above.stored[id(module)] if above.stored is not None else None for above in row.above]
     if torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value)):
-        assert not any(each is not None for each in outside), "no gradient goes through what is stored"
+        assert not any(above.stored for above in row.above), "no gradient goes through what is stored"
         joined: torch.Tensor = _Joined.apply(query, key, value, row, scale)  # type: ignore[no-untyped-call]
     else:
-        joined, _lse = _forward(query, key, value, row, scale, outside)
+        joined, _lse = _forward(query, key, value, row, scale, id(module))
     return joined.transpose(1, 2).contiguous(), None
 
 
 def _forward(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    row: Row,
-    scale: float,
-    outside: Sequence[tuple[torch.Tensor, torch.Tensor] | None],
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: Row, scale: float, layer: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The joined output [1, heads, N, D] and log-sum-exps [1, heads, N], float32."""
+    """The joined output [1, heads, N, D] and log-sum-exps [1, heads, N], float32. `layer`: of what is stored."""
     kernel = kernel_for(query, value)
+    split = kernel.split(query, row)
     out, lse = kernel.own(query, key, value, row, scale)
     out, lse = (out.float(), precise(lse)) if row.above else (out, lse)
-    for above, given in zip(row.above, outside, strict=True):
-        first, past, start, end, _ = above
-        keys, values = (key, value) if given is None else given
+    for batch in split.above:
+        place = batch.queries.place
+        part, part_lse = kernel.batch(query, key, value, batch, scale)
+        so_far, lse_so_far = taken(out, place), taken(lse, place)
+        _join(so_far, lse_so_far, part, part_lse)
+        put(out, place, so_far)
+        put(lse, place, lse_so_far)
+    for first, past, start, end, stored in split.above_alone:
+        keys, values = (key, value) if stored is None or layer is None else stored[layer]
         part, part_lse = kernel.whole(
             query[:, :, first:past], keys[:, :, start:end], values[:, :, start:end], row, scale
         )
@@ -114,7 +115,7 @@ class _Joined(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: Row, scale: float
     ) -> torch.Tensor:
-        out, lse = _forward(query, key, value, row, scale, [None] * len(row.above))
+        out, lse = _forward(query, key, value, row, scale, None)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.row, ctx.scale = row, scale
         return out

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from vig_ray.model.row import Row
+from vig_ray.model.row import Row, Split
+from vig_ray.model.side_by_side import Batch, put
 
 _SCORES_AT_ONCE = 1 << 26  # 256 MB of float32
 _SHORT = 128 * 128  # pairs of a query and a key
@@ -20,21 +21,21 @@ Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class Plain:
     """Plain products in float32, some queries at a time; on any device, for any type."""
 
+    def split(self, query: torch.Tensor, row: Row) -> Split:
+        """What of a row is computed side by side, and what by a call each."""
+        return row.split(_SHORT, query.device)
+
     def one(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, *, causal: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries [1, heads, M, D] on keys [1, fewer heads, K, D]: the output, float32, and its log-sum-exps, in
         float64 on a CPU."""
-        value = _repeated(value, query).float()
         outputs, lses = [], []
         for first, past in _slices(query, key):
-            scores = _scores(query[:, :, first:past], key, scale, first if causal else None)
-            # Divided by the sum, not by the exponential of a log-sum-exp, which rounds as large scores do.
-            most = scores.amax(-1, keepdim=True)
-            weights = scores.sub_(most).exp_()
-            total = weights.sum(-1, keepdim=True)
-            outputs.append(weights @ value / total)
-            lses.append((precise(most) + precise(total).log()).squeeze(-1))
+            hidden = _future(first, past, key.shape[2], query.device) if causal else None
+            output, lse = _attended(query[:, :, first:past], key, value, scale, hidden)
+            outputs.append(output)
+            lses.append(lse)
         return torch.cat(outputs, dim=2), torch.cat(lses, dim=2)
 
     def one_backward(
@@ -50,25 +51,39 @@ class Plain:
         causal: bool,
     ) -> Three:
         """The part of the gradients that comes through these keys, given the joined output and log-sum-exps."""
-        keys, values = _repeated(key, query).float(), _repeated(value, query).float()
-        dk, dv, dq = torch.zeros_like(keys), torch.zeros_like(values), []
-        row_sums = (grad.float() * out.float()).sum(-1, keepdim=True)
+        dq, dks, dvs = [], [], []
         for first, past in _slices(query, key):
-            queries, grads = query[:, :, first:past], grad[:, :, first:past].float()
-            scores = _scores(queries, key, scale, first if causal else None)
-            probabilities = torch.exp(scores - lse[:, :, first:past].unsqueeze(-1))
-            d_scores = probabilities * (grads @ values.transpose(-1, -2) - row_sums[:, :, first:past])
-            dq.append(d_scores @ keys * scale)
-            dk += d_scores.transpose(-1, -2) @ queries.float() * scale
-            dv += probabilities.transpose(-1, -2) @ grads
-        return torch.cat(dq, dim=2), _summed(dk, key), _summed(dv, value)
+            of = [each[:, :, first:past] for each in (grad, query, out, lse)]
+            hidden = _future(first, past, key.shape[2], query.device) if causal else None
+            parts = _attended_backward(of[0], of[1], key, value, of[2], of[3], scale, hidden)
+            dq.append(parts[0])
+            dks.append(parts[1])
+            dvs.append(parts[2])
+        return torch.cat(dq, dim=2), torch.stack(dks).sum(0), torch.stack(dvs).sum(0)
+
+    def batch(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, batch: Batch, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Short stretches of a row, side by side: output and log-sum-exps at the places of its queries."""
+        keys, values = batch.keys.gather(key), batch.keys.gather(value)
+        out, lse = _attended(batch.queries.gather(query), keys, values, scale, batch.hidden)
+        return batch.queries.pick(out), batch.queries.pick(lse)
 
     def own(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, row: Row, scale: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Each run on itself, causally."""
-        parts = [self.one(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scale, causal=True) for a, b in row.runs]
-        return torch.cat([part for part, _ in parts], dim=2), torch.cat([lse for _, lse in parts], dim=2)
+        split = self.split(query, row)
+        out = _tokens_first(query, value.shape[-1])
+        lse = precise(_tokens_first(query))
+        for batch in split.own:
+            part, part_lse = self.batch(query, key, value, batch, scale)
+            put(out, batch.queries.place, part)
+            put(lse, batch.queries.place, part_lse)
+        for a, b, _, _ in split.own_alone:
+            part, part_lse = self.one(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scale, causal=True)
+            out[:, :, a:b], lse[:, :, a:b] = part, part_lse
+        return out, lse
 
     def own_backward(
         self,
@@ -116,8 +131,12 @@ class Plain:
 
 
 class Cpu(Plain):
-    """PyTorch's flash attention for CPUs; plain products where they are short, which is nearer to the exact numbers,
-    since that kernel has a fast exponential of its own."""
+    """PyTorch's flash attention for CPUs; forward, plain products where they are short, which is nearer to the exact
+    numbers, since that kernel has a fast exponential of its own."""
+
+    def split(self, query: torch.Tensor, row: Row) -> Split:
+        """See `Plain.split`."""
+        return row.split(_SHORT if query.dtype == torch.float32 else 0, query.device)
 
     def _is_short(self, query: torch.Tensor, key: torch.Tensor) -> bool:
         return query.dtype == torch.float32 and query.shape[2] * key.shape[2] <= _SHORT
@@ -145,9 +164,7 @@ class Cpu(Plain):
         *,
         causal: bool,
     ) -> Three:
-        """See `Plain.one_backward`."""
-        if self._is_short(query, key):
-            return super().one_backward(grad, query, key, value, out, lse, scale, causal=causal)
+        """See `Plain.one_backward`. Short ones too: it is several times as fast, and near enough for a gradient."""
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, query, key, value, out, lse, 0.0, causal, scale=scale
         )
@@ -156,6 +173,10 @@ class Cpu(Plain):
 
 class Flash(Plain):
     """Flash attention on a GPU, in half precision; all runs of a row in one call."""
+
+    def split(self, query: torch.Tensor, row: Row) -> Split:
+        """See `Plain.split`."""
+        return row.split(0, query.device)
 
     def _call(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, ends: Sequence[torch.Tensor],
@@ -270,11 +291,50 @@ def _slices(query: torch.Tensor, key: torch.Tensor) -> list[tuple[int, int]]:
     return [(first, min(first + step, length)) for first in range(0, length, step)]
 
 
-def _scores(query: torch.Tensor, key: torch.Tensor, scale: float, causal_from: int | None) -> torch.Tensor:
-    """Scores [1, heads, M, K], float32. `causal_from`: the place of the first query among the keys, which hides those
-    behind each query; None where all are seen."""
+def _future(first: int, past: int, keys: int, device: torch.device) -> torch.Tensor:
+    """Which of so many keys come after each of the queries from `first` to `past`, bool [M, K]."""
+    return torch.ones(past - first, keys, dtype=torch.bool, device=device).triu(1 + first)
+
+
+def _scores(query: torch.Tensor, key: torch.Tensor, scale: float, hidden: torch.Tensor | None) -> torch.Tensor:
+    """Scores [B, heads, M, K], float32; -inf where they are hidden."""
     scores = query.float() @ _repeated(key, query).float().transpose(-1, -2) * scale
-    if causal_from is None:
-        return scores
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1 + causal_from)
-    return scores.masked_fill(future, -torch.inf)
+    return scores if hidden is None else scores.masked_fill_(hidden, -torch.inf)
+
+
+def _attended(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, hidden: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries [B, heads, M, D] on keys [B, fewer heads, K, D]: the output, float32, and its log-sum-exps."""
+    scores = _scores(query, key, scale, hidden)
+    # Divided by the sum, not by the exponential of a log-sum-exp, which rounds as large scores do.
+    most = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(most).exp_()
+    total = weights.sum(-1, keepdim=True)
+    lse = (precise(most) + precise(total).log()).squeeze(-1)
+    return weights @ _repeated(value, query).float() / total, lse
+
+
+def _attended_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    hidden: torch.Tensor | None,
+) -> Three:
+    """The gradients of queries, keys and values, float32, given the joined output and log-sum-exps."""
+    probabilities = _scores(query, key, scale, hidden).sub_(lse.unsqueeze(-1)).exp_()
+    grad = grad.float()
+    row_sums = (grad * out.float()).sum(-1, keepdim=True)
+    dv = probabilities.transpose(-1, -2) @ grad
+    d_scores = probabilities * (grad @ _repeated(value, query).float().transpose(-1, -2) - row_sums) * scale
+    dk = d_scores.transpose(-1, -2) @ query.float()
+    return d_scores @ _repeated(key, query).float(), _summed(dk, key), _summed(dv, value)
+
+
+def _tokens_first(x: torch.Tensor, *width: int) -> torch.Tensor:
+    """Room for float32 [1, heads, N, ...] of the heads and tokens of `x`, a token's numbers next to each other."""
+    return x.new_empty(1, x.shape[2], x.shape[1], *width, dtype=torch.float32).transpose(1, 2)

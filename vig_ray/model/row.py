@@ -11,6 +11,7 @@ import torch
 
 from vig_ray.model.arrays import on_device
 from vig_ray.model.packing import Tree
+from vig_ray.model.side_by_side import Batch, Stretch, batches
 
 Stored = dict[int, tuple[torch.Tensor, torch.Tensor]]
 """Keys and values by attention layer, [1, heads, tokens, D] each."""
@@ -27,6 +28,15 @@ class Above(NamedTuple):
     stored: Stored | None = None
 
 
+class Split(NamedTuple):
+    """The attention of a row: runs on themselves and tokens on ancestors, in batches and by a call each."""
+
+    own: list[Batch]
+    own_alone: list[Stretch]
+    above: list[Batch]
+    above_alone: list[Above]
+
+
 @dataclass(eq=False)
 class Row:
     """A row of N tokens for attention. `own`: where its runs begin, and N at the end. `above`: what they see of others.
@@ -38,6 +48,7 @@ class Row:
     above: list[Above]
     keep: list[tuple[int, int, Stored]] = field(default_factory=list)
     _ends: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False)
+    _splits: dict[int, Split] = field(default_factory=dict, repr=False)
 
     def ends(self, of: Sequence[int], device: Any) -> torch.Tensor:
         """Where segments begin, and where the last ends, int32 on `device`; the same tensor in every layer."""
@@ -45,6 +56,22 @@ class Row:
         if key not in self._ends:
             self._ends[key] = on_device(np.array(key, dtype=np.int32), device)
         return self._ends[key]
+
+    def split(self, short: int, device: Any) -> Split:
+        """What is computed in batches: stretches of at most `short` pairs of a query and a key, where there are several
+        such; what is stored, and all the rest, by a call each. The same one in every layer."""
+        if short not in self._splits:
+            runs = [Stretch(first, past, first, past) for first, past in self.runs]
+            own = [run for run in runs if run.pairs <= short]
+            near = [above for above in self.above if above.stored is None and Stretch(*above[:4]).pairs <= short]
+            own, near = own if len(own) > 1 else [], near if len(near) > 1 else []
+            self._splits[short] = Split(
+                batches(own, device, causal=True),
+                [run for run in runs if run not in own],
+                batches([Stretch(*above[:4]) for above in near], device, causal=False),
+                [above for above in self.above if above not in near],
+            )
+        return self._splits[short]
 
     @property
     def longest(self) -> int:
