@@ -80,11 +80,11 @@ def test_patterns_and_their_keys(bench: Any, make_row: Any) -> None:
     folder = f"{bench.folder}/set"
     # The keys that earlier versions gave, where they could.
     assert keys(bench.load(f"{folder}/{{train/a,val/b}}.json", name="n")) == ["n/a/0000000000", "n/b/0000000000"]
-    rows = bench.load(f"{folder}/{{val,train}}/a.json", name="n", overwrite=True)
+    rows = bench.load(f"{folder}/{{val,train}}/a.json", name="n", order="as-is", overwrite=True)
     assert keys(rows) == ["n/val/a/0000000000", "n/train/a/0000000000"]
     rows = bench.load(f"{folder}/*/a.json", overwrite=True)
     assert keys(rows) == ["a/train/a/0000000000", "a/val/a/0000000000"]
-    rows = bench.load(f"{folder}/{{val,train}}/*.json", name="n", overwrite=True)
+    rows = bench.load(f"{folder}/{{val,train}}/*.json", name="n", order="as-is", overwrite=True)
     assert keys(rows) == ["n/val/a/0000000000", "n/val/b/0000000000", "n/train/a/0000000000"]
 
 

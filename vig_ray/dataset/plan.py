@@ -149,12 +149,13 @@ def _call(work: Callable[[], tuple[int, int]]) -> tuple[int, int]:
 
 def _check_names(listings: Sequence[Listing]) -> None:
     """Raise StageError where two datasets from different places have one name. Parts of one may have it."""
-    roots: dict[str, str] = {}
+    first: dict[str, Listing] = {}
     for listing in listings:
-        if roots.setdefault(listing.name, listing.root) != listing.root:
+        other = first.setdefault(listing.name, listing)
+        if other.root != listing.root:
             raise StageError(
-                f"two --data are called {listing.name} ({roots[listing.name]}, {listing.root}), so their rows would "
-                "share keys; rename one's file or folder, or import it by itself with --name"
+                f"two --data are called {listing.name} ({other.files[0].uri}, {listing.files[0].uri}), so their rows "
+                "would share keys; rename one's file or folder, or import it by itself with --name"
             )
 
 
