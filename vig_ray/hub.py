@@ -50,7 +50,6 @@ def explained(uri: str) -> Iterator[None]:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
-        HFValidationError,
         HTTPError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -70,8 +69,6 @@ def explained(uri: str) -> Iterator[None]:
         else:
             advice = "or your token may not read it"
         raise StageError(f"{uri}: no such dataset on the hub; check its name, {advice}") from error
-    except HFValidationError as error:
-        raise StageError(f"{uri}: not the name of a dataset: {one_line(error)[:200]}") from error
     except OfflineModeIsEnabled as error:
         raise StageError(f"{uri}: HF_HUB_OFFLINE is set, so the hub isn't asked; unset it, or name a folder") from error
     except HfHubHTTPError as error:

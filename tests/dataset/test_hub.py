@@ -271,7 +271,7 @@ def refused(bench: Any, data: str, message: str, **options: Any) -> None:
 def test_what_is_not_there(hub_server: Hub, bench: Any) -> None:
     hub_server.commit("org/set", FILES, tag="v1")
     refused(bench, "hf://datasets/org/none", "org/none: no such dataset on the hub")
-    refused(bench, "hf://datasets/org/bad..name", "bad..name: not the name of a dataset")
+    refused(bench, "hf://datasets/org/bad..name", r"bad\.\.name: not hf://datasets/ORG/NAME")
     refused(bench, f"{REPOSITORY}@v2", r"org/set: has no revision 'v2'; it has main, v1, and commits")
     refused(bench, f"{REPOSITORY}:none", r"has no config 'none'; it has ocr, vqa, chart")
     refused(bench, f"{REPOSITORY}:ocr:none", r":ocr: has no split 'none'; it has train, test")

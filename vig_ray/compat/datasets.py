@@ -57,7 +57,7 @@ def splits_of(base: str, config: Mapping[str, Any], suffixes: Sequence[str]) -> 
             except FileNotFoundError:
                 _check_there(pattern, base)
         if files:
-            splits[split] = list(files)
+            splits[str(split)] = list(files)
     return splits
 
 
