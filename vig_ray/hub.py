@@ -47,13 +47,10 @@ def commit_of(repository: str, revision: str | None) -> str:
 def explained(uri: str) -> Iterator[None]:
     """Turn what the hub answers, or its silence, into a StageError: one line about `uri` that says what to do."""
     from huggingface_hub import get_token
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    # That of the httpx which the client uses.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # isort: skip
 
     try:
         yield

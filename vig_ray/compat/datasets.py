@@ -26,7 +26,7 @@ def configs_of(card: str | None, card_yaml: str | None) -> dict[str, Mapping[str
     try:
         data = DatasetCard(card).data if card and card.startswith("---") else DatasetCardData()
         if more := yaml.safe_load(card_yaml or ""):
-            data = DatasetCardData(**(data.to_dict() | more))
+            data = DatasetCardData(**(data.to_dict() | more))  # type: ignore[no-untyped-call]
         return dict(MetadataConfigs.from_dataset_card_data(data))
     except (yaml.YAMLError, TypeError, AttributeError) as error:
         raise ValueError(str(error)) from error

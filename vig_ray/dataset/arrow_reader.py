@@ -48,14 +48,19 @@ def count_arrow(uri: str) -> int:
 def _batches(uri: str) -> Iterator[tuple[pa.Schema, Iterator[Any]]]:
     """The schema and the record batches of a file; a local one's are mapped into memory, not read."""
     fs, path = filesystem(uri)
-    mapped = isinstance(fs, pafs.LocalFileSystem)
-    with pa.memory_map(path) if mapped else open_stream(uri, unpack=False) as source:
-        if mapped and source.read_at(min(len(_MAGIC), source.size()), 0) == _MAGIC:
-            file = pa.ipc.open_file(source)
+    if not isinstance(fs, pafs.LocalFileSystem):
+        with open_stream(uri, unpack=False) as source:
+            stream = pa.ipc.open_stream(source)
+            yield stream.schema, iter(stream)
+        return
+    with pa.memory_map(path) as mapped:
+        size = mapped.size()
+        if mapped.read_at(min(len(_MAGIC), size), 0) == _MAGIC:
+            file = pa.ipc.open_file(mapped)
             yield file.schema, (file.get_batch(index) for index in range(file.num_record_batches))
             return
         # Arrow takes a stream that is cut off between two batches for a whole one.
-        if mapped and source.read_at(min(len(_END), source.size()), max(0, source.size() - len(_END))) != _END:
+        if mapped.read_at(min(len(_END), size), max(0, size - len(_END))) != _END:
             raise pa.ArrowInvalid("the mark at the end of an Arrow stream is missing")
-        stream = pa.ipc.open_stream(source)
+        stream = pa.ipc.open_stream(mapped)
         yield stream.schema, iter(stream)

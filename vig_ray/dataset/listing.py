@@ -141,7 +141,7 @@ def _of_pattern(location: str, kind: Format, name: str, dataset: int) -> Listing
         names = {uri: stem(uri) for uri in found}
         if len(set(names.values())) < len(names):
             names = {uri: uri.removeprefix(f"{root}/") for uri in found}
-        rows, archives = list(found), []
+        rows, archives = list(found), list[str]()
     else:
         names = {uri: uri.removeprefix(f"{root}/") for uri in found}
         rows, archives = data_and_archives(list(found), kind)

@@ -67,7 +67,7 @@ def in_full(text: str) -> str:
 
 def _of_hub(text: str, location: str, weight: float | None) -> DataSpec:
     from huggingface_hub.errors import HfUriError
-    from huggingface_hub.utils import parse_hf_uri
+    from huggingface_hub.utils import parse_hf_uri  # type: ignore[attr-defined]
 
     name, colon, rest = location.rstrip("/").partition(":")[2].partition(":")
     try:
