@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,20 +32,34 @@ def processes(count: int, option: str) -> Iterator[Callable[[Sequence[Callable[[
     with ProcessPoolExecutor(count, mp_context=context, initializer=_die_by_interrupt) as pool:
 
         def call_all(work: Sequence[Callable[[], Any]]) -> Iterator[Any]:
-            waiting = [pool.submit(each) for each in work]
+            with _no_main_module():
+                waiting = [pool.submit(each) for each in work]  # which starts the processes
             try:
                 for done in as_completed(waiting):
                     yield done.result()
             except BrokenProcessPool as error:
                 raise StageError(
-                    f"a process of {option} ended by itself: there may be too little memory ({option} 1 needs the "
-                    'least), or, in a script, what starts it isn\'t below `if __name__ == "__main__":`'
+                    f"a process of {option} ended by itself: there may be too little memory; {option} 1 needs the least"
                 ) from error
             finally:
                 for each in waiting:
                     each.cancel()
 
         yield call_all
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Processes that are started meanwhile don't import the caller's script, which needn't be made for that.
+
+    What they call lies in modules of ours.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _die_by_interrupt() -> None:

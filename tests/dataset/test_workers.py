@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,17 @@ def test_a_process_that_ends_by_itself() -> None:
         processes(2, "--workers") as call,
     ):
         list(call([leave]))
+
+
+def test_a_script_needs_no_guard(bench: Any, make_row: Any) -> None:
+    data = bench.write("d.json", [make_row(number) for number in range(20)])
+    script = bench.write(
+        "script.py",
+        "from vig_ray.dataset.importing import ImportConfig, run\n"
+        f"print(run(ImportConfig(data={str(data)!r}, out={str(bench.out)!r}, workers=2)).read)\n",
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("20\n", "")
 
 
 @pytest.mark.parametrize("size", [1, 30, 100, 1000, 10**6])
