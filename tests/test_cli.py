@@ -25,7 +25,7 @@ def status(*words: str) -> int:
         ((), "VERB"),
         (("scor",), "'scor'"),
         (("score", "--windw", "3"), "--windw 3: no such option; vig score --help"),
-        (("score", "--data"), "--data: expected one argument"),
+        (("score", "--data"), "--data: expected at least one argument"),
         (("score", "--window", "0", "--data", "d", "--model", "m", "--out", "o"), "--window '0'"),
         (("submit", "demo"), "'demo'"),
         (("submit", "score", "--fllow"), "--fllow: no such option; vig submit score --help"),

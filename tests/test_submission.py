@@ -50,3 +50,15 @@ def test_paths_go_in_full(
     config = config_of(stage)(address="http://head:8265", **(given | {paths[0]: "~/there"}))
     if paths[0] != "model":  # a model that isn't here is the hub's
         assert stage_options(config)[paths[0]] == "/home/someone/there"
+
+
+def test_several_data_go_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here, hub, pattern, bucket = "d=0.7", "hf://datasets/org/set:ocr=0.2", "x/**/*.json=0.1", "s3://b/d.json"
+    config = config_of(ScoreConfig)(
+        address="http://head:8265", data=(here, hub, pattern, bucket), sample="1%", model="m", out="s3://b/run"
+    )
+    told = stage_options(config)
+    assert told["data"] == [f"{tmp_path}/{here}", hub, f"{tmp_path}/{pattern}", bucket]
+    read = ScoreConfig(**told)  # as the job reads it
+    assert (read.data, read.sample) == (tuple(told["data"]), 0.01)

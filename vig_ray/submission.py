@@ -26,6 +26,7 @@ from pydantic import Field, create_model, field_validator
 
 import vig_ray
 from vig_ray.compat.ray import hide_uploads
+from vig_ray.dataset.spec import in_full
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import is_local
 from vig_ray.stage import StageConfig
@@ -33,7 +34,7 @@ from vig_ray.storage import absolute, one_line
 
 log = logging.getLogger("vig_ray.submission")
 
-_PATHS = ("data", "images", "out", "samples", "scores", "selection")
+_PATHS = ("images", "out", "samples", "scores", "selection")
 _MODELS = ("model", "embedding_model")
 _OPTIONS_FILE = "job.yaml"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
@@ -87,6 +88,8 @@ def stage_options(config: StageConfig) -> dict[str, Any]:
 
 def _in_full(name: str, value: Any) -> Any:
     """A local path by its whole name: the job runs in another folder. A model may be a hub id, so it must be here."""
+    if name == "data":
+        return in_full(value) if isinstance(value, str) else [in_full(each) for each in value]
     local = isinstance(value, str) and "://" not in value
     if local and (name in _PATHS or (name in _MODELS and is_local(value))):
         return absolute(value)

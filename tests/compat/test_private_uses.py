@@ -1,4 +1,4 @@
-"""Nothing private of Ray, vLLM or transformers is used outside vig_ray/compat. Reads the sources, runs nothing."""
+"""Nothing private of the libraries is used outside vig_ray/compat. Reads the sources, runs nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COMPAT = ROOT / "vig_ray" / "compat"
-LIBRARIES = ("ray", "vllm", "transformers")
+LIBRARIES = ("ray", "vllm", "transformers", "datasets")
 
 # Packages that no library calls public, though their names have no underscore.
 INSIDE = (
@@ -17,6 +17,8 @@ INSIDE = (
     "vllm.inputs",
     "vllm.model_executor",
     "transformers.models",
+    "datasets.data_files",
+    "datasets.utils",
     "ray.dashboard",
     "ray.train.v2",
 )

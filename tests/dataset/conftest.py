@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 
+from tests.hub import Hub, hub
 from vig_ray.dataset.importing import ImportConfig, ImportReport, run
 
 Rows = list[dict[str, Any]]
@@ -72,9 +73,9 @@ class Workbench:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
-    def load(self, data: str | Path, **options: Any) -> Rows:
+    def load(self, *data: str | Path, **options: Any) -> Rows:
         """Import `data` and give back the rows of samples/, checking that the counts add up."""
-        config = ImportConfig(data=str(data), out=str(self.out), **options)
+        config = ImportConfig(data=tuple(map(str, data)), out=str(self.out), **options)
         self.report = report = run(config)
         rows = read_samples(report.directory)
         failed = sum(row["error"] is not None for row in rows)
@@ -94,6 +95,12 @@ class Workbench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Workbench:
     return Workbench(tmp_path)
+
+
+@pytest.fixture
+def hub_server(tmp_path: Path) -> Iterator[Hub]:
+    with hub(tmp_path / "hub") as server:
+        yield server
 
 
 @pytest.fixture

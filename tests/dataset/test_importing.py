@@ -14,7 +14,7 @@ import pytest
 from tests.dataset.conftest import read_samples
 from vig_ray.cluster import on_machines
 from vig_ray.dataset import importing
-from vig_ray.dataset.importing import ImportConfig, run, samples_directory, validate
+from vig_ray.dataset.importing import ImportConfig, already_imported, run, samples_directory, validate
 from vig_ray.dataset.inputs import DataFile, read_rows
 from vig_ray.dataset.schema import SAMPLES
 from vig_ray.errors import StageError
@@ -271,6 +271,17 @@ def test_samples_are_found_or_not(bench: Any, make_row: Any) -> None:
     bench.write("broken/stage.json", "{")
     assert samples_directory(str(bench.folder / "other")) is None
     assert samples_directory(str(bench.folder / "broken")) is None
+
+
+def test_samples_of_an_import_are_taken_by_themselves(bench: Any, make_row: Any) -> None:
+    path = str(bench.write("d.json", [make_row(0)]))
+    bench.load(path)
+    samples = str(bench.out / "samples")
+    assert already_imported((str(bench.out),)) == already_imported((samples,)) == samples
+    assert already_imported((path,)) is already_imported((path, path)) is None
+    assert already_imported(("hf://datasets/org/set", path)) is None
+    with pytest.raises(StageError, match="are scored by themselves, not with others"):
+        already_imported((path, samples))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from vig_ray.dataset import webdataset_reader
 from vig_ray.dataset.importing import samples_directory
-from vig_ray.dataset.inputs import expand
+from vig_ray.dataset.patterns import expand
 from vig_ray.errors import StageError
 
 CAPTION = [("user", "<image>\nDescribe the image."), ("assistant", "A red bus.")]

@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
-import pyarrow.fs as pafs
 from pydantic import Field
 
 from vig_ray.dataset.fields import identifier
 from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.image_order import Gather, Spread
-from vig_ray.dataset.inputs import DataFile, dataset_name, find_files, read_rows
+from vig_ray.dataset.inputs import Slice, read_rows, slices
 from vig_ray.dataset.options import DataOptions
+from vig_ray.dataset.plan import Plan, make_plan, with_shares
 from vig_ray.dataset.rows import Row, to_sample
 from vig_ray.dataset.schema import RowError
-from vig_ray.dataset.sharing import HashFile, common_folder, count_sharing, order_to_write
+from vig_ray.dataset.sharing import HashFile, count_sharing, order_to_write
+from vig_ray.dataset.taking import Taker
 from vig_ray.dataset.writer import Parts, SampleWriter
 from vig_ray.errors import StageError
+from vig_ray.processes import cores, processes
 from vig_ray.progress import RowProgress
 from vig_ray.stage import Claim, claim, parquet_files, read_stage
-from vig_ray.storage import exists, filesystem, join, scheme_of
+from vig_ray.storage import filesystem, join, scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,11 @@ T = TypeVar("T")
 STAGE = "import"
 SAMPLES_FOLDER = "samples"
 _PROGRESS_ROWS = 1000
-_BYTES_A_GROUP = 256 << 20  # of files: what one machine imports, or cuts by image, at a time
+_BYTES_A_GROUP = 256 << 20  # of files: what one machine or process imports, or cuts by image, at a time
+_LEAST_A_GROUP = 16 << 20
+_SMALL_BYTES = 512 << 20  # of files: less isn't worth the start of processes
+_GROUPS_A_WORKER = 4
+_GROUPS_OF_A_CLUSTER = 64
 _BYTES_AT_ONCE = 24 << 20  # of rows, that are held in memory while they are ordered
 
 
@@ -48,6 +54,9 @@ class ImportConfig(DataOptions):
     max_bytes_per_file: int = Field(
         128 << 20, ge=1, description="size at which a Parquet file is closed, in bytes of text and images"
     )
+    workers: int | None = Field(
+        None, ge=1, description="processes that import side by side; by default 1 for small data, else one a core"
+    )
     overwrite: bool = Field(
         False, description="replace what an earlier import of other data or with other options left in --out"
     )
@@ -56,7 +65,11 @@ class ImportConfig(DataOptions):
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did: read = imported + failed, and imported = text_only + with_images."""
+    """What an import did: read = imported + failed, and imported = text_only + with_images.
+
+    `read`: rows that became samples or failed. `left_out`: other rows that were read, by the option that left them
+    out. `not_read`: what --limit left unread, in words.
+    """
 
     directory: str
     read: int
@@ -65,13 +78,17 @@ class ImportReport:
     text_only: int
     with_images: int
     failures: dict[str, int]  # failed rows by the kind of their error
+    left_out: dict[str, int] = field(default_factory=dict)
+    not_read: str | None = None
 
     def text(self) -> str:
         """The counts, which add up, and where the samples lie, for a person."""
+        others = "".join(f" + left out by {option} {count:,}" for option, count in sorted(self.left_out.items()))
         lines = [
-            f"read {self.read:,} = with images {self.with_images:,} + text-only {self.text_only:,} "
-            f"+ failed {self.failed:,}"
+            f"read {self.read + sum(self.left_out.values()):,} = with images {self.with_images:,} "
+            f"+ text-only {self.text_only:,} + failed {self.failed:,}{others}"
         ]
+        lines += [] if self.not_read is None else [f"  not read: {self.not_read}"]
         lines += [f"  failed {count:,}: {kind}" for kind, count in sorted(self.failures.items(), key=lambda f: -f[1])]
         return "\n".join([*lines, f"samples: {self.directory}"])
 
@@ -86,26 +103,8 @@ class Counts:
     failures: Counter[str]
     parts: int = 0
     embedded: int = 0
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """An import, resolved: what is read and where it goes."""
-
-    files: list[DataFile]
-    images: ImageFolder | None  # None: each file's own folder
-    name: str
-    directory: str
-    one_file: bool  # `data` names one file, so that its rows need no file name in their keys
-    root: str  # the folder that all images' relative paths start from, or that holds the folders that they start from
-
-    def key(self, file: DataFile, row: int) -> str:
-        """The sample key of a row."""
-        return f"{self.name}/{row:010d}" if self.one_file else f"{self.name}/{file.stem}/{row:010d}"
-
-    def folder(self, file: DataFile) -> ImageFolder:
-        """The folder that relative image paths in `file` start from."""
-        return self.images or _folder_of(file)
+    left_out: Counter[str] = field(default_factory=Counter)
+    not_read: str | None = None
 
 
 def validate(config: ImportConfig) -> None:
@@ -119,7 +118,7 @@ def run(
     """Import a dataset; `progress` is called with the number of rows read so far, about every 1000 rows.
 
     With `spread`, no row comes through this process: groups of files are imported where it calls them, and `progress`
-    is called after each.
+    is called after each; so it is by the processes of `workers`.
     An import that is already complete, of the same files with the same options, is not done again. Raises
     StageError where the data can't be read on; the parts written so far stay until the next run, which begins anew.
     """
@@ -127,14 +126,41 @@ def run(
     output = _claim(plan, config)
     if output.complete:
         return ImportReport(**{**output.record["counts"], "directory": plan.directory})
-    for _ in read_rows(plan.files[0]):  # raises where the file fits no format, before anything is written
-        break
+    for listing in plan.listings:
+        for what in listing.left_out:
+            log.info("%s: left out: %s", listing.root, what)
+        for _ in read_rows(listing.files[0]):  # raises where the file fits no format, before anything is written
+            break
     output.begin(config, **output.identity)
-    report, order = _import(plan, output, config, progress, spread)
-    counts = {name: value for name, value in asdict(report).items() if name != "directory"}
+    with _workers(plan, config, spread) as (workers, call):
+        plan, mixture = with_shares(plan, call)
+        report, order = _import(plan, output, config, progress, call, workers)
+    counts = {name: value for name, value in asdict(report).items() if name != "directory" and value not in ({}, None)}
+    counts["failures"] = report.failures
+    facts = {"mixture": mixture, "left_out": plan.left_out}
     made = {"order": "image"} if order["written"] == "image" else {}
-    output.commit(config, counts=counts, order=order, identity=output.identity | made)
+    output.commit(
+        config,
+        counts=counts,
+        order=order,
+        identity=output.identity | made,
+        **{name: fact for name, fact in facts.items() if fact},
+    )
     return report
+
+
+@contextmanager
+def _workers(plan: Plan, config: ImportConfig, spread: Spread | None) -> Iterator[tuple[int | None, Spread | None]]:
+    """How many processes work, None on a cluster; and what calls them, None where this one does all."""
+    sizes = [file.size or 0 for file in plan.files]
+    workers = config.workers or (cores() if sum(sizes) >= _SMALL_BYTES else 1)
+    if spread is not None:
+        yield None, spread
+    elif workers == 1 or config.limit is not None:  # the first rows are read one after the other
+        yield 1, None
+    else:
+        with processes(workers, "--workers") as call:
+            yield workers, call
 
 
 def run_with_progress(config: ImportConfig) -> ImportReport:
@@ -156,67 +182,74 @@ def samples_directory(uri: str) -> str | None:
     return None
 
 
-def _plan(config: ImportConfig) -> _Plan:
-    files = find_files(config.data, config.format)
-    if config.images is not None:
-        _check_folder(config.images)
-    images = None if config.images is None else ImageFolder.at(config.images)
-    return _Plan(
-        files=files,
-        images=images,
-        name=config.name or dataset_name(config.data),
-        directory=join(config.out, SAMPLES_FOLDER),
-        one_file=filesystem(files[0].uri)[1] == filesystem(config.data)[1],
-        root=common_folder([images.root] if images else [_folder_of(file).root for file in files]),
-    )
+def already_imported(data: Sequence[str]) -> str | None:
+    """The samples directory that `data` names, if it is a finished import's.
+
+    Raises StageError where it is one of several.
+    """
+    for location in data:
+        directory = None if location.startswith("hf://") else samples_directory(location)
+        if directory is not None and len(data) > 1:
+            raise StageError(
+                f"--data {location}: samples of a finished import are scored by themselves, not with others"
+            )
+        if directory is not None:
+            return directory
+    return None
 
 
-def _folder_of(file: DataFile) -> ImageFolder:
-    return ImageFolder.at(file.uri.rpartition("/")[0] or "/")
+def chosen_rows(imported: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the record of an import, what else than the files decides which rows it holds; {} where it holds all."""
+    return {name: imported[name] for name in ("taken", "keys_from", "files_of_each") if name in imported}
 
 
-def _check_folder(folder: str) -> None:
-    if scheme_of(folder) in ("http", "https"):  # a web server needn't answer for a folder
-        return
-    if exists(folder) != pafs.FileType.Directory:
-        raise StageError(f"{folder}: no such folder; --images is the folder that relative image paths start from")
+def _plan(config: ImportConfig) -> Plan:
+    return make_plan(config, join(config.out, SAMPLES_FOLDER))
 
 
-def _identity(plan: _Plan, config: ImportConfig) -> dict[str, Any]:
+def _identity(plan: Plan, config: ImportConfig) -> dict[str, Any]:
     """What decides the samples: another identity means other samples.
 
-    `order` is in it where samples are ordered, so that the records of versions that knew no order say as-is.
+    `order` is in it where samples are ordered, and `taken` where not all rows are, so that the records of versions that
+    knew neither say as-is and all.
     """
+    taken = {"limit": config.limit, "sample": config.sample, "weights": list(plan.weights) or None}
+    taken = {name: value for name, value in taken.items() if value is not None}
+    if config.sample is not None or plan.weights:
+        taken["seed"] = config.seed
     return {
-        "inputs": [{"path": file.uri, "size": file.size, "mtime_ns": file.mtime_ns} for file in plan.files],
-        "format": plan.files[0].kind,
-        "images": plan.images and plan.images.root,
-        "name": plan.name,
+        **plan.identity(),
         "rows_per_file": config.rows_per_file,
         "max_bytes_per_file": config.max_bytes_per_file,
         **({"order": "image"} if config.order == "image" else {}),
+        **({"taken": taken} if taken else {}),
     }
 
 
-def _claim(plan: _Plan, config: ImportConfig) -> Claim:
+def _claim(plan: Plan, config: ImportConfig) -> Claim:
     identity = _identity(plan, config)
     left_open = ("order",) if config.order == "auto" else ()
     return claim(plan.directory, STAGE, identity, overwrite=config.overwrite, resumes=False, left_open=left_open)
 
 
 def _import(
-    plan: _Plan, output: Claim, config: ImportConfig, progress: Callable[[int], None] | None, spread: Spread | None
+    plan: Plan,
+    output: Claim,
+    config: ImportConfig,
+    progress: Callable[[int], None] | None,
+    spread: Spread | None,
+    workers: int | None,
 ) -> tuple[ImportReport, dict[str, Any]]:
     """Import the files, and order what came of them; the counts, and for the record what was done about the order."""
     total = Counts(0, 0, 0, Counter())
     if spread is None:
-        parts: Iterable[Counts] = [import_files(plan, output, plan.files, None, config, progress)]
+        everything = [Slice(file) for file in plan.files]
+        parts: Iterable[Counts] = [import_files(plan, output, everything, None, config, progress)]
     else:
         # A machine that does it may have another working directory.
         there = plan.directory if scheme_of(plan.directory) else filesystem(plan.directory)[1]
-        output, plan_there = replace(output, directory=there), replace(plan, directory=there)
-        sizes = [file.size for file in plan.files]
-        work = [partial(import_files, plan_there, output, files) for files in _groups(plan.files, sizes)]
+        output, plan_there = replace(output, directory=there), replace(plan, directory=there, files=[], listings=[])
+        work = [partial(import_files, plan_there, output, group) for group in _work(plan, config, workers)]
         parts = spread([partial(each, number, config, None) for number, each in enumerate(work)])
     for part in parts:
         total.read += part.read
@@ -225,10 +258,14 @@ def _import(
         total.failures += part.failures
         total.parts += part.parts
         total.embedded += part.embedded
+        total.left_out += part.left_out
+        total.not_read = part.not_read or total.not_read
         if progress is not None:
             progress(total.read)
     if spread is not None:
         _check_seen(plan.directory, total.parts)
+    if total.read == 0 and total.left_out:
+        raise StageError(f"none of {total.left_out.total():,} rows is taken; take a larger --sample")
     if total.read == 0:
         raise StageError(f"{', '.join(file.uri for file in plan.files[:3])}: no rows")
     imported = total.text_only + total.with_images
@@ -241,8 +278,23 @@ def _import(
         total.text_only,
         total.with_images,
         dict(total.failures),
+        dict(total.left_out),
+        total.not_read,
     )
     return report, order
+
+
+def _work(plan: Plan, config: ImportConfig, workers: int | None) -> list[list[Slice]]:
+    """What is imported by one call each; `workers`: how many do it side by side, None where that isn't known."""
+    if config.limit is not None:  # the first rows are read one after the other
+        return [[Slice(file) for file in plan.files]]
+    known = sum(file.size or 0 for file in plan.files)
+    size, least = _BYTES_A_GROUP, _GROUPS_OF_A_CLUSTER
+    if workers is not None:
+        least = workers * _GROUPS_A_WORKER
+        size = min(size, max(known // least, _LEAST_A_GROUP))
+    pieces = slices(plan.files, size, least)
+    return _groups(pieces, [piece.size for piece in pieces], size)
 
 
 def _check_seen(directory: str, parts: int) -> None:
@@ -255,7 +307,7 @@ def _check_seen(directory: str, parts: int) -> None:
         )
 
 
-def _order(plan: _Plan, output: Claim, config: ImportConfig, total: Counts, spread: Spread | None) -> dict[str, Any]:
+def _order(plan: Plan, output: Claim, config: ImportConfig, total: Counts, spread: Spread | None) -> dict[str, Any]:
     """Order the samples by image where `config` asks for it; for the record, what was asked and done, and why."""
     if config.order == "as-is":
         return {"asked": config.order, "written": "as-is", "sharing": None}
@@ -277,7 +329,7 @@ def _order(plan: _Plan, output: Claim, config: ImportConfig, total: Counts, spre
         )
         files = parquet_files(output.directory)
         sizes = [info.size for info in filesystem(output.directory)[0].get_file_info(files)]
-        rows, parts = gather(_groups(files, sizes) if spread else [files], spread)
+        rows, parts = gather(_groups(files, sizes, _BYTES_A_GROUP) if spread else [files], spread)
         _check_seen(output.directory, parts)
         if rows != total.read:
             raise StageError(f"{plan.directory}: {rows:,} rows after ordering {total.read:,}; please report it")
@@ -289,12 +341,12 @@ def _hashes_folder(output: Claim) -> str:
     return join(output.work, "hashes")
 
 
-def _groups(files: Sequence[T], sizes: Sequence[int | None]) -> list[list[T]]:
-    """The files in order, so many together that a group is worth a task; `sizes`: in bytes, where they are known."""
+def _groups(files: Sequence[T], sizes: Sequence[int | None], most: int) -> list[list[T]]:
+    """The files in order, as many together as are `most` bytes; `sizes`: in bytes, where they are known."""
     groups: list[list[T]] = [[]]
     together = 0
     for file, size in zip(files, sizes, strict=True):
-        if groups[-1] and together + (size or 0) > _BYTES_A_GROUP:
+        if groups[-1] and together + (size or 0) > most:
             groups.append([])
             together = 0
         groups[-1].append(file)
@@ -303,9 +355,9 @@ def _groups(files: Sequence[T], sizes: Sequence[int | None]) -> list[list[T]]:
 
 
 def import_files(
-    plan: _Plan,
+    plan: Plan,
     output: Claim,
-    files: Sequence[DataFile],
+    pieces: Sequence[Slice],
     group: int | None,
     config: ImportConfig,
     progress: Callable[[int], None] | None,
@@ -324,25 +376,38 @@ def import_files(
         nullcontext() if config.order == "as-is" else hashes,
         SampleWriter(parts, None if config.order == "as-is" else hashes.add) as writer,
     ):
-        for file in files:
-            folder = plan.folder(file)
-            for row in read_rows(file):
-                counts.read += 1
-                key = plan.key(file, row.number)
-                try:
-                    sample = to_sample(row, folder)
-                except RowError as error:
-                    counts.failures[error.kind] += 1
-                    writer.failure(key, _identifier(row), str(error))
-                else:
-                    counts.text_only += not sample.images
-                    counts.with_images += bool(sample.images)
-                    counts.embedded += any(image.bytes is not None for image in sample.images)
-                    writer.sample(key, sample)
+        for place, piece in enumerate(pieces):
+            most = None if config.limit is None else config.limit - counts.read
+            taker = None if plan.taking.all and most is None else Taker(plan.taking, piece.file, most)
+            folder = plan.folder(piece.file)
+            for row in read_rows(piece, taker):
+                _import_row(row, piece.file.sample_key(row.number), folder, writer, counts)
                 if progress is not None and counts.read % _PROGRESS_ROWS == 0:
                     progress(counts.read)
+                if counts.read == config.limit:
+                    counts.not_read = (
+                        f"{piece.file.uri} after row {row.number:,}, {len(pieces) - place - 1:,} more files"
+                    )
+                    break
+            counts.left_out += taker.left_out if taker is not None else Counter()
+            if counts.not_read is not None:
+                break
     counts.parts = parts.begun
     return counts
+
+
+def _import_row(row: Row, key: str, folder: ImageFolder, writer: SampleWriter, counts: Counts) -> None:
+    counts.read += 1
+    try:
+        sample = to_sample(row, folder)
+    except RowError as error:
+        counts.failures[error.kind] += 1
+        writer.failure(key, _identifier(row), str(error))
+        return
+    counts.text_only += not sample.images
+    counts.with_images += bool(sample.images)
+    counts.embedded += any(image.bytes is not None for image in sample.images)
+    writer.sample(key, sample)
 
 
 def _identifier(row: Row) -> str | None:

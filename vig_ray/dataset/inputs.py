@@ -1,239 +1,185 @@
-"""Which files a dataset consists of, and the reader for each.
-
-`data` names one file, a folder of files of one kind, or files by a brace pattern (`shard-{000000..000012}.tar`).
-"""
+"""A file of a dataset, and its rows by the reader of its kind: all of them, or some that are read by themselves."""
 
 from __future__ import annotations
 
-import itertools
-import json
+import io
 import lzma
-import re
 import tarfile
 import zlib
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
-import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
-from vig_ray.dataset.json_reader import read_array, read_lines
+from vig_ray.dataset.arrow_reader import count_arrow, read_arrow
+from vig_ray.dataset.json_reader import line_ranges, read_array, read_lines
+from vig_ray.dataset.kinds import Kind
+from vig_ray.dataset.opening import open_parts, open_stream
 from vig_ray.dataset.parquet_reader import read_parquet
 from vig_ray.dataset.rows import Row
 from vig_ray.dataset.webdataset_reader import read_shard
 from vig_ray.errors import StageError
-from vig_ray.storage import filesystem, join, one_line, scheme_of
+from vig_ray.storage import one_line, scheme_of
 
-Kind = Literal["json", "jsonl", "parquet", "webdataset"]
-Format = Literal["auto", "json", "jsonl", "parquet", "webdataset"]
-
-_SUFFIXES: dict[str, Kind] = {
-    ".json": "json",
-    ".json.gz": "json",
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".ndjson": "jsonl",
-    ".ndjson.gz": "jsonl",
-    ".parquet": "parquet",
-    ".tar": "webdataset",
-    ".tar.gz": "webdataset",
-    ".tgz": "webdataset",
-}
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_HEAD_BYTES = 1 << 20
-_BUFFER_BYTES = 1 << 20
+Wanted = Callable[[int], bool]
+"""Whether the row of this number is wanted; asked once about every row, in order."""
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a dataset, with its size and time when the files were listed."""
+    """One file of a dataset, with its size and time when the files were listed.
+
+    `key`: what the sample keys of its rows begin with: the dataset's name and, unless the dataset is one file, the
+    file's path in it without its suffix. `dataset`: which value of `--data` it belongs to, from 0.
+    """
 
     uri: str  # absolute where it is local
     kind: Kind
     size: int | None  # bytes
     mtime_ns: int | None  # nanoseconds since 1970
+    key: str = ""
+    dataset: int = 0
 
-    @property
-    def stem(self) -> str:
-        """The file's name without the suffix of its kind."""
-        return stem(self.uri)
-
-
-def stem(uri: str) -> str:
-    """The last part of a path or URI, without the suffix of any known kind."""
-    name = uri.rstrip("/").rpartition("/")[2]
-    suffix = _suffix(name)
-    return name[: len(name) - len(suffix)] if suffix else name
+    def sample_key(self, row: int) -> str:
+        """The sample key of a row."""
+        return f"{self.key}/{row:010d}"
 
 
-def dataset_name(data: str) -> str:
-    """The name of a file or folder without its suffix; for a pattern, its name without the braces."""
-    for part in reversed(filesystem(data)[1].split("/")):
-        name = _BRACES.sub("", stem(part)).strip("-_.") if is_pattern(part) else stem(part)
-        if name:
-            return name
-    return "data"
+class Slice(NamedTuple):
+    """Rows of a file that are read by themselves: all, row groups of a Parquet file, or bytes of JSON Lines.
 
-
-def is_pattern(data: str) -> bool:
-    """Whether `data` names its files by braces."""
-    return _BRACES.search(data) is not None
-
-
-def find_files(data: str, kind: Format) -> list[DataFile]:
-    """The files that `data` names, sorted by name (a pattern's in its own order).
-
-    Raises StageError where one is missing, where a folder holds none or several kinds, or a kind isn't known.
+    `number`: of its first row. `start` to `stop`, without it: row groups or bytes; `stop` None: all there is. `size`:
+    in bytes, as far as it is known.
     """
-    if is_pattern(data):
-        infos = [(uri, _info(uri)) for uri in expand(data)]
-    else:
-        info = _info(data)
-        infos = _listing(data, kind) if info.type == pafs.FileType.Directory else [(data, info)]
-    files = []
-    for uri, info in infos:
-        if info.type != pafs.FileType.File:
-            raise StageError(f"{uri}: not a file; a pattern must name files")
-        path = filesystem(uri)[1] if scheme_of(uri) in ("", "file") else uri
-        files.append(DataFile(path, _kind(path, kind), info.size, info.mtime_ns))
-    kinds = Counter(file.kind for file in files)
-    if len(kinds) > 1:
-        listed = ", ".join(f"{count} {name}" for name, count in sorted(kinds.items()))
-        raise StageError(f"{data}: files of several kinds ({listed}); choose one with --format")
-    stems = Counter(file.stem for file in files)
-    twice = next((name for name, count in stems.items() if count > 1), None)
-    if twice is not None:
-        raise StageError(
-            f"{data}: two files are called {twice}, so their rows would share keys; import them separately"
-        )
-    return files
+
+    file: DataFile
+    number: int = 0
+    start: int = 0
+    stop: int | None = None
+    size: int | None = None
 
 
-def expand(pattern: str) -> list[str]:
-    """The names that a brace pattern stands for: `{000..012}` counts with leading zeros, `{a,b}` lists."""
-    pieces = _BRACES.split(pattern)  # text, inside of braces, text, ...
-    choices = [_choices(piece) if index % 2 else [piece] for index, piece in enumerate(pieces)]
-    return ["".join(parts) for parts in itertools.product(*choices)]
+def read_rows(file: DataFile | Slice, wanted: Wanted | None = None) -> Iterator[Row]:
+    """The rows of a file or of a part of it, streamed; bad ones are RowErrors. `wanted`: those that are given, or all.
 
-
-def read_rows(file: DataFile) -> Iterator[Row]:
-    """The rows of a file, streamed; bad ones are RowErrors. Raises StageError where the rest can't be read."""
-    rows = 0
+    Raises StageError where the rest can't be read.
+    """
+    part = file if isinstance(file, Slice) else Slice(file)
+    uri, rows = part.file.uri, 0
     try:
-        for row in _reader(file):
+        for row in _reader(part, wanted):
             yield row
             rows += 1
     except FileNotFoundError as error:
         raise StageError(
-            f"{file.uri}: not on the machine that reads it; on a cluster every path must be on storage that all of its "
+            f"{uri}: not on the machine that reads it; on a cluster every path must be on storage that all of its "
             "machines share"
         ) from error
     except (OSError, EOFError, zlib.error, lzma.LZMAError, tarfile.TarError, pa.ArrowException) as error:
         raise StageError(
-            f"{file.uri}: can't be read on after {rows} rows ({type(error).__name__}: {one_line(error)}); "
+            f"{uri}: can't be read on after {rows} rows ({type(error).__name__}: {one_line(error)}); "
             f"the file is damaged or cut off: fetch it again"
         ) from error
 
 
-def _reader(file: DataFile) -> Iterator[Row]:
+def count_rows(file: DataFile) -> int:
+    """How many rows a file has, by its metadata where it has any, else by reading it. Raises StageError."""
+    try:
+        if file.kind == "parquet":
+            source, _ = open_parts(file.uri, file.size)
+            with source:
+                rows: int = pq.read_metadata(source).num_rows
+            return rows
+        if file.kind == "arrow":
+            return count_arrow(file.uri)
+    except (OSError, pa.ArrowException) as error:
+        raise StageError(f"{file.uri}: can't be read ({type(error).__name__}: {one_line(error)})") from error
+    return sum(1 for _ in read_rows(file))
+
+
+def slices(files: Sequence[DataFile], size: int, least: int) -> list[Slice]:
+    """The files in order; if these are fewer than `least`, large ones cut into parts of about `size` bytes.
+
+    A Parquet file is cut between row groups, local JSON Lines between lines, for which it is read through once; other
+    files stay whole. Raises StageError where one can't be read.
+    """
+    if len(files) >= least:
+        return [Slice(file, size=file.size) for file in files]
+    return [part for file in files for part in _cut(file, size)]
+
+
+def _cut(file: DataFile, size: int) -> list[Slice]:
+    if file.size is None or file.size <= size:
+        return [Slice(file, size=file.size)]
+    try:
+        if file.kind == "parquet":
+            return list(_row_groups(file, size))
+        if file.kind == "jsonl" and scheme_of(file.uri) in ("", "file") and not file.uri.lower().endswith(".gz"):
+            with open_stream(file.uri, unpack=False) as stream:
+                ranges = list(line_ranges(stream, size))
+            return [Slice(file, line, start, stop, stop - start) for line, start, stop in ranges]
+    except (OSError, pa.ArrowException) as error:
+        raise StageError(f"{file.uri}: can't be read ({type(error).__name__}: {one_line(error)})") from error
+    return [Slice(file, size=file.size)]
+
+
+def _row_groups(file: DataFile, size: int) -> Iterator[Slice]:
+    source, _ = open_parts(file.uri, file.size)
+    with source:
+        metadata = pq.read_metadata(source)
+    first = number = start = together = 0
+    for group in range(metadata.num_row_groups):
+        described = metadata.row_group(group)
+        together += sum(described.column(column).total_compressed_size for column in range(described.num_columns))
+        number += described.num_rows
+        if together >= size or group + 1 == metadata.num_row_groups:
+            yield Slice(file, first, start, group + 1, together)
+            first, start, together = number, group + 1, 0
+
+
+def _reader(part: Slice, wanted: Wanted | None) -> Iterator[Row]:
+    file = part.file
     if file.kind == "parquet":
-        yield from read_parquet(file.uri)
+        groups = None if part.stop is None else range(part.start, part.stop)
+        yield from read_parquet(file.uri, size=file.size, groups=groups, number=part.number, wanted=wanted)
         return
-    with _open(file.uri, unpack=file.kind != "webdataset") as stream:
-        if file.kind == "json":
-            yield from read_array(stream, file.uri)
-        elif file.kind == "jsonl":
-            yield from read_lines(stream)
-        else:
+    rows = read_arrow(file.uri, wanted=wanted) if file.kind == "arrow" else _streamed(part)
+    if wanted is None or file.kind == "arrow":
+        yield from rows
+    else:
+        yield from (row for row in rows if wanted(row.number))
+
+
+def _streamed(part: Slice) -> Iterator[Row]:
+    if part.stop is not None:
+        source, _ = open_parts(part.file.uri, part.file.size)
+        with source:
+            source.seek(part.start)
+            lines = cast(BinaryIO, _Until(source, part.stop - part.start))
+            yield from read_lines(lines, number=part.number)
+        return
+    with open_stream(part.file.uri, unpack=part.file.kind != "webdataset") as stream:
+        if part.file.kind == "json":
+            yield from read_array(stream, part.file.uri)
+        elif part.file.kind == "webdataset":
             yield from read_shard(stream)
+        else:
+            yield from read_lines(stream)
 
 
-def _open(uri: str, *, unpack: bool) -> BinaryIO:
-    fs, path = filesystem(uri)
-    compression = "gzip" if unpack and uri.lower().endswith(".gz") else None
-    return cast(BinaryIO, fs.open_input_stream(path, compression=compression, buffer_size=_BUFFER_BYTES))
+class _Until(io.RawIOBase):
+    """The next so many bytes of a file."""
 
+    def __init__(self, file: pa.NativeFile, size: int) -> None:
+        self._file, self._left = file, size
 
-def _info(uri: str) -> Any:
-    fs, path = filesystem(uri)
-    try:
-        info = fs.get_file_info(path)
-    except OSError as error:
-        raise StageError(f"{uri}: can't be reached: {one_line(error)}") from error
-    if info.type == pafs.FileType.NotFound:
-        raise StageError(f"{uri}: no such file")
-    return info
+    def readable(self) -> bool:
+        return True
 
-
-def _listing(folder: str, kind: Format) -> list[tuple[str, Any]]:
-    fs, path = filesystem(folder)
-    try:
-        infos = fs.get_file_info(pafs.FileSelector(path))
-    except OSError as error:
-        raise StageError(f"{folder}: can't be listed: {one_line(error)}") from error
-    files = [info for info in infos if info.type == pafs.FileType.File and not info.base_name.startswith((".", "_"))]
-    known = [info for info in files if _of_kind(info.base_name, kind)]
-    if not known:
-        wanted = sorted(suffix for suffix in _SUFFIXES if _of_kind(suffix, kind))
-        raise StageError(f"{folder}: none of its {len(files)} files ends in {', '.join(wanted)}")
-    known.sort(key=lambda info: info.base_name)
-    return [(join(folder, info.base_name), info) for info in known]
-
-
-def _suffix(name: str) -> str:
-    return max((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
-
-
-def _of_kind(name: str, kind: Format) -> bool:
-    named = _SUFFIXES.get(_suffix(name))
-    # A file called .json may hold an array or JSON Lines.
-    return named is not None and (kind in ("auto", named) or (kind == "jsonl" and named == "json"))
-
-
-def _kind(uri: str, kind: Format) -> Kind:
-    if kind != "auto":
-        return kind
-    named = _SUFFIXES.get(_suffix(uri))
-    if named is None:
-        raise StageError(f"{uri}: can't tell its format from its name; give it with --format")
-    return _json_kind(uri) if named == "json" else named
-
-
-def _json_kind(uri: str) -> Kind:
-    """Whether a file called .json holds an array or JSON Lines, by its first bytes."""
-    try:
-        with _open(uri, unpack=True) as stream:
-            head = bytes(stream.read(_HEAD_BYTES))
-    except OSError as error:
-        raise StageError(f"{uri}: can't be read: {one_line(error)}") from error
-    text = head.decode("utf-8-sig", "replace").lstrip()
-    if text.startswith("["):
-        return "json"
-    if not text:
-        raise StageError(f"{uri}: no rows: the file is empty")
-    line, newline, _ = text.partition("\n")
-    if not text.startswith("{") or (newline and not _is_json(line)):
-        raise StageError(
-            f"{uri}: begins with neither a JSON array nor one object a line; give an array of rows at the top level, "
-            f"or JSON Lines (with --format jsonl if its first line is broken)"
-        )
-    return "jsonl"
-
-
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _choices(inside: str) -> list[str]:
-    span = _RANGE.fullmatch(inside)
-    if span is None:
-        return inside.split(",")
-    first, last = span.groups()
-    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(min(len(buffer), self._left))
+        buffer[: len(data)] = data
+        self._left -= len(data)
+        return len(data)

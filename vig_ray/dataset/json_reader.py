@@ -62,10 +62,12 @@ def read_array(stream: BinaryIO, name: str) -> Iterator[Row]:
         )
 
 
-def read_lines(stream: BinaryIO) -> Iterator[Row]:
-    """The objects of JSON Lines; a line that isn't one is a RowError. Blank lines give no row, but are counted."""
+def read_lines(stream: BinaryIO, number: int = 0) -> Iterator[Row]:
+    """The objects of JSON Lines; a line that isn't one is a RowError. Blank lines give no row, but are counted.
+
+    `number`: of the first line in `stream`.
+    """
     lines = io.BufferedReader(cast(io.RawIOBase, stream), CHUNK_BYTES)
-    number = 0
     while line := lines.readline(MAX_ROW_BYTES):
         if len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
             while (rest := lines.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
@@ -77,6 +79,23 @@ def read_lines(stream: BinaryIO) -> Iterator[Row]:
             if line.strip():
                 yield Row(number, _parse_line(line))
         number += 1
+
+
+def line_ranges(stream: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
+    """Parts of JSON Lines of whole lines and about `size` bytes: each its first line's number, first byte, and the one
+    past its last."""
+    line = start = at = ends = 0
+    while data := bytes(stream.read(CHUNK_BYTES)):
+        at += len(data)
+        if at - start >= size and (last := data.rfind(b"\n")) >= 0:
+            stop = at - len(data) + last + 1
+            ends += data.count(b"\n")
+            yield line, start, stop
+            line, start = ends, stop
+        else:
+            ends += data.count(b"\n")
+    if at > start:
+        yield line, start, at
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import re
+from typing import Annotated, Any
 
-from vig_ray.dataset.inputs import Format
+from pydantic import BeforeValidator, Field, field_serializer
+
+from vig_ray.dataset.kinds import Format
 from vig_ray.options import SampleOrder
 from vig_ray.stage import StageConfig
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _share(value: Any) -> Any:
+    """ "1%" or 0.01 as 0.01."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(%?)\s*", str(value))
+    try:
+        share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    except ValueError:
+        share = 0.0
+    if match is None or not (0 < share < 1 or (share == 1 and match[2])):
+        raise ValueError("takes a percentage such as 1%, or a share such as 0.01")
+    return share
 
 
 class DataOptions(StageConfig):
     """What is read, and how its rows become samples."""
 
-    data: str = Field(
-        description="the dataset: a file (JSON array, JSON Lines, Parquet or WebDataset tar), a folder of such files, "
-        "or a brace pattern like shard-{000000..000012}.tar; a path or URI; vig score takes samples/, too"
+    data: Annotated[tuple[str, ...], BeforeValidator(_one_or_several)] = Field(
+        min_length=1,
+        description="the dataset: a file (JSON array, JSON Lines, Parquet, Arrow or WebDataset tar), a folder of such "
+        "files, a pattern like shard-{000..012}.tar or data/**/train-*.parquet, "
+        "hf://datasets/ORG/NAME[@REVISION][:CONFIG[:SPLIT]], or a folder of `datasets`; a path or URI; several are "
+        "mixed by their weights; vig score takes samples/, too",
+        json_schema_extra={"metavar": "SPEC[=WEIGHT]", "repeated": True},
     )
     images: str | None = Field(
         None, description="folder that relative image paths start from, a path or URI; default: the data file's folder"
@@ -22,7 +47,19 @@ class DataOptions(StageConfig):
     name: str | None = Field(
         None,
         pattern=r"^[^/\s]+$",
-        description="the dataset's name, with which sample keys begin; default: the data file's name, without suffix",
+        description="the dataset's name, with which sample keys begin, for one --data; default: the name of its file, "
+        "without suffix, folder or repository",
     )
     format: Format = Field("auto", description="format of the data; auto: by the files' names and first bytes")
+    limit: int | None = Field(None, ge=1, description="take the first N rows, in the order of the files, and no more")
+    sample: Annotated[float | None, BeforeValidator(_share)] = Field(
+        None,
+        description="take this share of the rows, by a hash of their keys: the same ones wherever it is done",
+        json_schema_extra={"metavar": "PERCENT%"},
+    )
+    seed: int = Field(0, ge=0, lt=1 << 63, description="another seed takes other rows by --sample and by weights")
     order: SampleOrder = "auto"
+
+    @field_serializer("data")
+    def _as_it_was_given(self, data: tuple[str, ...]) -> str | list[str]:
+        return data[0] if len(data) == 1 else list(data)

@@ -84,7 +84,7 @@ class Plan:
 
 def check(config: ScoreConfig) -> Plan:
     """Everything that can be wrong with a config and takes only seconds to see; raises StageError."""
-    samples = importing.samples_directory(config.data)
+    samples = importing.already_imported(config.data)
     if samples is None:
         importing.validate(import_config(config))
     for option, field in DataOptions.model_fields.items():
@@ -240,7 +240,8 @@ def _identity(plan: Plan, samples: str, average: bytes | None) -> dict[str, Any]
     imported = read_stage(samples) or {}
     config = plan.config
     return {
-        "samples": {key: imported.get(key) for key in ("inputs", "format", "images", "name", "counts")},
+        "samples": {key: imported.get(key) for key in ("inputs", "format", "images", "name", "counts")}
+        | importing.chosen_rows(imported),
         "model": plan.model,
         "template": plan.template,
         "engine": None if config.engine == "auto" else config.engine,

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from vig_ray.cluster import Machines, machines, parse_range, with_the_driver
 from vig_ray.compat.ray import being_preempted, worker_errors
 from vig_ray.compat.ray_train import Trainer
+from vig_ray.dataset.importing import chosen_rows
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import Prompts, load_formatter, tell, template_fingerprint, without_weights
@@ -136,7 +137,7 @@ def check(config: TrainConfig) -> Plan:
         "options": config.model_dump(mode="json", exclude=_HOW | ({"train"} if config.train == TRAINED else set())),
         "model": fingerprint(config.model),
         "template": template,
-        "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")},
+        "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")} | chosen_rows(imported),
         "selection": {name: record.get(name) for name in ("identity", "selection")} if record else None,
     }
     directory = join(absolute(config.out), "training")

@@ -1,0 +1,170 @@
+"""An import, resolved: which files are read, where their images lie, which rows are taken and where samples go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from vig_ray.dataset.image_folder import ImageFolder
+from vig_ray.dataset.image_order import Spread
+from vig_ray.dataset.inputs import DataFile, count_rows
+from vig_ray.dataset.kinds import stem
+from vig_ray.dataset.listing import Listing, check_keys, find
+from vig_ray.dataset.options import DataOptions
+from vig_ray.dataset.sharing import common_folder
+from vig_ray.dataset.spec import parse
+from vig_ray.dataset.taking import Taking, shares_of
+from vig_ray.errors import StageError
+from vig_ray.storage import exists, scheme_of
+
+_COUNTED_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is read and where it goes. Workers get it pickled, without `files` and `listings`.
+
+    `images`: the folder that relative image paths start from, None where that is each file's own. `directory`:
+    samples/. `root`: the folder that all images' relative paths start from, or that holds the folders that they start
+    from. `archives`: paths or URIs of archives beside the data, which hold images. `weights`: of each dataset, () where
+    none is given.
+    """
+
+    files: list[DataFile]
+    listings: list[Listing]
+    images: ImageFolder | None
+    directory: str
+    root: str
+    archives: list[str]
+    taking: Taking
+    weights: tuple[float, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each dataset."""
+        return [listing.name for listing in self.listings]
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is there and isn't read, in words."""
+        return [f"{listing.root}: {what}" for listing in self.listings for what in listing.left_out]
+
+    def folder(self, file: DataFile) -> ImageFolder:
+        """The folder that relative image paths in `file` start from."""
+        return self.images or _folder_of(file)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which rows are read and what their keys are.
+
+        Where it is no more than earlier versions could do, it is what they wrote: one dataset, of one kind, whose files
+        lie in one folder.
+        """
+        kinds = list(dict.fromkeys(file.kind for file in self.files))
+        one = len(self.listings) == 1
+        roots = [listing.root for listing in self.listings]
+        nested = any(file.key not in (name, f"{name}/{stem(file.uri)}") for name, file in self._named())
+        return {
+            "inputs": [{"path": file.uri, "size": file.size, "mtime_ns": file.mtime_ns} for file in self.files],
+            "format": kinds[0] if len(kinds) == 1 else kinds,
+            "images": self.images and self.images.root,
+            "name": self.names[0] if one else self.names,
+            **({"keys_from": roots[0] if one else roots} if nested else {}),
+            **({} if one else {"files_of_each": [len(listing.files) for listing in self.listings]}),
+        }
+
+    def _named(self) -> Iterable[tuple[str, DataFile]]:
+        return ((listing.name, file) for listing in self.listings for file in listing.files)
+
+
+def make_plan(options: DataOptions, directory: str) -> Plan:
+    """Find the data. Raises StageError where it isn't there, or options don't go together."""
+    specs = [parse(text) for text in options.data]
+    weights = tuple(spec.weight for spec in specs if spec.weight is not None)
+    if len(specs) == 1 and weights:
+        raise StageError(f"--data {specs[0].text}: a weight is for several --data; leave it out")
+    if weights and len(weights) < len(specs):
+        without = next(spec.text for spec in specs if spec.weight is None)
+        raise StageError(f"--data {without}: give each --data a weight, as in A=0.7 B=0.3, or none")
+    if weights and options.limit is not None:
+        raise StageError("--limit with weights would take only rows of the first --data; use --sample")
+    if options.name is not None and len(specs) > 1:
+        raise StageError(
+            "--name names one dataset; several --data have the names of their files, folders or repositories"
+        )
+    listings = [find(spec, options.format, name=options.name, dataset=number) for number, spec in enumerate(specs)]
+    _check_names(listings)
+    files = [file for listing in listings for file in listing.files]
+    check_keys(files)
+    if options.images is not None:
+        _check_folder(options.images)
+    images = None if options.images is None else ImageFolder.at(options.images)
+    return Plan(
+        files=files,
+        listings=listings,
+        images=images,
+        directory=directory,
+        root=common_folder([images.root] if images else [_folder_of(file).root for file in files]),
+        archives=[archive for listing in listings for archive in listing.archives],
+        taking=Taking(1.0 if options.sample is None else options.sample, options.seed),
+        weights=weights,
+    )
+
+
+def with_shares(plan: Plan, spread: Spread | None) -> tuple[Plan, list[dict[str, Any]]]:
+    """The plan with the share of each dataset's rows that its weight gives; and for the record what these are.
+
+    For this the rows are counted, by `spread` side by side.
+    """
+    if not plan.weights:
+        return plan, []
+    work = [partial(_counted, file) for file in plan.files]
+    rows = [0] * len(plan.listings)
+    if spread is not None:
+        for dataset, count in spread(work):
+            rows[dataset] += count
+    else:
+        with ThreadPoolExecutor(_COUNTED_AT_ONCE) as pool:
+            for dataset, count in pool.map(_call, work):
+                rows[dataset] += count
+    shares = shares_of(rows, plan.weights, plan.names)
+    mixture = [
+        {"name": name, "weight": weight, "rows": count, "share": share}
+        for name, weight, count, share in zip(plan.names, plan.weights, rows, shares, strict=True)
+    ]
+    return replace(plan, taking=replace(plan.taking, shares=shares)), mixture
+
+
+def _counted(file: DataFile) -> tuple[int, int]:
+    return file.dataset, count_rows(file)
+
+
+def _call(work: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    return work()
+
+
+def _check_names(listings: Sequence[Listing]) -> None:
+    """Raise StageError where two datasets from different places have one name. Parts of one may have it."""
+    first: dict[str, Listing] = {}
+    for listing in listings:
+        other = first.setdefault(listing.name, listing)
+        if other.root != listing.root:
+            raise StageError(
+                f"two --data are called {listing.name} ({other.files[0].uri}, {listing.files[0].uri}), so their rows "
+                "would share keys; rename one's file or folder, or import it by itself with --name"
+            )
+
+
+def _folder_of(file: DataFile) -> ImageFolder:
+    return ImageFolder.at(file.uri.rpartition("/")[0] or "/")
+
+
+def _check_folder(folder: str) -> None:
+    if scheme_of(folder) in ("http", "https"):  # a web server needn't answer for a folder
+        return
+    if exists(folder) != pafs.FileType.Directory:
+        raise StageError(f"{folder}: no such folder; --images is the folder that relative image paths start from")
