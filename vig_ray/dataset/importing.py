@@ -20,6 +20,7 @@ from vig_ray.dataset.fields import identifier
 from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.image_order import Gather, Spread
 from vig_ray.dataset.inputs import DataFile, dataset_name, find_files, read_rows
+from vig_ray.dataset.layouts.columns import named_layout
 from vig_ray.dataset.options import DataOptions
 from vig_ray.dataset.rows import Row, to_sample
 from vig_ray.dataset.schema import RowError
@@ -65,6 +66,7 @@ class ImportReport:
     text_only: int
     with_images: int
     failures: dict[str, int]  # failed rows by the kind of their error
+    marked: int = 0  # samples whose images had no <image> mark, so that they were put first
 
     def text(self) -> str:
         """The counts, which add up, and where the samples lie, for a person."""
@@ -73,12 +75,19 @@ class ImportReport:
             f"+ failed {self.failed:,}"
         ]
         lines += [f"  failed {count:,}: {kind}" for kind, count in sorted(self.failures.items(), key=lambda f: -f[1])]
+        if self.marked:
+            lines.append(
+                f"images without <image> in the text, put first in the first question: {self.marked:,} samples"
+            )
         return "\n".join([*lines, f"samples: {self.directory}"])
 
 
 @dataclass
 class Counts:
-    """What became of some of an import's rows; `embedded`: samples with images in the data itself."""
+    """What became of some of an import's rows.
+
+    `embedded`: samples with images in the data itself; `marked`: with images that were given their marks.
+    """
 
     read: int
     text_only: int
@@ -86,6 +95,7 @@ class Counts:
     failures: Counter[str]
     parts: int = 0
     embedded: int = 0
+    marked: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,8 @@ def run(
     output = _claim(plan, config)
     if output.complete:
         return ImportReport(**{**output.record["counts"], "directory": plan.directory})
-    for _ in read_rows(plan.files[0]):  # raises where the file fits no format, before anything is written
+    layout = None if config.columns is None else named_layout(config.columns)
+    for _ in read_rows(plan.files[0], layout):  # raises where the file fits no format, before anything is written
         break
     output.begin(config, **output.identity)
     report, order = _import(plan, output, config, progress, spread)
@@ -195,6 +206,7 @@ def _identity(plan: _Plan, config: ImportConfig) -> dict[str, Any]:
         "rows_per_file": config.rows_per_file,
         "max_bytes_per_file": config.max_bytes_per_file,
         **({"order": "image"} if config.order == "image" else {}),
+        **({"columns": config.columns} if config.columns is not None else {}),
     }
 
 
@@ -225,6 +237,7 @@ def _import(
         total.failures += part.failures
         total.parts += part.parts
         total.embedded += part.embedded
+        total.marked += part.marked
         if progress is not None:
             progress(total.read)
     if spread is not None:
@@ -241,6 +254,7 @@ def _import(
         total.text_only,
         total.with_images,
         dict(total.failures),
+        total.marked,
     )
     return report, order
 
@@ -312,6 +326,7 @@ def import_files(
 ) -> Counts:
     """Import some of the files, one `group` of several or all (None); done again, it writes the same parts."""
     counts = Counts(0, 0, 0, Counter())
+    layout = None if config.columns is None else named_layout(config.columns)
     hashes = HashFile(join(_hashes_folder(output), f"{group or 0:05d}"), output.work, plan.root)
     with (
         Parts(
@@ -326,11 +341,11 @@ def import_files(
     ):
         for file in files:
             folder = plan.folder(file)
-            for row in read_rows(file):
+            for row in read_rows(file, layout):
                 counts.read += 1
                 key = plan.key(file, row.number)
                 try:
-                    sample = to_sample(row, folder)
+                    sample, marked = to_sample(row, folder)
                 except RowError as error:
                     counts.failures[error.kind] += 1
                     writer.failure(key, _identifier(row), str(error))
@@ -338,6 +353,7 @@ def import_files(
                     counts.text_only += not sample.images
                     counts.with_images += bool(sample.images)
                     counts.embedded += any(image.bytes is not None for image in sample.images)
+                    counts.marked += marked
                     writer.sample(key, sample)
                 if progress is not None and counts.read % _PROGRESS_ROWS == 0:
                     progress(counts.read)

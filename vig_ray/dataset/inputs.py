@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from vig_ray.dataset.json_reader import read_array, read_lines
+from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.parquet_reader import read_parquet
 from vig_ray.dataset.rows import Row
 from vig_ray.dataset.webdataset_reader import read_shard
@@ -119,11 +120,14 @@ def expand(pattern: str) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
-def read_rows(file: DataFile) -> Iterator[Row]:
-    """The rows of a file, streamed; bad ones are RowErrors. Raises StageError where the rest can't be read."""
+def read_rows(file: DataFile, layout: Layout | None = None) -> Iterator[Row]:
+    """The rows of a file, streamed; bad ones are RowErrors. Raises StageError where the rest can't be read.
+
+    `layout`: that of --columns; without it, a row's or a file's own columns tell it.
+    """
     rows = 0
     try:
-        for row in _reader(file):
+        for row in _reader(file, layout):
             yield row
             rows += 1
     except FileNotFoundError as error:
@@ -138,17 +142,17 @@ def read_rows(file: DataFile) -> Iterator[Row]:
         ) from error
 
 
-def _reader(file: DataFile) -> Iterator[Row]:
+def _reader(file: DataFile, layout: Layout | None) -> Iterator[Row]:
     if file.kind == "parquet":
-        yield from read_parquet(file.uri)
+        yield from read_parquet(file.uri, layout)
         return
     with _open(file.uri, unpack=file.kind != "webdataset") as stream:
         if file.kind == "json":
-            yield from read_array(stream, file.uri)
+            yield from read_array(stream, file.uri, layout)
         elif file.kind == "jsonl":
-            yield from read_lines(stream)
+            yield from read_lines(stream, layout)
         else:
-            yield from read_shard(stream)
+            yield from read_shard(stream, layout)
 
 
 def _open(uri: str, *, unpack: bool) -> BinaryIO:

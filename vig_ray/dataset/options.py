@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vig_ray.dataset.inputs import Format
+from vig_ray.dataset.layouts.columns import parse_columns
 from vig_ray.options import SampleOrder
 from vig_ray.stage import StageConfig
 
@@ -25,4 +26,16 @@ class DataOptions(StageConfig):
         description="the dataset's name, with which sample keys begin; default: the data file's name, without suffix",
     )
     format: Format = Field("auto", description="format of the data; auto: by the files' names and first bytes")
+    columns: str | None = Field(
+        None,
+        description="the data's own names for question, answer, image (or conversations, messages, texts), id, source, "
+        "system, as question=prompt,answer=reply.text,image=picture; default: a known layout, told by the columns",
+    )
     order: SampleOrder = "auto"
+
+    @field_validator("columns")
+    @classmethod
+    def _told(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_columns(value)
+        return value

@@ -1,27 +1,32 @@
-"""Rows from a Parquet file, in small batches, reading only the columns that some format uses."""
+"""Rows from a Parquet file, in batches of bounded size, reading only the columns that its layout uses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vig_ray.dataset.rows import COLUMNS, EXPECTED, Row, fits
+from vig_ray.dataset.layouts.columns import check_columns
+from vig_ray.dataset.layouts.known import recognise_columns
+from vig_ray.dataset.layouts.layout import Layout
+from vig_ray.dataset.python_values import python_values
+from vig_ray.dataset.rows import Row
 from vig_ray.dataset.schema import RowError
-from vig_ray.errors import StageError
 from vig_ray.storage import filesystem
 
 _BUFFER_BYTES = 1 << 20
-_BATCH_ROWS = 32
-"""So few because a row may hold the bytes of its images."""
+_BATCH_BYTES = 4 << 20
+_MOST_ROWS = 1024
+_MOST_ROWS_WITH_BYTES = 64
+"""Fewer, since a batch is sized by what a row of its group takes on average, and images differ most."""
 
 
-def read_parquet(uri: str) -> Iterator[Row]:
-    """The rows of the Parquet file at `uri`; one whose text isn't UTF-8 is a RowError.
+def read_parquet(uri: str, layout: Layout | None = None) -> Iterator[Row]:
+    """The rows of the Parquet file at `uri`; one whose text isn't UTF-8 is a RowError. `layout`: of --columns.
 
-    Raises StageError where the columns fit no format, and OSError or pyarrow's errors where the file is damaged.
+    Raises StageError where the columns fit no layout, and OSError or pyarrow's errors where the file is damaged.
     """
     fs, path = filesystem(uri)
     # Pre-buffering, the default, keeps all that was read of the file in memory; reading without a buffer keeps whole
@@ -30,23 +35,47 @@ def read_parquet(uri: str) -> Iterator[Row]:
         fs.open_input_file(path) as source,
         pq.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file,
     ):
-        names = file.schema_arrow.names
-        if not fits(dict.fromkeys(names)):
-            raise StageError(f"{uri}: the columns {', '.join(names)} fit no format; expected {EXPECTED}")
-        columns = [name for name in COLUMNS if name in names]
+        schema = file.schema_arrow
+        if layout is not None:
+            check_columns(layout.columns, uri, schema)
+            layouts = [layout]
+        else:
+            layouts = recognise_columns(uri, schema)
+        used = {name for each in layouts for name in each.reads(schema.names)}
+        columns = [name for name in schema.names if name in used]
+        only = layouts[0] if len(layouts) == 1 else None
         number = 0
-        for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
-            for content in _contents(batch):
-                yield Row(number, content)
-                number += 1
+        for group in range(file.num_row_groups):
+            rows = _batch_rows(file.metadata.row_group(group), columns, _has_bytes(schema, columns))
+            for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
+                for content in _contents(batch):
+                    yield Row(number, content, layout=only)
+                    number += 1
+
+
+def _batch_rows(group: Any, columns: Sequence[str], has_bytes: bool) -> int:
+    """How many rows of a row group are read at a time, by the bytes that its columns take on average."""
+    wanted = set(columns)
+    chunks = (group.column(index) for index in range(group.num_columns))
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in wanted)
+    most = _MOST_ROWS_WITH_BYTES if has_bytes else _MOST_ROWS
+    return max(1, min(most, _BATCH_BYTES * group.num_rows // max(size, 1)))
+
+
+def _has_bytes(schema: pa.Schema, columns: Sequence[str]) -> bool:
+    return any("binary" in str(kept) for name, kept in zip(schema.names, schema.types, strict=True) if name in columns)
 
 
 def _contents(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | RowError]:
     try:
-        yield from batch.to_pylist()
+        columns = [python_values(column) for column in batch.columns]
     except UnicodeDecodeError:
         for index in range(batch.num_rows):
             try:
                 yield batch.slice(index, 1).to_pylist()[0]
             except UnicodeDecodeError as error:
                 yield RowError("UnicodeDecodeError", str(error))
+    else:
+        names = batch.schema.names
+        for values in zip(*columns, strict=True):
+            yield dict(zip(names, values, strict=True))
