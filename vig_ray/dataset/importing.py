@@ -75,11 +75,13 @@ class ImportReport:
             f"+ failed {self.failed:,}"
         ]
         lines += [f"  failed {count:,}: {kind}" for kind, count in sorted(self.failures.items(), key=lambda f: -f[1])]
-        if self.marked:
-            lines.append(
-                f"images without <image> in the text, put first in the first question: {self.marked:,} samples"
-            )
-        return "\n".join([*lines, f"samples: {self.directory}"])
+        return "\n".join([*lines, *self.notes(), f"samples: {self.directory}"])
+
+    def notes(self) -> list[str]:
+        """What was done to samples that a person should know of."""
+        if not self.marked:
+            return []
+        return [f"images without <image> in the text, put first in the first user turn: {self.marked:,} samples"]
 
 
 @dataclass

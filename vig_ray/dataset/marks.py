@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vig_ray.dataset.fields import OTHER_MEDIA
-from vig_ray.dataset.schema import IMAGE_MARK, RowError, Sample
+from vig_ray.dataset.schema import IMAGE_MARK, RowError, Sample, Turn
 
 _OTHER_MARKS = {"<video>": "Video", "<audio>": "Audio"}
 
@@ -18,11 +18,11 @@ def put_marks(sample: Sample) -> tuple[Sample, bool]:
     ms-swift place them, too.
     """
     turns = sample.conversation
-    if not sample.images or any(IMAGE_MARK in turn.text for turn in turns):
+    if not sample.images or IMAGE_MARK in text_of(sample):
         return sample, False
     for index, turn in enumerate(turns):
         if turn.role == "user":
-            marked = turn._replace(text=f"{IMAGE_MARK}\n" * len(sample.images) + turn.text)
+            marked = Turn(turn.role, f"{IMAGE_MARK}\n" * len(sample.images) + turn.text)
             return sample._replace(conversation=(*turns[:index], marked, *turns[index + 1 :])), True
     return sample, False
 
@@ -33,15 +33,20 @@ def check_marks(sample: Sample) -> None:
     LLaVA takes several marks in a turn for one, and trains a mark in an answer; so a single image passes here with any
     number in one turn, and other models' formatters refuse what isn't one mark an image.
     """
-    counts = [turn.text.count(IMAGE_MARK) for turn in sample.conversation]
-    marks, images = sum(counts), len(sample.images)
-    if marks != images and (images != 1 or sum(count > 0 for count in counts) != 1):
+    text, images = text_of(sample), len(sample.images)
+    marks = text.count(IMAGE_MARK)
+    if marks != images and (images != 1 or sum(IMAGE_MARK in turn.text for turn in sample.conversation) != 1):
         raise RowError("ImageCount", f"{marks} {IMAGE_MARK} in the conversation, {images} images in the row")
-    for index, turn in enumerate(sample.conversation):
-        if turn.role == "user":
-            for mark, kind in _OTHER_MARKS.items():
-                if mark in turn.text:
+    for mark, kind in _OTHER_MARKS.items():
+        if mark in text:
+            for index, turn in enumerate(sample.conversation):
+                if turn.role == "user" and mark in turn.text:
                     raise RowError(kind, f"turn {index} has a {mark} mark; only images are looked at")
+
+
+def text_of(sample: Sample) -> str:
+    """All that a sample's turns say, with a space between, which no mark holds."""
+    return " ".join([turn.text for turn in sample.conversation])
 
 
 def check_media(row: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ import pyarrow.parquet as pq
 from vig_ray.dataset.layouts.columns import check_columns
 from vig_ray.dataset.layouts.known import recognise_columns
 from vig_ray.dataset.layouts.layout import Layout
-from vig_ray.dataset.python_values import python_values
 from vig_ray.dataset.rows import Row
 from vig_ray.dataset.schema import RowError
 from vig_ray.storage import filesystem
@@ -45,21 +45,27 @@ def read_parquet(uri: str, layout: Layout | None = None) -> Iterator[Row]:
         columns = [name for name in schema.names if name in used]
         only = layouts[0] if len(layouts) == 1 else None
         number = 0
-        for group in range(file.num_row_groups):
-            rows = _batch_rows(file.metadata.row_group(group), columns, _has_bytes(schema, columns))
-            for batch in file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False):
+        has_bytes = _has_bytes(schema, columns)
+        # Groups of rows of about the same size are read together: each reading has a cost of its own.
+        sizes = (
+            _batch_rows(file.metadata.row_group(group), columns, has_bytes) for group in range(file.num_row_groups)
+        )
+        for rows, groups in itertools.groupby(enumerate(sizes), key=lambda each: each[1]):
+            numbers = [group for group, _ in groups]
+            for batch in file.iter_batches(rows, row_groups=numbers, columns=columns, use_threads=False):
                 for content in _contents(batch):
                     yield Row(number, content, layout=only)
                     number += 1
 
 
 def _batch_rows(group: Any, columns: Sequence[str], has_bytes: bool) -> int:
-    """How many rows of a row group are read at a time, by the bytes that its columns take on average."""
+    """How many rows of a row group are read at a time, a power of two, by what its columns take for one on average."""
     wanted = set(columns)
     chunks = (group.column(index) for index in range(group.num_columns))
     size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in wanted)
+    rows = _BATCH_BYTES * int(group.num_rows) // max(int(size), 1)
     most = _MOST_ROWS_WITH_BYTES if has_bytes else _MOST_ROWS
-    return max(1, min(most, _BATCH_BYTES * group.num_rows // max(size, 1)))
+    return min(most, 1 << max(rows.bit_length() - 1, 0))
 
 
 def _has_bytes(schema: pa.Schema, columns: Sequence[str]) -> bool:
@@ -68,14 +74,10 @@ def _has_bytes(schema: pa.Schema, columns: Sequence[str]) -> bool:
 
 def _contents(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | RowError]:
     try:
-        columns = [python_values(column) for column in batch.columns]
+        yield from batch.to_pylist()
     except UnicodeDecodeError:
         for index in range(batch.num_rows):
             try:
                 yield batch.slice(index, 1).to_pylist()[0]
             except UnicodeDecodeError as error:
                 yield RowError("UnicodeDecodeError", str(error))
-    else:
-        names = batch.schema.names
-        for values in zip(*columns, strict=True):
-            yield dict(zip(names, values, strict=True))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.layouts.known import recognise
 from vig_ray.dataset.layouts.layout import Layout
-from vig_ray.dataset.marks import check_marks, check_media, put_marks
+from vig_ray.dataset.marks import check_marks, check_media, put_marks, text_of
 from vig_ray.dataset.schema import Image, RowError, Sample
 
 
@@ -32,10 +32,10 @@ def to_sample(row: Row, folder: ImageFolder) -> tuple[Sample, bool]:
     layout = row.layout or recognise(content, image=bool(row.members))
     sample = layout.parse(content)
     if row.members:
-        images = tuple(Image(bytes=data) for data in row.members)
-    else:
-        images = tuple([i if i.uri is None else i._replace(uri=folder.resolve(i.uri)) for i in sample.images])
-    sample, marked = put_marks(sample._replace(images=images))
+        sample = sample._replace(images=tuple([Image(bytes=data) for data in row.members]))
+    elif any(image.uri is not None for image in sample.images):
+        sample = sample._replace(images=tuple([_resolved(image, folder) for image in sample.images]))
+    sample, marked = put_marks(sample)
     check(sample)
     return sample, marked
 
@@ -48,13 +48,21 @@ def check(sample: Sample) -> None:
     check_marks(sample)
 
 
+def _resolved(image: Image, folder: ImageFolder) -> Image:
+    return image if image.uri is None else image._replace(uri=folder.resolve(image.uri))
+
+
 def _check_text(sample: Sample) -> None:
     """Raise RowError where a text can't be stored: JSON can hold half a surrogate pair, UTF-8 can't."""
-    texts = [("id", sample.id), ("source", sample.source)]
-    texts += [(f"image {index}", image.uri) for index, image in enumerate(sample.images)]
-    texts += [(f"turn {index}", turn.text) for index, turn in enumerate(sample.conversation)]
-    for where, text in texts:
-        try:
-            (text or "").encode()
-        except UnicodeEncodeError as error:
-            raise RowError("UnicodeEncodeError", f"{where}: {error}") from error
+    uris = [image.uri or "" for image in sample.images]
+    try:
+        " ".join([text_of(sample), sample.id or "", sample.source or "", *uris]).encode()
+    except UnicodeEncodeError:
+        texts = [("id", sample.id), ("source", sample.source)]
+        texts += [(f"image {index}", image.uri) for index, image in enumerate(sample.images)]
+        texts += [(f"turn {index}", turn.text) for index, turn in enumerate(sample.conversation)]
+        for where, text in texts:
+            try:
+                (text or "").encode()
+            except UnicodeEncodeError as error:
+                raise RowError("UnicodeEncodeError", f"{where}: {error}") from error

@@ -63,8 +63,8 @@ def check_columns(text: str, uri: str, schema: pa.Schema) -> None:
     if absent:
         raise StageError(f"{uri}: no such column: --columns {','.join(absent)}; the file has {', '.join(schema.names)}")
     if not _tells_turns(columns):
-        kept = _kept(columns)
-        others = [schema.field(index) for index, name in enumerate(schema.names) if name in kept]
+        replaced = _replaced(columns)
+        others = [schema.field(index) for index, name in enumerate(schema.names) if name not in replaced]
         recognise_columns(uri, pa.schema([*others, *(pa.field(role, kept) for role, kept in types.items())]))
 
 
@@ -92,13 +92,19 @@ def _tells_turns(columns: Mapping[str, str]) -> bool:
 
 
 def _kept(columns: Mapping[str, str]) -> tuple[str, ...]:
-    """The columns that keep their usual names; one that is named takes the place of all that could mean the same."""
+    """The columns that are read under their usual names."""
     if any(role in columns for role in TURNS):
         usual: list[str] = list(COMMON)
     elif _tells_turns(columns):
         usual = [*COMMON, "question", "answer", "answers"]
     else:
         usual = [*COMMON, *(name for layout in LAYOUTS for name in (*layout.needs, *layout.more))]
+    replaced = _replaced(columns)
+    return tuple(dict.fromkeys(name for name in usual if name not in replaced))
+
+
+def _replaced(columns: Mapping[str, str]) -> set[str]:
+    """The usual names that don't count: one that is named takes the place of all that could mean the same."""
     replaced = set(columns)
     if "image" in columns or "images" in columns:
         replaced.update((*IMAGE_KEYS, "image_sha256"))
@@ -106,7 +112,7 @@ def _kept(columns: Mapping[str, str]) -> tuple[str, ...]:
         replaced.update(SOURCE_KEYS)
     if "id" in columns:
         replaced.update(ID_KEYS)
-    return tuple(dict.fromkeys(name for name in usual if name not in replaced))
+    return replaced
 
 
 def _parse(row: Mapping[str, Any], *, columns: Mapping[str, str], kept: tuple[str, ...]) -> Sample:

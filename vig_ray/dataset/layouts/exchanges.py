@@ -23,19 +23,18 @@ def pairs(row: Mapping[str, Any], key: str = "texts") -> Sample:
     none.
     """
     turns: list[Turn] = []
-    sources = set()
+    sources: set[object] = set()
     for number, pair in enumerate(structs(row.get(key), key, "pair")):
-        for name in ("user", "assistant"):
-            text = pair.get(name)
-            if not isinstance(text, str):
-                raise RowError("BadConversation", f"pair {number}: '{name}' is {type_name(text)}, not a string")
-            turns.append(Turn(name, text))
-        sources.add(pair.get("source"))
+        asked, answered = pair.get("user"), pair.get("assistant")
+        if not isinstance(asked, str) or not isinstance(answered, str):
+            name, given = ("assistant", answered) if isinstance(asked, str) else ("user", asked)
+            raise RowError("BadConversation", f"pair {number}: '{name}' is {type_name(given)}, not a string")
+        turns += (Turn("user", asked), Turn("assistant", answered))
+        named = pair.get("source")
+        sources.add(named if isinstance(named, str) else None)
     sample = _sample(row, turns)
-    if len(sources) == 1 and not any(row.get(key) for key in SOURCE_KEYS):
-        (only,) = sources
-        if isinstance(only, str) and only:
-            return sample._replace(source=only)
+    if len(sources) == 1 and sources != {None} and not any(row.get(key) for key in SOURCE_KEYS):
+        return sample._replace(source=str(sources.pop()) or None)
     return sample
 
 
@@ -76,10 +75,12 @@ def one_answer(value: object, key: str) -> str:
         value = structs(value, key, "answer")
     if not isinstance(value, list):
         raise RowError("BadAnswer", f"'{key}' is {type_name(value)}, not a string or a list of answers")
-    texts = [each.get("answer") if isinstance(each, dict) else each for each in value]
-    for index, text in enumerate(texts):
+    texts: list[str] = []
+    for index, each in enumerate(value):
+        text = each.get("answer") if isinstance(each, dict) else each
         if not isinstance(text, str):
             raise RowError("BadAnswer", f"answer {index} of '{key}' is {type_name(text)}, not a string")
+        texts.append(text)
     if not texts:
         raise RowError("NoAnswer", f"'{key}' is an empty list")
     counts = Counter(texts)

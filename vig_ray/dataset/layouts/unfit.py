@@ -39,7 +39,7 @@ def unfit(
         told += f" and {len(keys) - _MOST_KEYS} more"
     near = [(layout, missing) for layout, missing in lacking if any(key in keys for key in layout.needs)]
     if near:
-        layout, missing = min(near, key=lambda each: len(each[1]))
+        layout, missing = min(near, key=lambda each: (len(each[1]), -len(each[0].needs) - each[0].image))
         needs = ", ".join(f"'{key}'" for key in layout.needs)
         nearest = f"the nearest is {layout.name} ({needs}), which lacks {' and '.join(missing)}"
     else:
