@@ -62,7 +62,8 @@ def _turn(turn: Mapping[str, Any], number: int, images: list[Image], unused: Ite
     if content is None and turn.get(other) is not None:
         content, key = turn[other], other
     if isinstance(content, str):
-        _take(content.count(IMAGE_MARK), images, unused)
+        if IMAGE_MARK in content:
+            _take(content.count(IMAGE_MARK), images, unused)
         return Turn(role(name, number), content)
     if content is None or not isinstance(content, list | dict):
         expected = "a string" if key == "value" else "a string or a list"
