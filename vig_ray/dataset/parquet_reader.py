@@ -36,14 +36,7 @@ def read_parquet(uri: str, layout: Layout | None = None) -> Iterator[Row]:
         pq.ParquetFile(source, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file,
     ):
         schema = file.schema_arrow
-        if layout is not None:
-            check_columns(layout.columns, uri, schema)
-            layouts = [layout]
-        else:
-            layouts = recognise_columns(uri, schema)
-        used = {name for each in layouts for name in each.reads(schema.names)}
-        columns = [name for name in schema.names if name in used]
-        only = layouts[0] if len(layouts) == 1 else None
+        columns, only = columns_of(uri, schema, layout)
         number = 0
         has_bytes = _has_bytes(schema, columns)
         # Groups of rows of about the same size are read together: each reading has a cost of its own.
@@ -56,6 +49,20 @@ def read_parquet(uri: str, layout: Layout | None = None) -> Iterator[Row]:
                 for content in _contents(batch):
                     yield Row(number, content, layout=only)
                     number += 1
+
+
+def columns_of(uri: str, schema: pa.Schema, layout: Layout | None) -> tuple[list[str], Layout | None]:
+    """The columns that are read of a file, and its rows' layout, if it isn't for each row to tell.
+
+    `layout`: that of --columns. Raises StageError where the file fits none.
+    """
+    if layout is not None:
+        check_columns(layout.columns, uri, schema)
+        layouts = [layout]
+    else:
+        layouts = recognise_columns(uri, schema)
+    used = {name for each in layouts for name in each.reads(schema.names)}
+    return [name for name in schema.names if name in used], layouts[0] if len(layouts) == 1 else None
 
 
 def _batch_rows(group: Any, columns: Sequence[str], has_bytes: bool) -> int:

@@ -107,7 +107,7 @@ class _Group:
             return Row(number, error)
         if content is not None and (self.caption is None or layout is not None or self._says_more(content)):
             named = content if content.get("id") is not None else {**content, "id": self.key}
-            return Row(number, named, tuple(self.images), layout)
+            return Row(number, named, tuple(self.images), layout=layout)
         return self._captioned(number)
 
     def _says_more(self, content: dict[str, Any]) -> bool:
