@@ -18,8 +18,9 @@ from serve_app.errors import RequestError
 from serve_app.fetch import Allowance, check_url, fetch
 from serve_app.options import AppConfig
 from serve_app.schema import ScoreRequest
-from vig_ray.dataset import messages
 from vig_ray.dataset.images import ImageError, decode_image
+from vig_ray.dataset.layouts import conversations
+from vig_ray.dataset.marks import put_marks
 from vig_ray.dataset.rows import check
 from vig_ray.dataset.schema import IMAGE_MARK, Image, RowError, Sample
 from vig_ray.model.prompt import Formatter, Pixels, Prompt, PromptError, PromptImage
@@ -61,7 +62,7 @@ def parse_sample(request: ScoreRequest, image: bytes | None = None) -> Sample:
         row["images"] = [*listed, image] if image is not None else listed
     row["images"] = [{"bytes": source} if isinstance(source, bytes) else {"url": source} for source in row["images"]]
     try:
-        sample = messages.parse(row)
+        sample, _ = put_marks(conversations.parse(row))
         check(sample)
     except RowError as error:
         raise RequestError(422, error.kind, str(error).partition(": ")[2]) from error

@@ -131,6 +131,7 @@ def test_the_record_explains_the_result(bench: Any, make_row: Any) -> None:
         "text_only": 0,
         "with_images": 1,
         "failures": {"NotAnObject": 1},
+        "marked": 0,
     }
 
 

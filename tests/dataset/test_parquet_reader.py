@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from vig_ray.dataset import parquet_reader
 from vig_ray.errors import StageError
 
 _TURN = pa.struct([("from", pa.string()), ("value", pa.string())])
@@ -50,6 +51,27 @@ def test_more_rows_than_a_batch_keep_their_numbers(bench: Any, make_row: Any) ->
     assert [(row["sample_key"], row["id"]) for row in rows] == [(f"d/{i:010d}", f"row-{i}") for i in range(100)]
 
 
+def test_rows_keep_their_numbers_over_row_groups_of_any_size(bench: Any, make_row: Any) -> None:
+    table = pa.Table.from_pylist([make_row(number) for number in range(100)])
+    with pq.ParquetWriter(bench.folder / "d.parquet", table.schema) as writer:
+        for start, rows in ((0, 1), (1, 40), (41, 59)):
+            writer.write_table(table.slice(start, rows))
+    rows = bench.load(bench.folder / "d.parquet", order="as-is")
+    assert [(row["sample_key"], row["id"]) for row in rows] == [(f"d/{i:010d}", f"row-{i}") for i in range(100)]
+
+
+@pytest.mark.parametrize(("image", "most"), [(b"", 64), (b"x" * 1000, 64), (b"x" * (1 << 20), 4)])
+def test_batches_are_bounded_by_bytes(image: bytes, most: int, bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    contents = parquet_reader._contents
+    monkeypatch.setattr(parquet_reader, "_contents", lambda batch: (sizes.append(batch.num_rows), contents(batch))[1])
+    turns = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "A."}]
+    rows = [{"messages": turns, "image": image + str(number).encode()} for number in range(100)]
+    write(bench.folder / "d.parquet", rows)
+    assert len(list(parquet_reader.read_parquet(str(bench.folder / "d.parquet")))) == sum(sizes) == 100
+    assert max(sizes) <= most
+
+
 def test_image_bytes_are_kept(bench: Any, make_png: Any) -> None:
     picture = make_png([(1, 2, 3), (4, 5, 6)], [(7, 8, 9), (9, 9, 9)])
     turns = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "Yes."}]
@@ -67,8 +89,9 @@ def test_columns_that_no_format_uses_are_not_read(bench: Any, make_row: Any) -> 
 
 
 def test_unknown_columns_are_named(bench: Any) -> None:
-    write(bench.folder / "d.parquet", [{"question": "Why?", "answer": "So.", "image": "a.jpg"}])
-    with pytest.raises(StageError, match=r"d\.parquet: the columns question, answer, image .*'conversations'"):
+    write(bench.folder / "d.parquet", [{"question": "Why?", "answer": "So.", "picture": "a.jpg"}])
+    told = r"d\.parquet: the columns \('question', 'answer', 'picture'\) fit no layout; .*,image=picture$"
+    with pytest.raises(StageError, match=told):
         bench.load(bench.folder / "d.parquet")
 
 

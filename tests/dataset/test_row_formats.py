@@ -257,6 +257,43 @@ GOOD: dict[str, tuple[dict[str, Any], list[tuple[str, str]], list[Image], str | 
         None,
         None,
     ),
+    "llava-onevision-1.5, turns of two shapes": (
+        {"conversations": [FROM[0], ROLE[1]], "image": "coco/1.jpg"},
+        [USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
+    "turns with nulls under the other shape's keys": (
+        {
+            "conversations": [
+                {**FROM[0], "role": None, "content": None},
+                {"from": None, "value": None, **ROLE[1]},
+            ],
+            "image": "coco/1.jpg",
+        },
+        [USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
+    "from with content": (
+        {
+            "conversations": [{"from": "human", "content": "<image>\nWhat?"}, {"role": "assistant", "value": "A bus."}],
+            "image": "coco/1.jpg",
+        },
+        [USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
+    "turns as an object of lists": (
+        {"messages": {"role": ["user", "assistant"], "content": ["<image>\nWhat?", "A bus."]}, "image": "coco/1.jpg"},
+        [USER, ANSWER],
+        [JPG],
+        None,
+        "coco",
+    ),
     "trl, prompt and completion": (
         {"prompt": [ROLE[0]], "completion": [ROLE[1]], "image": "coco/1.jpg", "dataset": "vqa"},
         [USER, ANSWER],
@@ -277,7 +314,8 @@ GOOD: dict[str, tuple[dict[str, Any], list[tuple[str, str]], list[Image], str | 
 @pytest.mark.parametrize("case", GOOD)
 def test_canonical_sample(case: str) -> None:
     row, conversation, images, identifier, source = GOOD[case]
-    sample = to_sample(Row(0, row), FOLDER)
+    sample, marked = to_sample(Row(0, row), FOLDER)
+    assert not marked
     assert list(sample.conversation) == conversation
     assert list(sample.images) == images
     assert (sample.id, sample.source) == (identifier, source)
@@ -290,7 +328,7 @@ def turns(*values: tuple[Any, Any]) -> dict[str, Any]:
 Q, A = ("human", "Why?"), ("gpt", "So.")
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no format": ({"question": "Why?", "answer": "So."}, "UnknownFormat: .*'question', 'answer'.*'conversations'"),
+    "no layout": ({"question": "Why?", "answer": "So."}, "UnknownFormat: .*'question', 'answer'.*lacks an image"),
     "nothing": ({}, "UnknownFormat: .*none"),
     "prompt without completion": ({"prompt": [ROLE[0]]}, "UnknownFormat"),
     "prompt a string": ({"prompt": "Why?", "completion": "So."}, "BadConversation: 'prompt' is a string"),
@@ -302,14 +340,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "turn a string": ({"conversations": ["hello"]}, "BadConversation: turn 0 .* is a string"),
     "turn null": ({"messages": [ROLE[0], None]}, "BadConversation: turn 1 .* is null"),
     "turn without a role": ({"messages": [{"content": "x"}]}, "BadConversation: turn 0 has neither"),
-    "turns of two shapes": ({"conversations": [FROM[0], ROLE[1]]}, "BadConversation: turn 1: 'value' is null"),
+    "a turn of two shapes": ({"conversations": [{**FROM[0], **ROLE[0]}]}, "BadConversation: turn 0 has both"),
     "unknown role": (turns(Q, ("bot", "So.")), "BadConversation: turn 1: unknown role 'bot'"),
     "role not a string": (turns(Q, (3, "So.")), "BadConversation: turn 1: unknown role a number"),
     "role unhashable": ({"messages": [{"role": ["user"], "content": "x"}]}, "unknown role a list"),
     "text null": (turns(Q, ("gpt", None)), "BadConversation: turn 1: 'value' is null"),
     "text a number": (turns(Q, ("gpt", 4)), "BadConversation: turn 1: 'value' is a number"),
     "content null": ({"messages": [ROLE[0], {"role": "assistant", "content": None}]}, "turn 1: 'content' is null"),
-    "part a string": ({"messages": [{"role": "user", "content": ["x"]}]}, "turn 0: a part of 'content' is a string"),
+    "part a string": ({"messages": [{"role": "user", "content": ["x"]}]}, "turn 0: part 0 of 'content' is a string"),
     "part of unknown type": ({"messages": parts({"type": "video"})}, "turn 0: a part of type 'video'"),
     "part without type": ({"messages": parts({"text": "x"})}, "turn 0: a part of type null"),
     "part without text": ({"messages": parts({"type": "text"})}, "turn 0: a part's 'text' is null"),
@@ -319,7 +357,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {**turns(("human", "<image>"), A, ("human", "<image>"), A), "image": "1.jpg"},
         "ImageCount: 2 <image> .*, 1 images",
     ),
-    "images without a mark": ({**turns(Q, A), "images": ["1.jpg", "2.jpg"]}, "ImageCount: 0 <image> .*, 2 images"),
+    "images without a mark or a question": (
+        {"conversations": [FROM[1]], "images": ["1.jpg", "2.jpg"]},
+        "ImageCount: 0 <image> .*, 2 images",
+    ),
     "part without its image": ({"messages": parts({"type": "image"}, TEXT)}, "ImageCount: 1 <image> .*, 0 images"),
     "more images than parts": ({"messages": parts({"type": "image"}), "images": ["1", "2"]}, "1 <image> .*, 2 images"),
     "both image keys": ({**turns(Q, A), "image": "a.jpg", "images": ["b.jpg"]}, "BadImage: .*both"),
@@ -329,6 +370,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an empty path": ({"messages": ROLE, "images": [""]}, "BadImage: an empty string"),
     "bad base64": ({"messages": ROLE, "images": [{"bytes": "!!!!"}]}, "BadImage: not base64"),
     "bad data URI": ({"messages": ROLE, "image": "data:image/png"}, "BadImage: a data: URI without a comma"),
+    "turns that are no JSON": ({"messages": "[{"}, "BadConversation: 'messages' is a string, and not JSON"),
+    "turns that are JSON of an object": ({"messages": '{"role": "user"}'}, "BadConversation: 'messages' is an object"),
+    "turns as an object of unequal lists": (
+        {"messages": {"role": ["user"], "content": ["a", "b"]}},
+        "BadConversation: 'messages' is an object of lists of different lengths: 1 'role', 2 'content'",
+    ),
     "system twice": (
         {"system": "Be brief.", "messages": [{"role": "system", "content": "Be long."}, *ROLE], "image": "1.jpg"},
         "BadConversation: a system prompt both",

@@ -65,6 +65,23 @@ def test_a_caption_beside_facts_about_the_image(bench: Any, make_tar: Any) -> No
     assert [turns(row) for row in bench.load(path)] == [CAPTION]
 
 
+def test_a_json_of_any_layout(bench: Any, make_tar: Any) -> None:
+    pairs = {"texts": [{"user": "What?", "assistant": "A bus."}]}
+    members = [
+        ("1.jpg", b"one"),
+        ("1.json", as_json({"question": "What?", "answer": "A bus."})),
+        ("2.jpg", b"two"),
+        ("2.json", as_json(pairs)),
+        ("2.txt", b"A red bus."),
+        ("3.jpg", b"three"),
+        ("3.json", as_json({"caption": "A red bus.", "url": "http://x.org"})),
+    ]
+    rows = bench.load(make_tar(bench.folder / "s.tar", members))
+    asked = [("user", "<image>\nWhat?"), ("assistant", "A bus.")]
+    assert [turns(row) for row in rows] == [asked, asked, CAPTION]
+    assert [pictures(row) for row in rows] == [[b"one"], [b"two"], [b"three"]]
+
+
 def test_a_json_without_image_members_keeps_its_own_images(bench: Any, make_row: Any, make_tar: Any) -> None:
     path = make_tar(bench.folder / "s.tar", [("1.json", as_json(make_row(1)))])
     (row,) = bench.load(path, images=str(bench.folder))

@@ -17,6 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from tests.docs.pages import ROOT, Block, commands, words
 from tests.end_to_end.server import free_port
 from vig_ray import cli
@@ -46,7 +49,7 @@ def furnish(folder: Path, samples: int) -> None:
 
 
 def _write_other_formats(folder: Path) -> None:
-    """Some of the LLaVA file's rows as messages, and as two WebDataset shards."""
+    """Some of the LLaVA file's rows as messages, as two WebDataset shards, and under columns of another name."""
     rows = json.loads((folder / "llava_v1_5_mix665k.json").read_text())
     rows = [row for row in rows if "image" in row][:8]
     roles = {"human": "user", "gpt": "assistant"}
@@ -63,6 +66,11 @@ def _write_other_formats(folder: Path) -> None:
                 member = tarfile.TarInfo(f"{index:04d}.json")
                 member.size = len(text)
                 shard.addfile(member, io.BytesIO(text))
+    columns = []
+    for row in rows:
+        question, answer = (turn["value"].replace("<image>\n", "") for turn in row["conversations"][:2])
+        columns.append({"qa": {"ask": question, "reply": answer}, "picture": row["image"]})
+    pq.write_table(pa.Table.from_pylist(columns), folder / "questions.parquet")
 
 
 class Session:

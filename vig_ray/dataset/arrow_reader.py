@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.opening import open_stream
 from vig_ray.dataset.parquet_reader import columns_of, rows_of
 from vig_ray.dataset.rows import Row
@@ -20,21 +21,21 @@ _BATCH_ROWS = 32
 """So few because a row may hold the bytes of its images."""
 
 
-def read_arrow(uri: str, wanted: Callable[[int], bool] | None = None) -> Iterator[Row]:
-    """The rows of the Arrow file at `uri`; one whose text isn't UTF-8 is a RowError.
+def read_arrow(uri: str, layout: Layout | None = None, *, wanted: Callable[[int], bool] | None = None) -> Iterator[Row]:
+    """The rows of the Arrow file at `uri`; one whose text isn't UTF-8 is a RowError. `layout`: of --columns.
 
     `wanted`: asked about every row's number, in order; others aren't given. Raises StageError where the columns fit no
-    format, and OSError or pyarrow's errors where the file is damaged.
+    layout, and OSError or pyarrow's errors where the file is damaged.
     """
     number = 0
     with _batches(uri) as (schema, batches):
-        columns = columns_of(uri, schema.names)
+        columns, only = columns_of(uri, schema, layout)
         for batch in batches:
             taken = None if wanted is None else [wanted(number + row) for row in range(batch.num_rows)]
             if taken is None or any(taken):
                 chosen = batch.select(columns)
                 small = (chosen.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
-                yield from rows_of(small, number, taken)
+                yield from rows_of(small, number, taken, only)
             number += batch.num_rows
 
 

@@ -1,9 +1,10 @@
-"""The fields that rows of every format share: id, source, images, system prompt, roles."""
+"""The fields that rows of every layout share: id, source, images, system prompt, roles, lists of objects."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 import posixpath
 import re
 from collections.abc import Mapping
@@ -15,10 +16,15 @@ from vig_ray.dataset.schema import Image, RowError, Turn
 from vig_ray.storage import scheme_of
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_SOURCE_KEYS = ("source", "dataset", "data_source")
+ID_KEYS = ("id", "question_id", "questionId")
+SOURCE_KEYS = ("source", "dataset", "data_source")
+IMAGE_KEYS = ("image", "images", "image_url")
+OTHER_MEDIA = {"video": "Video", "videos": "Video", "audio": "Audio", "audios": "Audio"}
+"""Columns of what isn't looked at, with the kind of their rows' error."""
 # Bytes come first: beside bytes, a path is only a name (Hugging Face's image struct).
-_IMAGE_KEYS = ("bytes", "base64", "image_url", "url", "image", "path")
+_PLACES = ("bytes", "base64", "image_url", "url", "image", "path")
 _WHITESPACE = re.compile(r"\s+")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def type_name(value: object) -> str:
@@ -39,18 +45,22 @@ def shorten(text: str, limit: int = 80) -> str:
 
 
 def identifier(row: Mapping[str, Any]) -> str | None:
-    """The row's own id as text; None where it has none, or its id is neither text nor a number."""
-    value = row.get("id")
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        return str(value)
+    """The row's own id (`id`, else `question_id` or `questionId`) as text; None where it is neither text nor number."""
+    for key in ID_KEYS:
+        value = row.get(key)
+        if value is None:
+            continue
+        if isinstance(value, str):
+            return value
+        if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+            return str(value)
+        return None
     return None
 
 
 def source(row: Mapping[str, Any], images: tuple[Image, ...]) -> str | None:
     """The sub-dataset a row names, else the first folder of its first relative image path, else None."""
-    for key in _SOURCE_KEYS:
+    for key in SOURCE_KEYS:
         value = row.get(key)
         if isinstance(value, str) and value:
             return value
@@ -61,23 +71,46 @@ def source(row: Mapping[str, Any], images: tuple[Image, ...]) -> str | None:
     return None
 
 
-def role(name: object, where: str) -> str:
-    """A turn's role as "system", "user" or "assistant". Raises RowError, naming `where`, for an unknown one."""
+def role(name: object, number: int) -> str:
+    """A turn's role as "system", "user" or "assistant". Raises RowError, with the turn's number, for an unknown one."""
     canonical = _ROLES.get(name) if isinstance(name, str) else None
     if canonical is None:
         given = shorten(name) if isinstance(name, str) else type_name(name)
-        raise RowError("BadConversation", f"{where}: unknown role {given}; expected one of {', '.join(_ROLES)}")
+        raise RowError("BadConversation", f"turn {number}: unknown role {given}; expected one of {', '.join(_ROLES)}")
     return canonical
 
 
-def turn_list(value: object, key: str) -> list[dict[str, Any]]:
-    """`value`, if it is a list of objects. Raises RowError where it isn't."""
+def structs(value: object, key: str, item: str = "turn") -> list[dict[str, Any]]:
+    """The list of objects in `value`: as it is, as an object of lists of the same length, or as JSON text of either.
+
+    Arrow keeps the `datasets` library's `Sequence` of a dict as an object of lists. `item` is what one object is called
+    in messages. Raises RowError where `value` is none of these.
+    """
+    given = value
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise RowError("BadConversation", f"'{key}' is a string, and not JSON of a list: {error}") from error
+    if isinstance(value, dict):
+        value = _transposed(value, key)
     if not isinstance(value, list):
-        raise RowError("BadConversation", f"'{key}' is {type_name(value)}, not a list of turns")
-    for index, turn in enumerate(value):
-        if not isinstance(turn, dict):
-            raise RowError("BadConversation", f"turn {index} of '{key}' is {type_name(turn)}, not an object")
+        raise RowError("BadConversation", f"'{key}' is {type_name(given)}, not a list of objects")
+    for index, one in enumerate(value):
+        if not isinstance(one, dict):
+            raise RowError("BadConversation", f"{item} {index} of '{key}' is {type_name(one)}, not an object")
     return value
+
+
+def _transposed(value: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    lists = {name: column for name, column in value.items() if column is not None}
+    if not lists or not all(isinstance(column, list) for column in lists.values()):
+        raise RowError("BadConversation", f"'{key}' is an object, not a list of objects or an object of lists")
+    lengths = {name: len(column) for name, column in lists.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{length} {shorten(name, 40)}" for name, length in lengths.items())
+        raise RowError("BadConversation", f"'{key}' is an object of lists of different lengths: {told}")
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
 def with_system(row: Mapping[str, Any], turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
@@ -93,19 +126,40 @@ def with_system(row: Mapping[str, Any], turns: tuple[Turn, ...]) -> tuple[Turn, 
 
 
 def row_images(row: Mapping[str, Any]) -> tuple[Image, ...]:
-    """The images under a row's `image` or `images` key: one, a list of them, or none (absent, null, "")."""
-    keys = [key for key in ("image", "images") if row.get(key) not in (None, "", [])]
-    if not keys:
+    """The images under a row's `image` or `images` key: one, a list of them, or none (absent, null, "").
+
+    `image_url` counts where both are empty, with its `image_sha256` to compare what is fetched with.
+    """
+    one, many = row.get("image"), row.get("images")
+    if one is None or one in ("", []):
+        if many is None or many in ("", []):
+            return _linked(row)
+        one = many
+    elif not (many is None or many in ("", [])):
+        raise RowError(
+            "BadImage", "images under both 'image' and 'images'; keep one, or name one with --columns image="
+        )
+    return tuple([image(each) for each in one]) if isinstance(one, list) else (image(one),)
+
+
+def _linked(row: Mapping[str, Any]) -> tuple[Image, ...]:
+    """The images under a row's `image_url` key."""
+    value = row.get("image_url")
+    if value is None or value in ("", []):
         return ()
-    if len(keys) == 2:
-        raise RowError("BadImage", "images under both 'image' and 'images'; keep one of the two")
-    value = row[keys[0]]
-    return tuple(image(one) for one in value) if isinstance(value, list) else (image(value),)
+    linked = tuple([image(each) for each in value]) if isinstance(value, list) else (image(value),)
+    checksum = row.get("image_sha256")
+    if checksum is None or len(linked) != 1 or linked[0].uri is None:
+        return linked
+    if not isinstance(checksum, str) or not _SHA256.fullmatch(checksum):
+        given = shorten(checksum) if isinstance(checksum, str) else type_name(checksum)
+        raise RowError("BadImage", f"'image_sha256' is {given}, not 64 hexadecimal digits")
+    return (linked[0]._replace(sha256=checksum.lower()),)
 
 
 def inner_image(part: Mapping[str, Any], depth: int = 0) -> Image | None:
     """The image inside a message part or an image struct, or None where there is none."""
-    for key in _IMAGE_KEYS:
+    for key in _PLACES:
         value = part.get(key)
         if value is not None:
             encoded = key in ("bytes", "base64") and isinstance(value, str)
@@ -129,7 +183,7 @@ def image(value: object, depth: int = 0) -> Image:
         if inner is not None:
             return inner
         keys = ", ".join(shorten(str(key), 40) for key in list(value)[:10]) or "nothing"
-        raise RowError("BadImage", f"an image object with {keys} set; expected one of {', '.join(_IMAGE_KEYS)}")
+        raise RowError("BadImage", f"an image object with {keys} set; expected one of {', '.join(_PLACES)}")
     raise RowError("BadImage", f"an image is {type_name(value)}; expected a path, a URI, bytes or an object")
 
 

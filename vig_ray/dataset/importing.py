@@ -19,6 +19,7 @@ from vig_ray.dataset.fields import identifier
 from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.image_order import Gather, Spread
 from vig_ray.dataset.inputs import Slice, read_rows, slices
+from vig_ray.dataset.layouts.columns import named_layout
 from vig_ray.dataset.options import DataOptions
 from vig_ray.dataset.plan import Plan, make_plan, with_shares
 from vig_ray.dataset.rows import Row, to_sample
@@ -80,6 +81,7 @@ class ImportReport:
     failures: dict[str, int]  # failed rows by the kind of their error
     left_out: dict[str, int] = field(default_factory=dict)
     not_read: str | None = None
+    marked: int = 0  # samples whose images had no <image> mark, so that they were put first
 
     def text(self) -> str:
         """The counts, which add up, and where the samples lie, for a person."""
@@ -90,12 +92,21 @@ class ImportReport:
         ]
         lines += [] if self.not_read is None else [f"  not read: {self.not_read}"]
         lines += [f"  failed {count:,}: {kind}" for kind, count in sorted(self.failures.items(), key=lambda f: -f[1])]
-        return "\n".join([*lines, f"samples: {self.directory}"])
+        return "\n".join([*lines, *self.notes(), f"samples: {self.directory}"])
+
+    def notes(self) -> list[str]:
+        """What was done to samples that a person should know of."""
+        if not self.marked:
+            return []
+        return [f"images without <image> in the text, put first in the first user turn: {self.marked:,} samples"]
 
 
 @dataclass
 class Counts:
-    """What became of some of an import's rows; `embedded`: samples with images in the data itself."""
+    """What became of some of an import's rows.
+
+    `embedded`: samples with images in the data itself; `marked`: with images that were given their marks.
+    """
 
     read: int
     text_only: int
@@ -105,6 +116,7 @@ class Counts:
     embedded: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     not_read: str | None = None
+    marked: int = 0
 
 
 def validate(config: ImportConfig) -> None:
@@ -126,10 +138,11 @@ def run(
     output = _claim(plan, config)
     if output.complete:
         return ImportReport(**{**output.record["counts"], "directory": plan.directory})
+    layout = None if config.columns is None else named_layout(config.columns)
     for listing in plan.listings:
         for what in listing.left_out:
             log.info("%s: left out: %s", listing.root, what)
-        for _ in read_rows(listing.files[0]):  # raises where the file fits no format, before anything is written
+        for _ in read_rows(listing.files[0], layout):  # raises where it fits no layout, before anything is written
             break
     output.begin(config, **output.identity)
     with _workers(plan, config, spread) as (workers, call):
@@ -223,6 +236,7 @@ def _identity(plan: Plan, config: ImportConfig) -> dict[str, Any]:
         "max_bytes_per_file": config.max_bytes_per_file,
         **({"order": "image"} if config.order == "image" else {}),
         **({"taken": taken} if taken else {}),
+        **({"columns": config.columns} if config.columns is not None else {}),
     }
 
 
@@ -260,6 +274,7 @@ def _import(
         total.embedded += part.embedded
         total.left_out += part.left_out
         total.not_read = part.not_read or total.not_read
+        total.marked += part.marked
         if progress is not None:
             progress(total.read)
     if spread is not None:
@@ -280,6 +295,7 @@ def _import(
         dict(total.failures),
         dict(total.left_out),
         total.not_read,
+        total.marked,
     )
     return report, order
 
@@ -364,6 +380,7 @@ def import_files(
 ) -> Counts:
     """Import some of the files, one `group` of several or all (None); done again, it writes the same parts."""
     counts = Counts(0, 0, 0, Counter())
+    layout = None if config.columns is None else named_layout(config.columns)
     hashes = HashFile(join(_hashes_folder(output), f"{group or 0:05d}"), output.work, plan.root)
     with (
         Parts(
@@ -380,7 +397,7 @@ def import_files(
             most = None if config.limit is None else config.limit - counts.read
             taker = None if plan.taking.all and most is None else Taker(plan.taking, piece.file, most)
             folder = plan.folder(piece.file)
-            for row in read_rows(piece, taker):
+            for row in read_rows(piece, layout, taker):
                 _import_row(row, piece.file.sample_key(row.number), folder, writer, counts)
                 if progress is not None and counts.read % _PROGRESS_ROWS == 0:
                     progress(counts.read)
@@ -399,7 +416,7 @@ def import_files(
 def _import_row(row: Row, key: str, folder: ImageFolder, writer: SampleWriter, counts: Counts) -> None:
     counts.read += 1
     try:
-        sample = to_sample(row, folder)
+        sample, marked = to_sample(row, folder)
     except RowError as error:
         counts.failures[error.kind] += 1
         writer.failure(key, _identifier(row), str(error))
@@ -407,6 +424,7 @@ def _import_row(row: Row, key: str, folder: ImageFolder, writer: SampleWriter, c
     counts.text_only += not sample.images
     counts.with_images += bool(sample.images)
     counts.embedded += any(image.bytes is not None for image in sample.images)
+    counts.marked += marked
     writer.sample(key, sample)
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from vig_ray.dataset.arrow_reader import count_arrow, read_arrow
 from vig_ray.dataset.json_reader import line_ranges, read_array, read_lines
 from vig_ray.dataset.kinds import Kind
+from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.opening import open_parts, open_stream
 from vig_ray.dataset.parquet_reader import read_parquet
 from vig_ray.dataset.rows import Row
@@ -61,15 +62,18 @@ class Slice(NamedTuple):
     size: int | None = None
 
 
-def read_rows(file: DataFile | Slice, wanted: Wanted | None = None) -> Iterator[Row]:
-    """The rows of a file or of a part of it, streamed; bad ones are RowErrors. `wanted`: those that are given, or all.
+def read_rows(file: DataFile | Slice, layout: Layout | None = None, wanted: Wanted | None = None) -> Iterator[Row]:
+    """The rows of a file or of a part of it, streamed; bad ones are RowErrors.
+
+    `layout`: that of --columns; without it, a row's or a file's own columns tell it. `wanted`: rows that are given, or
+    all.
 
     Raises StageError where the rest can't be read.
     """
     part = file if isinstance(file, Slice) else Slice(file)
     uri, rows = part.file.uri, 0
     try:
-        for row in _reader(part, wanted):
+        for row in _reader(part, layout, wanted):
             yield row
             rows += 1
     except FileNotFoundError as error:
@@ -139,34 +143,34 @@ def _row_groups(file: DataFile, size: int) -> Iterator[Slice]:
             first, start, together = number, group + 1, 0
 
 
-def _reader(part: Slice, wanted: Wanted | None) -> Iterator[Row]:
+def _reader(part: Slice, layout: Layout | None, wanted: Wanted | None) -> Iterator[Row]:
     file = part.file
     if file.kind == "parquet":
         groups = None if part.stop is None else range(part.start, part.stop)
-        yield from read_parquet(file.uri, size=file.size, groups=groups, number=part.number, wanted=wanted)
+        yield from read_parquet(file.uri, layout, size=file.size, groups=groups, number=part.number, wanted=wanted)
         return
-    rows = read_arrow(file.uri, wanted=wanted) if file.kind == "arrow" else _streamed(part)
+    rows = read_arrow(file.uri, layout, wanted=wanted) if file.kind == "arrow" else _streamed(part, layout)
     if wanted is None or file.kind == "arrow":
         yield from rows
     else:
         yield from (row for row in rows if wanted(row.number))
 
 
-def _streamed(part: Slice) -> Iterator[Row]:
+def _streamed(part: Slice, layout: Layout | None) -> Iterator[Row]:
     if part.stop is not None:
         source, _ = open_parts(part.file.uri, part.file.size)
         with source:
             source.seek(part.start)
             lines = cast(BinaryIO, _Until(source, part.stop - part.start))
-            yield from read_lines(lines, number=part.number)
+            yield from read_lines(lines, part.number, layout)
         return
     with open_stream(part.file.uri, unpack=part.file.kind != "webdataset") as stream:
         if part.file.kind == "json":
-            yield from read_array(stream, part.file.uri)
+            yield from read_array(stream, part.file.uri, layout)
         elif part.file.kind == "webdataset":
-            yield from read_shard(stream)
+            yield from read_shard(stream, layout)
         else:
-            yield from read_lines(stream)
+            yield from read_lines(stream, layout=layout)
 
 
 class _Until(io.RawIOBase):

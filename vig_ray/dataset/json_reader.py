@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Any, BinaryIO, cast
 
 from vig_ray.dataset.fields import shorten, type_name
+from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.rows import Row
 from vig_ray.dataset.schema import RowError
 from vig_ray.errors import StageError
@@ -32,10 +33,11 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _CUT_MARGIN = 16
 
 
-def read_array(stream: BinaryIO, name: str) -> Iterator[Row]:
+def read_array(stream: BinaryIO, name: str, layout: Layout | None = None) -> Iterator[Row]:
     """The elements of the JSON array in `stream`; one that isn't an object, or isn't UTF-8, is a RowError.
 
-    Raises StageError where the array's own syntax is broken, since the rows after that can't be found.
+    `layout`: that of --columns. Raises StageError where the array's own syntax is broken, since the rows after that
+    can't be found.
     """
     window = _Window(stream)
     if window.peek() != "[":
@@ -49,7 +51,8 @@ def read_array(stream: BinaryIO, name: str) -> Iterator[Row]:
             content = window.value()
         except (ValueError, RecursionError) as error:
             raise StageError(_broken(name, number, error, window)) from error
-        yield Row(number, content if isinstance(content, (dict, RowError)) else _not_an_object(content))
+        known = content if isinstance(content, (dict, RowError)) else _not_an_object(content)
+        yield Row(number, known, layout=layout)
         number += 1
         after = window.peek()
         if after not in ("]", ","):
@@ -62,10 +65,10 @@ def read_array(stream: BinaryIO, name: str) -> Iterator[Row]:
         )
 
 
-def read_lines(stream: BinaryIO, number: int = 0) -> Iterator[Row]:
+def read_lines(stream: BinaryIO, number: int = 0, layout: Layout | None = None) -> Iterator[Row]:
     """The objects of JSON Lines; a line that isn't one is a RowError. Blank lines give no row, but are counted.
 
-    `number`: of the first line in `stream`.
+    `number`: of the first line in `stream`. `layout`: that of --columns.
     """
     lines = io.BufferedReader(cast(io.RawIOBase, stream), CHUNK_BYTES)
     while line := lines.readline(MAX_ROW_BYTES):
@@ -77,7 +80,7 @@ def read_lines(stream: BinaryIO, number: int = 0) -> Iterator[Row]:
             if number == 0:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
-                yield Row(number, _parse_line(line))
+                yield Row(number, _parse_line(line), layout=layout)
         number += 1
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, field_serializer
+from pydantic import BeforeValidator, Field, field_serializer, field_validator
 
 from vig_ray.dataset.kinds import Format
+from vig_ray.dataset.layouts.columns import parse_columns
 from vig_ray.options import SampleOrder
 from vig_ray.stage import StageConfig
 
@@ -51,6 +52,11 @@ class DataOptions(StageConfig):
         "without suffix, folder or repository",
     )
     format: Format = Field("auto", description="format of the data; auto: by the files' names and first bytes")
+    columns: str | None = Field(
+        None,
+        description="the data's own names for question, answer, image (or conversations, messages, texts), id, source, "
+        "system, as question=prompt,answer=reply.text,image=picture; default: a known layout, told by the columns",
+    )
     limit: int | None = Field(None, ge=1, description="take the first N rows, in the order of the files, and no more")
     sample: Annotated[float | None, BeforeValidator(_share)] = Field(
         None,
@@ -63,3 +69,10 @@ class DataOptions(StageConfig):
     @field_serializer("data")
     def _as_it_was_given(self, data: tuple[str, ...]) -> str | list[str]:
         return data[0] if len(data) == 1 else list(data)
+
+    @field_validator("columns")
+    @classmethod
+    def _told(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_columns(value)
+        return value

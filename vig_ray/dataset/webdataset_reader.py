@@ -1,6 +1,6 @@
 """Rows from a WebDataset shard: a tar in which neighbouring members with the same name make up one row.
 
-`0001.jpg` with `0001.json`: the JSON is a row of any of the formats, and the image members, in the tar's order,
+`0001.jpg` with `0001.json`: the JSON is a row of any layout, and the image members, in the tar's order,
 are its images. `0001.jpg` with `0001.txt`: a caption, made into a question and its answer.
 """
 
@@ -14,16 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Self
 
 from vig_ray.dataset.json_reader import MAX_ROW_BYTES, parse_object
-from vig_ray.dataset.rows import Row, fits
+from vig_ray.dataset.layouts import exchanges
+from vig_ray.dataset.layouts.known import recognise
+from vig_ray.dataset.layouts.layout import Layout
+from vig_ray.dataset.rows import Row
 from vig_ray.dataset.schema import IMAGE_MARK, RowError
 
 _IMAGE_TYPES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
-CAPTION_QUESTION = f"{IMAGE_MARK}\nDescribe the image."
+CAPTION_QUESTION = f"{IMAGE_MARK}\n{exchanges.CAPTION_QUESTION}"
 """The question that a caption answers; the shard itself has none."""
 
 
-def read_shard(stream: BinaryIO) -> Iterator[Row]:
-    """The rows of the tar in `stream`, which may be compressed.
+def read_shard(stream: BinaryIO, layout: Layout | None = None) -> Iterator[Row]:
+    """The rows of the tar in `stream`, which may be compressed. `layout`: that of --columns, for the JSON.
 
     Members that make no row together are a RowError. Raises tarfile.TarError or OSError where the tar is
     damaged or cut off.
@@ -42,11 +45,11 @@ def read_shard(stream: BinaryIO) -> Iterator[Row]:
             key = posixpath.join(folder, stem)
             if group is None or group.key != key:
                 if group is not None:
-                    yield group.row(next(numbers))
+                    yield group.row(next(numbers), layout)
                 group = _Group(key)
             group.add(archive, member, extension.lower())
         if group is not None:
-            yield group.row(next(numbers))
+            yield group.row(next(numbers), layout)
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -96,27 +99,38 @@ class _Group:
         else:
             self.caption = data
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int, layout: Layout | None) -> Row:
         """The row that these members make."""
         try:
-            return Row(number, self._content(), tuple(self.images))
+            content = self._content()
         except RowError as error:
             return Row(number, error)
+        if content is not None and (self.caption is None or layout is not None or self._says_more(content)):
+            named = content if content.get("id") is not None else {**content, "id": self.key}
+            return Row(number, named, tuple(self.images), layout=layout)
+        return self._captioned(number)
 
-    def _content(self) -> dict[str, Any]:
+    def _says_more(self, content: dict[str, Any]) -> bool:
+        """Whether a JSON beside a caption holds a conversation, and not only facts, as img2dataset writes them."""
+        try:
+            return recognise(content, image=bool(self.images)).name != "caption"
+        except RowError:
+            return False
+
+    def _captioned(self, number: int) -> Row:
+        if self.caption is None:
+            return Row(number, RowError("UnknownFormat", f"{self.key}: neither a .json nor a .txt member"))
+        try:
+            text = self.caption.decode().strip()  # a text file ends in a line break, its caption doesn't
+        except UnicodeDecodeError as error:
+            return Row(number, RowError("UnicodeDecodeError", f"{self.key}.txt: {error}"))
+        question, answer = {"role": "user", "content": CAPTION_QUESTION}, {"role": "assistant", "content": text}
+        return Row(number, {"id": self.key, "messages": [question, answer]}, tuple(self.images))
+
+    def _content(self) -> dict[str, Any] | None:
+        """The row in the JSON member, if there is one."""
         if self.size > MAX_ROW_BYTES:
             raise RowError("TooLong", f"{self.key}: members of more than {MAX_ROW_BYTES >> 20} MiB together")
         if any(not data for data in self.images):
             raise RowError("BadImage", f"{self.key}: an image of 0 bytes")
-        content = None if self.json is None else parse_object(self.json)
-        # Beside a caption, a JSON without turns only holds facts about the image, as img2dataset writes it.
-        if content is not None and (fits(content) or self.caption is None):
-            return content if content.get("id") is not None else {**content, "id": self.key}
-        if self.caption is None:
-            raise RowError("UnknownFormat", f"{self.key}: neither a .json nor a .txt member")
-        try:
-            text = self.caption.decode().strip()  # a text file ends in a line break, its caption doesn't
-        except UnicodeDecodeError as error:
-            raise RowError("UnicodeDecodeError", f"{self.key}.txt: {error}") from error
-        question, answer = {"role": "user", "content": CAPTION_QUESTION}, {"role": "assistant", "content": text}
-        return {"id": self.key, "messages": [question, answer]}
+        return None if self.json is None else parse_object(self.json)

@@ -159,7 +159,7 @@ class SampleWriter:
             "sample_key": key,
             "id": sample.id,
             "source": sample.source,
-            "images": [image._asdict() for image in sample.images],
+            "images": [{"uri": image.uri, "bytes": image.bytes} for image in sample.images],
             "conversation": [turn._asdict() for turn in sample.conversation],
             "error": None,
         }

@@ -192,7 +192,10 @@ def _imported(config: ScoreConfig) -> str:
     """Import the data; on a cluster its machines do it, so that no row passes through the driver."""
     there = joins(config.address)
     with RowProgress("import", None) as bar, machines(config.address, actors=0) if there else nullcontext():
-        return importing.run(import_config(config), bar.update, on_machines if there else None).directory
+        report = importing.run(import_config(config), bar.update, on_machines if there else None)
+    for note in report.notes():
+        log.info("%s", note)
+    return report.directory
 
 
 def _device(config: ScoreConfig, ray_has: Machines) -> str:
