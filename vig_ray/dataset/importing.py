@@ -9,8 +9,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
@@ -19,7 +20,8 @@ from pydantic import Field
 from vig_ray.dataset.fields import identifier
 from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.image_order import Gather, Spread
-from vig_ray.dataset.inputs import DataFile, dataset_name, find_files, read_rows
+from vig_ray.dataset.inputs import DataFile, columns_of, dataset_name, find_files, read_rows
+from vig_ray.dataset.keep import Keep, KeptCounts, not_there
 from vig_ray.dataset.options import DataOptions
 from vig_ray.dataset.rows import Row, to_sample
 from vig_ray.dataset.schema import RowError
@@ -38,6 +40,8 @@ SAMPLES_FOLDER = "samples"
 _PROGRESS_ROWS = 1000
 _BYTES_A_GROUP = 256 << 20  # of files: what one machine imports, or cuts by image, at a time
 _BYTES_AT_ONCE = 24 << 20  # of rows, that are held in memory while they are ordered
+_FILES_LOOKED_AT = 50  # for kept columns, before anything is read
+_ROWS_LOOKED_AT = 100
 
 
 class ImportConfig(DataOptions):
@@ -56,7 +60,10 @@ class ImportConfig(DataOptions):
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did: read = imported + failed, and imported = text_only + with_images."""
+    """What an import did: read = imported + failed, and imported = text_only + with_images.
+
+    `kept`: in how many rows each kept column has a value.
+    """
 
     directory: str
     read: int
@@ -65,6 +72,7 @@ class ImportReport:
     text_only: int
     with_images: int
     failures: dict[str, int]  # failed rows by the kind of their error
+    kept: dict[str, int] = field(default_factory=dict)
 
     def text(self) -> str:
         """The counts, which add up, and where the samples lie, for a person."""
@@ -73,6 +81,7 @@ class ImportReport:
             f"+ failed {self.failed:,}"
         ]
         lines += [f"  failed {count:,}: {kind}" for kind, count in sorted(self.failures.items(), key=lambda f: -f[1])]
+        lines += [f"  kept {name}: in {rows:,} of {self.read:,} rows" for name, rows in self.kept.items()]
         return "\n".join([*lines, f"samples: {self.directory}"])
 
 
@@ -86,6 +95,7 @@ class Counts:
     failures: Counter[str]
     parts: int = 0
     embedded: int = 0
+    kept: KeptCounts = field(default_factory=KeptCounts)
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,9 @@ class _Plan:
 
 def validate(config: ImportConfig) -> None:
     """Raise StageError for what shows without reading the data: missing files, unknown formats, a taken `out`."""
-    _claim(_plan(config), config)
+    plan = _plan(config)
+    _claim(plan, config)
+    _check_kept(plan, Keep(config.keep))
 
 
 def run(
@@ -126,14 +138,16 @@ def run(
     plan = _plan(config)
     output = _claim(plan, config)
     if output.complete:
-        return ImportReport(**{**output.record["counts"], "directory": plan.directory})
-    for _ in read_rows(plan.files[0]):  # raises where the file fits no format, before anything is written
-        break
+        found = {"directory": plan.directory, "kept": output.record.get("kept", {})}
+        return ImportReport(**output.record["counts"] | found)
+    _check_kept(plan, Keep(config.keep))
+    _read_first(plan, Keep(config.keep))  # before anything is written
     output.begin(config, **output.identity)
     report, order = _import(plan, output, config, progress, spread)
-    counts = {name: value for name, value in asdict(report).items() if name != "directory"}
+    counts = {name: value for name, value in asdict(report).items() if name not in ("directory", "kept")}
+    kept = {"kept": report.kept} if config.keep else {}
     made = {"order": "image"} if order["written"] == "image" else {}
-    output.commit(config, counts=counts, order=order, identity=output.identity | made)
+    output.commit(config, counts=counts, order=order, **kept, identity=output.identity | made)
     return report
 
 
@@ -182,10 +196,37 @@ def _check_folder(folder: str) -> None:
         raise StageError(f"{folder}: no such folder; --images is the folder that relative image paths start from")
 
 
+def _check_kept(plan: _Plan, keep: Keep) -> None:
+    """Raise StageError where what is to be kept is in none of the Parquet files, which say so without being read."""
+    there: dict[str, Any] = {}
+    files = plan.files[:_FILES_LOOKED_AT]
+    if plan.files[0].kind != "parquet" or not keep.patterns:
+        return
+    for file in files:
+        there |= columns_of(file)
+        if not keep.missing(there):
+            return
+    if len(files) == len(plan.files):
+        raise not_there(keep.missing(there)[0], f"no such column in {files[0].uri}", there)
+
+
+def _read_first(plan: _Plan, keep: Keep) -> None:
+    """Read the first row, which raises StageError where the file fits no format; of what is kept, a few more.
+
+    Rows of JSON need not all have the same keys: what none of the first ones has is told, and looked for in all.
+    """
+    there: dict[str, Any] = {}
+    for row in islice(read_rows(plan.files[0], keep), _ROWS_LOOKED_AT if keep.patterns else 1):
+        there |= _fields(row)
+    for pattern in keep.missing(there) if plan.files[0].kind != "parquet" else ():
+        log.warning("%s", not_there(pattern, f"not in the first {_ROWS_LOOKED_AT} rows, looked for in all", there))
+
+
 def _identity(plan: _Plan, config: ImportConfig) -> dict[str, Any]:
     """What decides the samples: another identity means other samples.
 
-    `order` is in it where samples are ordered, so that the records of versions that knew no order say as-is.
+    `order` is in it where samples are ordered, so that the records of versions that knew no order say as-is; `keep`
+    where something is kept.
     """
     return {
         "inputs": [{"path": file.uri, "size": file.size, "mtime_ns": file.mtime_ns} for file in plan.files],
@@ -195,6 +236,7 @@ def _identity(plan: _Plan, config: ImportConfig) -> dict[str, Any]:
         "rows_per_file": config.rows_per_file,
         "max_bytes_per_file": config.max_bytes_per_file,
         **({"order": "image"} if config.order == "image" else {}),
+        **({"keep": list(config.keep)} if config.keep else {}),
     }
 
 
@@ -225,12 +267,14 @@ def _import(
         total.failures += part.failures
         total.parts += part.parts
         total.embedded += part.embedded
+        total.kept.merge(part.kept)
         if progress is not None:
             progress(total.read)
     if spread is not None:
         _check_seen(plan.directory, total.parts)
     if total.read == 0:
         raise StageError(f"{', '.join(file.uri for file in plan.files[:3])}: no rows")
+    total.kept.check(Keep(config.keep), total.read)
     imported = total.text_only + total.with_images
     order = _order(plan, output, config, total, spread)
     report = ImportReport(
@@ -241,6 +285,7 @@ def _import(
         total.text_only,
         total.with_images,
         dict(total.failures),
+        dict(sorted(total.kept.rows.items())),
     )
     return report, order
 
@@ -312,6 +357,7 @@ def import_files(
 ) -> Counts:
     """Import some of the files, one `group` of several or all (None); done again, it writes the same parts."""
     counts = Counts(0, 0, 0, Counter())
+    keep = Keep(config.keep)
     hashes = HashFile(join(_hashes_folder(output), f"{group or 0:05d}"), output.work, plan.root)
     with (
         Parts(
@@ -326,23 +372,33 @@ def import_files(
     ):
         for file in files:
             folder = plan.folder(file)
-            for row in read_rows(file):
+            for row in read_rows(file, keep):
                 counts.read += 1
                 key = plan.key(file, row.number)
+                kept = {}
+                if keep.patterns:
+                    fields = _fields(row)
+                    kept = keep.of(fields)
+                    counts.kept.add(kept, fields)
                 try:
                     sample = to_sample(row, folder)
                 except RowError as error:
                     counts.failures[error.kind] += 1
-                    writer.failure(key, _identifier(row), str(error))
+                    writer.failure(key, _identifier(row), str(error), kept)
                 else:
                     counts.text_only += not sample.images
                     counts.with_images += bool(sample.images)
                     counts.embedded += any(image.bytes is not None for image in sample.images)
-                    writer.sample(key, sample)
+                    writer.sample(key, sample, kept)
                 if progress is not None and counts.read % _PROGRESS_ROWS == 0:
                     progress(counts.read)
     counts.parts = parts.begun
     return counts
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    """The keys of a row and their values; none of a row that couldn't be read."""
+    return {} if isinstance(row.content, RowError) else {**(row.beside or {}), **row.content}
 
 
 def _identifier(row: Row) -> str | None:

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from vig_ray.dataset.json_reader import read_array, read_lines
-from vig_ray.dataset.parquet_reader import read_parquet
+from vig_ray.dataset.keep import Keep
+from vig_ray.dataset.parquet_reader import parquet_columns, read_parquet
 from vig_ray.dataset.rows import Row
 from vig_ray.dataset.webdataset_reader import read_shard
 from vig_ray.errors import StageError
@@ -45,6 +46,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _HEAD_BYTES = 1 << 20
 _BUFFER_BYTES = 1 << 20
+_KEEP_NOTHING = Keep()
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,14 @@ def expand(pattern: str) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
-def read_rows(file: DataFile) -> Iterator[Row]:
-    """The rows of a file, streamed; bad ones are RowErrors. Raises StageError where the rest can't be read."""
+def read_rows(file: DataFile, keep: Keep = _KEEP_NOTHING) -> Iterator[Row]:
+    """The rows of a file, streamed, with what is to be kept of them; bad ones are RowErrors.
+
+    Raises StageError where the rest can't be read.
+    """
     rows = 0
     try:
-        for row in _reader(file):
+        for row in _reader(file, keep):
             yield row
             rows += 1
     except FileNotFoundError as error:
@@ -138,9 +143,17 @@ def read_rows(file: DataFile) -> Iterator[Row]:
         ) from error
 
 
-def _reader(file: DataFile) -> Iterator[Row]:
+def columns_of(file: DataFile) -> dict[str, Any]:
+    """The columns of a Parquet file by their names, an object's with those inside. Raises StageError."""
+    try:
+        return parquet_columns(file.uri)
+    except (OSError, pa.ArrowException) as error:
+        raise StageError(f"{file.uri}: can't be read: {one_line(error)}") from error
+
+
+def _reader(file: DataFile, keep: Keep) -> Iterator[Row]:
     if file.kind == "parquet":
-        yield from read_parquet(file.uri)
+        yield from read_parquet(file.uri, keep)
         return
     with _open(file.uri, unpack=file.kind != "webdataset") as stream:
         if file.kind == "json":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from vig_ray.dataset.inputs import Format
-from vig_ray.options import SampleOrder
+from vig_ray.options import CommaSeparated, SampleOrder
 from vig_ray.stage import StageConfig
 
 
@@ -26,3 +28,9 @@ class DataOptions(StageConfig):
     )
     format: Format = Field("auto", description="format of the data; auto: by the files' names and first bytes")
     order: SampleOrder = "auto"
+    keep: Annotated[tuple[str, ...], CommaSeparated] = Field(
+        (),
+        description="columns of the data that go along to scores, selections, reports and exports: names, paths such "
+        "as meta.score, and patterns such as *_min",
+        json_schema_extra={"metavar": "NAME[,...]"},
+    )

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vig_ray.dataset.keep import Keep, skeleton
 from vig_ray.dataset.rows import COLUMNS, EXPECTED, Row, fits
 from vig_ray.dataset.schema import RowError
 from vig_ray.errors import StageError
@@ -18,8 +19,8 @@ _BATCH_ROWS = 32
 """So few because a row may hold the bytes of its images."""
 
 
-def read_parquet(uri: str) -> Iterator[Row]:
-    """The rows of the Parquet file at `uri`; one whose text isn't UTF-8 is a RowError.
+def read_parquet(uri: str, keep: Keep) -> Iterator[Row]:
+    """The rows of the Parquet file at `uri`, with what is kept of them; one whose text isn't UTF-8 is a RowError.
 
     Raises StageError where the columns fit no format, and OSError or pyarrow's errors where the file is damaged.
     """
@@ -33,12 +34,19 @@ def read_parquet(uri: str) -> Iterator[Row]:
         names = file.schema_arrow.names
         if not fits(dict.fromkeys(names)):
             raise StageError(f"{uri}: the columns {', '.join(names)} fit no format; expected {EXPECTED}")
-        columns = [name for name in COLUMNS if name in names]
+        columns = list(dict.fromkeys([*(name for name in COLUMNS if name in names), *keep.columns(names)]))
         number = 0
         for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
             for content in _contents(batch):
                 yield Row(number, content)
                 number += 1
+
+
+def parquet_columns(uri: str) -> dict[str, Any]:
+    """The columns of the Parquet file at `uri`, as `skeleton` gives them. Raises OSError or pyarrow's errors."""
+    fs, path = filesystem(uri)
+    with fs.open_input_file(path) as source:
+        return skeleton(pq.read_schema(source))
 
 
 def _contents(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | RowError]:

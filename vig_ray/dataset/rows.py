@@ -35,6 +35,7 @@ class Row(NamedTuple):
     number: int  # place in its file, from 0
     content: dict[str, Any] | RowError
     members: tuple[bytes, ...] = ()  # image files found beside the row (WebDataset); they replace its own images
+    beside: dict[str, Any] | None = None  # what else is known of the row, of which columns can be kept
 
 
 def fits(keys: Mapping[str, Any]) -> bool:

@@ -75,6 +75,7 @@ class _Group:
     json: bytes | None = None
     caption: bytes | None = None
     size: int = 0
+    facts: dict[str, Any] | None = None
 
     def add(self, archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> None:
         """Keep a member of a known kind; others, such as `.cls` or `.meta.json`, are skipped.
@@ -99,7 +100,8 @@ class _Group:
     def row(self, number: int) -> Row:
         """The row that these members make."""
         try:
-            return Row(number, self._content(), tuple(self.images))
+            content = self._content()
+            return Row(number, content, tuple(self.images), self.facts)
         except RowError as error:
             return Row(number, error)
 
@@ -112,6 +114,7 @@ class _Group:
         # Beside a caption, a JSON without turns only holds facts about the image, as img2dataset writes it.
         if content is not None and (fits(content) or self.caption is None):
             return content if content.get("id") is not None else {**content, "id": self.key}
+        self.facts = content
         if self.caption is None:
             raise RowError("UnknownFormat", f"{self.key}: neither a .json nor a .txt member")
         try:

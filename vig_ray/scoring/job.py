@@ -183,6 +183,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
         config.model_copy(update={"reference": references}),
         counts=summary.counts(),
         gains=summary.gains(),
+        kept=(read_stage(samples) or {}).get("kept", {}),
         timing={"total_s": time.time() - began, "began": began, **timing},
     )
     return summary
@@ -239,8 +240,9 @@ def _identity(plan: Plan, samples: str, average: bytes | None) -> dict[str, Any]
     """What must be equal for scores to belong to the same run; JSON values."""
     imported = read_stage(samples) or {}
     config = plan.config
+    kept = {"keep": imported["keep"]} if imported.get("keep") else {}  # records of earlier versions have none
     return {
-        "samples": {key: imported.get(key) for key in ("inputs", "format", "images", "name", "counts")},
+        "samples": {key: imported.get(key) for key in ("inputs", "format", "images", "name", "counts")} | kept,
         "model": plan.model,
         "template": plan.template,
         "engine": None if config.engine == "auto" else config.engine,
