@@ -70,8 +70,8 @@ def expected(data: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def score(data: Path, out: Path, *references: str, **options: Any) -> None:
-    given = {"data": str(data / "rated.parquet"), "keep": KEEP, "rows_per_file": 16, "workers": "1"}
+def score(folder: Path, out: Path, *references: str, **options: Any) -> None:
+    given = {"data": str(folder / "rated.parquet"), "keep": KEEP, "rows_per_file": 16, "workers": "1"}
     given |= {"prepare_workers": "1", "engine": "torch", "reference": references} | options
     job.run(ScoreConfig(model=CHECKPOINT, out=str(out), **given))
 

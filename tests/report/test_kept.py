@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from tests.command import call, refused
 from tests.report.reporting import assert_mean, report
+from tests.report.test_report import assert_same
 from tests.selection.made import made_up, selected, write
 from vig_ray.dataset.keep import json_text
 from vig_ray.demo import CHECKPOINT
@@ -60,7 +61,7 @@ def with_ratings(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
             hue=str(rng.choice(["red", "green", '"', "a · b"])),
             url=f"http://a/{rng.integers(10**9)}",
             mixed=rating if rng.random() > 0.5 else str(rng.choice(["4", "none"])),
-            info={"w": rating} if rng.random() > 0.5 else None,
+            info={"w": rating} if rng.random() > 0.7 else None,
         )
     return rows
 
@@ -211,8 +212,13 @@ def test_of_more_rows_than_are_held_counts_are_exact_and_ranks_nearly(
         assert row["mean"] == pytest.approx(statistics.fmean(inside))
 
 
-def test_on_ray_data(scores: str, told: Any, tmp_path: Path, local_ray: None) -> None:
-    assert report(scores, tmp_path, address="auto")["kept"] == told["kept"]
+def test_on_ray_data(scores: str, told: Any, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_same(report(scores, tmp_path, address="auto", by="rating,hue")["kept"]["columns"],
+                [column(told, "rating"), column(told, "hue")])  # fmt: skip
+    monkeypatch.setattr(kept_scans, "SAMPLED", 400)
+    found = report(scores, tmp_path, address="auto", by="similarity")["kept"]["columns"][0]
+    assert found["exact"] is False
+    assert found["spearman"] == pytest.approx(column(told, "similarity")["spearman"], abs=1e-3)
 
 
 def test_by_names_the_columns_and_by_default_twelve_are_shown(scores: str, told: Any, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def _value_name(row: Json, boolean: bool, beside_numbers: bool) -> str:
     if "text" in row:
         value = json.loads(row["text"])
         quoted = not isinstance(value, str) or beside_numbers or value in ("", ALL_OTHER_VALUES)
-        return row["text"] if quoted else value
+        return str(row["text"] if quoted else value)
     if "value" in row:
         return ("false", "true")[int(row["value"])] if boolean else f"{row['value']:.10g}"
     if row["from"] is None:
