@@ -368,7 +368,7 @@ def test_top_and_inspect_show_what_is_kept(scores: str, rows: Any) -> None:
     assert "kept" in shown.splitlines()[0]
     key = json.loads(listed[0])["sample_key"]
     text = inspect.run(InspectConfig(key=key, scores=scores, model=CHECKPOINT)).text()
-    assert f"similarity {json.loads(listed[0])['kept']['similarity']}" in " ".join(text.split())
+    assert f"similarity {json.loads(listed[0])['kept']['similarity']:.6g} · good" in " ".join(text.split())
 
 
 def test_selection_carries_it(scores: str, rows: Any, tmp_path: Path) -> None:

@@ -36,10 +36,12 @@ ALL_OTHER_VALUES = "all other values"
 def kept_value_names(column: Json) -> list[str]:
     """The names of a kept column's values as they are shown, each another one."""
     numeric = any("value" in row or "from" in row for row in column["values"])
-    return [_value_name(row, column["boolean"], numeric) for row in column["values"]]
+    bounds = [row["to"] for row in column["values"] if row.get("to") is not None]
+    digits = next((few for few in range(3, 17) if len({f"{bound:.{few}g}" for bound in bounds}) == len(bounds)), 17)
+    return [_value_name(row, column["boolean"], numeric, digits) for row in column["values"]]
 
 
-def _value_name(row: Json, boolean: bool, beside_numbers: bool) -> str:
+def _value_name(row: Json, boolean: bool, beside_numbers: bool, digits: int) -> str:
     if "others" in row:
         return ALL_OTHER_VALUES
     if "text" in row:
@@ -48,9 +50,10 @@ def _value_name(row: Json, boolean: bool, beside_numbers: bool) -> str:
         return str(row["text"] if quoted else value)
     if "value" in row:
         return ("false", "true")[int(row["value"])] if boolean else f"{row['value']:.10g}"
-    if row["from"] is None:
-        return "all" if row["to"] is None else f"below {row['to']:.10g}"
-    return f"{row['from']:.10g} and above" if row["to"] is None else f"{row['from']:.10g} to {row['to']:.10g}"
+    low, high = (None if row[end] is None else f"{row[end]:.{digits}g}" for end in ("from", "to"))
+    if low is None:
+        return "all" if high is None else f"below {high}"
+    return f"{low} and above" if high is None else f"{low} to {high}"
 
 
 def kept_kinds(column: Json) -> str:

@@ -10,6 +10,7 @@ from vig_ray.report.format import correlation_text, format_gain, kept_value_name
 
 Json = dict[str, Any]
 _LABELS = 150  # pixels, of a row's name
+_ROOM = {"left": 25, "top": 5, "right": 5, "bottom": 5}  # a page's font may be wider than the one that is measured
 
 
 def correlations(kept: Json, width: int) -> Json:
@@ -26,7 +27,8 @@ def correlations(kept: Json, width: int) -> Json:
          "axis": {"gridColor": ZERO_LINE, "tickCount": 5}}  # fmt: skip
     return spec(
         data={"values": values},
-        width=width - _LABELS - 10,
+        padding=_ROOM,
+        width=width - _LABELS - 30,
         height={"step": 20},
         layer=[
             {"mark": {"type": "rule", "color": LIGHT["p2"], "strokeWidth": 4, "aria": False},
@@ -43,6 +45,7 @@ def boxes(kept: Json, width: int) -> Json:
         vconcat=[_boxes_of(row, width) for row in kept["columns"] if row["values"]],
         resolve={"scale": {"x": "shared"}},
         spacing=24,
+        padding=_ROOM,
     )
 
 
@@ -61,12 +64,12 @@ def _boxes_of(column: Json, width: int) -> Json:
         return {"field": name, "type": "quantitative", "title": "sample VIG, nats",
                 "axis": {"gridColor": ZERO_LINE, "tickCount": 7}}  # fmt: skip
 
-    wide = width > 400
-    told = f": {correlation_text(column)}" if column["spearman"] is not None and wide else ""
+    told = f": {correlation_text(column)}" if column["spearman"] is not None and width > 400 else ""
+    plot = width - _LABELS - 30
     return {
-        "title": {"text": f"{column['column']}{told}", "limit": width - 20},
+        "title": {"text": f"{column['column']}{told}", "frame": "group", "limit": round(0.85 * plot)},
         "data": {"values": values},
-        "width": width - _LABELS - 10,
+        "width": plot,
         "height": {"step": 20},
         "layer": [
             {"mark": {"type": "rule", "color": LIGHT["soft"], "strokeWidth": 1.5, "aria": False},

@@ -33,10 +33,14 @@ def kept_values(cell: Iterable[Mapping[str, str]] | None) -> dict[str, Any]:
 
 
 def kept_text(cell: Iterable[Mapping[str, str]] | None) -> str:
-    """The values of one row for a person, on one line; texts without their quotes."""
-    shown = ((name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-             for name, value in kept_values(cell).items())  # fmt: skip
-    return " · ".join(f"{name} {' '.join(value.split())}" for name, value in shown)
+    """The values of one row for a person, on one line: texts without quotes, numbers of six digits."""
+    return " · ".join(f"{name} {' '.join(_shown(value).split())}" for name, value in kept_values(cell).items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 def columns_named(record: Mapping[str, Any], patterns: Sequence[str], scores: str, option: str) -> list[str]:
