@@ -64,10 +64,11 @@ def _boxes_of(column: Json, width: int) -> Json:
         return {"field": name, "type": "quantitative", "title": "sample VIG, nats",
                 "axis": {"gridColor": ZERO_LINE, "tickCount": 7}}  # fmt: skip
 
-    told = f": {correlation_text(column)}" if column["spearman"] is not None and width > 400 else ""
-    plot = width - _LABELS - 30
+    plot, wide = width - _LABELS - 30, width > 400
+    told = f": {correlation_text(column)}" if column["spearman"] is not None and wide else ""
+    title = {"frame": "group", "limit": round(0.85 * plot)} if wide else {"frame": "bounds", "limit": plot + 30}
     return {
-        "title": {"text": f"{column['column']}{told}", "frame": "group", "limit": round(0.85 * plot)},
+        "title": {"text": f"{column['column']}{told}", **title},
         "data": {"values": values},
         "width": plot,
         "height": {"step": 20},
