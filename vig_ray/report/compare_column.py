@@ -125,7 +125,7 @@ def _from_scores(scores: str, view: View, name: str) -> tuple[int, Column]:
     for stored in dataset(scores).to_batches(columns=view.stored(columns), batch_size=_BATCH):
         table = view.table(stored, columns)
         scored += table.num_rows - table["vig"].null_count
-        parts.append(Column.of(table, name))
+        parts.append(Column.of(table, [name])[name])
     return scored, Column.joined(parts)
 
 
@@ -150,5 +150,5 @@ def _from_samples(scores: str, view: View, samples: str, name: str) -> tuple[int
         at = np.minimum(np.searchsorted(of_keys, wanted), len(of_keys) - 1)
         found = np.flatnonzero(of_keys[at] == wanted)
         table = pa.table({KEPT.name: batch[KEPT.name].take(pa.array(found)), "vig": pa.array(vig[at[found]])})
-        parts.append(Column.of(table, name))
+        parts.append(Column.of(table, [name])[name])
     return len(vig), Column.joined(parts)

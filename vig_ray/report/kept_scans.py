@@ -20,15 +20,17 @@ import pyarrow as pa
 from vig_ray.dataset.schema import KEPT
 from vig_ray.report.kept import Bins, Cells, describe
 from vig_ray.report.tally import Floats, Moments
-from vig_ray.tables.kept import KINDS, Values, texts_of
+from vig_ray.tables.kept import KINDS, Pairs, Values
 from vig_ray.tables.order import hashes
-from vig_ray.tables.scan import Files
+from vig_ray.tables.scan import BATCH_ROWS, Files
 
 Json = dict[str, Any]
+Drawn = npt.NDArray[np.bool_]
 
 SAMPLED = 1 << 17
 """The most samples of which a column's values are held in memory, and about how many of larger ones."""
 GAIN_BINS, NUMBER_BINS = 1024, 256
+_ROWS = 1 << 15  # of a batch here, several of which are in memory; a task of Ray's returns its counts, so it has more
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,24 @@ class Column:
     kinds: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, table: pa.Table, name: str) -> Column:
-        """The scored samples of a block that have a value; the table has the columns kept and vig."""
-        texts = texts_of(table[KEPT.name], name)
-        there = texts.is_valid()
-        vig = table["vig"].combine_chunks().filter(there).to_numpy(zero_copy_only=False).astype(np.float64)
-        scored = np.flatnonzero(~np.isnan(vig))
-        values = Values.of(texts.filter(there)).take(scored)
-        return cls(values, vig[scored], values.counts())
+    def of(cls, table: pa.Table, names: Iterable[str], drawn: Mapping[str, Drawn] | None = None) -> dict[str, Column]:
+        """The scored samples of a block that have a value of each of these columns.
+
+        The table has the columns kept and vig. `drawn`: of some columns, which rows are taken; all are counted.
+        """
+        vig = table["vig"].to_numpy().astype(np.float64)
+        pairs = Pairs.of(table[KEPT.name])
+        found = {}
+        for name in names:
+            texts = pairs.texts(name)
+            rows = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False) & ~np.isnan(vig))
+            values = Values.of(texts.take(pa.array(rows)))
+            kinds = values.counts()
+            if drawn is not None and name in drawn:
+                mine = np.flatnonzero(drawn[name][rows])
+                values, rows = values.take(mine), rows[mine]
+            found[name] = cls(values, vig[rows], kinds)
+        return found
 
     @classmethod
     def joined(cls, parts: Sequence[Column]) -> Column:
@@ -74,9 +86,10 @@ def scan_kept(files: Files, columns: Mapping[str, int], seed: int) -> list[Json]
     """What is told of each of these kept columns. `columns`: in how many rows each has a value, at most."""
     cutoffs = {name: int(SAMPLED / rows * 2**64) if rows > SAMPLED else None for name, rows in columns.items()}
     some = any(cutoff is not None for cutoff in cutoffs.values())
+    rows_at_once = BATCH_ROWS if files.on_ray else _ROWS
     needed = [KEPT.name, "vig", *(["sample_key"] if some else [])]
     parts: dict[str, list[Column]] = {name: [] for name in columns}
-    for block in files.scan(needed, _Sample(cutoffs, seed)):
+    for block in files.scan(needed, _Sample(cutoffs, seed), batch_rows=rows_at_once):
         for name, part in block.items():
             parts[name].append(part)
     sampled = {name: Column.joined(found) for name, found in parts.items()}
@@ -88,7 +101,7 @@ def scan_kept(files: Files, columns: Mapping[str, int], seed: int) -> list[Json]
     counted: dict[str, _Counts] = {}
     if bins:
         count = _Count(bins)
-        counted = _merged(files.scan([KEPT.name, "vig"], count, fold=_folded))
+        counted = _merged(files.scan([KEPT.name, "vig"], count, batch_rows=rows_at_once, fold=_folded))
     return [
         describe(name, bins[name], counted[name].cells(), sampled[name].kinds, exact=False)
         if name in counted
@@ -105,19 +118,12 @@ class _Sample:
     seed: int
 
     def __call__(self, table: pa.Table) -> dict[str, Column]:
-        below: npt.NDArray[np.uint64] | None = None
+        drawn: dict[str, Drawn] = {}
         if "sample_key" in table.column_names:
             # Another seed than those of what is drawn for the gallery.
-            below = hashes(table["sample_key"], f"kept {self.seed}")
-        found = {}
-        for name, cutoff in self.cutoffs.items():
-            column = Column.of(table, name)
-            if cutoff is not None and below is not None:
-                drawn = table.filter(pa.array(below < np.uint64(cutoff)))
-                some = Column.of(drawn, name)
-                column = Column(some.values, some.vig, column.kinds)
-            found[name] = column
-        return found
+            of_keys = hashes(table["sample_key"], f"kept {self.seed}")
+            drawn = {name: of_keys < np.uint64(cut) for name, cut in self.cutoffs.items() if cut is not None}
+        return Column.of(table, self.cutoffs, drawn)
 
 
 @dataclass
@@ -139,8 +145,8 @@ class _Count:
 
     def __call__(self, table: pa.Table) -> dict[str, _Counts]:
         found = {}
-        for name, bins in self.bins.items():
-            column = Column.of(table, name).full()
+        for name, column in Column.of(table, self.bins).items():
+            bins, column = self.bins[name], column.full()
             value, gain = bins.value_of(column.values), bins.gain_of(column.vig)
             shape = bins.size, len(bins.gains)
             cell = np.ravel_multi_index((value, gain), shape)

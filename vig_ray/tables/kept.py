@@ -62,16 +62,46 @@ def columns_named(record: Mapping[str, Any], patterns: Sequence[str], scores: st
     return list(dict.fromkeys(found))
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of a block of N rows, one after the other.
+
+    `row`: the row of each. `code`: the number of its name in `names`. `values`: their JSON texts.
+    """
+
+    rows: int
+    row: npt.NDArray[np.int64]
+    names: list[str]
+    code: npt.NDArray[np.int32]
+    values: pa.StringArray
+
+    @classmethod
+    def of(cls, kept: pa.ChunkedArray | pa.Array) -> Pairs:
+        """From the column `kept`."""
+        lists = kept.combine_chunks() if isinstance(kept, pa.ChunkedArray) else kept
+        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+        pairs = lists.flatten()
+        names = pairs.field("name").dictionary_encode()
+        return cls(
+            len(lists),
+            np.repeat(np.arange(len(lists)), lengths),
+            names.dictionary.to_pylist(),
+            names.indices.to_numpy(zero_copy_only=False),
+            pairs.field("value"),
+        )
+
+    def texts(self, name: str) -> pa.StringArray:
+        """The JSON text of a column in each row; null in rows that have none."""
+        place = np.full(self.rows, -1)
+        if name in self.names:
+            at = np.flatnonzero(self.code == self.names.index(name))
+            place[self.row[at]] = at
+        return self.values.take(pa.array(place, mask=place < 0))
+
+
 def texts_of(kept: pa.ChunkedArray | pa.Array, name: str) -> pa.StringArray:
-    """The JSON text of a column in each row; null in rows that have none."""
-    lists = kept.combine_chunks() if isinstance(kept, pa.ChunkedArray) else kept
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    pairs = lists.flatten()
-    at = np.flatnonzero(pc.equal(pairs.field("name"), name).to_numpy(zero_copy_only=False))
-    row = np.repeat(np.arange(len(lists)), lengths)[at]
-    place = np.full(len(lists), -1)
-    place[row] = at
-    return pairs.field("value").take(pa.array(place, mask=place < 0))
+    """The JSON text of one column in each row; null in rows that have none."""
+    return Pairs.of(kept).texts(name)
 
 
 @dataclass(frozen=True)
@@ -89,31 +119,10 @@ class Values:
     @classmethod
     def of(cls, texts: pa.StringArray) -> Values:
         """From JSON texts, null where there is none."""
-        count = len(texts)
-        first = pc.utf8_slice_codeunits(texts, 0, 1)
-        numbers, kind = np.full(count, np.nan), np.full(count, -1)
-        places = {name: number for number, name in enumerate(KINDS)}
-
-        def begins(characters: str) -> npt.NDArray[np.int64]:
-            found = pc.is_in(first, value_set=pa.array(list(characters)))
-            return np.flatnonzero(pc.fill_null(found, False).to_numpy(zero_copy_only=False))
-
-        plain = begins("-0123456789")
-        numbers[plain], kind[plain] = _cast(texts.take(pa.array(plain))), places["number"]
-        true = begins("t")
-        truth = np.concatenate([true, begins("f")])
-        numbers[truth], kind[truth] = np.arange(len(truth)) < len(true), places["boolean"]
-        kind[begins('"')], kind[begins("[{")] = places["text"], places["other"]
-        lists = begins("[")
-        written = texts.take(pa.array(lists))
-        flat = pc.match_substring_regex(written, _NUMBERS).to_numpy(zero_copy_only=False)
-        empty = pc.equal(written, "[]").to_numpy(zero_copy_only=False)
-        means = _means(written.filter(pa.array(flat)))
-        numbers[lists[flat]] = means
-        kind[lists[flat]] = np.where(np.isnan(means), places["empty"], places["list"])
-        kind[lists[empty]] = places["empty"]
-        is_text = (kind == places["text"]) | (kind == places["other"])
-        return cls(numbers, pc.if_else(pa.array(is_text), texts, pa.scalar(None, pa.string())), kind)
+        encoded = texts.dictionary_encode()  # most columns have few different values, and these alone are looked at
+        missing = len(encoded.dictionary)
+        each = _parsed(pa.concat_arrays([encoded.dictionary, pa.nulls(1, pa.string())]))
+        return each.take(pc.fill_null(encoded.indices, missing).to_numpy(zero_copy_only=False).astype(np.int64))
 
     @classmethod
     def joined(cls, parts: Sequence[Values]) -> Values:
@@ -129,6 +138,35 @@ class Values:
     def counts(self) -> npt.NDArray[np.int64]:
         """How many values there are of each kind, int64 [KINDS]."""
         return np.bincount(self.kind[self.kind >= 0], minlength=len(KINDS))
+
+
+def _parsed(texts: pa.StringArray) -> Values:
+    """The values of JSON texts, each looked at."""
+    count = len(texts)
+    first = pc.utf8_slice_codeunits(texts, 0, 1)
+    numbers, kind = np.full(count, np.nan), np.full(count, -1)
+    places = {name: number for number, name in enumerate(KINDS)}
+
+    def begins(characters: str) -> npt.NDArray[np.int64]:
+        found = pc.is_in(first, value_set=pa.array(list(characters)))
+        return np.flatnonzero(pc.fill_null(found, False).to_numpy(zero_copy_only=False))
+
+    plain = begins("-0123456789")
+    numbers[plain], kind[plain] = _cast(texts.take(pa.array(plain))), places["number"]
+    true = begins("t")
+    truth = np.concatenate([true, begins("f")])
+    numbers[truth], kind[truth] = np.arange(len(truth)) < len(true), places["boolean"]
+    kind[begins('"')], kind[begins("[{")] = places["text"], places["other"]
+    lists = begins("[")
+    written = texts.take(pa.array(lists))
+    flat = pc.match_substring_regex(written, _NUMBERS).to_numpy(zero_copy_only=False)
+    empty = pc.equal(written, "[]").to_numpy(zero_copy_only=False)
+    means = _means(written.filter(pa.array(flat)))
+    numbers[lists[flat]] = means
+    kind[lists[flat]] = np.where(np.isnan(means), places["empty"], places["list"])
+    kind[lists[empty]] = places["empty"]
+    is_text = (kind == places["text"]) | (kind == places["other"])
+    return Values(numbers, pc.if_else(pa.array(is_text), texts, pa.scalar(None, pa.string())), kind)
 
 
 def _cast(texts: pa.StringArray) -> npt.NDArray[np.float64]:
