@@ -36,6 +36,7 @@ def test_a_mixed_file_row_by_row(bench: Any, make_row: Any) -> None:
         "sample_key": "mix665k/0000000000",
         "id": "row-0",
         "source": "coco",
+        "kept": None,
         "images": [{"uri": f"{bench.folder}/coco/train2017/1.jpg", "bytes": None}],
         "conversation": [
             {"role": "user", "text": "<image>\nWhat is in picture 0?"},

@@ -17,10 +17,12 @@ from datasets.info import DatasetInfosDict
 from tests.dataset.sets import SETS, URL, Expected, Set, asked, kept, picture
 from vig_ray.dataset.fields import structs
 from vig_ray.dataset.image_folder import ImageFolder
-from vig_ray.dataset.inputs import find_files, read_rows
+from vig_ray.dataset.inputs import read_rows
 from vig_ray.dataset.layouts.known import LAYOUTS
+from vig_ray.dataset.listing import find
 from vig_ray.dataset.rows import Row, to_sample
 from vig_ray.dataset.schema import Image, RowError
+from vig_ray.dataset.spec import parse
 from vig_ray.errors import StageError
 
 CARDS = Path(__file__).parent / "cards"
@@ -59,7 +61,7 @@ def came_to(row: Row) -> Expected:
 
 
 def rows_of(path: Path) -> list[Row]:
-    (file,) = find_files(str(path), "auto")
+    (file,) = find(parse(str(path)), "auto").files
     return list(read_rows(file))
 
 

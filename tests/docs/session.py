@@ -49,7 +49,8 @@ def furnish(folder: Path, samples: int) -> None:
 
 
 def _write_other_formats(folder: Path) -> None:
-    """Some of the LLaVA file's rows as messages, as two WebDataset shards, and under columns of another name."""
+    """Some of the LLaVA file's rows as messages, with ratings, as two WebDataset shards, and under columns of another
+    name."""
     rows = json.loads((folder / "llava_v1_5_mix665k.json").read_text())
     rows = [row for row in rows if "image" in row][:8]
     roles = {"human": "user", "gpt": "assistant"}
@@ -57,6 +58,11 @@ def _write_other_formats(folder: Path) -> None:
         for row in rows:
             turns = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
             file.write(json.dumps({"messages": turns, "images": [row["image"]]}) + "\n")
+    with (folder / "rated.jsonl").open("w") as file:
+        for number, row in enumerate(rows):
+            turns = [(number + turn) % 5 + 1 for turn in range(2)]
+            ratings = {"relevance_min": 5, "visual_dependency_min": min(turns), "visual_dependency_ratings": turns}
+            file.write(json.dumps(row | ratings) + "\n")
     (folder / "shards").mkdir()
     for number in range(2):
         with tarfile.open(folder / "shards" / f"llava-{number:06d}.tar", "w") as shard:

@@ -81,13 +81,15 @@ def test_what_comes_out_is_what_a_pickle_would_bring(family: str, tmp_path: Path
         turns = [Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)]
         prompt = replace(formatter.prompt(turns, images_of(formatter, sizes, name)), note=f"of {name}", truncated=3)
         prompts = (*(one(prompt) for one in passes), PromptError("Odd", "it is: 红")) if sizes else None
-        samples.append(sample(prompts, name, error=None if sizes else "told", token_ids=prompt.answer_ids))
+        kept = [{"name": "rating", "value": "4"}, {"name": "url", "value": '"红"'}] if sizes else None
+        more = {"error": None if sizes else "told", "token_ids": prompt.answer_ids, "kept": kept}
+        samples.append(sample(prompts, name, **more))
     found = unpack(pack(samples, groups_schema()))
     assert [row["sample_key"] for row in found] == [row["sample_key"] for row in samples]
     for row, given in zip(found, samples, strict=True):
         assert row.keys() == given.keys()
         assert row["token_ids"] == given["token_ids"].tolist()
-        assert row["error"] == given["error"]
+        assert (row["error"], row["kept"]) == (given["error"], given["kept"])
         if given["prompts"] is None:
             assert row["prompts"] is None
             continue

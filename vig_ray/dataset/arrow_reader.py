@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from vig_ray.dataset.keep import NOTHING, Keep
 from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.opening import open_stream
 from vig_ray.dataset.parquet_reader import columns_of, rows_of
@@ -21,15 +22,17 @@ _BATCH_ROWS = 32
 """So few because a row may hold the bytes of its images."""
 
 
-def read_arrow(uri: str, layout: Layout | None = None, *, wanted: Callable[[int], bool] | None = None) -> Iterator[Row]:
+def read_arrow(
+    uri: str, layout: Layout | None = None, *, keep: Keep = NOTHING, wanted: Callable[[int], bool] | None = None
+) -> Iterator[Row]:
     """The rows of the Arrow file at `uri`; one whose text isn't UTF-8 is a RowError. `layout`: of --columns.
 
-    `wanted`: asked about every row's number, in order; others aren't given. Raises StageError where the columns fit no
-    layout, and OSError or pyarrow's errors where the file is damaged.
+    `keep`: columns that are read, too. `wanted`: asked about every row's number, in order; others aren't given. Raises
+    StageError where the columns fit no layout, and OSError or pyarrow's errors where the file is damaged.
     """
     number = 0
     with _batches(uri) as (schema, batches):
-        columns, only = columns_of(uri, schema, layout)
+        columns, only = columns_of(uri, schema, layout, keep)
         for batch in batches:
             taken = None if wanted is None else [wanted(number + row) for row in range(batch.num_rows)]
             if taken is None or any(taken):

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 
 from vig_ray.dataset.arrow_reader import count_arrow, read_arrow
 from vig_ray.dataset.json_reader import line_ranges, read_array, read_lines
+from vig_ray.dataset.keep import NOTHING, Keep
 from vig_ray.dataset.kinds import Kind
 from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.opening import open_parts, open_stream
-from vig_ray.dataset.parquet_reader import read_parquet
+from vig_ray.dataset.parquet_reader import parquet_columns, read_parquet
 from vig_ray.dataset.rows import Row
 from vig_ray.dataset.webdataset_reader import read_shard
 from vig_ray.errors import StageError
@@ -62,18 +63,18 @@ class Slice(NamedTuple):
     size: int | None = None
 
 
-def read_rows(file: DataFile | Slice, layout: Layout | None = None, wanted: Wanted | None = None) -> Iterator[Row]:
+def read_rows(
+    file: DataFile | Slice, layout: Layout | None = None, keep: Keep = NOTHING, wanted: Wanted | None = None
+) -> Iterator[Row]:
     """The rows of a file or of a part of it, streamed; bad ones are RowErrors.
 
-    `layout`: that of --columns; without it, a row's or a file's own columns tell it. `wanted`: rows that are given, or
-    all.
-
-    Raises StageError where the rest can't be read.
+    `layout`: that of --columns; without it, a row's or a file's own columns tell it. `keep`: what else is read
+    of them. `wanted`: rows that are given, or all. Raises StageError where the rest can't be read.
     """
     part = file if isinstance(file, Slice) else Slice(file)
     uri, rows = part.file.uri, 0
     try:
-        for row in _reader(part, layout, wanted):
+        for row in _reader(part, layout, keep, wanted):
             yield row
             rows += 1
     except FileNotFoundError as error:
@@ -86,6 +87,14 @@ def read_rows(file: DataFile | Slice, layout: Layout | None = None, wanted: Want
             f"{uri}: can't be read on after {rows} rows ({type(error).__name__}: {one_line(error)}); "
             f"the file is damaged or cut off: fetch it again"
         ) from error
+
+
+def columns_of(file: DataFile) -> dict[str, Any]:
+    """The columns of a Parquet file by their names, an object's with those inside. Raises StageError."""
+    try:
+        return parquet_columns(file.uri)
+    except (OSError, pa.ArrowException) as error:
+        raise StageError(f"{file.uri}: can't be read: {one_line(error)}") from error
 
 
 def count_rows(file: DataFile) -> int:
@@ -143,13 +152,15 @@ def _row_groups(file: DataFile, size: int) -> Iterator[Slice]:
             first, start, together = number, group + 1, 0
 
 
-def _reader(part: Slice, layout: Layout | None, wanted: Wanted | None) -> Iterator[Row]:
+def _reader(part: Slice, layout: Layout | None, keep: Keep, wanted: Wanted | None) -> Iterator[Row]:
     file = part.file
     if file.kind == "parquet":
         groups = None if part.stop is None else range(part.start, part.stop)
-        yield from read_parquet(file.uri, layout, size=file.size, groups=groups, number=part.number, wanted=wanted)
+        yield from read_parquet(
+            file.uri, layout, size=file.size, groups=groups, number=part.number, keep=keep, wanted=wanted
+        )
         return
-    rows = read_arrow(file.uri, layout, wanted=wanted) if file.kind == "arrow" else _streamed(part, layout)
+    rows = read_arrow(file.uri, layout, keep=keep, wanted=wanted) if file.kind == "arrow" else _streamed(part, layout)
     if wanted is None or file.kind == "arrow":
         yield from rows
     else:

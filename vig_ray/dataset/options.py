@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_serializer, field_validator
 
 from vig_ray.dataset.kinds import Format
 from vig_ray.dataset.layouts.columns import parse_columns
-from vig_ray.options import SampleOrder
+from vig_ray.options import CommaSeparated, SampleOrder
 from vig_ray.stage import StageConfig
 
 
@@ -65,6 +65,12 @@ class DataOptions(StageConfig):
     )
     seed: int = Field(0, ge=0, lt=1 << 63, description="another seed takes other rows by --sample and by weights")
     order: SampleOrder = "auto"
+    keep: Annotated[tuple[str, ...], CommaSeparated] = Field(
+        (),
+        description="columns of the data that go along to scores, selections, reports and exports: names, paths such "
+        "as meta.score, and patterns such as *_min",
+        json_schema_extra={"metavar": "NAME[,...]"},
+    )
 
     @field_serializer("data")
     def _as_it_was_given(self, data: tuple[str, ...]) -> str | list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vig_ray.dataset.keep import NOTHING, Keep, skeleton
 from vig_ray.dataset.layouts.columns import check_columns
 from vig_ray.dataset.layouts.known import recognise_columns
 from vig_ray.dataset.layouts.layout import Layout
@@ -29,21 +30,22 @@ def read_parquet(
     size: int | None = None,
     groups: Sequence[int] | None = None,
     number: int = 0,
+    keep: Keep = NOTHING,
     wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Row]:
     """The rows of the Parquet file at `uri`; one whose text isn't UTF-8 is a RowError. `layout`: of --columns.
 
     `size`: the file's, in bytes, if known. `groups`: the row groups that are read, by default all; `number`: of their
-    first row. `wanted`: asked about every row's number, in order; others aren't given, and row groups without any
-    aren't read. Raises StageError where the columns fit no layout, and OSError or pyarrow's errors where the file is
-    damaged.
+    first row. `keep`: columns that are read, too. `wanted`: asked about every row's number, in order; others aren't
+    given, and row groups without any aren't read. Raises StageError where the columns fit no layout, and OSError or
+    pyarrow's errors where the file is damaged.
     """
     source, buffer_size = open_parts(uri, size)
     # Pre-buffering, the default, keeps all that was read of the file in memory; reading without a buffer keeps whole
     # columns of a row group.
     with source, pq.ParquetFile(source, pre_buffer=False, buffer_size=buffer_size) as file:
         schema = file.schema_arrow
-        columns, only = columns_of(uri, schema, layout)
+        columns, only = columns_of(uri, schema, layout, keep)
         has_bytes = _has_bytes(schema, columns)
 
         def rows_at_once(group: int) -> int:
@@ -76,7 +78,7 @@ def rows_of(
             yield Row(row, content, layout=layout)
 
 
-def columns_of(uri: str, schema: pa.Schema, layout: Layout | None) -> tuple[list[str], Layout | None]:
+def columns_of(uri: str, schema: pa.Schema, layout: Layout | None, keep: Keep) -> tuple[list[str], Layout | None]:
     """The columns that are read of a file, and its rows' layout, if it isn't for each row to tell.
 
     `layout`: that of --columns. Raises StageError where the file fits none.
@@ -86,7 +88,7 @@ def columns_of(uri: str, schema: pa.Schema, layout: Layout | None) -> tuple[list
         layouts = [layout]
     else:
         layouts = recognise_columns(uri, schema)
-    used = {name for each in layouts for name in each.reads(schema.names)}
+    used = {name for each in layouts for name in each.reads(schema.names)} | set(keep.columns(schema.names))
     return [name for name in schema.names if name in used], layouts[0] if len(layouts) == 1 else None
 
 
@@ -102,6 +104,13 @@ def _batch_rows(group: Any, columns: Sequence[str], has_bytes: bool) -> int:
 
 def _has_bytes(schema: pa.Schema, columns: Sequence[str]) -> bool:
     return any("binary" in str(kept) for name, kept in zip(schema.names, schema.types, strict=True) if name in columns)
+
+
+def parquet_columns(uri: str) -> dict[str, Any]:
+    """The columns of the Parquet file at `uri`, as `skeleton` gives them. Raises OSError or pyarrow's errors."""
+    source, _ = open_parts(uri)
+    with source:
+        return skeleton(pq.read_schema(source))
 
 
 def _contents(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | RowError]:

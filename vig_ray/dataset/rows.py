@@ -18,6 +18,7 @@ class Row(NamedTuple):
     content: dict[str, Any] | RowError
     members: tuple[bytes, ...] = ()  # image files found beside the row (WebDataset); they replace its own images
     layout: Layout | None = None  # where it is known already; otherwise the row's own keys tell it
+    beside: dict[str, Any] | None = None  # what else is known of the row, of which columns can be kept
 
 
 def to_sample(row: Row, folder: ImageFolder) -> tuple[Sample, bool]:

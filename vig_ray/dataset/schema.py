@@ -9,6 +9,12 @@ import pyarrow as pa
 IMAGE_MARK = "<image>"
 """Stands in a turn's text where an image goes."""
 
+KEPT = pa.field("kept", pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())])))
+"""What was kept of a row: columns by their names, each value as JSON text; null where nothing was.
+
+A list of pairs, not a map: `datasets` reads no maps.
+"""
+
 SAMPLES = pa.schema(
     [
         # Unique and stable: dataset name, file where there are several, row number. Never the dataset's own id.
@@ -17,6 +23,8 @@ SAMPLES = pa.schema(
         pa.field("id", pa.string()),
         # The dataset's own sub-dataset ("coco", "gqa"), for breakdowns. Null where the row names none.
         pa.field("source", pa.string()),
+        # The columns of the row that --keep named.
+        KEPT,
         # In the order of their `<image>` marks; exactly one of `uri` and `bytes` is set. Empty for a text-only sample.
         pa.field("images", pa.list_(pa.struct([("uri", pa.string()), ("bytes", pa.binary())]))),
         # Role is "system", "user" or "assistant"; the text is exactly the dataset's. Empty for a failed row.

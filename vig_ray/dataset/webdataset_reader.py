@@ -108,7 +108,7 @@ class _Group:
         if content is not None and (self.caption is None or layout is not None or self._says_more(content)):
             named = content if content.get("id") is not None else {**content, "id": self.key}
             return Row(number, named, tuple(self.images), layout=layout)
-        return self._captioned(number)
+        return self._captioned(number)._replace(beside=content)
 
     def _says_more(self, content: dict[str, Any]) -> bool:
         """Whether a JSON beside a caption holds a conversation, and not only facts, as img2dataset writes them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +20,10 @@ from vig_ray.whole_files import whole_files
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 2 << 20  # a row group, which is what training reads to get at one sample
 # Only these repeat. A dictionary of image bytes would have to be read whole before the first row.
-_REPEATING_COLUMNS = ["source", "conversation.list.element.role", "conversation.list.element.text"]
+_REPEATING_COLUMNS = [
+    "source", "kept.list.element.name", "kept.list.element.value", "conversation.list.element.role",
+    "conversation.list.element.text",
+]  # fmt: skip
 
 
 class Parts:
@@ -120,7 +123,7 @@ class Parts:
 def _row_bytes(table: pa.Table) -> npt.NDArray[np.int64]:
     """The bytes of text and images of each row, int64 [rows]."""
     sizes: npt.NDArray[np.int64] = pc.binary_length(table["sample_key"]).to_numpy().astype(np.int64)
-    for name, fields in (("images", ("uri", "bytes")), ("conversation", ("text",))):
+    for name, fields in (("images", ("uri", "bytes")), ("conversation", ("text",)), ("kept", ("name", "value"))):
         lists = table[name].combine_chunks()
         values = lists.flatten()
         lengths = [pc.fill_null(pc.binary_length(values.field(field)), 0).to_numpy() for field in fields]
@@ -129,6 +132,14 @@ def _row_bytes(table: pa.Table) -> npt.NDArray[np.int64]:
         past = np.cumsum(counts)
         sizes += totals[past] - totals[past - counts]
     return sizes
+
+
+def _pairs(kept: Mapping[str, str]) -> list[dict[str, str]] | None:
+    return [{"name": name, "value": value} for name, value in kept.items()] or None
+
+
+def _size(kept: Mapping[str, str]) -> int:
+    return sum(len(name) + len(value) for name, value in kept.items())
 
 
 class SampleWriter:
@@ -151,25 +162,26 @@ class SampleWriter:
         """Write the last batch; after an error in the input too, so that the rows before it can be looked at."""
         self._flush()
 
-    def sample(self, key: str, sample: Sample) -> None:
-        """Add one sample."""
-        size = len(key) + sum(len(turn.text) for turn in sample.conversation)
+    def sample(self, key: str, sample: Sample, kept: Mapping[str, str]) -> None:
+        """Add one sample, and what is kept of its row."""
+        size = len(key) + _size(kept) + sum(len(turn.text) for turn in sample.conversation)
         size += sum(len(image.bytes or b"") + len(image.uri or "") for image in sample.images)
         row = {
             "sample_key": key,
             "id": sample.id,
             "source": sample.source,
+            "kept": _pairs(kept),
             "images": [{"uri": image.uri, "bytes": image.bytes} for image in sample.images],
             "conversation": [turn._asdict() for turn in sample.conversation],
             "error": None,
         }
         self._add(row, size)
 
-    def failure(self, key: str, identifier: str | None, error: str) -> None:
-        """Add the row of a sample that couldn't be imported."""
+    def failure(self, key: str, identifier: str | None, error: str, kept: Mapping[str, str]) -> None:
+        """Add the row of a sample that couldn't be imported, and what is kept of it."""
         empty: dict[str, Any] = {"source": None, "images": [], "conversation": []}
-        row = {"sample_key": key, "id": identifier, **empty, "error": error}
-        self._add(row, len(key) + len(error))
+        row = {"sample_key": key, "id": identifier, "kept": _pairs(kept), **empty, "error": error}
+        self._add(row, len(key) + len(error) + _size(kept))
 
     def _add(self, row: dict[str, Any], size: int) -> None:
         self._batch.append(row)

@@ -9,6 +9,7 @@ from html import escape
 from vig_ray.report.colours import NAMES, WORDS, step_of
 from vig_ray.report.format import source_name
 from vig_ray.report.gallery import Gallery, Picture, Place, Shown, question_text
+from vig_ray.tables.kept import kept_text
 
 TITLES = {
     "highest": ("Highest VIG", "answers that need their images most"),
@@ -60,6 +61,7 @@ def card(shown: Shown, place: Place) -> str:
         f"<h4>{escape(shown.key)}</h4>",
         f'<p class="numbers"><strong>{row["vig"]:+.3f}</strong> nats = loss {row["reference_loss"]:.3f} without the '
         f"image − {row['clean_loss']:.3f} with it · {escape(source)}{_badge(shown)}</p>",
+        *([f'<p class="numbers kept">{escape(kept_text(row["kept"]))}</p>'] if row.get("kept") else []),
         *(_pair(picture) for picture in shown.pictures),
     ]
     if shown.more_pictures:

@@ -1,6 +1,7 @@
 """`vig compare A B`: do two runs (two models, two references, two dtypes) find the same samples worth training on?
 
-It answers whether a cheaper model or reference selects the same data, from the two runs' sample gains alone.
+It answers whether a cheaper model or reference selects the same data, from the two runs' sample gains alone. `vig
+compare A --column NAME` holds one run against a column kept from the dataset instead (`compare_column.py`).
 """
 
 from __future__ import annotations
@@ -10,27 +11,33 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 from pydantic import Field
-from rich.console import Console
 from rich.table import Table
 
 from vig_ray.errors import StageError
 from vig_ray.options import CommaSeparated, Percentages
+from vig_ray.report.agreement import (
+    Agreement,
+    Floats,
+    agreement,
+    agreement_table,
+    correlation,
+    number_text,
+    printed,
+    ranks,
+)
+from vig_ray.report.compare_column import ColumnComparison, compare_column
 from vig_ray.stage import StageConfig, read_stage
 from vig_ray.tables.directories import dataset, scores_directory
 from vig_ray.tables.order import Hashes, hashes
 from vig_ray.tables.passes import View, references_of
-from vig_ray.tables.threshold import quota_of
 
 _BATCH = 1 << 17
 _SEED = 0  # of the hashes that keys are matched by
-Floats = npt.NDArray[np.float64]
 
 
 class CompareConfig(StageConfig):
-    """Compare the sample gains of two runs over the same samples."""
+    """Compare the sample gains of two runs over the same samples, or of one run with a column of the dataset."""
 
     a: str = Field(
         description="scores/ of one run, or the directory that holds it", json_schema_extra={"positional": True}
@@ -39,6 +46,11 @@ class CompareConfig(StageConfig):
         None,
         description="scores/ of the other run; without it two references of the first are compared",
         json_schema_extra={"positional": True},
+    )
+    column: str | None = Field(
+        None,
+        description="a column kept from the dataset (vig import --keep) that the one run's gains are compared with",
+        json_schema_extra={"metavar": "NAME"},
     )
     reference: Annotated[tuple[str, ...], CommaSeparated] = Field(
         (),
@@ -51,17 +63,6 @@ class CompareConfig(StageConfig):
     )
     differing: int = Field(10, ge=0, description="how many of the samples that differ most are listed")
     as_json: bool = Field(False, description="print one JSON object instead of tables")
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """The samples that A and B keep at p %: how many each, and how many `both`. `kappa`: Cohen's, 0 for chance."""
-
-    p: float
-    a: int
-    b: int
-    both: int
-    kappa: float
 
 
 @dataclass(frozen=True)
@@ -106,27 +107,11 @@ class Comparison:
         lines += [f"   {name}: {_short(in_a)} | {_short(in_b)}" for name, (in_a, in_b) in self.differ.items()]
         lines.append(f"scored by both {self.common:,}, by A only {self.only_a:,}, by B only {self.only_b:,}")
         lines.append(
-            f"sample VIG: rank correlation (Spearman) {_number(self.spearman)}, linear (Pearson) "
-            f"{_number(self.pearson)}; means {self.means[0]:+.3f} and {self.means[1]:+.3f} nats; "
+            f"sample VIG: rank correlation (Spearman) {number_text(self.spearman)}, linear (Pearson) "
+            f"{number_text(self.pearson)}; means {self.means[0]:+.3f} and {self.means[1]:+.3f} nats; "
             f"same sign {100 * self.same_sign:.1f} %"
         )
-        return "\n".join([*lines, "", self._sets(), *self._samples()])
-
-    def _sets(self) -> str:
-        table = Table(box=None, pad_edge=False)
-        for name in ("top p %", "A keeps", "B keeps", "both", "of A's also B's", "by chance", "kappa"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for sets in self.agreements:
-            table.add_row(
-                f"{sets.p:g} %",
-                f"{sets.a:,}",
-                f"{sets.b:,}",
-                f"{sets.both:,}",
-                f"{100 * sets.both / sets.a:.1f} %",
-                f"{100 * sets.b / self.common:.1f} %",
-                f"{sets.kappa:.3f}",
-            )
-        return _printed(table)
+        return "\n".join([*lines, "", agreement_table(self.agreements, self.common, "A", "B"), *self._samples()])
 
     def _samples(self) -> list[str]:
         if not self.most_differing:
@@ -147,11 +132,13 @@ class Comparison:
                 sample.sample_key,
                 sample.source or "",
             )
-        return ["the samples that differ most (rank: the share of samples with a lower gain)", _printed(table)]
+        return ["the samples that differ most (rank: the share of samples with a lower gain)", printed(table)]
 
 
-def run(config: CompareConfig) -> Comparison:
+def run(config: CompareConfig) -> Comparison | ColumnComparison:
     """Compare two runs, in about 60 bytes of memory a sample. Raises StageError where they share no scored sample."""
+    if config.column is not None:
+        return _with_column(config, config.column)
     a, b = scores_directory(config.a), scores_directory(config.a if config.b is None else config.b)
     view_a, view_b = _views(config, a, b)
     (keys_a, vig_a), (keys_b, vig_b) = _gains(a, view_a), _gains(b, view_b)
@@ -160,7 +147,7 @@ def run(config: CompareConfig) -> Comparison:
         raise StageError(f"{a} and {b}: no sample has a score in both; are they of the same dataset?")
     only = len(keys_a) - len(keys), len(keys_b) - len(keys)
     vig_a, vig_b = vig_a[at_a], vig_b[at_b]
-    rank_a, rank_b = _ranks(vig_a), _ranks(vig_b)
+    rank_a, rank_b = ranks(vig_a), ranks(vig_b)
     distance = np.abs(rank_a - rank_b)
     worst = np.argsort(-distance, kind="stable")[: config.differing]
     names = _named(a, keys[worst])
@@ -171,11 +158,11 @@ def run(config: CompareConfig) -> Comparison:
         common=len(keys),
         only_a=only[0],
         only_b=only[1],
-        spearman=_correlation(rank_a, rank_b),
-        pearson=_correlation(vig_a, vig_b),
+        spearman=correlation(rank_a, rank_b),
+        pearson=correlation(vig_a, vig_b),
         means=(float(vig_a.mean()), float(vig_b.mean())),
         same_sign=float(((vig_a > 0) == (vig_b > 0)).mean()),
-        agreements=[_agreement(p, vig_a, vig_b) for p in config.p],
+        agreements=[agreement(p, vig_a, vig_b) for p in config.p],
         most_differing=[
             Differing(
                 *names[int(keys[i])], float(vig_a[i]), float(vig_b[i]), 100 * float(rank_a[i]), 100 * float(rank_b[i])
@@ -184,6 +171,17 @@ def run(config: CompareConfig) -> Comparison:
         ],
         as_json=config.as_json,
     )
+
+
+def _with_column(config: CompareConfig, column: str) -> ColumnComparison:
+    """Compare the one run with a kept column. Raises StageError for a second run, and for two references."""
+    if config.b is not None:
+        raise StageError("--column compares one run with a column of its own; leave out the other run")
+    if len(config.reference) > 1:
+        raise StageError("--reference takes one name with --column")
+    scores = scores_directory(config.a)
+    view = View.of(read_stage(scores) or {}, scores, *config.reference)
+    return compare_column(scores, view, column, config.p, as_json=config.as_json)
 
 
 def _views(config: CompareConfig, a: str, b: str) -> tuple[View, View]:
@@ -212,29 +210,6 @@ def _gains(scores: str, view: View) -> tuple[Hashes, Floats]:
     return np.concatenate(keys), np.concatenate(gains)
 
 
-def _ranks(values: Floats) -> Floats:
-    """The share of lower values, ties in the middle: above 0 and below 1."""
-    ranks: Floats = pd.Series(values).rank().to_numpy()
-    return (ranks - 0.5) / len(values)
-
-
-def _correlation(one: Floats, other: Floats) -> float | None:
-    """Pearson's correlation; None where one of the two doesn't vary."""
-    if not one.std() or not other.std():
-        return None
-    return float(np.corrcoef(one, other)[0, 1])
-
-
-def _agreement(p: float, a: Floats, b: Floats) -> Agreement:
-    """How far the top p % of both agree, as `vig select` keeps them: with every tie of the last one."""
-    count = quota_of(len(a), p)
-    kept_a, kept_b = (values >= np.partition(values, -count)[-count] for values in (a, b))
-    observed = float((kept_a == kept_b).mean())
-    expected = float(kept_a.mean() * kept_b.mean() + (1 - kept_a.mean()) * (1 - kept_b.mean()))
-    kappa = (observed - expected) / (1 - expected) if expected < 1 else 1.0
-    return Agreement(p, int(kept_a.sum()), int(kept_b.sum()), int((kept_a & kept_b).sum()), kappa)
-
-
 def _named(scores: str, wanted: Hashes) -> dict[int, tuple[str, str | None]]:
     """Key and source of the samples with these hashes."""
     names: dict[int, tuple[str, str | None]] = {}
@@ -258,14 +233,3 @@ def _differ(a: View, b: View) -> dict[str, tuple[Any, Any]]:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 50 else f"{text[:47]}..."
-
-
-def _number(value: float | None) -> str:
-    return "not defined (one doesn't vary)" if value is None else f"{value:.4f}"
-
-
-def _printed(table: Table) -> str:
-    console = Console(width=200)
-    with console.capture() as captured:
-        console.print(table, markup=False)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"

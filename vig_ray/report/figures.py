@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vig_ray.report import charts, render
+from vig_ray.report import charts, kept_charts, render
 from vig_ray.report.charts import Json
 
 NAMES = (
     "sample-gain", "groups", "token-losses", "tokens", "speech", "places", "lengths", "sample-losses", "thresholds",
+    "kept-correlations", "kept",
 )  # fmt: skip
 """The names of all figures that a report may have."""
 WIDE, NARROW = 700, 340
@@ -99,9 +100,27 @@ def figures(numbers: Json) -> list[Figure]:
             "keeps, and the share of all answer tokens that would be trained on; below, τ_p itself.",
             lambda width: charts.thresholds(numbers, width),
         ),
+        Figure(
+            "kept-correlations",
+            "Rank correlation of VIG with the columns kept from the dataset",
+            "Spearman's: +1 where the samples are in the same order by the column and by VIG, −1 in the opposite one, "
+            "0 where one says nothing about the other.",
+            lambda width: kept_charts.correlations(numbers["kept"], width),
+        ),
+        Figure(
+            "kept",
+            "VIG by the values of the columns kept from the dataset",
+            "Each row holds the samples of one value, or range of values: the box is the middle half of their VIG, the "
+            "bar in it the median, the dot the mean, the line from 5 to 95 %; where boxes move right as the value "
+            "grows, the two agree.",
+            lambda width: kept_charts.boxes(numbers["kept"], width),
+        ),
     ]
     empty = {"speech"} if not numbers["speech"] else set()
     empty |= {"tokens"} if not numbers["tokens"]["highest"] else set()
+    columns = numbers["kept"]["columns"]
+    empty |= {"kept-correlations"} if all(row["spearman"] is None for row in columns) else set()
+    empty |= {"kept"} if not any(row["values"] for row in columns) else set()
     return [figure for figure in possible if figure.name not in empty]
 
 

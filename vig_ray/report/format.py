@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 Json = dict[str, Any]
@@ -27,6 +28,54 @@ def range_name(row: Json) -> str:
     if row["last"] is None:
         return f"{row['first']}+"
     return f"{row['first']}" if row["first"] == row["last"] else f"{row['first']}–{row['last']}"
+
+
+ALL_OTHER_VALUES = "all other values"
+
+
+def kept_value_names(column: Json) -> list[str]:
+    """The names of a kept column's values as they are shown, each another one."""
+    numeric = any("value" in row or "from" in row for row in column["values"])
+    bounds = [row["to"] for row in column["values"] if row.get("to") is not None]
+    digits = next((few for few in range(3, 17) if len({f"{bound:.{few}g}" for bound in bounds}) == len(bounds)), 17)
+    return [_value_name(row, column["boolean"], numeric, digits) for row in column["values"]]
+
+
+def _value_name(row: Json, boolean: bool, beside_numbers: bool, digits: int) -> str:
+    if "others" in row:
+        return ALL_OTHER_VALUES
+    if "text" in row:
+        value = json.loads(row["text"])
+        quoted = not isinstance(value, str) or beside_numbers or value in ("", ALL_OTHER_VALUES)
+        return str(row["text"] if quoted else value)
+    if "value" in row:
+        return ("false", "true")[int(row["value"])] if boolean else f"{row['value']:.10g}"
+    low, high = (None if row[end] is None else f"{row[end]:.{digits}g}" for end in ("from", "to"))
+    if low is None:
+        return "all" if high is None else f"below {high}"
+    return f"{low} and above" if high is None else f"{low} to {high}"
+
+
+def kept_kinds(column: Json) -> str:
+    """What the values of a kept column are, in words: 1,200 numbers, 3 texts."""
+    words = {
+        "number": "numbers",
+        "list": "lists, each as the mean of its numbers",
+        "boolean": "true or false",
+        "text": "texts",
+        "other": "objects or lists of other things",
+        "empty": "lists without a number",
+    }
+    there = {name: count for name, count in column["kinds"].items() if count}
+    if len(there) == 1:
+        return words[next(iter(there))]
+    return ", ".join(f"{count:,} {words[name]}" for name, count in there.items())
+
+
+def correlation_text(column: Json) -> str:
+    """The rank correlation of a kept column with VIG, in words."""
+    of = "rank correlation of its mean" if column["kinds"]["list"] else "rank correlation"
+    return f"{of} {column['spearman']:+.3f}" if column["spearman"] is not None else ""
 
 
 def format_gain(value: float | None) -> str:

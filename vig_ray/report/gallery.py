@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 
 from vig_ray.dataset.images import ImageError, load_image
-from vig_ray.dataset.schema import IMAGE_MARK
+from vig_ray.dataset.schema import IMAGE_MARK, KEPT
 from vig_ray.report.detokenize import token_texts
 from vig_ray.report.tally import SHOWN, Candidates
 from vig_ray.scoring.blur import blur_fast
@@ -100,13 +100,14 @@ def fetch(
     view: View,
     side: int,
     max_pixels: int,
+    kept: bool = False,
 ) -> Gallery:
-    """Read the samples that are shown. `samples` None: without images and questions.
+    """Read the samples that are shown. `samples` None: without images and questions. `kept`: with kept columns.
 
     `side`: the longer side of the images, in pixels. `view`: the reference; where it is the blur, it is shown as well.
     """
     keys = list(dict.fromkeys(place.key for places in groups.values() for place in places))
-    rows = rows_of(scores, keys, _SCORES, view)
+    rows = rows_of(scores, keys, [*_SCORES, *([KEPT.name] if kept else [])], view)
     originals = rows_of(samples, keys, ["conversation", "images"]) if samples else {}
     selected = rows_of(selection, keys, ["token_weights"]) if selection else None
 

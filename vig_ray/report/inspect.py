@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from vig_ray.dataset.schema import KEPT
 from vig_ray.errors import StageError
 from vig_ray.options import ScoredUnder
 from vig_ray.report.colours import TERMINAL, WORDS, step_of
@@ -17,6 +18,7 @@ from vig_ray.report.detokenize import load_tokenizer, token_texts
 from vig_ray.scoring.gain import token_gain
 from vig_ray.stage import StageConfig, read_stage
 from vig_ray.tables.directories import rows_of, samples_beside, scores_directory
+from vig_ray.tables.kept import kept_text
 from vig_ray.tables.passes import View
 
 _COLUMNS = [
@@ -54,6 +56,8 @@ class Inspected:
         """Its summary, its conversation and its tokens."""
         row = self.row
         parts: list[Any] = [Text(f"{row['sample_key']}  {row['source'] or ''}".rstrip(), style="bold")]
+        if row.get("kept"):
+            parts.append(Text(kept_text(row["kept"]), style="dim"))
         if row["vig"] is None:
             parts.append(Text(f"no score: {row['error'] or 'text-only'}"))
             return Group(*parts)
@@ -113,7 +117,8 @@ def run(config: InspectConfig) -> Inspected:
     scores = scores_directory(config.scores)
     record = read_stage(scores) or {}
     view = View.of(record, scores, config.reference)
-    rows = rows_of(scores, [config.key], _COLUMNS, view)
+    columns = [*_COLUMNS, *([KEPT.name] if record.get("kept") else [])]
+    rows = rows_of(scores, [config.key], columns, view)
     if config.key not in rows:
         raise StageError(f"{config.key}: no such sample in {scores}; `vig top --scores ...` prints keys")
     row = rows[config.key]

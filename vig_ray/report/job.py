@@ -12,7 +12,7 @@ import functools
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow.parquet as pq
 from pydantic import Field
@@ -20,13 +20,14 @@ from pydantic import Field
 from vig_ray.cluster import scans_on_ray
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.errors import StageError
-from vig_ray.options import Percentage, Percentages, ScoredUnder
+from vig_ray.options import CommaSeparated, Percentage, Percentages, ScoredUnder
 from vig_ray.report import render
 from vig_ray.report.cards import gallery_html
 from vig_ray.report.detokenize import load_tokenizer, token_text
 from vig_ray.report.document import MARK, page
 from vig_ray.report.figures import NAMES, WIDE, render_all
 from vig_ray.report.gallery import Gallery, arranged, fetch, misspelled
+from vig_ray.report.kept_scans import scan_kept
 from vig_ray.report.numbers import WRITER, numbers
 from vig_ray.report.part_of_speech import GainsByTag, gains_by_tag, load_tagger
 from vig_ray.report.scans import SURVEYED, Scanned, scan_scores
@@ -35,12 +36,14 @@ from vig_ray.report.tally import COLUMNS
 from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
 from vig_ray.storage import check_writable, exists, filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.directories import samples_beside, scores_directory
+from vig_ray.tables.kept import columns_named
 from vig_ray.tables.passes import View
 from vig_ray.tables.scan import Files
 
 Json = dict[str, Any]
 _MEGABYTE = 10**6
 _SUFFIXES = (".json", ".svg", ".png", "-narrow.svg", "-narrow.png")  # of a figure's files
+_KEPT_COLUMNS = 12  # that are shown where none is named
 _MARGIN = 20_000  # for the gallery's own headings and filters
 
 
@@ -74,6 +77,12 @@ class ReportConfig(StageConfig):
         ge=1,
         le=50,
         description="the largest sources have figures of their own, so many of them; the others share one",
+    )
+    by: Annotated[tuple[str, ...], CommaSeparated] = Field(
+        (),
+        description="kept columns (vig import --keep) that VIG is held against, or patterns such as *_min; by default "
+        "all, or the 12 that most rows have",
+        json_schema_extra={"metavar": "NAME[,...]"},
     )
     tokens: int = Field(20, ge=1, description="tokens listed with the highest and with the lowest mean gain")
     least: int = Field(20, ge=1, description="times that a token must occur to be listed")
@@ -114,6 +123,10 @@ class Written:
         gain = self.numbers["gain"]
         groups = ", ".join(f"{100 * counts['share']:.1f} % {name}" for name, counts in reversed(gain["groups"].items()))
         lines = [f"{gain['samples']:,} samples: {groups} (mean VIG {gain['mean']:+.3f} nats)"]
+        correlated = [row for row in self.numbers["kept"]["columns"] if row["spearman"] is not None]
+        if correlated:
+            told = ", ".join(f"{row['column']} {row['spearman']:+.3f}" for row in correlated)
+            lines.append(f"rank correlation of VIG with kept columns: {told}")
         if self.left_out:
             lines.append(f"{self.left_out} of {self.shown} cards of the gallery left out: --max-mb")
         lines.append(f"report: {self.out} ({self.size / _MEGABYTE:.1f} MB); numbers: {json_name(self.out)}")
@@ -144,6 +157,7 @@ class _Inputs:
     tau: float | None
     tokenizer: Any
     warnings: list[str]
+    kept: list[str]
 
 
 def run(config: ReportConfig) -> Written:
@@ -167,6 +181,9 @@ def run(config: ReportConfig) -> Written:
             seed=config.seed,
             tagged=config.tagged if tagger else 0,
         )
+        shown = inputs.kept if config.by else inputs.kept[:_KEPT_COLUMNS]
+        rows_with = {name: inputs.record["kept"][name] for name in shown}
+        kept = scan_kept(Files(paths, fs, on_ray, inputs.view), rows_with, config.seed) if shown else []
     by_tag = gains_by_tag(tagger, inputs.tokenizer, scanned.tally.tagged) if tagger else None
     gallery = _gallery(config, inputs, scanned)
     if inputs.tokenizer is not None and misspelled(gallery):
@@ -177,6 +194,7 @@ def run(config: ReportConfig) -> Written:
         **_numbers(config, inputs, scanned, by_tag),
         "about": _about(config, inputs),
         "selection": inputs.selected,
+        "kept": {"columns": kept, "left_out": [name for name in inputs.kept if name not in shown]},
     }
     contents["gallery"] = {
         "tau": scanned.plan.tau,
@@ -195,6 +213,7 @@ def _inputs(config: ReportConfig) -> _Inputs:
     if not record.get("complete"):
         raise StageError(f"{scores}: not finished; run the same `vig score` command again, it goes on where it was")
     _check_out(config)
+    kept = columns_named(record, config.by, scores, "--by")
     warnings: list[str] = []
     samples = samples_beside(scores, config.samples, record)
     if samples is None:
@@ -210,7 +229,7 @@ def _inputs(config: ReportConfig) -> _Inputs:
         warnings.append(f"Tokens are shown by their numbers: {error}.")
         if config.tagger not in ("auto", "none"):
             warnings.append("No parts of speech, which need the tokenizer (--tagger).")
-    return _Inputs(scores, record, view, samples, selection, selected, tau, tokenizer, warnings)
+    return _Inputs(scores, record, view, samples, selection, selected, tau, tokenizer, warnings, kept)
 
 
 def _check_out(config: ReportConfig) -> None:
@@ -290,6 +309,7 @@ def _gallery(config: ReportConfig, inputs: _Inputs, scanned: Scanned) -> Gallery
         view=inputs.view,
         side=config.image_size,
         max_pixels=config.max_image_pixels,
+        kept=bool(inputs.record.get("kept")),
     )
 
 

@@ -68,15 +68,16 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _mean(moments: Moments, category: int) -> Json:
+def mean_row(moments: Moments, category: int) -> Json:
+    """The mean of a category and its interval."""
     mean, half = float(moments.mean[category]), float(moments.half_width[category])
     return {"mean": _number(mean), "low": _number(mean - half), "high": _number(mean + half)}
 
 
 def _gain(scanned: Scanned, name: tuple[bool, str | None] | None, of: OfSource) -> Json:
     """Means, quartiles where they were looked for, and groups of the samples `of`; `name`: whose quartiles they are."""
-    row: Json = {"samples": of.scored, **_mean(of.moments, 0)}
-    row |= {"clean_loss": _mean(of.moments, 1)["mean"], "reference_loss": _mean(of.moments, 2)["mean"]}
+    row: Json = {"samples": of.scored, **mean_row(of.moments, 0)}
+    row |= {"clean_loss": mean_row(of.moments, 1)["mean"], "reference_loss": mean_row(of.moments, 2)["mean"]}
     for q, word in zip((0.0, *QUARTILES, 1.0), ("min", "q1", "median", "q3", "max"), strict=True):
         if name is not None and (*name, q) in scanned.quantiles:
             row[word] = scanned.quantiles[(*name, q)]
@@ -138,7 +139,12 @@ def _tokens(moments: Moments, spell: Callable[[int], str], least: int, rows: int
 
     def listed(ids: Any) -> list[Json]:
         return [
-            {"id": int(token), "text": spell(int(token)), "count": int(moments.count[token]), **_mean(moments, token)}
+            {
+                "id": int(token),
+                "text": spell(int(token)),
+                "count": int(moments.count[token]),
+                **mean_row(moments, token),
+            }
             for token in ids
         ]
 
@@ -154,7 +160,7 @@ def _tokens(moments: Moments, spell: Callable[[int], str], least: int, rows: int
 
 def _part_of_speech(by_tag: GainsByTag) -> Json:
     rows = [
-        {"tag": tag, "words": by_tag.words[tag], "tokens": int(moments.count[0]), **_mean(moments, 0)}
+        {"tag": tag, "words": by_tag.words[tag], "tokens": int(moments.count[0]), **mean_row(moments, 0)}
         for tag, moments in by_tag.gains.items()
     ]
     ranked = sorted(rows, key=lambda row: (-row["mean"], row["tag"]))
@@ -164,7 +170,7 @@ def _part_of_speech(by_tag: GainsByTag) -> Json:
 def _ranges(moments: Moments, what: str) -> list[Json]:
     ends = [*(RANGES[1:] - 1).tolist(), None]
     return [
-        {"first": int(first), "last": last, what: int(moments.count[category]), **_mean(moments, category)}
+        {"first": int(first), "last": last, what: int(moments.count[category]), **mean_row(moments, category)}
         for category, (first, last) in enumerate(zip(RANGES, ends, strict=True))
         if moments.count[category]
     ]

@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
-from vig_ray.report.format import format_gain, format_interval, format_share, range_name, row_name
+from vig_ray.report.format import (
+    format_gain,
+    format_interval,
+    format_share,
+    kept_kinds,
+    kept_value_names,
+    range_name,
+    row_name,
+)
+from vig_ray.report.kept import QUANTILES
 from vig_ray.report.tally import GROUPS
 
 Json = dict[str, Any]
@@ -96,6 +105,26 @@ def _density(density: Json, what: str) -> str:
     return table(("loss without the image, nats", what, "mean gain"), cells)
 
 
+def _correlations(numbers: Json) -> str:
+    rows = [
+        (row["column"], f"{row['samples']:,}", kept_kinds(row), f"{row['correlated']:,}",
+         "" if row["spearman"] is None else f"{row['spearman']:+.4f}")
+        for row in numbers["kept"]["columns"]
+    ]  # fmt: skip
+    return table(("column", "scored samples with it", "what it holds", "numbers", "rank correlation"), rows, words=(2,))
+
+
+def _kept(numbers: Json) -> str:
+    rows = [
+        (column["column"], name, f"{row['samples']:,}", format_gain(row["mean"]), format_interval(row),
+         *(format_gain(row[word]) for word, _ in QUANTILES))
+        for column in numbers["kept"]["columns"]
+        for name, row in zip(kept_value_names(column), column["values"], strict=True)
+    ]  # fmt: skip
+    quantiles = (f"{100 * q:g} %" for _, q in QUANTILES)
+    return table(("column", "value", "samples", "mean VIG", "95 % of the mean", *quantiles), rows, words=(1,))
+
+
 def _thresholds(numbers: Json) -> str:
     rows = [
         (
@@ -169,5 +198,7 @@ TABLES: dict[str, Callable[[Json], str]] = {
     "places": lambda numbers: _ranges(numbers["places"], "tokens", "place in the turn"),
     "lengths": lambda numbers: _ranges(numbers["lengths"], "samples", "answer tokens"),
     "thresholds": _thresholds,
+    "kept-correlations": _correlations,
+    "kept": _kept,
 }  # fmt: skip
 """The table of each figure, by the figure's name."""

@@ -16,11 +16,12 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from vig_ray.dataset.schema import IMAGE_MARK
+from vig_ray.dataset.schema import IMAGE_MARK, KEPT
 from vig_ray.errors import StageError
 from vig_ray.options import ScoredUnder
 from vig_ray.stage import StageConfig, read_stage
 from vig_ray.tables.directories import dataset, rows_of, samples_beside, scores_directory
+from vig_ray.tables.kept import kept_text, kept_values
 from vig_ray.tables.passes import View
 
 _COLUMNS = ["sample_key", "id", "source", "num_answer_tokens", "clean_loss", "reference_loss", "vig"]
@@ -53,13 +54,17 @@ class Top:
     def text(self) -> str:
         """A table for people, or one JSON object a line for programs."""
         if self.json_lines:
-            return "\n".join(json.dumps(row, ensure_ascii=False) for row in self.rows)
+            rows = (row | {"kept": kept_values(row["kept"])} if "kept" in row else row for row in self.rows)
+            return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
         table = Table(box=None, pad_edge=False, expand=True)
         for name in ("VIG", "loss", "without"):
             table.add_column(name, justify="right", no_wrap=True, min_width=7)
         longest = max((len(row["sample_key"]) for row in self.rows), default=0)
         table.add_column("sample", no_wrap=True, min_width=longest)
         table.add_column("source", no_wrap=True, max_width=16)
+        kept = any(row.get("kept") for row in self.rows)
+        if kept:
+            table.add_column("kept", no_wrap=True, ratio=1)
         table.add_column("question", no_wrap=True, ratio=2)
         table.add_column("answer", no_wrap=True, ratio=3)
         for row in self.rows:
@@ -69,6 +74,7 @@ class Top:
                 f"{row['reference_loss']:.3f}",
                 row["sample_key"],
                 row["source"] or "",
+                *([kept_text(row.get("kept"))] if kept else []),
                 row.get("question", ""),
                 row.get("answer", ""),
             )
@@ -90,8 +96,9 @@ def run(config: TopConfig) -> Top:
     scored = negative = 0
     record = read_stage(scores) or {}
     view = View.of(record, scores, config.reference)
-    for stored in dataset(scores).to_batches(columns=view.stored(_COLUMNS), batch_size=_BATCH):
-        batch = view.table(stored, _COLUMNS)
+    columns = [*_COLUMNS, *([KEPT.name] if record.get("kept") else [])]
+    for stored in dataset(scores).to_batches(columns=view.stored(columns), batch_size=_BATCH):
+        batch = view.table(stored, columns)
         keep = batch["vig"].is_valid().to_numpy(zero_copy_only=False)
         if config.source is not None:
             keep &= np.asarray([source == config.source for source in batch["source"].to_pylist()], dtype=bool)

@@ -183,6 +183,7 @@ def run(config: ScoreConfig) -> ScoreSummary:
         config.model_copy(update={"reference": references}),
         counts=summary.counts(),
         gains=summary.gains(),
+        kept=(read_stage(samples) or {}).get("kept", {}),
         timing={"total_s": time.time() - began, "began": began, **timing},
     )
     return summary

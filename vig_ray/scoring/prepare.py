@@ -147,7 +147,9 @@ class Preparer:
         return pack(rows, self._schema)
 
     def _row(self, row: Mapping[str, Any], shared: dict[str, PromptImage]) -> dict[str, Any]:
-        out: dict[str, Any] = {name: row[name] for name in ("sample_key", "id", "source", "error")} | {"prompts": None}
+        out: dict[str, Any] = {name: row[name] for name in ("sample_key", "id", "source", "kept", "error")} | {
+            "prompts": None
+        }
         if row["error"] is not None:
             return out
         prepared = self._prepared(row, shared)

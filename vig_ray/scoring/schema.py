@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from vig_ray.dataset.schema import KEPT
 from vig_ray.tables.passes import CLEAN, logprobs_column, loss_column
 
 
@@ -20,6 +21,8 @@ def scores_schema(references: Sequence[str]) -> pa.Schema:
             pa.field("id", pa.string()),
             # the dataset's own sub-dataset, for breakdowns
             pa.field("source", pa.string()),
+            # the columns of the dataset that --keep named, each value as JSON text; null where there are none
+            KEPT,
             # T: trained tokens of the conversation; null where it could not be tokenised
             pa.field("num_answer_tokens", pa.int32()),
             # answer tokens that the length limit cut off, with --too-long truncate; T counts those that are left
@@ -65,7 +68,7 @@ _PROMPT = pa.struct(
 
 def prepared_schema(held: Sequence[str] = ()) -> pa.Schema:
     """The columns of a sample that the CPU stage has prepared. `held`: passes whose results it has already."""
-    of_rows = ["sample_key", "id", "source", "num_truncated_tokens", "token_ids", "turn", "note", "error"]
+    of_rows = ["sample_key", "id", "source", "kept", "num_truncated_tokens", "token_ids", "turn", "note", "error"]
     of_passes = [column(name) for name in held for column in (loss_column, logprobs_column)]
     scores = scores_schema([name for name in held if name != CLEAN])
     return pa.schema(

@@ -30,6 +30,7 @@ from vig_ray.options import TrustRemoteCode
 from vig_ray.stage import Claim, StageConfig, claim, parquet_files
 from vig_ray.storage import absolute, check_writable, filesystem, scheme_of, write_bytes
 from vig_ray.tables.directories import dataset, samples_beside, selection_directory
+from vig_ray.tables.kept import kept_values
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,8 @@ def run(config: ExportDataConfig) -> Exported:
             if index is None:
                 continue
             exported = _ROW_OF_FORMAT[config.format](row, pictures)
+            if row.get("kept"):
+                exported |= {"kept": kept_values(row["kept"])}
             if weighted:
                 exported |= {"position": table["position"][index].as_py()}
                 weights = table["token_weights"][index].as_py()

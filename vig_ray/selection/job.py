@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vig_ray.cluster import scans_on_ray
+from vig_ray.dataset.schema import KEPT
 from vig_ray.errors import StageError
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.counts import Counted, Selection, count_rows, merge
@@ -54,6 +55,7 @@ class Plan:
     view: View
     files: Files
     has_tokens: bool
+    has_kept: bool
     samples: str | None
     out: str
 
@@ -92,7 +94,9 @@ def check(config: SelectConfig) -> Plan:
     check_writable(config.out)
     has_tokens = {*view.stored(_TOKEN_COLUMNS)} <= set(schema.names)
     files = Files(paths, fs, view=view)
-    return Plan(config, strategy, scores, record, view, files, has_tokens, samples, join(config.out, "selection"))
+    has_kept = KEPT.name in schema.names
+    out = join(config.out, "selection")
+    return Plan(config, strategy, scores, record, view, files, has_tokens, has_kept, samples, out)
 
 
 def run(config: SelectConfig) -> Selection:
@@ -300,7 +304,8 @@ class _Write:
             lengths = pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False)
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
             nothing = pa.ListArray.from_arrays(pa.array(offsets), pa.array(weights))
-        rows = pa.table([table["sample_key"], pa.array(place), ids, nothing], schema=SELECTION)
+        kept = table[KEPT.name] if KEPT.name in table.column_names else pa.nulls(table.num_rows, KEPT.type)
+        rows = pa.table([table["sample_key"], pa.array(place), ids, nothing, kept], schema=SELECTION)
         name = f"{self.prefix}{int(place.min()):016x}.parquet"
         pq.write_table(rows, name, filesystem=self.filesystem, compression="zstd")
 
@@ -320,6 +325,7 @@ def _select(
         if len(thresholds) == 1:
             order = _order(plan, files, groups, bits)
             needed |= {"token_ids"} if plan.has_tokens else set()
+            needed |= {KEPT.name} if plan.has_kept else set()
         out_fs, out_path = whole_files(plan.out, output.work)
         if order is not None:
             out_fs.create_dir(out_path, recursive=True)

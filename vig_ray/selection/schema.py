@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from vig_ray.dataset.schema import KEPT
+
 SELECTION = pa.schema(
     [
         # the sample's key in samples/ and scores/
@@ -14,5 +16,7 @@ SELECTION = pa.schema(
         pa.field("token_ids", pa.list_(pa.int32())),
         # the weight of each token's loss: 0 or 1 for a mask, a float for PRIOR; null where all are 1
         pa.field("token_weights", pa.list_(pa.float32())),
+        # the columns of the dataset that --keep named, as in scores/; null where there are none
+        KEPT,
     ]
 )
