@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-import pyarrow.fs as pafs
 from pydantic import Field
 
+from vig_ray.dataset.archive_files import ArchiveFile, archives_by, images_are_missing, named_archives
+from vig_ray.dataset.archives import ImageArchives, index_archives
+from vig_ray.dataset.fetch_cache import FetchOptions
+from vig_ray.dataset.fetched import Outcome, fetched
 from vig_ray.dataset.fields import identifier
 from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.image_order import Gather, Spread
@@ -28,13 +31,15 @@ from vig_ray.dataset.writer import Parts, SampleWriter
 from vig_ray.errors import StageError
 from vig_ray.progress import RowProgress
 from vig_ray.stage import Claim, claim, parquet_files, read_stage
-from vig_ray.storage import exists, filesystem, join, scheme_of
+from vig_ray.storage import absolute, filesystem, join
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 STAGE = "import"
 SAMPLES_FOLDER = "samples"
+UNPACKED_FOLDER = "unpacked"
+FETCHED_FOLDER = "fetched"
 _PROGRESS_ROWS = 1000
 _BYTES_A_GROUP = 256 << 20  # of files: what one machine imports, or cuts by image, at a time
 _BYTES_AT_ONCE = 24 << 20  # of rows, that are held in memory while they are ordered
@@ -97,7 +102,11 @@ class _Plan:
     name: str
     directory: str
     one_file: bool  # `data` names one file, so that its rows need no file name in their keys
-    root: str  # the folder that all images' relative paths start from, or that holds the folders that they start from
+    roots: tuple[str, ...]  # folders below which an image's path is the same wherever the dataset lies
+    archives: tuple[ArchiveFile, ...]  # with the images
+    only_archives: bool  # no image lies outside of them
+    members: ImageArchives | None  # the archives' members, once they are known
+    fetching: FetchOptions
 
     def key(self, file: DataFile, row: int) -> str:
         """The sample key of a row."""
@@ -105,7 +114,12 @@ class _Plan:
 
     def folder(self, file: DataFile) -> ImageFolder:
         """The folder that relative image paths in `file` start from."""
-        return self.images or _folder_of(file)
+        folder = self.images or _folder_of(file)
+        return (
+            folder
+            if self.members is None
+            else replace(folder, archives=self.members, holds_files=not self.only_archives)
+        )
 
 
 def validate(config: ImportConfig) -> None:
@@ -158,28 +172,34 @@ def samples_directory(uri: str) -> str | None:
 
 def _plan(config: ImportConfig) -> _Plan:
     files = find_files(config.data, config.format)
-    if config.images is not None:
-        _check_folder(config.images)
-    images = None if config.images is None else ImageFolder.at(config.images)
+    named = None if config.images is None else named_archives(config.images)
+    images = None if config.images is None or named is not None else ImageFolder.at(config.images)
+    folder = images or _folder_of(files[0])
+    archives = named if named is not None else _archives_in(folder, files)
+    cache = absolute(config.fetch_cache or join(config.out, FETCHED_FOLDER))
     return _Plan(
         files=files,
         images=images,
         name=config.name or dataset_name(config.data),
         directory=join(config.out, SAMPLES_FOLDER),
         one_file=filesystem(files[0].uri)[1] == filesystem(config.data)[1],
-        root=common_folder([images.root] if images else [_folder_of(file).root for file in files]),
+        roots=(common_folder([images.root] if images else [_folder_of(file).root for file in files]), cache),
+        archives=tuple(archives),
+        only_archives=named is not None,
+        members=None,
+        fetching=FetchOptions(cache, config.fetch_private, config.fetch_connections),
     )
+
+
+def _archives_in(folder: ImageFolder, files: Sequence[DataFile]) -> list[ArchiveFile]:
+    """The archives that images are looked for in where --images names none: those in their folder, if it lacks some."""
+    if files[0].kind == "webdataset" or not images_are_missing(files[0], folder):
+        return []
+    return archives_by(folder.root, files)
 
 
 def _folder_of(file: DataFile) -> ImageFolder:
     return ImageFolder.at(file.uri.rpartition("/")[0] or "/")
-
-
-def _check_folder(folder: str) -> None:
-    if scheme_of(folder) in ("http", "https"):  # a web server needn't answer for a folder
-        return
-    if exists(folder) != pafs.FileType.Directory:
-        raise StageError(f"{folder}: no such folder; --images is the folder that relative image paths start from")
 
 
 def _identity(plan: _Plan, config: ImportConfig) -> dict[str, Any]:
@@ -188,20 +208,36 @@ def _identity(plan: _Plan, config: ImportConfig) -> dict[str, Any]:
     `order` is in it where samples are ordered, so that the records of versions that knew no order say as-is.
     """
     return {
-        "inputs": [{"path": file.uri, "size": file.size, "mtime_ns": file.mtime_ns} for file in plan.files],
+        "inputs": [_stamp(file) for file in plan.files],
         "format": plan.files[0].kind,
-        "images": plan.images and plan.images.root,
+        "images": absolute(config.images) if plan.only_archives and config.images else plan.images and plan.images.root,
         "name": plan.name,
         "rows_per_file": config.rows_per_file,
         "max_bytes_per_file": config.max_bytes_per_file,
         **({"order": "image"} if config.order == "image" else {}),
+        **({"archives": [_stamp(archive) for archive in plan.archives]} if plan.archives else {}),
+        **({"fetch": config.fetch} if config.fetch != "auto" else {}),
+        **({"fetch_cache": plan.fetching.cache} if config.fetch_cache else {}),
+        **({"fetch_private": sorted(config.fetch_private)} if config.fetch_private else {}),
     }
+
+
+def _stamp(file: DataFile | ArchiveFile) -> dict[str, Any]:
+    return {"path": file.uri, "size": file.size, "mtime_ns": file.mtime_ns}
 
 
 def _claim(plan: _Plan, config: ImportConfig) -> Claim:
     identity = _identity(plan, config)
     left_open = ("order",) if config.order == "auto" else ()
-    return claim(plan.directory, STAGE, identity, overwrite=config.overwrite, resumes=False, left_open=left_open)
+    return claim(
+        plan.directory,
+        STAGE,
+        identity,
+        overwrite=config.overwrite,
+        folders=(SAMPLES_FOLDER, UNPACKED_FOLDER),
+        resumes=False,
+        left_open=left_open,
+    )
 
 
 def _import(
@@ -209,14 +245,15 @@ def _import(
 ) -> tuple[ImportReport, dict[str, Any]]:
     """Import the files, and order what came of them; the counts, and for the record what was done about the order."""
     total = Counts(0, 0, 0, Counter())
+    directory = plan.directory  # as the user wrote it
+    plan, output = _anywhere(plan, output)
+    if plan.archives:
+        plan = replace(plan, members=_members(plan, output, spread))
     if spread is None:
         parts: Iterable[Counts] = [import_files(plan, output, plan.files, None, config, progress)]
     else:
-        # A machine that does it may have another working directory.
-        there = plan.directory if scheme_of(plan.directory) else filesystem(plan.directory)[1]
-        output, plan_there = replace(output, directory=there), replace(plan, directory=there)
         sizes = [file.size for file in plan.files]
-        work = [partial(import_files, plan_there, output, files) for files in _groups(plan.files, sizes)]
+        work = [partial(import_files, plan, output, files) for files in _groups(plan.files, sizes)]
         parts = spread([partial(each, number, config, None) for number, each in enumerate(work)])
     for part in parts:
         total.read += part.read
@@ -234,7 +271,7 @@ def _import(
     imported = total.text_only + total.with_images
     order = _order(plan, output, config, total, spread)
     report = ImportReport(
-        plan.directory,
+        directory,
         total.read,
         imported,
         total.read - imported,
@@ -243,6 +280,23 @@ def _import(
         dict(total.failures),
     )
     return report, order
+
+
+def _anywhere(plan: _Plan, output: Claim) -> tuple[_Plan, Claim]:
+    """Both with paths in full, for machines that have another working directory."""
+    there = absolute(plan.directory)
+    return replace(plan, directory=there), replace(output, directory=there)
+
+
+def _members(plan: _Plan, output: Claim, spread: Spread | None) -> ImageArchives:
+    """The members of all archives, to be looked up; where a compressed one is unpacked to is a folder of this stage."""
+    return index_archives(
+        plan.archives,
+        join(output.work, "archives"),
+        join(plan.directory.rpartition("/")[0], UNPACKED_FOLDER),
+        output.run,
+        spread or (lambda work: (each() for each in work)),
+    )
 
 
 def _check_seen(directory: str, parts: int) -> None:
@@ -270,7 +324,7 @@ def _order(plan: _Plan, output: Claim, config: ImportConfig, total: Counts, spre
             directory=output.directory,
             work=output.work,
             run=output.run,
-            root=plan.root,
+            roots=plan.roots,
             rows_per_file=config.rows_per_file,
             max_bytes_per_file=config.max_bytes_per_file,
             bytes_at_once=_BYTES_AT_ONCE,
@@ -312,7 +366,7 @@ def import_files(
 ) -> Counts:
     """Import some of the files, one `group` of several or all (None); done again, it writes the same parts."""
     counts = Counts(0, 0, 0, Counter())
-    hashes = HashFile(join(_hashes_folder(output), f"{group or 0:05d}"), output.work, plan.root)
+    hashes = HashFile(join(_hashes_folder(output), f"{group or 0:05d}"), output.work, plan.roots)
     with (
         Parts(
             plan.directory,
@@ -323,26 +377,36 @@ def import_files(
         ) as parts,
         nullcontext() if config.order == "as-is" else hashes,
         SampleWriter(parts, None if config.order == "as-is" else hashes.add) as writer,
+        closing(fetched(_outcomes(plan, files), config.fetch, plan.fetching)) as outcomes,
     ):
-        for file in files:
-            folder = plan.folder(file)
-            for row in read_rows(file):
-                counts.read += 1
-                key = plan.key(file, row.number)
-                try:
-                    sample = to_sample(row, folder)
-                except RowError as error:
-                    counts.failures[error.kind] += 1
-                    writer.failure(key, _identifier(row), str(error))
-                else:
-                    counts.text_only += not sample.images
-                    counts.with_images += bool(sample.images)
-                    counts.embedded += any(image.bytes is not None for image in sample.images)
-                    writer.sample(key, sample)
-                if progress is not None and counts.read % _PROGRESS_ROWS == 0:
-                    progress(counts.read)
+        for key, name, sample in outcomes:
+            counts.read += 1
+            if isinstance(sample, RowError):
+                counts.failures[sample.kind] += 1
+                writer.failure(key, name, str(sample))
+            else:
+                counts.text_only += not sample.images
+                counts.with_images += bool(sample.images)
+                counts.embedded += any(image.bytes is not None for image in sample.images)
+                writer.sample(key, sample)
+            if progress is not None and counts.read % _PROGRESS_ROWS == 0:
+                progress(counts.read)
     counts.parts = parts.begun
     return counts
+
+
+def _outcomes(plan: _Plan, files: Sequence[DataFile]) -> Iterator[Outcome]:
+    """What becomes of each row of some files."""
+    for file in files:
+        folder = plan.folder(file)
+        for row in read_rows(file):
+            key = plan.key(file, row.number)
+            try:
+                sample = to_sample(row, folder)
+            except RowError as error:
+                yield Outcome(key, _identifier(row), error)
+            else:
+                yield Outcome(key, sample.id, sample)
 
 
 def _identifier(row: Row) -> str | None:

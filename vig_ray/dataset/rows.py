@@ -50,7 +50,7 @@ def to_sample(row: Row, folder: ImageFolder) -> Sample:
     if row.members:
         images = tuple(Image(bytes=data) for data in row.members)
     else:
-        images = tuple(Image(folder.resolve(i.uri), None) if i.uri is not None else i for i in sample.images)
+        images = tuple(i._replace(uri=folder.resolve(i.uri)) if i.uri is not None else i for i in sample.images)
     sample = sample._replace(images=images)
     check(sample)
     return sample

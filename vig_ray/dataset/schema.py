@@ -28,10 +28,15 @@ SAMPLES = pa.schema(
 
 
 class Image(NamedTuple):
-    """An image as its row gives it: its path or URI, or the bytes of its file. Exactly one of the two is set."""
+    """An image as its row gives it: its path or URI, or the bytes of its file. Exactly one of the two is set.
+
+    `sha256`, in lower-case hexadecimal digits, is what a URI's bytes are compared with where the row tells it; it isn't
+    a column of samples/.
+    """
 
     uri: str | None = None
     bytes: bytes | None = None
+    sha256: str | None = None
 
 
 class Turn(NamedTuple):
