@@ -15,6 +15,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,15 +54,26 @@ def write_scan(uri: str, found: Iterable[tuple[int, Member]]) -> int:
     """
     count = 0
     fs, path = filesystem(uri)
-    try:
+    with _writing(uri):
         fs.create_dir(path.rpartition("/")[0], recursive=True)
-        with fs.open_output_stream(path, compression=None) as stream:
-            for records in _records(found):
-                count += len(records)
+        stream = fs.open_output_stream(path, compression=None)
+    try:
+        for records in _records(found):  # what goes wrong here is the archive's
+            count += len(records)
+            with _writing(uri):
                 stream.write(records.tobytes())
+    finally:
+        with _writing(uri):
+            stream.close()
+    return count
+
+
+@contextmanager
+def _writing(uri: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StageError(f"{uri}: can't be written: {one_line(error)}") from error
-    return count
 
 
 def _records(found: Iterable[tuple[int, Member]]) -> Iterator[Records]:
