@@ -43,6 +43,8 @@ def contents(path: Path, most: int = MOST) -> dict[str, bytes]:
     """What is read by the members' URIs, written out and parsed again."""
     found = {}
     for member in listed(path):
+        if member.place not in (Place.BYTES, Place.ZIP):
+            continue
         way = "zip" if member.place == Place.ZIP else "bytes"
         uri = Archived(str(path), way, member.offset, member.size, member.name).uri
         assert uri.endswith(f"/{member.name}")
@@ -183,7 +185,7 @@ def test_a_tar_of_the_tar_program(tmp_path: Path) -> None:
         "z-soft.jpg": Place.LINK,
         "z-sparse.jpg": Place.SPARSE,
     }
-    assert FILES.items() <= contents(tmp_path / "a.tar").items()
+    assert contents(tmp_path / "a.tar") == FILES
 
 
 def test_other_methods_and_what_macs_add(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from vig_ray.dataset.members import SUFFIXES, ArchiveKind, archive_suffix
 from vig_ray.dataset.rows import to_sample
 from vig_ray.dataset.schema import RowError
 from vig_ray.dataset.sharing import common_folder
+from vig_ray.dataset.unpacking import is_unpacked
 from vig_ray.errors import StageError
 from vig_ray.storage import absolute, exists, filesystem, join, one_line, scheme_of
 
@@ -65,9 +66,10 @@ def named_archives(images: str) -> list[ArchiveFile] | None:
 
 
 def archives_by(folder: str, data: Iterable[DataFile]) -> list[ArchiveFile]:
-    """The archives in a folder and the folders in it, sorted, but for those that are the data themselves."""
+    """The archives in a folder and the folders in it, sorted, but for the data themselves and what imports unpacked."""
     taken = {file.uri for file in data}
     infos = [info for info in _listing(folder, recursive=True) if info.is_file and archive_suffix(info.path)]
+    infos = [info for info in infos if not is_unpacked(info.path)]
     return [found for info in infos if (found := _archive(folder, info, folder)).uri not in taken]
 
 

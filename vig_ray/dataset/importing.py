@@ -27,6 +27,7 @@ from vig_ray.dataset.options import DataOptions
 from vig_ray.dataset.rows import Row, to_sample
 from vig_ray.dataset.schema import RowError
 from vig_ray.dataset.sharing import HashFile, common_folder, count_sharing, order_to_write
+from vig_ray.dataset.unpacking import UNPACKED_FOLDER
 from vig_ray.dataset.writer import Parts, SampleWriter
 from vig_ray.errors import StageError
 from vig_ray.progress import RowProgress
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 STAGE = "import"
 SAMPLES_FOLDER = "samples"
-UNPACKED_FOLDER = "unpacked"
 FETCHED_FOLDER = "fetched"
 _PROGRESS_ROWS = 1000
 _BYTES_A_GROUP = 256 << 20  # of files: what one machine imports, or cuts by image, at a time

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import lzma
+import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ _CODECS = {"tar.gz": "gzip", "tar.bz2": "bz2", "tar.zst": "zstd"}
 _STREAM_BYTES = 4 << 20
 _FILE_BYTES = 1 << 30
 _HEAD_BYTES = 16
+UNPACKED_FOLDER = "unpacked"
+"""The folder beside samples/ that an import unpacks to."""
+_WRITTEN = re.compile(rf"/{UNPACKED_FOLDER}/[0-9a-f]{{8}}-\d{{6}}-\d{{5}}\.tar$")
 
 
 class UnpackedTars:
@@ -86,6 +90,11 @@ class UnpackedTars:
             raise StageError(f"{self.uris[-1]}: can't be written: {one_line(error)}") from error
         finally:
             self._tar = None
+
+
+def is_unpacked(path: str) -> bool:
+    """Whether a file is called as those that imports write."""
+    return _WRITTEN.search(path) is not None
 
 
 def unpack(uri: str, kind: ArchiveKind, into: UnpackedTars) -> Iterator[tuple[int, Member]]:
