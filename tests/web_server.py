@@ -25,7 +25,6 @@ class WebServer:
         self.answers: dict[str, list[Callable[[Any], None]]] = {}
         self.asked: dict[str, list[float]] = defaultdict(list)  # when, by a clock that only goes forward
         self.headers: list[dict[str, str]] = []
-        self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
         self.done = threading.Event()
 
@@ -89,8 +88,6 @@ class _Handler(BaseHTTPRequestHandler):
         with store.lock:
             store.asked[self.path].append(time.monotonic())
             store.headers.append(dict(self.headers))
-            store.at_once += 1
-            store.most_at_once = max(store.at_once, store.most_at_once)
             answers = store.answers.get(self.path, [])
             answer = (answers.pop(0) if len(answers) > 1 else answers[0]) if answers else None
         try:
@@ -99,9 +96,6 @@ class _Handler(BaseHTTPRequestHandler):
             (answer or status(404))(self)
         except OSError:  # who asked has gone
             self.close_connection = True
-        finally:
-            with store.lock:
-                store.at_once -= 1
 
     def finish(self) -> None:
         with suppress(OSError, ValueError):

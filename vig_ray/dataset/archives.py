@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from vig_ray.dataset.archive_files import ArchiveFile
-from vig_ray.dataset.archived import Archived, DamagedArchiveError
+from vig_ray.dataset.archived import Archived, DamagedArchiveError, Way
 from vig_ray.dataset.fields import shorten
 from vig_ray.dataset.member_index import Found, open_index, write_index, write_scan
 from vig_ray.dataset.members import Member, Place, archive_suffix, is_named_like_an_image, members
@@ -89,7 +89,8 @@ def index_archives(
     """
     work = [partial(_scanned, number, each, folder, unpacked, run) for number, each in enumerate(archives)]
     scans = sorted(call(work), key=lambda scan: scan.records)
-    added, files = [], []
+    added: list[tuple[str, int, int]] = []
+    files: list[str] = []
     for scan in scans:
         added.append((scan.records, scan.members, len(files)))
         files += scan.files
@@ -212,7 +213,7 @@ class ImageArchives:
                 if member.place in _REFUSED:
                     uri = names.archives[number]["uri"]
                     raise RowError("ArchiveMember", f"{shorten(name)} in {uri} {_REFUSED[Place(member.place)]}")
-                way = "zip" if member.place == Place.ZIP else "bytes"
+                way: Way = "zip" if member.place == Place.ZIP else "bytes"
                 return Archived(names.files[member.archive][0], way, member.offset, member.size, name).uri
         return None
 

@@ -46,7 +46,7 @@ class FetchCache:
 
     def holds(self, uri: str) -> bool:
         """Whether an image is there. Raises StageError where that can't be found out."""
-        return exists(uri) == pafs.FileType.File
+        return bool(exists(uri) == pafs.FileType.File)
 
     def put(self, uri: str, file: SpooledTemporaryFile[bytes]) -> None:
         """Keep an image. Raises StageError where it can't be written."""

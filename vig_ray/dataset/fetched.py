@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -39,7 +39,7 @@ class _Waiting(NamedTuple):
         return all(image.done() for image in self.images.values())
 
 
-def fetched(outcomes: Iterable[Outcome], fetch: Fetch, options: FetchOptions) -> Iterator[Outcome]:
+def fetched(outcomes: Iterable[Outcome], fetch: Fetch, options: FetchOptions) -> Generator[Outcome]:
     """The same outcomes in the same order, with the images that are at URLs in a cache: `auto`, those that have a
     checksum; `always`, all. An image that can't be had makes its row a RowError."""
     if fetch == "never":
