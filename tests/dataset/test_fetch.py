@@ -18,7 +18,7 @@ from tests.web_server import PNG, WebServer, body, endless, in_seconds, reset, s
 from vig_ray.dataset import fetch, fetched, hosts
 from vig_ray.dataset.fetch import Fetcher
 from vig_ray.dataset.fetch_cache import FetchOptions
-from vig_ray.dataset.fetched import Outcome
+from vig_ray.dataset.fetched import Fetching, Outcome
 from vig_ray.dataset.schema import Image, RowError, Sample, Turn
 
 IMAGE = PNG + b"not a whole one, but by its first bytes"
@@ -284,23 +284,18 @@ def test_rows_come_out_in_their_order(web: WebServer, tmp_path: Path, monkeypatc
 
     web.answers = {"/3.png": [held]}
     web.files = {f"/{number}.png": IMAGE + bytes([number]) for number in range(50)}
-    read = []
-
-    def rows() -> Iterator[Outcome]:
+    found: list[Outcome] = []
+    with Fetching("always", options(tmp_path), found.append) as rows:
         for number in range(50):
-            read.append(number)
-            if number == 12:
-                gate.set()  # 13 rows are read before the fourth is there
+            if number == 10:
+                threading.Timer(0.2, gate.set).start()
             if number == 20:
-                yield Outcome("d/20", "id-20", RowError("Bad", "row"))
+                rows.add(Outcome("d/20", "id-20", RowError("Bad", "row")))
             else:
                 extra = (Image(bytes=b"x"), Image(uri="/local.png")) if number % 2 else ()
-                yield outcome(number, *extra, Image(uri=f"{web.url}/{number if number < 40 else 99}.png"))
-
-    found = []
-    for each in fetched.fetched(rows(), "always", options(tmp_path)):
-        found.append(each)
-        assert len(read) - len(found) <= 11
+                rows.add(outcome(number, *extra, Image(uri=f"{web.url}/{number if number < 40 else 99}.png")))
+            assert number + 1 - len(found) <= 10
+            assert gate.is_set() or len(found) <= 3
     assert [each.key for each in found] == [f"d/{number}" for number in range(50)]
     for number, each in enumerate(found):
         if number == 20 or number >= 40:
@@ -318,7 +313,10 @@ def test_which_are_fetched(web: WebServer, tmp_path: Path) -> None:
     url = f"{web.url}/a.png"
     rows = [outcome(0, Image(url)), outcome(1, Image(url, sha256=checksum(IMAGE))), outcome(2)]
     for which, kept in (("never", [True, True]), ("auto", [True, False]), ("always", [False, False])):
-        found = list(fetched.fetched(iter(rows), which, options(tmp_path)))  # type: ignore[arg-type]
+        found: list[Outcome] = []
+        with Fetching(which, options(tmp_path), found.append) as fetching:  # type: ignore[arg-type]
+            for row in rows:
+                fetching.add(row)
         images = [each.sample.images for each in found]  # type: ignore[union-attr]
         assert [pictures[0].uri == url for pictures in images[:2]] == kept
         assert images[2] == ()

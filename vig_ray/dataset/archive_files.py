@@ -73,6 +73,12 @@ def archives_by(folder: str, data: Iterable[DataFile]) -> list[ArchiveFile]:
     return [found for info in infos if (found := _archive(folder, info, folder)).uri not in taken]
 
 
+def archives_at(uris: Sequence[str], folder: str) -> list[ArchiveFile]:
+    """The archives at these paths or URIs, beside data in a folder. Raises StageError where one is missing."""
+    root = common_folder([folder, *(uri.rpartition("/")[0] for uri in uris)])
+    return [each for uri in uris for each in _matching(absolute(uri), root)]
+
+
 def images_are_missing(data: DataFile, folder: ImageFolder) -> bool:
     """Whether the first rows name images by paths, and the folder lacks some of the first of these."""
     if scheme_of(folder.root) in ("http", "https"):

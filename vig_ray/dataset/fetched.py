@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack
+from types import TracebackType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from vig_ray.dataset.fetch_cache import FetchOptions
@@ -39,38 +39,62 @@ class _Waiting(NamedTuple):
         return all(image.done() for image in self.images.values())
 
 
-def fetched(outcomes: Iterable[Outcome], fetch: Fetch, options: FetchOptions) -> Generator[Outcome]:
-    """The same outcomes in the same order, with the images that are at URLs in a cache: `auto`, those that have a
-    checksum; `always`, all. An image that can't be had makes its row a RowError."""
-    if fetch == "never":
-        yield from outcomes
-        return
-    waiting: deque[_Waiting] = deque()
-    size = 0
-    with ExitStack() as stack:
-        fetcher: Fetcher | None = None
-        for outcome in outcomes:
-            wanted = _wanted(outcome.sample, fetch)
-            if wanted and fetcher is None:
-                from vig_ray.dataset.fetch import Fetcher  # few datasets need it
+class Fetching:
+    """Takes what became of rows, fetches their images into a cache, and hands the rows on in the same order; for use in
+    a `with` statement. Images that are fetched: `auto`, those at URLs that have a checksum; `always`, all at URLs.
 
-                fetcher = stack.enter_context(Fetcher(options))
-            if not waiting and not wanted:
-                yield outcome
-                continue
-            asked = {place: fetcher.ask(image.uri or "", image.sha256) for place, image in wanted} if fetcher else {}
-            waiting.append(_Waiting(outcome, _size(outcome.sample), asked))
-            size += waiting[-1].size
-            while waiting and (waiting[0].done or len(waiting) > _ROWS or size > _BYTES):
-                size -= waiting[0].size
-                yield _with_images(waiting.popleft())
-        while waiting:
-            yield _with_images(waiting.popleft())
+    An image that can't be had makes its row a RowError. `hand_on` is called in the caller's thread, for all rows by the
+    end. Raises StageError where the cache can't be read or written.
+    """
+
+    def __init__(self, fetch: Fetch, options: FetchOptions, hand_on: Callable[[Outcome], None]) -> None:
+        self._fetch, self._options, self._hand_on = fetch, options, hand_on
+        self._fetcher: Fetcher | None = None
+        self._waiting: deque[_Waiting] = deque()
+        self._size = 0
+
+    def __enter__(self) -> Fetching:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for what is on its way; after an error it is given up."""
+        try:
+            while self._waiting and error is None:
+                self._first_on()
+        finally:
+            if self._fetcher is not None:
+                self._fetcher.__exit__(kind, error, trace)
+
+    def add(self, outcome: Outcome) -> None:
+        """Take one row. It is handed on now or later; not more of them wait than memory is meant for."""
+        wanted = _wanted(outcome.sample, self._fetch)
+        if not self._waiting and not wanted:
+            self._hand_on(outcome)
+            return
+        asked = {place: self._asked(image) for place, image in wanted}
+        self._waiting.append(_Waiting(outcome, _size(outcome.sample), asked))
+        self._size += self._waiting[-1].size
+        while self._waiting and (self._waiting[0].done or len(self._waiting) > _ROWS or self._size > _BYTES):
+            self._first_on()
+
+    def _asked(self, image: Image) -> Future[str]:
+        if self._fetcher is None:
+            from vig_ray.dataset.fetch import Fetcher  # few datasets need it
+
+            self._fetcher = Fetcher(self._options).__enter__()
+        return self._fetcher.ask(image.uri or "", image.sha256)
+
+    def _first_on(self) -> None:
+        row = self._waiting.popleft()
+        self._size -= row.size
+        self._hand_on(_with_images(row))
 
 
 def _wanted(sample: Sample | RowError, fetch: Fetch) -> list[tuple[int, Image]]:
     """The images of a row that are to be fetched, with their places."""
-    if isinstance(sample, RowError):
+    if isinstance(sample, RowError) or fetch == "never":
         return []
     return [
         (place, image)

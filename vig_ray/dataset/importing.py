@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import Field
 
-from vig_ray.dataset.archive_files import ArchiveFile, archives_by, images_are_missing, named_archives
-from vig_ray.dataset.archives import ImageArchives, index_archives
 from vig_ray.dataset.fetch_cache import FetchOptions
-from vig_ray.dataset.fetched import Outcome, fetched
+from vig_ray.dataset.fetched import Fetching, Outcome
 from vig_ray.dataset.fields import identifier
 from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.image_order import Gather, Spread
+from vig_ray.dataset.image_source import ImageSource, find_images, folder_of
 from vig_ray.dataset.inputs import DataFile, dataset_name, find_files, read_rows
 from vig_ray.dataset.options import DataOptions
 from vig_ray.dataset.rows import Row, to_sample
@@ -98,28 +97,16 @@ class _Plan:
     """An import, resolved: what is read and where it goes."""
 
     files: list[DataFile]
-    images: ImageFolder | None  # None: each file's own folder
+    images: ImageSource
     name: str
     directory: str
     one_file: bool  # `data` names one file, so that its rows need no file name in their keys
     roots: tuple[str, ...]  # folders below which an image's path is the same wherever the dataset lies
-    archives: tuple[ArchiveFile, ...]  # with the images
-    only_archives: bool  # no image lies outside of them
-    members: ImageArchives | None  # the archives' members, once they are known
     fetching: FetchOptions
 
     def key(self, file: DataFile, row: int) -> str:
         """The sample key of a row."""
         return f"{self.name}/{row:010d}" if self.one_file else f"{self.name}/{file.stem}/{row:010d}"
-
-    def folder(self, file: DataFile) -> ImageFolder:
-        """The folder that relative image paths in `file` start from."""
-        folder = self.images or _folder_of(file)
-        return (
-            folder
-            if self.members is None
-            else replace(folder, archives=self.members, holds_files=not self.only_archives)
-        )
 
 
 def validate(config: ImportConfig) -> None:
@@ -172,10 +159,8 @@ def samples_directory(uri: str) -> str | None:
 
 def _plan(config: ImportConfig) -> _Plan:
     files = find_files(config.data, config.format)
-    named = None if config.images is None else named_archives(config.images)
-    images = None if config.images is None or named is not None else ImageFolder.at(config.images)
-    folder = images or _folder_of(files[0])
-    archives = named if named is not None else _archives_in(folder, files)
+    images = find_images(config.images, files)
+    folders = [images.folder.root] if images.folder else [folder_of(file).root for file in files]
     cache = absolute(config.fetch_cache or join(config.out, FETCHED_FOLDER))
     return _Plan(
         files=files,
@@ -183,23 +168,9 @@ def _plan(config: ImportConfig) -> _Plan:
         name=config.name or dataset_name(config.data),
         directory=join(config.out, SAMPLES_FOLDER),
         one_file=filesystem(files[0].uri)[1] == filesystem(config.data)[1],
-        roots=(common_folder([images.root] if images else [_folder_of(file).root for file in files]), cache),
-        archives=tuple(archives),
-        only_archives=named is not None,
-        members=None,
+        roots=(common_folder(folders), cache),
         fetching=FetchOptions(cache, config.fetch_private, config.fetch_connections),
     )
-
-
-def _archives_in(folder: ImageFolder, files: Sequence[DataFile]) -> list[ArchiveFile]:
-    """The archives that images are looked for in where --images names none: those in their folder, if it lacks some."""
-    if files[0].kind == "webdataset" or not images_are_missing(files[0], folder):
-        return []
-    return archives_by(folder.root, files)
-
-
-def _folder_of(file: DataFile) -> ImageFolder:
-    return ImageFolder.at(file.uri.rpartition("/")[0] or "/")
 
 
 def _identity(plan: _Plan, config: ImportConfig) -> dict[str, Any]:
@@ -208,22 +179,17 @@ def _identity(plan: _Plan, config: ImportConfig) -> dict[str, Any]:
     `order` is in it where samples are ordered, so that the records of versions that knew no order say as-is.
     """
     return {
-        "inputs": [_stamp(file) for file in plan.files],
+        "inputs": [{"path": file.uri, "size": file.size, "mtime_ns": file.mtime_ns} for file in plan.files],
         "format": plan.files[0].kind,
-        "images": absolute(config.images) if plan.only_archives and config.images else plan.images and plan.images.root,
+        **plan.images.identity(),
         "name": plan.name,
         "rows_per_file": config.rows_per_file,
         "max_bytes_per_file": config.max_bytes_per_file,
         **({"order": "image"} if config.order == "image" else {}),
-        **({"archives": [_stamp(archive) for archive in plan.archives]} if plan.archives else {}),
         **({"fetch": config.fetch} if config.fetch != "auto" else {}),
         **({"fetch_cache": plan.fetching.cache} if config.fetch_cache else {}),
         **({"fetch_private": sorted(config.fetch_private)} if config.fetch_private else {}),
     }
-
-
-def _stamp(file: DataFile | ArchiveFile) -> dict[str, Any]:
-    return {"path": file.uri, "size": file.size, "mtime_ns": file.mtime_ns}
 
 
 def _claim(plan: _Plan, config: ImportConfig) -> Claim:
@@ -247,8 +213,7 @@ def _import(
     total = Counts(0, 0, 0, Counter())
     directory = plan.directory  # as the user wrote it
     plan, output = _anywhere(plan, output)
-    if plan.archives:
-        plan = replace(plan, members=_members(plan, output, spread))
+    plan = replace(plan, images=plan.images.scanned(output, spread))
     if spread is None:
         parts: Iterable[Counts] = [import_files(plan, output, plan.files, None, config, progress)]
     else:
@@ -286,17 +251,6 @@ def _anywhere(plan: _Plan, output: Claim) -> tuple[_Plan, Claim]:
     """Both with paths in full, for machines that have another working directory."""
     there = absolute(plan.directory)
     return replace(plan, directory=there), replace(output, directory=there)
-
-
-def _members(plan: _Plan, output: Claim, spread: Spread | None) -> ImageArchives:
-    """The members of all archives, to be looked up; where a compressed one is unpacked to is a folder of this stage."""
-    return index_archives(
-        plan.archives,
-        join(output.work, "archives"),
-        join(plan.directory.rpartition("/")[0], UNPACKED_FOLDER),
-        output.run,
-        spread or (lambda work: (each() for each in work)),
-    )
 
 
 def _check_seen(directory: str, parts: int) -> None:
@@ -377,36 +331,37 @@ def import_files(
         ) as parts,
         nullcontext() if config.order == "as-is" else hashes,
         SampleWriter(parts, None if config.order == "as-is" else hashes.add) as writer,
-        closing(fetched(_outcomes(plan, files), config.fetch, plan.fetching)) as outcomes,
+        Fetching(config.fetch, plan.fetching, partial(_write, writer, counts)) as rows,
     ):
-        for key, name, sample in outcomes:
-            counts.read += 1
-            if isinstance(sample, RowError):
-                counts.failures[sample.kind] += 1
-                writer.failure(key, name, str(sample))
-            else:
-                counts.text_only += not sample.images
-                counts.with_images += bool(sample.images)
-                counts.embedded += any(image.bytes is not None for image in sample.images)
-                writer.sample(key, sample)
-            if progress is not None and counts.read % _PROGRESS_ROWS == 0:
-                progress(counts.read)
+        for file in files:
+            folder = plan.images.of(file)
+            for row in read_rows(file):
+                rows.add(_outcome(row, plan.key(file, row.number), folder))
+                counts.read += 1
+                if progress is not None and counts.read % _PROGRESS_ROWS == 0:
+                    progress(counts.read)
     counts.parts = parts.begun
     return counts
 
 
-def _outcomes(plan: _Plan, files: Sequence[DataFile]) -> Iterator[Outcome]:
-    """What becomes of each row of some files."""
-    for file in files:
-        folder = plan.folder(file)
-        for row in read_rows(file):
-            key = plan.key(file, row.number)
-            try:
-                sample = to_sample(row, folder)
-            except RowError as error:
-                yield Outcome(key, _identifier(row), error)
-            else:
-                yield Outcome(key, sample.id, sample)
+def _outcome(row: Row, key: str, folder: ImageFolder) -> Outcome:
+    try:
+        sample = to_sample(row, folder)
+    except RowError as error:
+        return Outcome(key, _identifier(row), error)
+    return Outcome(key, sample.id, sample)
+
+
+def _write(writer: SampleWriter, counts: Counts, row: Outcome) -> None:
+    """Write and count what became of a row."""
+    if isinstance(row.sample, RowError):
+        counts.failures[row.sample.kind] += 1
+        writer.failure(row.key, row.id, str(row.sample))
+        return
+    counts.text_only += not row.sample.images
+    counts.with_images += bool(row.sample.images)
+    counts.embedded += any(image.bytes is not None for image in row.sample.images)
+    writer.sample(row.key, row.sample)
 
 
 def _identifier(row: Row) -> str | None:
