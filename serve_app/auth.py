@@ -13,7 +13,8 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import RequestError, error_response
-from serve_app.hosts import is_address, is_listed, names_of_this_machine
+from serve_app.hosts import is_listed, names_of_this_machine
+from vig_ray.addresses import is_address
 
 log = logging.getLogger("vig_ray.serve")
 

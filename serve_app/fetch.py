@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import ipaddress
-import socket
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from serve_app.errors import RequestError, WholeRequestError
+from vig_ray.addresses import CheckedResolver, is_address, is_public
 
 PORTS = (None, 80, 443)
 _REDIRECTS = 3
 _SECONDS = 20
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet: no loopback, link-local, private or reserved one."""
-    ip = ipaddress.ip_address(address)
-    mapped = getattr(ip, "ipv4_mapped", None)
-    return (mapped or ip).is_global and not (mapped or ip).is_multicast
 
 
 class Allowance:
@@ -40,23 +30,6 @@ class Allowance:
             raise WholeRequestError(413, "TooLarge", message)
 
 
-class _PublicResolver(AbstractResolver):
-    """Resolves names at the moment of connecting, so that what was checked is what is connected to."""
-
-    async def resolve(self, host: str, port: int = 0, family: int = socket.AF_UNSPEC) -> list[ResolveResult]:
-        infos = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        addresses = [(version, str(address[0])) for version, _, _, _, address in infos]
-        if not addresses or not all(is_public(address) for _, address in addresses):
-            raise OSError("not a public address")
-        return [
-            ResolveResult(hostname=host, host=address, port=port, family=version, proto=0, flags=socket.AI_NUMERICHOST)
-            for version, address in addresses
-        ]
-
-    async def close(self) -> None:
-        """Nothing to close."""
-
-
 def check_url(url: str, hosts: Sequence[str]) -> None:
     """Raise RequestError unless `url` is http(s) on a listed host, its usual port, without credentials."""
     try:
@@ -70,18 +43,14 @@ def check_url(url: str, hosts: Sequence[str]) -> None:
         raise RequestError(422, "ImageUrl", "images by URL are not taken here; send the image itself, in base64")
     if host not in hosts or parts.username is not None or port not in PORTS:
         raise RequestError(422, "ImageUrl", f"images by URL are taken from these hosts only: {', '.join(hosts)}")
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return
-    if not is_public(host):  # an address is connected to without asking the resolver
+    if is_address(host) and not is_public(host):
         raise RequestError(422, "ImageUrl", "the image's host is not a public address")
 
 
 async def fetch(url: str, hosts: Sequence[str], allowance: Allowance) -> bytes:
     """The bytes at `url`; each redirect is checked as the first address was. Raises RequestError."""
     timeout = aiohttp.ClientTimeout(total=_SECONDS)
-    connector = aiohttp.TCPConnector(resolver=_PublicResolver(), force_close=True)
+    connector = aiohttp.TCPConnector(resolver=CheckedResolver(lambda _, address: is_public(address)), force_close=True)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=False) as session:
         for _ in range(_REDIRECTS + 1):
             check_url(url, hosts)

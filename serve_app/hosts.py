@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Sequence
+
+from vig_ray.addresses import is_address
 
 
 def names_of_this_machine() -> list[str]:
@@ -26,12 +27,3 @@ def is_listed(header: str, names: Sequence[str]) -> bool:
     """
     name = name_in(header)
     return is_address(name) or name == "localhost" or name in (listed.lower() for listed in names)
-
-
-def is_address(text: str) -> bool:
-    """Whether `text` is an IP address."""
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[set[str], ...] = (
     {"vig_ray.compat.torchvision"},  # it must come before whatever imports transformers
     {"vig_ray"},
-    {"vig_ray.errors", "vig_ray.progress"},
+    {"vig_ray.addresses", "vig_ray.errors", "vig_ray.progress"},
     {"vig_ray.storage"},
     {"vig_ray.hub"},
     {"vig_ray.compat"},

@@ -12,6 +12,7 @@ import functools
 import os
 import secrets
 from collections.abc import Iterable, Iterator
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
@@ -96,6 +97,42 @@ def read_bytes(uri: str) -> bytes:
     with fs.open_input_stream(path, compression=None) as stream:
         data: bytes = stream.read()
     return data
+
+
+def read_range(uri: str, offset: int, size: int) -> bytes:
+    """`size` bytes of the file at `uri` from `offset` on, fewer at its end, by one request where it lies in a store.
+
+    Raises OSError as the filesystem gives it.
+    """
+    fs, path = filesystem(uri)
+    if isinstance(fs, pafs.LocalFileSystem):
+        with open(path, "rb", buffering=0) as local:
+            return os.pread(local.fileno(), size, offset)
+    handler = getattr(fs, "handler", None)
+    if isinstance(handler, pafs.FSSpecHandler):
+        with handler.fs.open(path, "rb", cache_type="none") as file:  # a cache would read more than is asked for
+            file.seek(offset)
+            found: bytes = file.read(size)
+            return found
+    piece: bytes = _opened(uri, fs, path).read_at(size, offset)
+    return piece
+
+
+_open_files: dict[str, tuple[pafs.FileSystem, Any]] = {}
+_MOST_OPEN = 64
+
+
+def _opened(uri: str, fs: pafs.FileSystem, path: str) -> Any:
+    """The file, opened once in this process: opening one in a store is a request of its own, for its size."""
+    known = _open_files.get(uri)
+    if known is not None and known[0] == fs:
+        return known[1]
+    file = fs.open_input_file(path)
+    while len(_open_files) >= _MOST_OPEN:
+        with contextlib.suppress(KeyError, StopIteration):  # another thread was faster
+            del _open_files[next(iter(_open_files))]
+    _open_files[uri] = fs, file
+    return file
 
 
 def write_bytes(uri: str, data: bytes, *, by_way_of: str | None = None) -> None:

@@ -78,14 +78,14 @@ class Gather:
     """How rows are brought together, and where; workers of a cluster get it pickled.
 
     `directory`: samples/. `work`: a folder for chunks and unfinished files. `run`: what names in `directory` begin
-    with. `root`: as `image_hashes` takes it. `bytes_at_once`: how many bytes of rows are held in memory; several times
-    that is used.
+    with. `roots`: as `image_hashes` takes them. `bytes_at_once`: how many bytes of rows are held in memory; several
+    times that is used.
     """
 
     directory: str
     work: str
     run: str
-    root: str
+    roots: tuple[str, ...]
     rows_per_file: int
     max_bytes_per_file: int
     bytes_at_once: int
@@ -132,7 +132,7 @@ class Gather:
             with pq.ParquetFile(path, filesystem=fs) as file:
                 for number in range(file.metadata.num_row_groups):
                     table = file.read_row_group(number)
-                    hashes, has_image = image_hashes(table, self.root)
+                    hashes, has_image = image_hashes(table, self.roots)
                     yield table.append_column(_ROWS.field("image"), pa.array(hashes, mask=~has_image)).cast(_ROWS)
 
     def _chunks(self, tables: Iterable[pa.Table], folder: str, prefix: str, level: int) -> Iterator[Chunk]:

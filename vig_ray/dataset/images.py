@@ -19,6 +19,7 @@ import PIL.ImageOps
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vig_ray.dataset.archived import DamagedArchiveError, TooLargeError, archived, read_archived
 from vig_ray.errors import StageError
 from vig_ray.storage import filesystem, one_line, scheme_of
 
@@ -49,6 +50,11 @@ def load_image(image: Mapping[str, str | bytes | None], *, max_pixels: int = MAX
 
     Raises ImageError.
     """
+    return decode_image(image_bytes(image), max_pixels=max_pixels)
+
+
+def image_bytes(image: Mapping[str, str | bytes | None]) -> bytes:
+    """The file of an image of the samples table, as it is. Raises ImageError."""
     uri, data = image.get("uri"), image.get("bytes")
     if (uri is None) == (data is None):
         raise ImageError("ValueError", "an image must have either a uri or bytes")
@@ -56,7 +62,12 @@ def load_image(image: Mapping[str, str | bytes | None], *, max_pixels: int = MAX
         data = _read(uri)
     if not isinstance(data, bytes):
         raise ImageError("TypeError", "an image's uri must be a string, its bytes bytes")
-    return decode_image(data, max_pixels=max_pixels)
+    return data
+
+
+def is_image_file(head: bytes) -> bool:
+    """Whether a file that begins so is of a format that is read here; 16 bytes tell, or all of a shorter file's."""
+    return any(accept is None or accept(head[:16]) is True for accept in (PIL.Image.OPEN[name][1] for name in _FORMATS))
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -138,12 +149,18 @@ def _copy_colours(image: PIL.Image.Image, into: NDArray[np.uint8]) -> None:
 def _read(uri: str) -> bytes:
     """The bytes at a path or URI. Raises ImageError."""
     try:
+        if (inside := archived(uri)) is not None:
+            return read_archived(inside, MAX_FILE_BYTES)
         scheme = scheme_of(uri)
         if scheme in ("", "file"):
             return _read_local(filesystem(uri)[1])
         return _read_web(uri) if scheme in ("http", "https") else _read_store(uri)
     except ImageError:
         raise
+    except TooLargeError as error:
+        raise ImageError("TooLarge", f"{uri}: {error}") from error
+    except DamagedArchiveError as error:
+        raise ImageError("DamagedArchive", f"{uri}: {error}") from error
     except StageError as error:
         raise _unreadable(error.__cause__ or error, uri) from error
     except Exception as error:  # fsspec passes on what its many clients raise

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
+from vig_ray.dataset.fetched import Fetching, Outcome
 from vig_ray.dataset.fields import identifier
 from vig_ray.dataset.first_rows import fields_of
 from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.import_report import Counts
 from vig_ray.dataset.inputs import Slice, read_rows
 from vig_ray.dataset.keep import Keep
-from vig_ray.dataset.layouts.columns import named_layout
 from vig_ray.dataset.options import DataOptions
-from vig_ray.dataset.plan import Plan
+from vig_ray.dataset.plan import Plan, layout_of
 from vig_ray.dataset.rows import Row, to_sample
 from vig_ray.dataset.schema import RowError
 from vig_ray.dataset.sharing import HashFile
@@ -50,9 +51,9 @@ class RowImport:
         """
         options, output = self.options, self.output
         counts = Counts()
-        layout = None if options.columns is None else named_layout(options.columns)
+        layout = layout_of(options)
         keep = Keep(options.keep)
-        hashes = HashFile(join(self.hashes_folder, f"{group or 0:05d}"), output.work, self.plan.root)
+        hashes = HashFile(join(self.hashes_folder, f"{group or 0:05d}"), output.work, self.plan.roots)
         with (
             Parts(
                 self.plan.directory,
@@ -63,12 +64,15 @@ class RowImport:
             ) as parts,
             nullcontext() if options.order == "as-is" else hashes,
             SampleWriter(parts, None if options.order == "as-is" else hashes.add) as writer,
+            Fetching(options.fetch, self.plan.fetching, partial(_write, writer, counts)) as rows,
         ):
             for place, piece in enumerate(pieces):
                 taker = self._taker(piece, counts)
-                folder = self.plan.folder(piece.file)
+                folder = self.plan.images.of(piece.file)
                 for row in read_rows(piece, layout, keep, taker):
-                    _write(row, piece.file.sample_key(row.number), folder, keep, writer, counts)
+                    counts.read += 1
+                    kept = _kept(row, keep, counts)
+                    rows.add(_outcome(row, piece.file.sample_key(row.number), folder, kept))
                     if progress is not None and counts.read % _PROGRESS_ROWS == 0:
                         progress(counts.read)
                     if counts.read == options.limit:
@@ -90,25 +94,35 @@ class RowImport:
         return Taker(self.plan.taking, piece.file, None if limit is None else limit - counts.read)
 
 
-def _write(row: Row, key: str, folder: ImageFolder, keep: Keep, writer: SampleWriter, counts: Counts) -> None:
-    """Write and count what becomes of a row."""
-    counts.read += 1
-    kept = {}
-    if keep.patterns:
-        fields = fields_of(row)
-        kept = keep.of(fields)
-        counts.kept.add(kept, fields)
+def _kept(row: Row, keep: Keep, counts: Counts) -> dict[str, str]:
+    """What is kept of a row, counted."""
+    if not keep.patterns:
+        return {}
+    fields = fields_of(row)
+    kept = keep.of(fields)
+    counts.kept.add(kept, fields)
+    return kept
+
+
+def _outcome(row: Row, key: str, folder: ImageFolder, kept: dict[str, str]) -> Outcome:
     try:
         sample, marked = to_sample(row, folder)
     except RowError as error:
-        counts.failures[error.kind] += 1
-        writer.failure(key, _identifier(row), str(error), kept)
+        return Outcome(key, _identifier(row), error, kept)
+    return Outcome(key, sample.id, sample, kept, marked)
+
+
+def _write(writer: SampleWriter, counts: Counts, row: Outcome) -> None:
+    """Write and count what became of a row."""
+    if isinstance(row.sample, RowError):
+        counts.failures[row.sample.kind] += 1
+        writer.failure(row.key, row.id, str(row.sample), row.kept)
         return
-    counts.text_only += not sample.images
-    counts.with_images += bool(sample.images)
-    counts.embedded += any(image.bytes is not None for image in sample.images)
-    counts.marked += marked
-    writer.sample(key, sample, kept)
+    counts.text_only += not row.sample.images
+    counts.with_images += bool(row.sample.images)
+    counts.embedded += any(image.bytes is not None for image in row.sample.images)
+    counts.marked += row.marked
+    writer.sample(row.key, row.sample, row.kept)
 
 
 def _identifier(row: Row) -> str | None:

@@ -20,15 +20,15 @@ from vig_ray.dataset.import_report import Counts, ImportReport
 from vig_ray.dataset.import_rows import RowImport
 from vig_ray.dataset.inputs import Slice, slices
 from vig_ray.dataset.keep import Keep
-from vig_ray.dataset.layouts.columns import named_layout
 from vig_ray.dataset.options import DataOptions
-from vig_ray.dataset.plan import Plan, make_plan, with_shares
+from vig_ray.dataset.plan import Plan, layout_of, make_plan, with_shares
 from vig_ray.dataset.sharing import count_sharing, order_to_write
+from vig_ray.dataset.unpacking import UNPACKED_FOLDER
 from vig_ray.errors import StageError
 from vig_ray.processes import cores, processes
 from vig_ray.progress import RowProgress
 from vig_ray.stage import Claim, claim, parquet_files, read_stage
-from vig_ray.storage import filesystem, join, scheme_of
+from vig_ray.storage import absolute, filesystem, join
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ _LEAST_A_GROUP = 16 << 20
 _SMALL_BYTES = 512 << 20  # of files: less isn't worth the start of processes
 _GROUPS_A_WORKER = 4
 _GROUPS_OF_A_CLUSTER = 64
-_CHOOSING = ("taken", "keys_from", "files_of_each", "columns", "keep")  # of the identity: beside the files
+_CHOOSING = ("taken", "keys_from", "files_of_each", "columns", "keep", "archives", "fetch")
+"""What of the identity, beside the files, decides which rows samples/ hold."""
 _ALWAYS_COUNTED = ("read", "imported", "failed", "text_only", "with_images", "failures")
 _BYTES_AT_ONCE = 24 << 20  # of rows, that are held in memory while they are ordered
 
@@ -87,7 +88,7 @@ def run(
     for what in plan.left_out:
         log.info("left out: %s", what)
     check_kept(plan, Keep(config.keep))
-    read_first(plan, None if config.columns is None else named_layout(config.columns), Keep(config.keep))
+    read_first(plan, layout_of(config), Keep(config.keep))
     output.begin(config, **output.identity)
     with _workers(plan, config, spread) as (workers, call):
         plan, mixture = with_shares(plan, call)
@@ -160,9 +161,7 @@ def already_imported(data: Sequence[str]) -> str | None:
 
 def chosen_rows(imported: Mapping[str, Any]) -> dict[str, Any]:
     """Of the record of an import, what else than the files decides which rows it holds; {} where it holds all."""
-    return {
-        name: imported[name] for name in ("taken", "keys_from", "files_of_each", "columns", "keep") if name in imported
-    }
+    return {name: imported[name] for name in _CHOOSING if name in imported}
 
 
 def _plan(config: ImportConfig) -> Plan:
@@ -184,6 +183,9 @@ def _identity(plan: Plan, config: ImportConfig) -> dict[str, Any]:
         "rows_per_file": config.rows_per_file,
         "max_bytes_per_file": config.max_bytes_per_file,
         **({"order": "image"} if config.order == "image" else {}),
+        **({"fetch": config.fetch} if config.fetch != "auto" else {}),
+        **({"fetch_cache": plan.fetching.cache} if config.fetch_cache else {}),
+        **({"fetch_private": sorted(config.fetch_private)} if config.fetch_private else {}),
         **({"taken": taken} if taken else {}),
         **({"columns": config.columns} if config.columns is not None else {}),
         **({"keep": list(config.keep)} if config.keep else {}),
@@ -193,7 +195,15 @@ def _identity(plan: Plan, config: ImportConfig) -> dict[str, Any]:
 def _claim(plan: Plan, config: ImportConfig) -> Claim:
     identity = _identity(plan, config)
     left_open = ("order",) if config.order == "auto" else ()
-    return claim(plan.directory, STAGE, identity, overwrite=config.overwrite, resumes=False, left_open=left_open)
+    return claim(
+        plan.directory,
+        STAGE,
+        identity,
+        overwrite=config.overwrite,
+        folders=(SAMPLES_FOLDER, UNPACKED_FOLDER),
+        resumes=False,
+        left_open=left_open,
+    )
 
 
 def _import(
@@ -206,14 +216,14 @@ def _import(
 ) -> tuple[ImportReport, dict[str, Any]]:
     """Import the files, and order what came of them; the counts, and for the record what was done about the order."""
     total = Counts()
+    directory = plan.directory  # as the user wrote it
+    plan, output = _anywhere(plan, output)
+    plan = replace(plan, images=plan.images.scanned(output, spread))
     rows = RowImport(plan, output, config, config.rows_per_file, config.max_bytes_per_file)
     if spread is None:
         parts: Iterable[Counts] = [rows([Slice(file) for file in plan.files], progress=progress)]
     else:
-        # A machine that does it may have another working directory.
-        there = plan.directory if scheme_of(plan.directory) else filesystem(plan.directory)[1]
-        output = replace(output, directory=there)
-        rows = replace(rows, plan=replace(plan, directory=there, files=[], listings=[]), output=output)
+        rows = replace(rows, plan=replace(plan, files=[], listings=[]))
         parts = spread([partial(rows, group, number) for number, group in enumerate(_work(plan, config, workers))])
     for part in parts:
         total.add(part)
@@ -227,7 +237,7 @@ def _import(
         raise StageError(f"{', '.join(file.uri for file in plan.files[:3])}: no rows")
     total.kept.check(Keep(config.keep), total.read)
     order = _order(rows, output, config, total, spread)
-    return total.report(plan.directory), order
+    return total.report(directory), order
 
 
 def _work(plan: Plan, config: ImportConfig, workers: int | None) -> list[list[Slice]]:
@@ -241,6 +251,12 @@ def _work(plan: Plan, config: ImportConfig, workers: int | None) -> list[list[Sl
         size = min(size, max(known // least, _LEAST_A_GROUP))
     pieces = slices(plan.files, size, least)
     return _groups(pieces, [piece.size for piece in pieces], size)
+
+
+def _anywhere(plan: Plan, output: Claim) -> tuple[Plan, Claim]:
+    """Both with paths in full, for machines that have another working directory."""
+    there = absolute(plan.directory)
+    return replace(plan, directory=there), replace(output, directory=there)
 
 
 def _check_seen(directory: str, parts: int) -> None:
@@ -269,7 +285,7 @@ def _order(
             directory=output.directory,
             work=output.work,
             run=output.run,
-            root=rows.plan.root,
+            roots=rows.plan.roots,
             rows_per_file=config.rows_per_file,
             max_bytes_per_file=config.max_bytes_per_file,
             bytes_at_once=_BYTES_AT_ONCE,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, field_serializer, field_validator
 
+from vig_ray.dataset.fetched import Fetch
 from vig_ray.dataset.kinds import Format
 from vig_ray.dataset.layouts.columns import parse_columns
 from vig_ray.options import CommaSeparated, SampleOrder
@@ -43,7 +44,10 @@ class DataOptions(StageConfig):
         json_schema_extra={"metavar": "SPEC[=WEIGHT]", "repeated": True},
     )
     images: str | None = Field(
-        None, description="folder that relative image paths start from, a path or URI; default: the data file's folder"
+        None,
+        description="folder that relative image paths start from, or an archive with the images (zip, tar, tar.gz, "
+        "...), or a pattern of such (*_data/shard_*.tar); a path or URI; default: the data file's folder and the "
+        "archives in it",
     )
     name: str | None = Field(
         None,
@@ -70,6 +74,24 @@ class DataOptions(StageConfig):
         description="columns of the data that go along to scores, selections, reports and exports: names, paths such "
         "as meta.score, and patterns such as *_min",
         json_schema_extra={"metavar": "NAME[,...]"},
+    )
+    fetch: Fetch = Field(
+        "auto",
+        description="images by URL that are fetched when the data is imported: auto, those that have a checksum in the "
+        "data; always; never: all are read from the web at each use",
+    )
+    fetch_cache: str | None = Field(
+        None,
+        description="folder, a path or URI, that fetched images are kept in; several runs may share one; default: "
+        "OUT/fetched",
+        json_schema_extra={"metavar": "FOLDER"},
+    )
+    fetch_connections: int = Field(8, ge=1, description="most images that are fetched from one host at a time")
+    fetch_private: Annotated[tuple[str, ...], CommaSeparated] = Field(
+        (),
+        description="hosts of images that may have addresses inside a network; by default none: the data's URLs must "
+        "not lead a job to the machines beside it",
+        json_schema_extra={"metavar": "HOST[,...]"},
     )
 
     @field_serializer("data")

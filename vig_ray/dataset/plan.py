@@ -8,20 +8,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import pyarrow.fs as pafs
-
-from vig_ray.dataset.image_folder import ImageFolder
+from vig_ray.dataset.fetch_cache import FetchOptions
 from vig_ray.dataset.image_order import Spread
+from vig_ray.dataset.image_source import ImageSource, find_images, folder_of
 from vig_ray.dataset.inputs import DataFile, count_rows
 from vig_ray.dataset.kinds import stem
+from vig_ray.dataset.layouts.columns import named_layout
+from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.listing import Listing, check_keys, find
 from vig_ray.dataset.options import DataOptions
 from vig_ray.dataset.sharing import common_folder
 from vig_ray.dataset.spec import parse
 from vig_ray.dataset.taking import Taking, shares_of
 from vig_ray.errors import StageError
-from vig_ray.storage import exists, scheme_of
+from vig_ray.storage import absolute, join
 
+FETCHED_FOLDER = "fetched"
 _COUNTED_AT_ONCE = 8
 
 
@@ -29,18 +31,16 @@ _COUNTED_AT_ONCE = 8
 class Plan:
     """What is read and where it goes. Workers get it pickled, without `files` and `listings`.
 
-    `images`: the folder that relative image paths start from, None where that is each file's own. `directory`:
-    samples/. `root`: the folder that all images' relative paths start from, or that holds the folders that they start
-    from. `archives`: paths or URIs of archives beside the data, which hold images. `weights`: of each dataset, () where
-    none is given.
+    `images`: where relative image paths lead. `directory`: samples/. `roots`: folders below which an image's path is
+    the same wherever the dataset lies. `weights`: of each dataset, () where none is given.
     """
 
     files: list[DataFile]
     listings: list[Listing]
-    images: ImageFolder | None
+    images: ImageSource
+    fetching: FetchOptions
     directory: str
-    root: str
-    archives: list[str]
+    roots: tuple[str, ...]
     taking: Taking
     weights: tuple[float, ...]
 
@@ -53,10 +53,6 @@ class Plan:
     def left_out(self) -> list[str]:
         """What is there and isn't read, in words."""
         return [f"{listing.root}: {what}" for listing in self.listings for what in listing.left_out]
-
-    def folder(self, file: DataFile) -> ImageFolder:
-        """The folder that relative image paths in `file` start from."""
-        return self.images or _folder_of(file)
 
     def identity(self) -> dict[str, Any]:
         """What decides which rows are read and what their keys are.
@@ -71,7 +67,7 @@ class Plan:
         return {
             "inputs": [{"path": file.uri, "size": file.size, "mtime_ns": file.mtime_ns} for file in self.files],
             "format": kinds[0] if len(kinds) == 1 else kinds,
-            "images": self.images and self.images.root,
+            **self.images.identity(),
             "name": self.names[0] if one else self.names,
             **({"keys_from": roots[0] if one else roots} if nested else {}),
             **({} if one else {"files_of_each": [len(listing.files) for listing in self.listings]}),
@@ -100,19 +96,27 @@ def make_plan(options: DataOptions, directory: str) -> Plan:
     _check_names(listings)
     files = [file for listing in listings for file in listing.files]
     check_keys(files)
-    if options.images is not None:
-        _check_folder(options.images)
-    images = None if options.images is None else ImageFolder.at(options.images)
+    images = find_images(
+        options.images, [(listing.files[0], listing.archives) for listing in listings], layout_of(options)
+    )
+    folders = [images.folder.root] if images.folder else [folder_of(file).root for file in files]
+    out = directory.rpartition("/")[0]
+    cache = absolute(options.fetch_cache or join(out, FETCHED_FOLDER))
     return Plan(
         files=files,
         listings=listings,
         images=images,
+        fetching=FetchOptions(cache, options.fetch_private, options.fetch_connections),
         directory=directory,
-        root=common_folder([images.root] if images else [_folder_of(file).root for file in files]),
-        archives=[archive for listing in listings for archive in listing.archives],
+        roots=(common_folder(folders), cache),
         taking=Taking(1.0 if options.sample is None else options.sample, options.seed),
         weights=weights,
     )
+
+
+def layout_of(options: DataOptions) -> Layout | None:
+    """The layout that --columns tells; None where a row's own keys do."""
+    return None if options.columns is None else named_layout(options.columns)
 
 
 def with_shares(plan: Plan, spread: Spread | None) -> tuple[Plan, list[dict[str, Any]]]:
@@ -157,14 +161,3 @@ def _check_names(listings: Sequence[Listing]) -> None:
                 f"two --data are called {listing.name} ({other.files[0].uri}, {listing.files[0].uri}), so their rows "
                 "would share keys; rename one's file or folder, or import it by itself with --name"
             )
-
-
-def _folder_of(file: DataFile) -> ImageFolder:
-    return ImageFolder.at(file.uri.rpartition("/")[0] or "/")
-
-
-def _check_folder(folder: str) -> None:
-    if scheme_of(folder) in ("http", "https"):  # a web server needn't answer for a folder
-        return
-    if exists(folder) != pafs.FileType.Directory:
-        raise StageError(f"{folder}: no such folder; --images is the folder that relative image paths start from")

@@ -1,8 +1,8 @@
 """Which image a sample is of, as 64 bits, and how many samples share theirs with another.
 
-The hash is of the image's path below a root, or of its bytes, so it is the same wherever a dataset lies. Two images
-may have one hash (2.7 % that there are any at 1e9 images): their samples would be taken for those of one image, which
-changes no sample.
+The hash is of the image's path below a root, of its place in an archive, or of its bytes, so it is the same wherever a
+dataset lies. Two images may have one hash (2.7 % that there are any at 1e9 images): their samples would be taken for
+those of one image, which changes no sample.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pandas.util import hash_array
 
+from vig_ray.dataset.archived import archived
 from vig_ray.errors import StageError
 from vig_ray.storage import filesystem, list_files, one_line
 from vig_ray.whole_files import whole_files
@@ -28,24 +29,32 @@ _SORTED_AT_ONCE = 1 << 25  # hashes, of 8 bytes
 _READ_AT_ONCE = 1 << 20
 
 
-def image_hashes(table: pa.Table, root: str) -> tuple[Hashes, npt.NDArray[np.bool_]]:
+def image_hashes(table: pa.Table, roots: Sequence[str]) -> tuple[Hashes, npt.NDArray[np.bool_]]:
     """The hash of each row's first image, uint64 [rows], and whether the row has one, bool [rows].
 
-    `root`: the folder that paths are taken to start from, where they lie below it.
+    `roots`: folders that paths are taken to start from, where they lie below one of them.
     """
     lists = table["images"].combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     has_image = lengths > 0
     first = lists.flatten().take(pa.array((np.cumsum(lengths) - lengths)[has_image]))
-    below = root.rstrip("/") + "/"
+    below = [root.rstrip("/") + "/" for root in roots]
     images: npt.NDArray[np.object_] = np.empty(len(first), dtype=object)
     images[:] = [
-        data if uri is None else uri.removeprefix(below)
+        data if uri is None else _name(uri, below)
         for uri, data in zip(first.field("uri").to_pylist(), first.field("bytes").to_pylist(), strict=True)
     ]
     hashes = np.zeros(len(lengths), dtype=np.uint64)
     hashes[has_image] = hash_array(images, hash_key=_HASH_KEY, categorize=False)
     return hashes, has_image
+
+
+def _name(uri: str, roots: Sequence[str]) -> str:
+    """What tells an image apart, wherever its dataset lies."""
+    inside = archived(uri)
+    if inside is not None:
+        return uri[len(inside.archive) :]
+    return next((uri[len(root) :] for root in roots if uri.startswith(root)), uri)
 
 
 class HashFile:
@@ -55,8 +64,8 @@ class HashFile:
     it can't be written.
     """
 
-    def __init__(self, uri: str, unfinished: str, root: str) -> None:
-        self._uri, self._root = uri, root
+    def __init__(self, uri: str, unfinished: str, roots: Sequence[str]) -> None:
+        self._uri, self._roots = uri, roots
         self._fs, self._path = whole_files(uri, unfinished)
         self._stream: Any = None
 
@@ -78,7 +87,7 @@ class HashFile:
 
     def add(self, table: pa.Table) -> None:
         """Add the rows of a table."""
-        hashes, has_image = image_hashes(table, self._root)
+        hashes, has_image = image_hashes(table, self._roots)
         try:
             self._stream.write(hashes[has_image].astype("<u8").tobytes())
         except OSError as error:

@@ -11,7 +11,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from vig_ray.dataset.json_reader import MAX_ROW_BYTES, parse_object
 from vig_ray.dataset.layouts import exchanges
@@ -19,6 +19,7 @@ from vig_ray.dataset.layouts.known import recognise
 from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.rows import Row
 from vig_ray.dataset.schema import IMAGE_MARK, RowError
+from vig_ray.dataset.strict_tar import StrictTarInfo
 
 _IMAGE_TYPES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
 CAPTION_QUESTION = f"{IMAGE_MARK}\n{exchanges.CAPTION_QUESTION}"
@@ -31,7 +32,7 @@ def read_shard(stream: BinaryIO, layout: Layout | None = None) -> Iterator[Row]:
     Members that make no row together are a RowError. Raises tarfile.TarError or OSError where the tar is
     damaged or cut off.
     """
-    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictTarInfo) as archive:
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictTarInfo) as archive:
         numbers = itertools.count()
         group: _Group | None = None
         while (member := archive.next()) is not None:
@@ -50,23 +51,6 @@ def read_shard(stream: BinaryIO, layout: Layout | None = None) -> Iterator[Row]:
             group.add(archive, member, extension.lower())
         if group is not None:
             yield group.row(next(numbers), layout)
-
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """Members of a tar that must end with its block of zeros.
-
-    tarfile takes a damaged header, or a file that is cut off between two members, for the archive's end, so that the
-    rest of the rows would be missing silently.
-    """
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros that ends a tar
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"damaged or cut off ({error})") from error
 
 
 @dataclass

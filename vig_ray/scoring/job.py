@@ -89,7 +89,8 @@ def check(config: ScoreConfig) -> Plan:
         importing.validate(import_config(config))
     for option, field in DataOptions.model_fields.items():
         if samples is not None and option != "data" and getattr(config, option) != field.default:
-            raise StageError(f"--{option} has no effect on {samples}, which is imported already; leave it out")
+            flag = option.replace("_", "-")
+            raise StageError(f"--{flag} has no effect on {samples}, which is imported already; leave it out")
     check_writable(config.out)
     if not config.overwrite:
         _check_version(join(config.out, "scores"))

@@ -22,6 +22,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from vig_ray.dataset.archived import archived
+from vig_ray.dataset.images import ImageError, image_bytes
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_formatter, template_fingerprint
@@ -170,7 +172,8 @@ def _rows(samples: str) -> Iterator[dict[str, Any]]:
 
 
 class _Pictures:
-    """The paths of images: as they are, relative to a folder, or of a file written here where a row held the bytes."""
+    """The paths of images: as they are, relative to a folder, or of a file written here where a row or an archive holds
+    the bytes."""
 
     def __init__(self, config: ExportDataConfig, output: Claim) -> None:
         self._relative_to = config.images
@@ -181,10 +184,13 @@ class _Pictures:
         return [self._path(image) for image in row["images"] or ()]
 
     def _path(self, image: dict[str, Any]) -> str:
-        if image["uri"] is not None:
+        if image["uri"] is not None and archived(image["uri"]) is None:
             uri = str(image["uri"])
             return os.path.relpath(uri, self._relative_to) if self._relative_to else uri
-        data = image["bytes"]
+        try:
+            data = image_bytes(image)
+        except ImageError as error:
+            raise StageError(f"an image can't be written to {self._folder}: {error}") from error
         kind = next((kind for magic, kind in _MAGIC if data.startswith(magic)), "img")
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         path = os.path.join(self._folder, f"{self._output.run}-{digest}.{kind}")
