@@ -60,7 +60,7 @@ def find_images(
     images: str | None, datasets: Sequence[tuple[DataFile, Sequence[str]]], layout: Layout | None
 ) -> ImageSource:
     """What `--images` names, or, where it names no archives and the first rows' images are missing in their folder,
-    that folder with the archives in it. `datasets`: of each its first file and the archives beside it. `layout`: that of
+    that folder with the archives in it. `datasets`: of each its first file and the archives beside it. `layout`: of
     --columns.
 
     Raises StageError where nothing is there that `images` names.
