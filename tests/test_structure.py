@@ -32,6 +32,7 @@ FLOORS: tuple[set[str], ...] = (
     {"vig_ray.push"},
     {"vig_ray.demo"},
     {"vig_ray.submission", "vig_ray.arguments"},
+    {"vig_ray.results"},
     {"vig_ray.api"},
     {"vig_ray.cli"},
     {"serve_app", "jobs"},

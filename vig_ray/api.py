@@ -16,26 +16,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
 from vig_ray.arguments import explained
 from vig_ray.errors import StageError
-from vig_ray.stage import StageConfig, parquet_files, read_stage
-from vig_ray.storage import absolute, filesystem, join, scheme_of
+from vig_ray.results import Report, Scores, Selection
+from vig_ray.stage import StageConfig
+from vig_ray.storage import absolute, join, scheme_of
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    import ray.data
-
     from vig_ray.report.inspect import Inspected
-    from vig_ray.scoring.summary import ScoreSummary
-    from vig_ray.selection.counts import Selection as Counts
 
 __all__ = ["Report", "Scores", "Selection", "StageError", "inspect", "report", "score", "select"]
 
@@ -48,125 +40,6 @@ _HOW = {
     "overwrite", "strict",
 }  # fmt: skip
 _HOW_TO_SELECT = {"scores", "out", "samples", "rows_per_file", "address", "overwrite"}
-
-
-class _Rows:
-    """The table that a stage wrote. `directory`: a folder of Parquet, a path or URI."""
-
-    def __init__(self, directory: str) -> None:
-        self.directory = directory
-
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows in memory, with these columns or all."""
-        from vig_ray.tables.directories import dataset
-
-        return dataset(self.directory).to_table(columns=None if columns is None else list(columns))
-
-    def dataset(self) -> ray.data.Dataset:
-        """The rows as a Ray dataset, which reads them as they are needed; starts a Ray where there is none."""
-        import ray.data
-
-        from vig_ray.cluster import footer_readers
-
-        files = parquet_files(self.directory)
-        with footer_readers(len(files)):
-            return ray.data.read_parquet(files, filesystem=filesystem(self.directory)[0])
-
-    def __len__(self) -> int:
-        from vig_ray.tables.directories import dataset
-
-        rows: int = dataset(self.directory).count_rows()
-        return rows
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        from vig_ray.tables.directories import dataset
-
-        for batch in dataset(self.directory).to_batches(batch_size=1024):
-            yield from batch.to_pylist()
-
-
-class Scores(_Rows):
-    """What `score` or `vig score` wrote. `directory`: its scores/.
-
-    One row a sample: `sample_key`, `vig` (nats), a loss and the log-probs of each pass, `error`. docs/scoring.md
-    describes every column.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], summary: ScoreSummary | None = None) -> None:
-        """Scores that are there already: scores/ or the folder that holds it. Raises StageError."""
-        from vig_ray.tables.directories import scores_directory
-
-        super().__init__(scores_directory(os.fspath(directory)))
-        if (read_stage(self.directory) or {}).get("complete") is False:
-            raise StageError(f"{self.directory}: not finished; the call or command that began it goes on with it")
-        if summary is not None:
-            self.__dict__["summary"] = summary
-
-    @cached_property
-    def summary(self) -> ScoreSummary:
-        """The counts, and the mean gain under each reference and of each source."""
-        from vig_ray.scoring.summary import summarise
-        from vig_ray.tables.passes import references_of
-
-        return summarise(self.directory, references_of(read_stage(self.directory) or {}))
-
-    def __repr__(self) -> str:
-        return self.summary.text()
-
-
-class Selection(_Rows):
-    """What `select` wrote: which samples, in which order, and what each answer token weighs.
-
-    `directory`: its selection/, None where several percentages were compared. `counts`: what was kept, and thresholds.
-    """
-
-    directory: str | None  # type: ignore[assignment]
-
-    def __init__(self, counts: Counts) -> None:
-        self.directory = counts.directory
-        self.counts = counts
-
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows in memory, with these columns or all. Raises StageError where nothing is selected."""
-        self._check()
-        return super().table(columns)
-
-    def dataset(self) -> ray.data.Dataset:
-        """The rows as a Ray dataset. Raises StageError where nothing is selected."""
-        self._check()
-        return super().dataset()
-
-    def __len__(self) -> int:
-        self._check()
-        return super().__len__()
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        self._check()
-        return super().__iter__()
-
-    def _check(self) -> None:
-        if self.directory is None:
-            raise StageError("several percentages were compared, so nothing is selected; give one p")
-
-    def __repr__(self) -> str:
-        return self.counts.text()
-
-
-@dataclass(frozen=True, repr=False)
-class Report:
-    """A report that was written. `path`: its HTML file. `numbers`: all that it says, as in the JSON beside it."""
-
-    path: str
-    numbers: dict[str, Any]
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def _repr_html_(self) -> str:
-        href = self.path if scheme_of(self.path) else os.path.relpath(self.path).replace(os.sep, "/")
-        lines = "<br>".join(escape(line) for line in self.text.splitlines())
-        return f'<p><a href="{escape(href)}" target="_blank"><b>{escape(href)}</b></a><br>{lines}</p>'
 
 
 def score(
@@ -271,7 +144,6 @@ def report(
 
     of = _scores(scores)
     if isinstance(selection, Selection):
-        selection._check()
         selection = selection.directory
     where = join(_beside(of.directory), "report.html") if out is None else os.fspath(out)
     chosen = None if selection is None else os.fspath(selection)

@@ -52,7 +52,8 @@ def model_repository(folder: str, *, to: str, license: str | None, base: str | N
     """The repository `to` of the checkpoint in `folder`.
 
     `license`: the base model's and the data's, as the user says it is. `base`: the hub id of the model that was
-    trained, where the record has a folder. Raises StageError where nothing tells how it was trained, or it isn't finished.
+    trained, where the record has a folder. Raises StageError where nothing tells how it was trained, or that isn't
+    finished.
     """
     record, exported = _record(folder)
     prompts = record.get("prompts", {})
