@@ -417,10 +417,12 @@ def hub(folder: Path, *, page: int = 1000) -> Iterator[Hub]:
             patch.delenv(variable, raising=False)
         # Both libraries read the environment when they are imported.
         patch.setattr(constants, "ENDPOINT", server.url)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
         patch.setattr(constants, "HF_TOKEN_PATH", f"{home}/token")
         patch.setattr(constants, "HF_HUB_CACHE", f"{home}/hub")
         patch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
         patch.setattr(datasets.config, "HUB_DATASETS_URL", server.url + "/datasets/{repo_id}/resolve/{revision}/{path}")
         HfFileSystem.clear_instance_cache()

@@ -139,6 +139,22 @@ def test_rows_that_were_chosen_and_shuffled_are_those_that_are_read(tmp_path: Pa
     assert [row["id"] for row in imported(chosen, tmp_path)] == ["3", "1"]
 
 
+def test_files_that_a_dataset_only_names_come_with_it(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {
+            "images": [datasets.Image()],
+            "messages": [{"role": datasets.Value("string"), "content": datasets.Value("string")}],
+        }
+    )
+    picture(2).save(tmp_path / "2.png")
+    messages = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "It."}]
+    paths = [str(tmp_path / "2.png"), str(tmp_path / "gone.png")]
+    held = datasets.Dataset.from_list([{"images": [path], "messages": messages} for path in paths], features=features)
+    there, gone = imported(held, tmp_path / "out")
+    np.testing.assert_array_equal(load_image(there["images"][0]), np.asarray(picture(2)))
+    assert "gone.png" in gone["error"]
+
+
 def test_messages_of_mixed_types_are_rows_too(tmp_path: Path) -> None:
     parts = [{"type": "image", "image": picture(1)}, {"type": "text", "text": "What?"}]
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from tests.oracle import blurred, plain_logprobs
+from tests.selection.made import copy_outputs
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
@@ -52,8 +53,16 @@ def rows(out: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def here(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few samples: no Ray is started, and the process is left as it was."""
+    import ray
+
     out = tmp_path_factory.mktemp("here")
-    job.run(config(data, out), in_process=True)
+    threads = cv2.getNumThreads(), torch.get_num_threads()
+    ray.shutdown()
+    job.run(config(data, out), in_process=None)
+    assert not ray.is_initialized()
+    assert (cv2.getNumThreads(), torch.get_num_threads()) == threads
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
     return out
 
 
@@ -101,16 +110,6 @@ def test_the_ray_job_gives_the_same(here: Path, data: str, tmp_path: Path, local
     assert job.run(config(data, here)).read == SAMPLES  # the one finds what the other has done
 
 
-def test_no_ray_is_started_and_the_process_is_left_as_it_was(data: str, tmp_path: Path) -> None:
-    import ray
-
-    threads = cv2.getNumThreads(), torch.get_num_threads()
-    job.run(config(data, tmp_path), in_process=None)
-    assert not ray.is_initialized()
-    assert (cv2.getNumThreads(), torch.get_num_threads()) == threads
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
 def test_many_samples_or_a_ray_in_use_mean_a_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = {"few": in_process.FEW - 1, "many": in_process.FEW}
     monkeypatch.setattr(job, "count_samples", counted.__getitem__)
@@ -143,8 +142,8 @@ def test_a_killed_run_goes_on_and_blocks_are_bounded(
         patch.setattr(in_process, "_called", killed)
         with pytest.raises(KeyboardInterrupt):
             job.run(options, in_process=True)
-    assert blocks == [7, 7, 7]
-    assert len(rows(tmp_path)) == 14
+    assert max(blocks) == 7
+    assert len(rows(tmp_path)) == sum(blocks[:2]) < SAMPLES
     job.run(options, in_process=True)
     assert len(rows(tmp_path)) == SAMPLES
     for key, row in rows(here).items():
@@ -153,7 +152,7 @@ def test_a_killed_run_goes_on_and_blocks_are_bounded(
 
 
 def test_another_reference_is_added(data: str, here: Path, tmp_path: Path) -> None:
-    job.run(config(data, tmp_path), in_process=True)
+    copy_outputs(here, tmp_path, "samples", "scores")
     summary = job.run(config(data, tmp_path, reference="blur,blind"), in_process=True)
     assert summary.references["blind"].samples == summary.references["blur"].samples > 0
     for key, row in rows(here).items():

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -25,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vig_ray.compat.ray import file_names
+from vig_ray.dataset.images import MAX_FILE_BYTES
 from vig_ray.errors import StageError
 from vig_ray.stage import StageConfig, claim, read_stage
 from vig_ray.storage import filesystem, join, one_line
@@ -155,15 +157,10 @@ def _of_table(table: pa.Table) -> InMemory:
 
 
 def _from_polars(frame: Any) -> pa.Table:
-    try:
-        table: pa.Table = frame.to_arrow()
-    except BaseException as error:  # polars panics at columns of Python objects
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise StageError(
-            f"data: this polars frame doesn't fit Arrow ({one_line(error)[:200]}); give it as rows, data.to_dicts()"
-        ) from error
-    return table
+    objects = [name for name, kind in frame.schema.items() if str(kind) == "Object"]
+    if objects:  # Arrow would get their addresses
+        raise StageError(f"data: column {objects[0]!r} holds Python objects; give the rows, data.to_dicts()")
+    return frame.to_arrow()
 
 
 def _of_hugging_face(dataset: Any) -> InMemory:
@@ -172,13 +169,40 @@ def _of_hugging_face(dataset: Any) -> InMemory:
     if not len(dataset):
         raise StageError("data holds no rows")
     plain = dataset.with_format("arrow")  # all columns, images as the bytes of their files
+    images = [name for name, feature in dataset.features.items() if _holds_images(feature)]
 
     def write(file: BinaryIO) -> None:
-        tables = plain.iter(batch_size=_BATCH_ROWS)
+        tables = (_with_files(table, images) for table in plain.iter(batch_size=_BATCH_ROWS))
         first = next(tables)
         _write_tables(first.schema, (table for some in ([first], tables) for table in some), file)
 
     return InMemory("rows.parquet", write)
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column of a datasets.Dataset holds images, or lists of them."""
+    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
+    return type(inner).__name__ == "Image"
+
+
+def _with_files(table: pa.Table, images: list[str]) -> pa.Table:
+    """The same with the bytes of image files that a dataset only names, as it does where it was made of files: it reads
+    them wherever they are. What can't be read stays as it is, for its row to say."""
+
+    def with_file(image: Any) -> Any:
+        if isinstance(image, list):
+            return [with_file(each) for each in image]
+        path = None if image is None or image["bytes"] is not None else image["path"]
+        if path is None or not os.path.isfile(path) or os.path.getsize(path) > MAX_FILE_BYTES:
+            return image
+        with open(path, "rb") as file:
+            return {**image, "bytes": file.read()}
+
+    for name in images:
+        number = table.schema.get_field_index(name)
+        held = [with_file(image) for image in table[name].to_pylist()]
+        table = table.set_column(number, table.schema.field(number), pa.array(held, table.schema.field(number).type))
+    return table
 
 
 def _write_tables(schema: pa.Schema, tables: Iterable[pa.Table | pa.RecordBatch], file: BinaryIO) -> None:

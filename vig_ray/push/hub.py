@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 from vig_ray.errors import StageError
 from vig_ray.push.repository import CARD, FACTS, Repository
@@ -75,7 +75,7 @@ class HubRepository:
                 info = self._api.repo_info(self._name, repo_type=self._kind)
             except RepositoryNotFoundError:
                 return None
-            names = frozenset(sibling.rfilename for sibling in info.siblings or ())
+            names = frozenset(sibling.rfilename for sibling in getattr(info, "siblings", None) or ())
             facts = self._read(FACTS, info.sha) if FACTS in names else None
             card = self._read(CARD, info.sha) if CARD in names else None
         try:
@@ -83,7 +83,7 @@ class HubRepository:
         except ValueError:
             told = {}
         told = told if isinstance(told, dict) and told.get("written_by") == "vig push" else {}
-        return There(info.sha, names, told, card and _hash(card), bool(info.private))
+        return There(info.sha, names, told, None if card is None else _hash(card), bool(info.private))
 
     def check(self, there: There | None, *, overwrite: bool) -> None:
         """Raise StageError where somebody else's files are there."""

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -43,7 +42,7 @@ def this_process() -> Iterator[Machines]:
     finally:
         cv2.setNumThreads(threads)
         gc.collect()
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
@@ -60,8 +59,7 @@ def run_steps_here(
     to_fs, to_path = whole_files(output.directory, join(output.work, "unfinished"))
     to_fs.create_dir(to_path, recursive=True)
     total, count = count_samples(samples), len(done)
-    # Few are scored before a bar would be read, and in a notebook its lines would stay.
-    with RowProgress("score", total, done=count) if total >= FEW or sys.stderr.isatty() else nullcontext() as bar:
+    with RowProgress("score", total, done=count, brief=True) as bar:
         for number, block in enumerate(_blocks(samples, done, rows_per_file), start=written):
             count += block.num_rows
             for actor, step in zip(actors, steps, strict=True):
@@ -70,8 +68,7 @@ def run_steps_here(
             pq.write_table(
                 block, f"{to_path}/{output.run}-{number:06d}-0.parquet", filesystem=to_fs, compression="zstd"
             )
-            if bar is not None:
-                bar.update(count)
+            bar.update(count)
     return {}
 
 

@@ -123,7 +123,7 @@ def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary
     plan = check(config)
     samples = plan.samples
     if samples is None:
-        samples = _imported(config)
+        samples = _imported(config, brief=in_process is not False)
     average = _average(config, samples)
     # An engine or a dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
     output = claim(
@@ -209,10 +209,11 @@ def _here(in_process: bool | None, engine: str, config: ScoreConfig, samples: st
     return in_process
 
 
-def _imported(config: ScoreConfig) -> str:
+def _imported(config: ScoreConfig, *, brief: bool) -> str:
     """Import the data; on a cluster its machines do it, so that no row passes through the driver."""
     there = joins(config.address)
-    with RowProgress("import", None) as bar, machines(config.address, actors=0) if there else nullcontext():
+    here = nullcontext()
+    with RowProgress("import", None, brief=brief) as bar, machines(config.address, actors=0) if there else here:
         return importing.run(import_config(config), bar.update, on_machines if there else None).directory
 
 
