@@ -32,8 +32,12 @@ def executed(path: Path, folder: Path) -> Any:
     finally:
         os.environ.clear()
         os.environ |= before
-    for cell in notebook.cells:  # what differs each time, and says nothing
+    # What differs each time, or tells of what is installed beside the notebook, and not of it.
+    notebook.metadata["language_info"] = {"name": "python"}
+    for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
     return notebook
 
 
