@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
@@ -69,7 +70,6 @@ def score(
     `options`: those of `vig score`. Raises StageError.
     """
     from vig_ray.dataset.in_memory import NAME, in_memory, write_rows
-    from vig_ray.dataset.inputs import dataset_name
     from vig_ray.scoring.config import ScoreConfig
 
     given = {"model": os.fspath(model), **options}
@@ -83,8 +83,8 @@ def score(
     if out is None:
         if rows is not None and digest is None:
             raise StageError("out: needed for a Ray dataset, whose rows can't be told from others without reading them")
-        name = config.name or dataset_name(where if isinstance(where, str) else where[0] if where else NAME)
-        out = join(_RUNS, f"{name}-{_digest(digest or _spelled(where), _spelled(config.model), _decides(config))}")
+        told_apart = _digest(digest or _spelled(where), _spelled(config.model), _decides(config))
+        out = join(_RUNS, f"{_called(where or config.name)}-{told_apart}")
     out = os.fspath(out)
     if rows is not None:
         where = write_rows(rows, out, digest, overwrite=config.overwrite)
@@ -166,6 +166,12 @@ def _location(data: Any) -> str | list[str] | None:
     if isinstance(data, list) and data and all(isinstance(each, str | os.PathLike) for each in data):
         return [os.fspath(each) for each in data]
     return None
+
+
+def _called(where: Any) -> str:
+    """A name for the folder of what is scored: the last part of its path or URI, of the first of several."""
+    last = str(where if isinstance(where, str) else where[0]).rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w-]+", "-", last.partition(".")[0]).strip("-") or "data"
 
 
 def _scores(given: Scores | str | os.PathLike[str]) -> Scores:

@@ -55,7 +55,9 @@ def folders_of(*records: dict[str, Any]) -> list[str]:
         config, samples = record.get("config", {}), record.get("identity", {}).get("samples") or {}
         named = [config.get(name) for name in ("out", "images", "samples", "scores", "selection")]
         named += [samples.get("images")]
-        files = [each.get("path") for each in samples.get("inputs") or []] + [config.get("data"), config.get("model")]
+        data = config.get("data")
+        files = [each.get("path") for each in samples.get("inputs") or []] + [config.get("model")]
+        files += data if isinstance(data, list) else [data]
         named += [os.path.dirname(file) for file in files if isinstance(file, str)]
         found += [folder for folder in named if isinstance(folder, str) and folder.count("/") > 1]
     return [folder for folder in found if len(folder) > 1 and not folder.startswith(("hf:", "http"))]
