@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
@@ -71,7 +71,7 @@ def read_config(verb: Sequence[str], config_class: type[StageConfig], given: Map
     try:
         return config_class(**_from_yaml(given["config"]) | _from_environment(verb, config_class) | chosen)
     except ValidationError as error:
-        raise StageError("; ".join(_explained(error))) from error
+        raise StageError("; ".join(explained(error, _flag))) from error
 
 
 def _flag(name: str) -> str:
@@ -142,10 +142,10 @@ def _from_environment(verb: Sequence[str], config_class: type[StageConfig]) -> d
     return {name: os.environ[variable] for name, variable in variables.items() if variable in os.environ}
 
 
-def _explained(error: ValidationError) -> Iterator[str]:
-    """What pydantic found wrong, one text an option."""
+def explained(error: ValidationError, spelled: Callable[[str], str]) -> Iterator[str]:
+    """What pydantic found wrong, one text an option. `spelled`: an option's name as its user writes it."""
     for problem in error.errors(include_url=False):
-        option = _flag(str(problem["loc"][0])) if problem["loc"] else None  # None: it is about several options
+        option = spelled(str(problem["loc"][0])) if problem["loc"] else None  # None: it is about several options
         message = problem["msg"].removeprefix("Value error, ")
         if option is None:
             yield message

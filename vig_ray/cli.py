@@ -92,6 +92,11 @@ VERBS = {
         "vig_ray.selection.export:ExportDataConfig",
         "vig_ray.selection.export:run",
     ),
+    "push": Verb(
+        "scores and selection, or a trained model, to a repository of the Hugging Face hub",
+        "vig_ray.push.job:PushConfig",
+        "vig_ray.push.job:run",
+    ),
     "top": Verb(
         "the samples with the lowest gain, likely mislabelled, or the highest",
         "vig_ray.report.top:TopConfig",

@@ -23,12 +23,20 @@ def duration(seconds: float) -> str:
 class RowProgress:
     """Shows on standard error how many rows, or other `units`, of `total` are done, the rate and the time left.
 
-    `total` None: not known. The rate counts from the first update with new rows, so that it leaves out the time in
+    `total` None: not known. `brief`: outside a terminal, say nothing of what is done before the first line is due, for
+    notebooks, where lines stay. The rate counts from the first update with new rows, so that it leaves out the time in
     which a model is loaded.
     """
 
     def __init__(
-        self, what: str, total: int | None, *, done: int = 0, every: float = 10.0, units: str = "rows"
+        self,
+        what: str,
+        total: int | None,
+        *,
+        done: int = 0,
+        every: float = 10.0,
+        units: str = "rows",
+        brief: bool = False,
     ) -> None:
         self._what, self._total, self._start = what, total, done
         self._done = done
@@ -36,6 +44,7 @@ class RowProgress:
         self._last_line = time.monotonic()
         self._every = every
         self._units, self._note = units, ""
+        self._brief = brief
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             columns = (
@@ -57,7 +66,7 @@ class RowProgress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        elif self._done > self._start:
+        elif self._done > self._start and not self._brief:
             self._line()
 
     def say(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from tests.command import call
 from tests.selection.made import made_up, write
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
-from vig_ray.report import inspect
+from vig_ray.report import PAGE, inspect
+from vig_ray.report.colours import NAMES, inline_style, step_of
 from vig_ray.report.detokenize import token_texts
 from vig_ray.report.inspect import InspectConfig
 
@@ -49,6 +51,37 @@ def test_colours_go_by_gain(scores: str, rows: Any) -> None:
     assert inspect._style(5) == inspect._style(1.0) != inspect._style(0.5)
     assert inspect._style(0.0) == inspect._style(-0.05) == ""
     assert inspect._style(-5) != inspect._style(-0.5) != inspect._style(0)
+
+
+def test_html_colours_go_by_gain_without_a_style_sheet(scores: str, rows: Any) -> None:
+    row = next(row for row in rows if row["vig"] is not None and row["num_answer_tokens"] > 5)
+    shown = inspect.run(InspectConfig(key=row["sample_key"], scores=scores, model=CHECKPOINT))
+    html = shown._repr_html_()
+    values = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", (PAGE / "gains.css").read_text().partition("@media")[0]))
+    for name in NAMES:
+        if name != "zero":  # as the report's pages have them
+            assert inline_style(name).startswith(f"background:{values[name]};color:{values[name + 't']}")
+    spans = re.findall(r'<(b|u|span) style="([^"]*)" title="[^"]*gain ([+-][\d.]+) nats"', html)
+    assert len(spans) == row["num_answer_tokens"]
+    for (tag, style, gain), clean, blur in zip(spans, row["clean_logprobs"], row["blur_logprobs"], strict=True):
+        assert float(gain) == pytest.approx(clean - blur, abs=6e-4)
+        step = int(step_of(clean - blur))
+        assert style == inline_style(NAMES[step])
+        assert tag == ("u" if step < 3 else "b" if step == 6 else "span")
+
+
+def test_html_says_what_the_data_says_and_nothing_of_it_runs(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>\"'&"
+    row = {
+        "sample_key": evil, "source": evil, "vig": 0.5, "error": None, "clean_loss": 1.0, "reference_loss": 1.5,
+        "clean_logprobs": [-1.0, -1.0], "reference_logprobs": [-3.0, -0.5], "turn": [0, 0],
+    }  # fmt: skip
+    conversation = [{"role": evil, "text": evil}, {"role": "assistant", "text": evil}]
+    html = inspect.Inspected(row, [evil, evil], conversation)._repr_html_()
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 6
+    failed = {**row, "vig": None, "error": evil}
+    assert "<script" not in inspect.Inspected(failed, [], conversation)._repr_html_()
 
 
 def test_failed_and_text_only_samples_say_so(scores: str, rows: Any) -> None:

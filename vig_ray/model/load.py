@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from vig_ray.errors import StageError
@@ -204,6 +206,20 @@ def load_model(model: str, *, dtype: str, device: str) -> Any:
         names = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[:3]
         raise StageError(f"{model}: weights missing or of another shape, {', '.join(names)} among them")
     return loaded.eval().to(device)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Meanwhile transformers shows no progress bars of files and weights."""
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
 
 
 def without_weights(model: str) -> Any:

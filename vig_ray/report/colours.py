@@ -20,6 +20,8 @@ LIGHT = {
     "p3": "#1f5fa8", "text": "#1b1b1f", "soft": "#5b5f68", "line": "#c9ccd3", "ground": "#ffffff",
 }  # fmt: skip
 """The colours that figures are drawn in; a page with a dark background puts its own in their place."""
+ON_COLOURS = dict.fromkeys(("m2", "m1", "p1", "p2"), "#10131a") | dict.fromkeys(("m3", "p3"), "#ffffff")
+"""The colour of text on each of them, as in `page/gains.css`."""
 TERMINAL = (
     "bold white on dark_orange3",
     "black on orange1",
@@ -38,3 +40,11 @@ def step_of(gain: npt.ArrayLike) -> npt.NDArray[np.int64]:
         np.searchsorted(STEPS, values, side="right") - np.searchsorted(STEPS, -values, side="right") + len(STEPS)
     )
     return number
+
+
+def inline_style(name: str) -> str:
+    """The CSS of a token whose gain has this colour, for HTML without a style sheet; "" about 0."""
+    if name == "zero":
+        return ""
+    underlined = ";text-decoration:underline wavy 1px;text-underline-offset:.25em" if name.startswith("m") else ""
+    return f"background:{LIGHT[name]};color:{ON_COLOURS[name]};border-radius:.2em{underlined}"

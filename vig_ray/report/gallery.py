@@ -23,7 +23,8 @@ from vig_ray.tables.passes import View
 
 _QUALITY = 82
 _THREADS = 4  # each may hold a large image and its blur
-_PICTURES = 4  # of a sample
+PICTURES = 4
+"""The most images of a sample that are shown."""
 _SCORES = [
     "source", "vig", "clean_loss", "reference_loss", "num_truncated_tokens", "token_ids", "clean_logprobs",
     "reference_logprobs", "turn",
@@ -122,8 +123,8 @@ def fetch(
             else token_texts(tokenizer, row["token_ids"], row["turn"]),
             gain=token_gain(row["clean_logprobs"], row["reference_logprobs"]),
             conversation=original.get("conversation") or [],
-            pictures=[picture(image, view.reference == "blur", side, max_pixels) for image in images[:_PICTURES]],
-            more_pictures=max(0, len(images) - _PICTURES),
+            pictures=[picture(image, view.reference == "blur", side, max_pixels) for image in images[:PICTURES]],
+            more_pictures=max(0, len(images) - PICTURES),
             kept=None if selected is None else key in selected,
             weights=None if selected is None or key not in selected else selected[key]["token_weights"],
         )

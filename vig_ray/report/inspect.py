@@ -1,26 +1,36 @@
-"""`vig inspect KEY`: one sample in the terminal, its answer coloured by token gain, with both log-probs a token."""
+"""`vig inspect KEY`: one sample in the terminal, its answer coloured by token gain, with both log-probs a token.
+
+In a notebook the same sample shows itself as HTML, with its images.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.dataset.schema import KEPT
 from vig_ray.errors import StageError
 from vig_ray.options import ScoredUnder
 from vig_ray.report.colours import TERMINAL, WORDS, step_of
 from vig_ray.report.detokenize import load_tokenizer, token_texts
+from vig_ray.report.gallery import PICTURES, picture
+from vig_ray.report.sample_html import sample_html
 from vig_ray.scoring.gain import token_gain
 from vig_ray.stage import StageConfig, read_stage
 from vig_ray.tables.directories import rows_of, samples_beside, scores_directory
 from vig_ray.tables.kept import kept_text
 from vig_ray.tables.passes import View
 
+_SIDE = 256  # of images, pixels
+_WIDTH = 100
 _COLUMNS = [
     "source", "vig", "clean_loss", "reference_loss", "token_ids", "clean_logprobs", "reference_logprobs", "turn",
     "error",
@@ -37,17 +47,40 @@ class InspectConfig(StageConfig):
     model: str | None = Field(None, description="checkpoint whose tokenizer spells the tokens; by default the scores'")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspected:
-    """One sample, ready to be printed. `pieces`: the text of each answer token."""
+    """One sample, ready to be printed. `pieces`: the text of each answer token.
+
+    `reference`: what its gains are under. `samples`: where its images are, None where nobody knows.
+    """
 
     row: dict[str, Any]
     pieces: list[str]
     conversation: list[dict[str, str]]
+    reference: str = "blur"
+    samples: str | None = None
+
+    def __repr__(self) -> str:
+        return self._printed(Console(force_terminal=False, force_jupyter=False, color_system=None, width=_WIDTH))
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        key = self.row["sample_key"]
+        images = rows_of(self.samples, [key], ["images"])[key]["images"] or [] if self.samples is not None else []
+        pictures = [picture(image, self.reference == "blur", _SIDE, MAX_PIXELS) for image in images[:PICTURES]]
+        gain = self.gain.tolist() if self.pieces else []
+        return sample_html(self.row, self.pieces, gain, self.conversation, pictures)
+
+    @property
+    def gain(self) -> npt.NDArray[np.float64]:
+        """The gain of each answer token, nats, float64 [T]."""
+        return token_gain(self.row["clean_logprobs"], self.row["reference_logprobs"])
 
     def text(self) -> str:
         """As text for a terminal; without colours where standard output isn't one."""
-        console = Console()
+        return self._printed(Console())
+
+    def _printed(self, console: Console) -> str:
         with console.capture() as captured:
             console.print(self.render())
         return captured.get().rstrip("\n")
@@ -67,7 +100,7 @@ class Inspected:
                 f"- with it {row['clean_loss']:.4f}"
             )
         )
-        gain = token_gain(row["clean_logprobs"], row["reference_logprobs"])
+        gain = self.gain
         answers = [turn for turn in self.conversation if turn["role"] == "assistant"]
         if answers:
             number = 0
@@ -127,6 +160,7 @@ def run(config: InspectConfig) -> Inspected:
     if samples is not None:
         conversation = rows_of(samples, [config.key], ["conversation"])[config.key]["conversation"]
     if row["vig"] is None:
-        return Inspected(row, [], conversation)
+        return Inspected(row, [], conversation, view.reference, samples)
     model = config.model or record["config"]["model"]
-    return Inspected(row, token_texts(load_tokenizer(model), row["token_ids"], row["turn"]), conversation)
+    pieces = token_texts(load_tokenizer(model), row["token_ids"], row["turn"])
+    return Inspected(row, pieces, conversation, view.reference, samples)

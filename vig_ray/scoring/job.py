@@ -37,7 +37,8 @@ from vig_ray.scoring.blur import blur_by
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine
 from vig_ray.scoring.engines.prefixes import told
-from vig_ray.scoring.passes import Passes, stored_rows
+from vig_ray.scoring.in_process import FEW, run_steps_here, this_process
+from vig_ray.scoring.passes import Passes, rows_here, stored_rows
 from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.reference import blur_mean_parameters, make_reference
 from vig_ray.scoring.references.average import IMAGES, blur_mean_image, to_png
@@ -113,15 +114,17 @@ def import_config(config: ScoreConfig) -> importing.ImportConfig:
     return importing.ImportConfig(**read, out=config.out, overwrite=config.overwrite)
 
 
-def run(config: ScoreConfig) -> ScoreSummary:
+def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary:
     """Score a dataset; returns the summary of what `OUT/scores/` holds.
 
-    Raises StageError, before any engine starts, where the config, the data, the model or what is in `OUT` is wrong.
+    `in_process`: without a Ray, by the torch engine in this process; None: where the samples are few, no Ray is in use
+    and vLLM isn't asked for. Raises StageError, before any engine starts, where the config, the data, the model or what
+    is in `OUT` is wrong.
     """
     plan = check(config)
     samples = plan.samples
     if samples is None:
-        samples = _imported(config)
+        samples = _imported(config, brief=in_process is not False)
     average = _average(config, samples)
     # An engine or a dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
     output = claim(
@@ -145,32 +148,40 @@ def run(config: ScoreConfig) -> ScoreSummary:
     earlier = output.record["identity"] if went_on else {}
     if there:
         _check_addition(plan, earlier["engine"], there, new)
+    asked = earlier["engine"] if earlier and plan.engine == "auto" else plan.engine
+    here = _here(in_process, asked, config, samples)
     cores = os.cpu_count() or 1
     actors = sum(parse_range(spelled)[1] if spelled else cores for spelled in (config.workers, config.prepare_workers))
     began = time.time()
     at_once = sum(parse_range(spelled)[1] if spelled else 1 for spelled in (config.workers, config.prepare_workers))
-    with machines(config.address, actors=actors, least_cpus=at_once + _CPUS_OF_RAY_DATA) as ray_has:
+    ours = machines(config.address, actors=actors, least_cpus=at_once + _CPUS_OF_RAY_DATA)
+    with this_process() if here else ours as ray_has:
         if ray_has.cores is None:
             warn_of_few_cpus(2 + _CPUS_OF_RAY_DATA)  # an actor of each pool
         device = _device(config, ray_has)
-        asked = earlier["engine"] if earlier and plan.engine == "auto" else plan.engine
-        engine, why = _engine(asked, new, ray_has, device)
+        engine, why = ("torch", "in this process") if here else _engine(asked, new, ray_has, device)
         if config.engine != plan.engine:
             why = f"{config.engine}: the model's processor makes each sample as a whole"
         if config.vllm and engine != "vllm":
             log.warning("--vllm has no effect: the %s engine runs", engine)
         dtype = config.dtype or earlier.get("dtype") or default_dtype(config.model, device)
         output.begin(config, identity=output.identity | {"engine": engine, "dtype": dtype})
-        pools = _pools(config, ray_has, device, engine)
-        passes = Passes(there, new, stored_rows(plan.scores, there) if there else None)
+        pools = Pools((1, 1), (1, 1), 0, None) if here else _pools(config, ray_has, device, engine)
+        earlier_rows = rows_here if here else stored_rows
+        passes = Passes(there, new, earlier_rows(plan.scores, there) if there else None)
         log.info("%s engine (%s) on %s in %s, %s at a time", engine, why, device, dtype, _words(pools.engines))
-        timing = run_steps(
-            samples,
-            output,
-            scores_schema(references),
-            lambda counter: _steps(plan, passes, average, pools, device, dtype, engine, counter),
-            rows_per_block=config.rows_per_file,
-        )
+        table = scores_schema(references)
+        if here:
+            steps = _steps(plan, passes, average, pools, device, dtype, engine, None)
+            timing = run_steps_here(samples, output, table, steps, rows_per_file=config.rows_per_file)
+        else:
+            timing = run_steps(
+                samples,
+                output,
+                table,
+                lambda counter: _steps(plan, passes, average, pools, device, dtype, engine, counter),
+                rows_per_block=config.rows_per_file,
+            )
     if timing.get("prompt_tokens"):
         log.info(told(timing["prompt_tokens"], timing["cached_prompt_tokens"]))
     summary = summarise(plan.scores, references, output.paths)
@@ -190,10 +201,21 @@ def run(config: ScoreConfig) -> ScoreSummary:
     return summary
 
 
-def _imported(config: ScoreConfig) -> str:
+def _here(in_process: bool | None, engine: str, config: ScoreConfig, samples: str) -> bool:
+    """Whether to score in this process. `engine`: the one that is asked for. Raises StageError where it can't be."""
+    possible = engine in ("auto", "torch")
+    if in_process and not possible:
+        raise StageError(f"--engine {engine}: runs in a process of its own, by Ray; leave in_process out")
+    if in_process is None:
+        return possible and not joins(config.address) and count_samples(samples) < FEW
+    return in_process
+
+
+def _imported(config: ScoreConfig, *, brief: bool) -> str:
     """Import the data; on a cluster its machines do it, so that no row passes through the driver."""
     there = joins(config.address)
-    with RowProgress("import", None) as bar, machines(config.address, actors=0) if there else nullcontext():
+    here = nullcontext()
+    with RowProgress("import", None, brief=brief) as bar, machines(config.address, actors=0) if there else here:
         report = importing.run(import_config(config), bar.update, on_machines if there else None)
     for note in report.notes():
         log.info("%s", note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -57,3 +58,8 @@ class StoredRows:
 def stored_rows(scores: str, references: Sequence[str]) -> StoredRows:
     """The rows of scores with these references, for every actor to look up."""
     return StoredRows(Rows(scores, scores_schema(references).names), ray.put(KeyIndex.of(scores)))
+
+
+def rows_here(scores: str, references: Sequence[str]) -> Callable[[], KeyedRows]:
+    """The rows of scores with these references, for this process alone to look up."""
+    return partial(KeyedRows, Rows(scores, scores_schema(references).names), KeyIndex.of(scores))

@@ -26,7 +26,7 @@ from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import local_folder, trust
 from vig_ray.model.export import CLIP_NAME, save_checkpoint
 from vig_ray.model.llava import LlavaFormatter
-from vig_ray.model.load import load_formatter, load_model, without_weights
+from vig_ray.model.load import load_formatter, load_model, without_bars, without_weights
 from vig_ray.model.sentencepiece import FILE
 from vig_ray.options import Precision, Template, TrustRemoteCode
 from vig_ray.stage import Claim, StageConfig, claim, read_stage
@@ -221,15 +221,8 @@ def run(config: ExportConfig) -> Exported:
 
 def run_without_bars(config: ExportConfig) -> Exported:
     """As `run`, without transformers' progress bars of files and weights: what `vig export` does."""
-    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
-
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
+    with without_bars():
         return run(config)
-    finally:
-        if shown:
-            enable_progress_bar()
 
 
 def _checkpoint(directory: str, step: Literal["last", "best"]) -> Checkpoint:

@@ -1,0 +1,1 @@
+"""Scores, selections and trained models to repositories of the Hugging Face hub."""

@@ -1,0 +1,99 @@
+"""The steps of scoring one after the other in this very process: a few samples, as a notebook has them.
+
+Starting a Ray and an engine in a process of its own takes longer than scoring them.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from vig_ray.cluster import Machines
+from vig_ray.errors import StageError
+from vig_ray.model.load import without_bars
+from vig_ray.pipeline import Step, count_samples
+from vig_ray.progress import RowProgress
+from vig_ray.scoring.engines import EngineDiedError
+from vig_ray.stage import Claim
+from vig_ray.storage import filesystem, join
+from vig_ray.tables.directories import dataset
+from vig_ray.whole_files import whole_files
+
+FEW = 64
+"""Samples below which a Ray isn't worth its start."""
+
+
+@contextmanager
+def this_process() -> Iterator[Machines]:
+    """This machine as a process without a Ray sees it; what scoring set for the process is taken back at the end."""
+    threads = cv2.getNumThreads()
+    try:
+        with without_bars():
+            yield Machines(os.cpu_count() or 1, torch.cuda.device_count())
+    finally:
+        cv2.setNumThreads(threads)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def run_steps_here(
+    samples: str, output: Claim, table: pa.Schema, steps: Sequence[Step], *, rows_per_file: int
+) -> dict[str, Any]:
+    """As `pipeline.run_steps`, with one actor of each step, called here; holds `rows_per_file` samples at a time.
+
+    Rows that an earlier run has written aren't run again. Raises StageError where the engine dies.
+    """
+    done = _keys(output)
+    written = len(output.paths)
+    actors = [step.actor(**step.arguments) for step in steps]
+    to_fs, to_path = whole_files(output.directory, join(output.work, "unfinished"))
+    to_fs.create_dir(to_path, recursive=True)
+    total, count = count_samples(samples), len(done)
+    with RowProgress("score", total, done=count, brief=True) as bar:
+        for number, block in enumerate(_blocks(samples, done, rows_per_file), start=written):
+            count += block.num_rows
+            for actor, step in zip(actors, steps, strict=True):
+                block = _called(actor, block, step.batch_rows)
+            assert block.schema.names == table.names
+            pq.write_table(
+                block, f"{to_path}/{output.run}-{number:06d}-0.parquet", filesystem=to_fs, compression="zstd"
+            )
+            bar.update(count)
+    return {}
+
+
+def _called(actor: object, block: pa.Table, rows: int) -> pa.Table:
+    """What an actor makes of a block, `rows` at a time."""
+    assert callable(actor)
+    try:
+        return pa.concat_tables([actor(block.slice(start, rows)) for start in range(0, block.num_rows, rows)])
+    except EngineDiedError as error:
+        raise StageError(f"the engine died: {error}") from error
+
+
+def _keys(output: Claim) -> pa.Array:
+    """The keys of the rows that are written."""
+    fs, _ = filesystem(output.directory)
+    tables = [pq.read_table(path, filesystem=fs, columns=["sample_key"]) for path in output.paths]
+    return pa.concat_tables(tables)["sample_key"].combine_chunks() if tables else pa.array([], pa.string())
+
+
+def _blocks(samples: str, done: pa.Array, rows: int) -> Iterator[pa.Table]:
+    """The samples in order, so many at a time, without those that are done."""
+    batches = dataset(samples).to_batches(batch_size=rows, batch_readahead=1, fragment_readahead=1)
+    for batch in batches:
+        block = pa.Table.from_batches([batch])
+        if len(done):
+            block = block.filter(pc.invert(pc.is_in(block["sample_key"], value_set=done)))
+        if block.num_rows:
+            yield block
