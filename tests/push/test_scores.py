@@ -109,7 +109,7 @@ def test_the_card_is_filled_from_the_records(run: Path, server: Hub) -> None:
         f"| redundant (VIG within ±0.05) | {100 * (np.abs(gains) <= 0.05).mean():.1f} %",
         f"| misaligned (VIG below −0.05) | {100 * (gains < -0.05).mean():.1f} %",
         "[org/aligned-7b](https://huggingface.co/org/aligned-7b)",
-        "| share kept, p | 60 % |",
+        "| share kept | 60 % |",
         f"{kept['total']['scored']:,} of {len(rows):,}",
         f"{next(iter(kept['thresholds'].values())):+.4f}",
         f'load_dataset("{TO}", "scores", split="train")',

@@ -105,7 +105,8 @@ def _figures(scores: Json) -> str:
     rows = [
         (
             "mean VIG",
-            f"{format_gain(gain['mean'])} nats" + (f" (95 %: {format_interval(gain)})" if gain["low"] else ""),
+            f"{format_gain(gain['mean'])} nats"
+            + (f" (95 %: {format_interval(gain)})" if gain["low"] is not None else ""),
         ),
         (
             "median, quartiles",
@@ -157,7 +158,7 @@ def _of_selection(selection: Json) -> str:
                      list(kept["thresholds"].items())[:10])  # fmt: skip
     rows = [
         ("strategy", markdown.code(selection["strategy"])),
-        ("share kept, p", f"{kept['share']:g} %"),
+        ("share kept", f"{kept['share']:g} %"),
         ("threshold τ", taus or "none"),
         ("without the image", markdown.code(selection["reference"])),
         ("samples", of("scored", "scored")),
