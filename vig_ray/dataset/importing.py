@@ -216,9 +216,10 @@ def _read_first(plan: _Plan, keep: Keep) -> None:
     Rows of JSON need not all have the same keys: what none of the first ones has is told, and looked for in all.
     """
     there: dict[str, Any] = {}
-    for row in islice(read_rows(plan.files[0], keep), _ROWS_LOOKED_AT if keep.patterns else 1):
+    looks = bool(keep.patterns) and plan.files[0].kind != "parquet"
+    for row in islice(read_rows(plan.files[0], keep), _ROWS_LOOKED_AT if looks else 1):
         there |= _fields(row)
-    for pattern in keep.missing(there) if plan.files[0].kind != "parquet" else ():
+    for pattern in keep.missing(there) if looks else ():
         log.warning("%s", not_there(pattern, f"not in the first {_ROWS_LOOKED_AT} rows, looked for in all", there))
 
 
