@@ -40,10 +40,11 @@ def read_first(plan: Plan, layout: Layout | None, keep: Keep) -> None:
     Rows of JSON need not all have the same keys: what none of the first ones has is told, and looked for in all.
     """
     there: dict[str, Any] = {}
+    looks = bool(keep.patterns) and any(file.kind != "parquet" for file in plan.files)
     for listing in plan.listings:
-        for row in islice(read_rows(listing.files[0], layout, keep), _ROWS_LOOKED_AT if keep.patterns else 1):
+        for row in islice(read_rows(listing.files[0], layout, keep), _ROWS_LOOKED_AT if looks else 1):
             there |= fields_of(row)
-    for pattern in keep.missing(there) if plan.files[0].kind != "parquet" else ():
+    for pattern in keep.missing(there) if looks else ():
         log.warning("%s", not_there(pattern, f"not in the first {_ROWS_LOOKED_AT} rows, looked for in all", there))
 
 
