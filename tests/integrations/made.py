@@ -6,6 +6,7 @@ processor's own, answers are found by the marks around them, each sample has a f
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
-from tests.training.test_collator import processor_of
 from tests.training.written import llava
 from vig_ray.demo import world
 
@@ -48,6 +49,15 @@ def messages_rows(folder: Path) -> list[Row]:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         rows.append({"sample_key": f"made/{number}", "messages": messages, "images": images})
     return rows
+
+
+@functools.cache
+def processor_of(checkpoint: str) -> Any:
+    """The checkpoint's own; LLaVA's images are resized by Pillow, as in LLaVA."""
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    if type(processor).__name__ == "LlavaProcessor":
+        processor.image_processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    return processor
 
 
 class Plain(NamedTuple):
@@ -116,9 +126,9 @@ class Expected(NamedTuple):
     gradients: dict[str, torch.Tensor]
 
 
-def expected(model: Any, checkpoint: str, rows: Sequence[Row], normalisation: str = "tokens") -> Expected:
+def expected(checkpoint: str, rows: Sequence[Row], normalisation: str = "tokens") -> Expected:
     """sum of w_t * -log q(a_t) over the active tokens of all rows, or the mean over samples of such means."""
-    model.zero_grad(set_to_none=True)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).train()
     whole = 0.0
     counts = [sum(weight != 0 for weight in row["token_weights"]) for row in rows]
     for row, count in zip(rows, counts, strict=True):
@@ -127,18 +137,12 @@ def expected(model: Any, checkpoint: str, rows: Sequence[Row], normalisation: st
         if not count:
             continue
         logp = model(**inputs, use_cache=False).logits[0].log_softmax(-1)
-        ids = inputs["input_ids"][0]
-        loss = sum(
-            -weight * logp[place - 1, ids[place]] / share
-            for place, weight in zip(answers, row["token_weights"], strict=True)
-        )
+        at, weights = torch.tensor(answers), torch.tensor(row["token_weights"])
+        loss = -(weights * logp[at - 1, inputs["input_ids"][0, at]]).sum() / share
         loss.backward()
         whole += float(loss.detach())
-    gradients = {
-        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
-    }
-    model.zero_grad(set_to_none=True)
-    return Expected(whole, gradients)
+    named = model.named_parameters()
+    return Expected(whole, {name: parameter.grad for name, parameter in named if parameter.grad is not None})
 
 
 def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

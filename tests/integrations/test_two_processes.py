@@ -11,7 +11,6 @@ import torch
 
 from tests.end_to_end.server import free_port
 from tests.integrations.made import expected, farthest, messages_rows, weighted
-from tests.integrations.test_token_weights import model_of
 from tests.integrations.trained import one_step
 from vig_ray.demo import CHECKPOINT
 
@@ -41,7 +40,7 @@ def test_two_processes_give_the_loss_of_the_whole(tmp_path: Path) -> None:
     given = {kind: weighted(rows, CHECKPOINT, kind) for kind in ("masks", "real")}
     torch.multiprocessing.spawn(_work, (str(tmp_path), free_port(), given), nprocs=2)
     for name, (_, weights, normalisation) in CASES.items():
-        wanted = expected(model_of(CHECKPOINT), CHECKPOINT, given[weights], normalisation)
+        wanted = expected(CHECKPOINT, given[weights], normalisation)
         for rank in range(2):
             loss, gradients = torch.load(tmp_path / f"{name}.{rank}.pt")
             assert loss == pytest.approx(wanted.loss, abs=1e-5), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from trl import SFTConfig
 from tests.integrations.made import Expected, Row
 from vig_ray.integrations.transformers import ActiveTokensCollator, VigTrainer
 from vig_ray.integrations.trl import VigSFTTrainer
+
+
+@functools.cache
+def collator_of(checkpoint: str) -> ActiveTokensCollator:
+    return ActiveTokensCollator(checkpoint, token_weights=True)
 
 
 class _KeepGradients(TrainerCallback):
@@ -52,7 +58,7 @@ def trainer_of(kind: str, checkpoint: str, rows: Sequence[Row], folder: Path, **
         config(**(given | options)),
         train_dataset=dataset,
         eval_dataset=dataset,
-        data_collator=ActiveTokensCollator(checkpoint, token_weights=True),
+        data_collator=collator_of(checkpoint),
         normalisation=normalisation,
     )
 

@@ -237,8 +237,8 @@ def test_swift_gets_each_answers_tokens_with_a_loss_scale_each(scored: Path, tmp
         messages = json.loads(row["messages"])
         answers = [message["content"] for message in messages if message["role"] == "assistant"]
         of_key = chosen[row["sample_key"]]
-        assert sum((answer["token_ids"] for answer in answers), []) == of_key["token_ids"]
-        assert sum((answer["loss_scale"] for answer in answers), []) == of_key["token_weights"]
+        assert [token for answer in answers for token in answer["token_ids"]] == of_key["token_ids"]
+        assert [scale for answer in answers for scale in answer["loss_scale"]] == of_key["token_weights"]
         assert all(answer["token_ids"][-1] == 2 for answer in answers)  # </s>
         asked = [message["content"] for message in messages if message["role"] == "user"]
         parts = [message["content"] for message in original[row["sample_key"]]["messages"] if message["role"] == "user"]
