@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from tests.integrations.made import Row, messages_rows, plain, processor_of, weighted
 from vig_ray.demo import CHECKPOINT
@@ -122,11 +124,47 @@ def test_ms_swift_trains_the_scored_tokens_by_their_weights(
         assert (input_ids == ids[-1]).sum() >= len(turns)
 
 
+@needs("swift", "ms-swift")
+def test_a_step_of_ms_swift_counts_the_active_tokens_only(rows: list[Row], swift_plugin: None, tmp_path: Path) -> None:
+    """`swift sft`: its loss is the mean over active tokens of a plain forward of what its template gives."""
+    from swift import SftArguments, get_processor, get_template, sft_main
+
+    import vig_ray.integrations.ms_swift as ours
+
+    given = [row for row in weighted(rows, CHECKPOINT, "masks") if any(row["token_weights"])]  # it logs 0 / 0, too
+    path = write(given, "swift", tmp_path / "chosen.jsonl", CHECKPOINT)
+    kind = {"model_type": "llava1_5_hf"}
+    template = get_template(get_processor(CHECKPOINT, download_model=False, **kind), loss_scale="vig")
+    template.set_mode("train")
+    model = AutoModelForImageTextToText.from_pretrained(CHECKPOINT, dtype=torch.float32)
+    losses: list[float] = []
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        encoded = template.encode({"messages": json.loads(row["messages"]), "images": row["images"]})
+        ids, labels = torch.tensor(encoded["input_ids"]), torch.tensor(encoded["labels"])
+        pixels = {name: encoded[name] for name in ("pixel_values",) if name in encoded}
+        with torch.no_grad():
+            logp = model(input_ids=ids[None], **pixels).logits[0].log_softmax(-1)
+        at = (labels != -100).nonzero().squeeze(1)
+        losses += (-logp[at - 1, ids[at]]).tolist()
+    arguments = SftArguments(
+        model=CHECKPOINT, template="llava1_5_hf", dataset=[str(path)], loss_scale="vig", strict=True,
+        external_plugins=[f"{ours.__path__[0]}/plugin.py"], tuner_type="full", torch_dtype="float32",
+        freeze_vit=False, per_device_train_batch_size=1, gradient_accumulation_steps=8, max_steps=1, logging_steps=1,
+        output_dir=str(tmp_path / "out"), save_strategy="no", report_to=[], use_cpu=True, split_dataset_ratio=0,
+        gradient_checkpointing=False, attn_impl="sdpa", use_hf=True, **kind,
+    )  # fmt: skip
+    (logged, *_) = sft_main(arguments)["log_history"]
+    assert logged["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
+
+
 @needs("llamafactory", "LLaMA-Factory")
 def test_llamafactory_trains_all_answers_of_the_samples(
     rows: list[Row], qwen_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")
+    if importlib.util.find_spec("torchaudio") is None:  # for audio, of which there is none here
+        monkeypatch.setitem(sys.modules, "torchaudio", ModuleType("torchaudio"))
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.hparams import DataArguments
     from transformers import Seq2SeqTrainingArguments
@@ -158,7 +196,9 @@ def test_axolotl_trains_all_answers_of_the_samples(rows: list[Row], qwen_checkpo
 
     path = write(rows, "axolotl", tmp_path / "chosen.jsonl")
     loaded = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
-    processor = processor_of(qwen_checkpoint)
+    processor = AutoProcessor.from_pretrained(qwen_checkpoint)
+    # Decodes files by Pillow: torchvision's compiled part isn't everywhere.
+    processor.image_processor = AutoImageProcessor.from_pretrained(qwen_checkpoint, backend="pil")
     collate = MultiModalChatDataCollator(
         tokenizer=processor.tokenizer, processing_strategy=Qwen2VLProcessingStrategy(processor)
     )
