@@ -4,13 +4,17 @@ BIN = .venv/bin
 # vLLM has an environment of its own, over the first: it would change too much of it.
 VLLM_BIN = .venv-vllm/bin
 SITE = import sysconfig; print(sysconfig.get_path("purelib"))
+# Other trainers: theirs would change too much of it, too. Their pins differ from ours and from each other's.
+TRAINERS_BIN = .venv-trainers/bin
+TRAINERS = ms-swift==4.6.0 llamafactory==0.9.5 axolotl==0.19.0 datasets==4.8.4 addict==2.4.0 json_repair==0.64.6 \
+	modelscope==1.40.2 modelscope-hub==0.5.1 omegaconf==2.4.0 qwen-vl-utils==0.0.14
 # By name: what other tests import (Flask, for one) doesn't get on with vLLM in one process.
 VLLM_TESTS = tests/scoring/test_engines.py $(wildcard tests/*/test_vllm*.py)
 VLLM_PYTEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest $(VLLM_TESTS)
 # In two processes, a file's tests in one of them.
 IN_TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-cluster test-vllm test-long check bench families clean
+.PHONY: demo test test-cluster test-vllm test-long test-trainers check bench families clean
 
 demo: .venv/ready  ## import, score, print and report the demo dataset
 	$(BIN)/vig demo --out demo-out
@@ -27,6 +31,9 @@ test-vllm: .venv-vllm/ready  ## the vLLM engine; what its V2 model runner does o
 
 test-long: .venv/ready  ## what takes longer than the rest together; run by hand
 	$(BIN)/python -m pytest -m "long and not vllm"
+
+test-trainers: .venv-trainers/ready  ## files of `vig export-data` read by ms-swift, LLaMA-Factory and Axolotl; by hand
+	$(TRAINERS_BIN)/python -m pytest tests/integrations/test_other_trainers.py
 
 check: .venv/ready  ## lint, formatting and types
 	$(BIN)/ruff check .
@@ -64,5 +71,12 @@ bench: .venv/ready  ## the numbers of docs/speed.md
 	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --requirement .venv-vllm/requirements.txt
 	touch $@
 
+# Without their requirements, of which their dataset code needs a few.
+.venv-trainers/ready: .venv/ready
+	$(BIN)/python -m venv --clear --without-pip .venv-trainers
+	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" >$$($(TRAINERS_BIN)/python -c '$(SITE)')/venv.pth
+	$(TRAINERS_BIN)/python -m pip install --quiet --no-deps $(TRAINERS)
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm demo-out
+	rm -rf .venv .venv-vllm .venv-trainers demo-out

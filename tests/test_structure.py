@@ -29,6 +29,7 @@ FLOORS: tuple[set[str], ...] = (
     {"vig_ray.scoring"},
     {"vig_ray.selection"},
     {"vig_ray.training"},
+    {"vig_ray.integrations"},
     {"vig_ray.report"},
     {"vig_ray.push"},
     {"vig_ray.demo"},

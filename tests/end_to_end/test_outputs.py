@@ -180,7 +180,7 @@ def verbs(source: Path, out: Path, *, seed: int = 42) -> dict[str, list[object]]
                   "--seed", seed],
         "export": ["export", "--run", out, "--out", out / "exported"],
         "export-data": ["export-data", *chosen, "--out", out / "out.jsonl",
-                        "--format", "messages" if seed == 42 else "sharegpt"],
+                        "--format", "messages" if seed == 42 else "sharegpt", "--samples-only"],
         "report": ["report", "--scores", source, "--out", out / "report.html", "--seed", seed],
         "demo": ["demo", "--out", out, "--samples", 20, "--seed", seed],
     }  # fmt: skip

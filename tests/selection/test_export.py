@@ -20,8 +20,9 @@ from vig_ray.dataset.importing import ImportConfig
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_model
-from vig_ray.selection import export
-from vig_ray.selection.export import ExportDataConfig
+from vig_ray.selection import export, job
+from vig_ray.selection.config import SelectConfig
+from vig_ray.selection.export import ExportDataConfig, Exported
 from vig_ray.training.collator import ActiveTokensCollator
 
 
@@ -33,9 +34,14 @@ def scored(tmp_path_factory: pytest.TempPathFactory, demo_model: Any, demo_forma
     return out
 
 
+def run(scored: Path, out: Path, **options: Any) -> Exported:
+    given = {"selection": str(scored), "samples": str(scored / "samples")} | options
+    return export.run(ExportDataConfig(out=str(out), **given))
+
+
 def exported(scored: Path, tmp_path: Path, name: str, **options: Any) -> Any:
     out = tmp_path / name
-    export.run(ExportDataConfig(selection=str(scored), samples=str(scored / "samples"), out=str(out), **options))
+    run(scored, out, **options)
     text = out.read_text()
     return json.loads(text) if name.endswith(".json") else [json.loads(line) for line in text.splitlines()]
 
@@ -51,7 +57,10 @@ def test_llava_comes_back_as_it_went_in(scored: Path, tmp_path: Path) -> None:
     ]
     numbers = [int(key.rsplit("/", 1)[1]) for key in samples if key in kept]
     assert len(rows) == len(numbers) == len(kept)
-    for row, number in zip(rows, numbers, strict=True):
+    told = exported(scored, tmp_path, "told.jsonl")
+    for row, number, told_row in zip(rows, numbers, told, strict=True):
+        for key in ("active_spans", "token_ids", "token_weights"):  # which LLaVA's code doesn't read
+            assert row[key] == told_row[key]
         assert row["conversations"] == original[number]["conversations"]
         assert row.get("image") == original[number].get("image")
     # And it is a dataset that this project reads.
@@ -62,7 +71,8 @@ def test_llava_comes_back_as_it_went_in(scored: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", ["messages", "sharegpt"])
 def test_json_lines_are_datasets_that_this_project_reads(scored: Path, tmp_path: Path, format: str) -> None:
     tmp_path /= "not/there/yet"
-    rows = exported(scored, tmp_path, "out.jsonl", format=format)
+    rows = exported(scored, tmp_path, "out.jsonl", format=format, samples_only=True)
+    assert not rows[0].keys() & {"token_ids", "token_weights", "active_spans"}
     assert len(rows) == len(selected(scored))
     again = importing.run(
         ImportConfig(data=str(tmp_path / "out.jsonl"), images=str(scored / "data"), out=str(tmp_path / "again"))
@@ -186,3 +196,131 @@ def test_the_collator_refuses_what_labels_cannot_say(scored: Path, tmp_path: Pat
     assert (batch["labels"][0] >= 0).sum() == len(row["token_ids"])
     assert (batch["labels"][1] >= 0).sum() == sum(row["token_weights"])
     assert torch.equal(batch["input_ids"][0], batch["input_ids"][1])
+
+
+@pytest.fixture(scope="module")
+def by_prior(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same scores selected by PRIOR: every sample, with real weights."""
+    out = tmp_path_factory.mktemp("prior")
+    job.run(SelectConfig(scores=str(scored), out=str(out), strategy="prior"))
+    return out / "selection"
+
+
+def test_parquet_and_json_lines_load_alike_with_datasets(scored: Path, by_prior: Path, tmp_path: Path) -> None:
+    import datasets
+
+    given = {"selection": str(by_prior)}
+    loaded = []
+    for kind, name in (("json", "out.jsonl"), ("parquet", "out.parquet")):
+        run(scored, tmp_path / name, **given)
+        rows = datasets.load_dataset(kind, data_files=str(tmp_path / name), split="train", cache_dir=str(tmp_path))
+        loaded.append(rows.to_list())
+    for row in loaded[1]:  # where a struct has the text of an image, which is none
+        for message in row["messages"]:
+            message["content"] = [{k: v for k, v in part.items() if v is not None} for part in message["content"]]
+    for row, exact in zip(*loaded, strict=True):
+        assert row.pop("token_weights") == pytest.approx(exact["token_weights"], abs=1e-9)  # datasets rounds JSON's
+        assert row | {"kept": None} == {name: exact[name] for name in exact if name != "token_weights"}
+    weights = {row["sample_key"]: row["token_weights"] for row in pq.read_table(by_prior).to_pylist()}
+    assert {row["sample_key"]: row["token_weights"] for row in loaded[1]} == weights
+    assert sum(0 < weight < 1 for row in loaded[1] for weight in row["token_weights"]) > 10
+    # As TRL's documentation has images: a column that opens them.
+    opened = rows.cast_column("images", datasets.List(datasets.Image()))
+    number = next(index for index, row in enumerate(loaded[1]) if row["images"])
+    batch, same = (ActiveTokensCollator(CHECKPOINT, token_weights=True)([each[number]]) for each in (opened, rows))
+    assert batch.keys() == same.keys()
+    assert all(torch.equal(batch[name], same[name]) for name in same)
+
+
+def test_swift_gets_each_answers_tokens_with_a_loss_scale_each(scored: Path, tmp_path: Path) -> None:
+    chosen = {row["sample_key"]: row for row in selected(scored)}
+    rows = exported(scored, tmp_path, "out.jsonl", format="swift")
+    original = {row["sample_key"]: row for row in exported(scored, tmp_path, "messages.jsonl")}
+    assert len(rows) == len(chosen)
+    several = 0
+    for row in rows:
+        messages = json.loads(row["messages"])
+        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        of_key = chosen[row["sample_key"]]
+        assert [token for answer in answers for token in answer["token_ids"]] == of_key["token_ids"]
+        assert [scale for answer in answers for scale in answer["loss_scale"]] == of_key["token_weights"]
+        assert all(answer["token_ids"][-1] == 2 for answer in answers)  # </s>
+        asked = [message["content"] for message in messages if message["role"] == "user"]
+        parts = [message["content"] for message in original[row["sample_key"]]["messages"] if message["role"] == "user"]
+        assert asked == ["".join(part.get("text", "<image>") for part in content) for content in parts]
+        assert row["images"] == original[row["sample_key"]]["images"]
+        several += len(answers) > 1
+    assert several
+
+
+@pytest.mark.parametrize("format", ["llamafactory", "sharegpt", "axolotl"])
+def test_a_trainer_without_weights_gets_them_left_out_only_when_told(scored: Path, tmp_path: Path, format: str) -> None:
+    with pytest.raises(
+        StageError, match=rf"--format {format}: can't say which tokens are trained, and data/\d+ .*--samples"
+    ):
+        run(scored, tmp_path / "o.jsonl", format=format)
+    assert not (tmp_path / "o.jsonl").exists()
+    rows = exported(scored, tmp_path, "o.jsonl", format=format, samples_only=True)
+    assert len(rows) == len(selected(scored))
+    job.run(SelectConfig(scores=str(scored), out=str(tmp_path / "whole"), strategy="vig-samples", p=50))
+    whole = exported(scored, tmp_path, "w.jsonl", format=format, selection=str(tmp_path / "whole"))
+    assert {row["sample_key"] for row in whole} == {row["sample_key"] for row in rows}
+
+
+def test_axolotl_gets_the_file_of_each_image_in_its_message(scored: Path, tmp_path: Path) -> None:
+    rows = exported(scored, tmp_path, "o.jsonl", format="axolotl", samples_only=True)
+    original = exported(scored, tmp_path, "m.jsonl", samples_only=True)
+    for row, other in zip(rows, original, strict=True):
+        parts = [part for message in row["messages"] for part in message["content"]]
+        assert [part["path"] for part in parts if part["type"] == "image"] == other["images"]
+        assert [part.get("text") for part in parts] == [
+            part.get("text") for message in other["messages"] for part in message["content"]
+        ]
+
+
+def test_what_a_trainer_does_otherwise_is_told(scored: Path, by_prior: Path, tmp_path: Path) -> None:
+    assert "LLaVA's own code doesn't read token_weights" in run(scored, tmp_path / "o.json", format="llava").text()
+    again = run(scored, tmp_path / "o.json", format="llava")
+    assert "LLaVA's own code doesn't read token_weights" in again.text()
+    with pytest.raises(StageError, match=r"--format swift: data/\d+ has weights other than 0 and 1"):
+        run(scored, tmp_path / "o.jsonl", format="swift", selection=str(by_prior))
+    with pytest.raises(StageError, match=r"--format llava is a JSON array; name a \.json"):
+        run(scored, tmp_path / "o.parquet", format="llava")
+
+
+def test_conversations_that_llamafactory_leaves_out_are_counted(scored: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(scored, copy)
+    (path,) = (copy / "samples").glob("*.parquet")
+    rows = pq.read_table(path).to_pylist()
+    keys = [row["sample_key"] for row in selected(copy)]
+    for row in rows:
+        if row["sample_key"] in keys[:3]:
+            row["conversation"] = row["conversation"][1:]
+    import pyarrow as pa
+
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
+    told = run(
+        copy, tmp_path / "o.jsonl", format="llamafactory", samples_only=True, samples=str(copy / "samples")
+    ).text()
+    assert "3 samples, " in told
+    assert "aren't questions and answers in turn" in told
+
+
+def test_what_was_kept_of_the_dataset_goes_along(scored: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    copy = tmp_path / "copy"
+    shutil.copytree(scored, copy)
+    for path in (copy / "samples").glob("*.parquet"):
+        table = pq.read_table(path)
+        pairs = [[{"name": "rating", "value": "4"}, {"name": "who", "value": '"a"'}]] * table.num_rows
+        kind = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
+        if "kept" in table.column_names:
+            table = table.drop_columns("kept")
+        pq.write_table(table.append_column("kept", pa.array(pairs, kind)), path)
+    given = {"format": "sharegpt", "samples_only": True, "samples": str(copy / "samples")}
+    run(copy, tmp_path / "o.jsonl", **given)
+    assert json.loads((tmp_path / "o.jsonl").read_text().splitlines()[0])["kept"] == {"rating": 4, "who": "a"}
+    run(copy, tmp_path / "o.parquet", **given)
+    assert pq.read_table(tmp_path / "o.parquet")["kept"][0].as_py() == pairs[0]

@@ -84,6 +84,12 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uin
         return _rgb(file, file.format)
 
 
+def pixels_of(image: PIL.Image.Image) -> NDArray[np.uint8]:
+    """The pixels, uint8 RGB of shape [H, W, 3], of an image that somebody else has opened and turned upright: in the
+    colours of `decode_image`. Raises ImageError."""
+    return _rgb(image, image.format)
+
+
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height, pixels, that an image file's header names: no pixel is decoded. Raises ImageError."""
     with _opened(data) as file:

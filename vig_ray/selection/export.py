@@ -1,42 +1,40 @@
-"""`vig export-data`: the selected samples in a format that other trainers read.
+"""`vig export-data`: the selected samples in a format that other trainers read, with their token weights where it can.
 
-    llava       LLaVA's JSON array: id, image, conversations
-    sharegpt    JSON lines for LLaMA-Factory and ms-swift: conversations with <image>, images
-    messages    JSON lines for TRL and OpenAI's format: messages of text and image parts, images; and, where tokens have
-                weights, the active ones as characters of the answers and the weight of every token
-
-Rows come in the order of samples/; `position` is their place in the training order.
+Rows come in the order of samples/; `position`, where a format has it, is their place in the training order. A format
+that can't say which tokens are trained takes a selection whose weights are all 1; any other is refused, unless the user
+asks for its samples alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from vig_ray.dataset.archived import archived
 from vig_ray.dataset.images import ImageError, image_bytes
-from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
+from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.load import load_formatter, template_fingerprint
-from vig_ray.model.prompt import Formatter, PromptError, PromptImage
+from vig_ray.model.prompt import Formatter
 from vig_ray.options import TrustRemoteCode
+from vig_ray.selection.answer_tokens import AnswerTokens, answer_tokens
+from vig_ray.selection.export_file import row_file
+from vig_ray.selection.export_rows import FORMATS, Format, FormatName, kept
 from vig_ray.stage import Claim, StageConfig, claim, parquet_files
 from vig_ray.storage import absolute, check_writable, filesystem, scheme_of, write_bytes
 from vig_ray.tables.directories import dataset, samples_beside, selection_directory
-from vig_ray.tables.kept import kept_values
 
 log = logging.getLogger(__name__)
 
-_SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 _BATCH = 1024
 _MAGIC = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp"), (b"GIF8", "gif"))
 
@@ -46,13 +44,18 @@ class ExportDataConfig(StageConfig):
 
     selection: str = Field(description="selection/ of a finished `vig select`, or the directory that holds it")
     samples: str = Field(description="samples/ that it was selected from")
-    out: str = Field(description="file to write: .json for llava, .jsonl for the others")
-    format: Literal["llava", "messages", "sharegpt"] = Field("messages", description="what the other trainer reads")
+    out: str = Field(description="file to write: .json for llava; .jsonl or .parquet for the others")
+    format: FormatName = Field(
+        "messages", description="what the other trainer reads; docs/trainers.md says which is whose"
+    )
+    samples_only: bool = Field(
+        False, description="leave the token weights out, so that all answer tokens of the samples are trained"
+    )
     images: str | None = Field(
         None, description="folder to make image paths relative to; by default they stay as they are"
     )
     model: str | None = Field(
-        None, description="for messages: the checkpoint whose tokens the weights are of; by default the one that scored"
+        None, description="the checkpoint whose tokens the weights are of; by default the one that scored"
     )
     trust_remote_code: TrustRemoteCode = False
     overwrite: bool = Field(False, description="replace an earlier export of other data or with other options")
@@ -60,12 +63,16 @@ class ExportDataConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Exported:
-    """How many samples and active tokens were written to `out`, and how many images that had no file of their own."""
+    """How many samples and active tokens were written to `out`, and how many images that had no file of their own.
+
+    `told`: what a person should know of how the other trainer takes them.
+    """
 
     samples: int
     active: int
     out: str
     images: int
+    told: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         """For a person."""
@@ -74,7 +81,7 @@ class Exported:
             counts += f", {self.active:,} active tokens"
         if self.images:
             counts += f", {self.images:,} images in {self.out}.images"
-        return f"{counts}: {self.out}"
+        return "\n".join([f"{counts}: {self.out}", *self.told])
 
 
 def run(config: ExportDataConfig) -> Exported:
@@ -82,46 +89,96 @@ def run(config: ExportDataConfig) -> Exported:
     directory, record = selection_directory(config.selection)
     samples = samples_beside(directory, config.samples, record["identity"]["scores"])
     output = _claim(config, record)
+    form = FORMATS[config.format]
     if output.complete:
         log.info("%s: already complete, nothing to export", config.out)
-        return Exported(**output.record["counts"], out=config.out)
-    columns = ["sample_key", "position"]
-    weighted = config.format == "messages"
-    table = dataset(directory).to_table(columns=[*columns, "token_ids", "token_weights"] if weighted else columns)
+        return Exported(**output.record["counts"], out=config.out, told=output.record.get("told", []))
+    columns = ["sample_key", "position", "token_ids", "token_weights"]
+    table = dataset(directory).to_table(columns=columns[:2] if config.samples_only else columns)
+    weights = _Weights(config, record, form, table)
     place = {key: index for index, key in enumerate(table["sample_key"].to_pylist())}
-    formatter = None
-    if weighted and table["token_weights"].null_count < table.num_rows:
-        formatter = _formatter(config, record)
     written = active = 0
+    left_out: list[str] = []
     pictures = _Pictures(config, output)
     output.begin(config)
     os.makedirs(output.work, exist_ok=True)
     partial = os.path.join(output.work, os.path.basename(config.out))
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write("[\n" if config.format == "llava" else "")
+    parquet = config.out.endswith(".parquet")
+    with row_file(partial, form.schema, parquet=parquet) as file:
         for row in _rows(samples or config.samples):
             index = place.get(row["sample_key"])
             if index is None:
                 continue
-            exported = _ROW_OF_FORMAT[config.format](row, pictures)
-            if row.get("kept"):
-                exported |= {"kept": kept_values(row["kept"])}
-            if weighted:
-                exported |= {"position": table["position"][index].as_py()}
-                weights = table["token_weights"][index].as_py()
-                if weights is not None and formatter is not None:
-                    exported |= _active(row, table["token_ids"][index].as_py(), weights, formatter)
-                    active += sum(weight > 0 for weight in weights)
-            between = (",\n" if written else "") if config.format == "llava" else ""
-            file.write(between + json.dumps(exported, ensure_ascii=False) + ("" if config.format == "llava" else "\n"))
+            tokens = weights.of(row, index)
+            row["position"] = table["position"][index].as_py()
+            file.add(form.row(row, pictures.paths(row), tokens) | kept(row, as_pairs=parquet))
+            active += tokens.active if tokens else 0
             written += 1
-        file.write("\n]\n" if config.format == "llava" else "")
+            if form.leaves_out is not None and form.leaves_out(row):
+                left_out.append(row["sample_key"])
     if written != len(place):
         raise StageError(f"{config.samples}: holds {written:,} of the {len(place):,} selected samples")
     os.replace(partial, absolute(config.out))
     counts = {"samples": written, "active": active, "images": pictures.written}
-    output.commit(config, counts=counts)
-    return Exported(**counts, out=config.out)
+    told = weights.told
+    if left_out:
+        told.append(
+            f"{len(left_out):,} samples, {left_out[0]} first, aren't questions and answers in turn: the trainer leaves "
+            "them out, with a warning"
+        )
+    output.commit(config, counts=counts, told=told)
+    return Exported(**counts, out=config.out, told=told)
+
+
+class _Weights:
+    """The answer tokens of a selection's rows, where its weights have a place in the file.
+
+    Raises StageError where they have none, or where the trainer wouldn't take them as they are.
+    """
+
+    def __init__(self, config: ExportDataConfig, record: dict[str, Any], form: Format, table: pa.Table) -> None:
+        self.told: list[str] = []
+        self._table, self._formatter = table, None
+        if config.samples_only or table["token_weights"].null_count == table.num_rows:
+            return
+        different = _other_than(table, (1,))
+        if not form.weighted:
+            if different is not None:
+                raise StageError(
+                    f"--format {config.format}: can't say which tokens are trained, and {different} has some that "
+                    "aren't, or weigh less or more; give --samples-only to train all answer tokens of the samples, or "
+                    "take a trainer that docs/trainers.md has token weights for"
+                )
+            return
+        self._formatter = _formatter(config, record)
+        real = _other_than(table, (0, 1))
+        if config.format == "swift" and real is not None:
+            if isinstance(self._formatter, LlavaFormatter):
+                raise StageError(
+                    f"--format swift: {real} has weights other than 0 and 1, which ms-swift puts on other tokens where "
+                    "a LLaVA-1.5's images are; train with vig train, TRL or transformers"
+                )
+            self.told.append("train with --is_binary_loss_scale false: else ms-swift makes 1 of every weight above 0")
+        if form.unread and different is not None:
+            self.told.append(form.unread)
+
+    def of(self, row: dict[str, Any], index: int) -> AnswerTokens | None:
+        """The tokens of a row of samples/ that is the row `index` of the selection; None without weights."""
+        if self._formatter is None:
+            return None
+        ids, weights = self._table["token_ids"][index].as_py(), self._table["token_weights"][index].as_py()
+        return answer_tokens(row, ids, weights, self._formatter)
+
+
+def _other_than(table: pa.Table, values: tuple[int, ...]) -> str | None:
+    """The key of the first row that has a weight other than these; None where there is none."""
+    for batch in table.select(["sample_key", "token_weights"]).to_batches():
+        weights = batch["token_weights"]
+        other = ~np.isin(weights.flatten().to_numpy(zero_copy_only=False), values)
+        if other.any():
+            row = weights.value_parent_indices()[int(other.argmax())].as_py()
+            return str(batch["sample_key"][row].as_py())
+    return None
 
 
 def _claim(config: ExportDataConfig, record: dict[str, Any]) -> Claim:
@@ -130,9 +187,15 @@ def _claim(config: ExportDataConfig, record: dict[str, Any]) -> Claim:
         raise StageError(f"--out {config.out}: takes a file on this machine; copy it from there")
     if os.path.isdir(config.out):
         raise StageError(f"--out {config.out}: is a folder; name a file")
+    if config.out.endswith(".parquet") and FORMATS[config.format].schema is None:
+        raise StageError(f"--out {config.out}: --format {config.format} is a JSON array; name a .json")
     check_writable(os.path.dirname(absolute(config.out)))
     name = os.path.basename(config.out)
-    options = {"format": config.format, "images": config.images and absolute(config.images)}
+    options: dict[str, Any] = {"format": config.format, "images": config.images and absolute(config.images)}
+    if config.samples_only:
+        options["samples_only"] = True
+    elif config.format == "llava":
+        options["tokens"] = True  # earlier versions left them out
     identity = {"options": options, "selection": record["identity"], "samples": absolute(config.samples)}
     return claim(
         config.out,
@@ -198,60 +261,3 @@ class _Pictures:
             write_bytes(path, data)
             self.written += 1
         return path
-
-
-def _llava(row: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
-    paths = pictures.paths(row)
-    exported: dict[str, Any] = {"id": row["id"] if row["id"] is not None else row["sample_key"]}
-    if paths:
-        exported["image"] = paths[0] if len(paths) == 1 else paths
-    return exported | {"conversations": _sharegpt_turns(row)}
-
-
-def _sharegpt(row: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
-    return {"sample_key": row["sample_key"], "conversations": _sharegpt_turns(row), "images": pictures.paths(row)}
-
-
-def _sharegpt_turns(row: dict[str, Any]) -> list[dict[str, str]]:
-    return [{"from": _SHAREGPT_ROLES[turn["role"]], "value": turn["text"]} for turn in row["conversation"]]
-
-
-def _messages(row: dict[str, Any], pictures: _Pictures) -> dict[str, Any]:
-    messages = []
-    for turn in row["conversation"]:
-        parts: list[dict[str, str]] = []
-        for index, piece in enumerate(turn["text"].split(IMAGE_MARK)):
-            if index:
-                parts.append({"type": "image"})
-            if piece:
-                parts.append({"type": "text", "text": piece})
-        messages.append({"role": turn["role"], "content": parts})
-    return {"sample_key": row["sample_key"], "messages": messages, "images": pictures.paths(row)}
-
-
-_ROW_OF_FORMAT = {"llava": _llava, "sharegpt": _sharegpt, "messages": _messages}
-
-
-def _active(row: dict[str, Any], ids: list[int], weights: list[float], formatter: Formatter) -> dict[str, Any]:
-    """The weights of a row's answer tokens, and the characters of those above 0, by assistant turn.
-
-    Raises StageError where the tokens aren't those that were scored.
-    """
-    conversation = [Turn(turn["role"], turn["text"]) for turn in row["conversation"]]
-    # The characters of answers don't depend on what the images show.
-    blank = PromptImage("blank", lambda: np.zeros((64, 64, 3), np.uint8), formatter.preprocess)
-    try:
-        prompt = formatter.prompt(conversation, [blank] * len(row["images"] or ()))
-    except PromptError as error:
-        raise StageError(f"{row['sample_key']}: {error}") from error
-    if prompt.answer_ids[: len(ids)].tolist() != ids:  # fewer, where a length limit cut the scored ones
-        raise StageError(f"{row['sample_key']}: its tokens aren't those that were scored; score the dataset again")
-    spans: list[dict[str, int]] = []
-    for weight, turn, (first, past) in zip(weights, prompt.turns.tolist(), prompt.answer_chars.tolist(), strict=False):
-        if weight <= 0 or first == past:
-            continue
-        if spans and spans[-1]["turn"] == turn and spans[-1]["end"] >= first:
-            spans[-1]["end"] = max(spans[-1]["end"], past)
-        else:
-            spans.append({"turn": turn, "start": first, "end": past})
-    return {"active_spans": spans, "token_ids": ids, "token_weights": weights}

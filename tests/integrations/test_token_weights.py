@@ -1,0 +1,116 @@
+"""transformers' Trainer and TRL's SFTTrainer with token weights, against a loss that is written out plainly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from tests.integrations.made import Row, expected, farthest, messages_rows, plain, weighted
+from tests.integrations.trained import one_step, trainer_of
+from vig_ray.demo import CHECKPOINT
+from vig_ray.integrations.trl import ActiveTokensCollator
+from vig_ray.training.objective import Totals, coefficients
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    return messages_rows(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(qwen_checkpoint: str) -> dict[str, str]:
+    return {"llava": CHECKPOINT, "qwen": qwen_checkpoint}
+
+
+@pytest.mark.parametrize(
+    ("family", "weights", "normalisation"),
+    [
+        ("llava", "masks", "tokens"),
+        ("llava", "real", "samples"),
+        ("qwen", "masks", "samples"),
+        ("qwen", "real", "tokens"),
+    ],
+)
+def test_accumulated_microbatches_give_the_loss_of_the_whole(
+    family: str, weights: str, normalisation: str, rows: list[Row], checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    """Qwen2.5-VL is one of the models that tell a Trainer that their loss takes no number of items."""
+    checkpoint = checkpoints[family]
+    given = weighted(rows, checkpoint, weights)
+    wanted = expected(checkpoint, given, normalisation)
+    assert max(float(gradient.abs().max()) for gradient in wanted.gradients.values()) > 1e-2
+    for kind in ("transformers", "trl"):
+        found = one_step(kind, checkpoint, given, tmp_path, normalisation=normalisation)
+        assert found.loss == pytest.approx(wanted.loss, abs=1e-5), kind
+        assert farthest(found.gradients, wanted.gradients) < 1e-5, kind
+
+
+def test_the_plain_loss_is_the_objectives(rows: list[Row], checkpoints: dict[str, str]) -> None:
+    """What the trainers are held against is what `vig train` computes."""
+    checkpoint = checkpoints["qwen"]
+    given = weighted(rows, checkpoint, "real")
+    weights = [np.asarray(row["token_weights"], dtype=np.float32) for row in given]
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    whole = 0.0
+    with torch.no_grad():
+        for row, each in zip(given, weights, strict=True):
+            inputs, answers = plain(checkpoint, row)
+            logp = model(**inputs, use_cache=False).logits[0].log_softmax(-1)
+            at = torch.tensor(answers)
+            nll = -logp[at - 1, inputs["input_ids"][0, at]].numpy()
+            whole += float((coefficients(each, Totals.of(weights), "samples") * nll).sum())
+    assert expected(checkpoint, given, "samples").loss == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["transformers", "trl"])
+def test_evaluation_is_the_loss_of_its_batches(
+    kind: str, rows: list[Row], checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    given = weighted(rows, CHECKPOINT, "real")
+    trainer = trainer_of(kind, CHECKPOINT, given, tmp_path)
+    wanted = expected(CHECKPOINT, given).loss
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_weights_land_on_the_scored_tokens_among_expanded_images(
+    family: str, rows: list[Row], checkpoints: dict[str, str]
+) -> None:
+    """In a batch of samples with one image, two and none, whose features stand in the sequence one by one."""
+    checkpoint = checkpoints[family]
+    given = weighted(rows, checkpoint, "real")
+    batch = ActiveTokensCollator(checkpoint, token_weights=True)(given)
+    expanded = 0
+    for index, row in enumerate(given):
+        inputs, answers = plain(checkpoint, row)
+        ids = inputs["input_ids"][0]
+        assert torch.equal(batch["input_ids"][index, : len(ids)], ids)
+        wanted = torch.zeros(batch["input_ids"].shape[1])
+        wanted[answers] = torch.tensor(row["token_weights"], dtype=torch.float32)
+        assert torch.equal(batch["token_weights"][index], wanted)
+        trained = wanted != 0
+        assert torch.equal(batch["labels"][index] != -100, trained)
+        assert torch.equal(batch["labels"][index][trained], batch["input_ids"][index][trained])
+        expanded += len(ids) > 20 * len(row["images"]) > 0
+    assert expanded
+
+
+def test_what_would_make_another_loss_is_refused(rows: list[Row], checkpoints: dict[str, str], tmp_path: Path) -> None:
+    given = weighted(rows, CHECKPOINT, "masks")[:2]
+
+    def refused(told: str, kind: str = "transformers", **options: Any) -> None:
+        with pytest.raises(ValueError, match=told):
+            trainer_of(kind, CHECKPOINT, given, tmp_path, **options)
+
+    refused("label_smoothing_factor", label_smoothing_factor=0.1)
+    refused("loss_type dft", "trl", loss_type="dft")
+    refused("average_tokens_across_devices", "trl", average_tokens_across_devices=False)
+    trainer = trainer_of("transformers", CHECKPOINT, given, tmp_path)
+    trainer.data_collator = ActiveTokensCollator(CHECKPOINT)
+    with pytest.raises(ValueError, match="no token_weights in a batch"):
+        trainer.train()
