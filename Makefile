@@ -7,7 +7,7 @@ SITE = import sysconfig; print(sysconfig.get_path("purelib"))
 # Other trainers: theirs would change too much of it, too. Their pins differ from ours and from each other's.
 TRAINERS_BIN = .venv-trainers/bin
 TRAINERS = ms-swift==4.6.0 llamafactory==0.9.5 axolotl==0.19.0 datasets==4.8.4 addict==2.4.0 json_repair==0.64.6 \
-	modelscope==1.40.2 modelscope-hub==0.5.1 omegaconf==2.4.0 qwen-vl-utils==0.0.14
+	einops==0.8.2 modelscope==1.40.2 modelscope-hub==0.5.1 omegaconf==2.4.0 qwen-vl-utils==0.0.14
 # By name: what other tests import (Flask, for one) doesn't get on with vLLM in one process.
 VLLM_TESTS = tests/scoring/test_engines.py $(wildcard tests/*/test_vllm*.py)
 VLLM_PYTEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest $(VLLM_TESTS)

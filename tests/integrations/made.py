@@ -1,12 +1,13 @@
 """Rows as `vig export-data` writes them, and the loss and gradients that their weights must give, written out plainly.
 
-No code of the project has a part in what is expected: prompts are by LLaVA's rules (`tests.training.written`) or the
+No code of the project has a part in what is `expected`: prompts are by LLaVA's rules (`tests.training.written`) or the
 processor's own, answers are found by the marks around them, each sample has a forward pass of its own with full logits.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoPr
 
 from tests.training.written import llava
 from vig_ray.demo import world
+from vig_ray.model.load import load_formatter
+from vig_ray.selection.answer_tokens import answer_tokens
+from vig_ray.selection.export_rows import FORMATS
 
 Row = dict[str, Any]
 
@@ -154,3 +158,31 @@ def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
         nothing = torch.zeros_like(like)
         worst = max(worst, float((one.get(name, nothing) - other.get(name, nothing)).abs().max()))
     return worst
+
+
+def sample_of(row: Row) -> dict[str, Any]:
+    """A row of `messages` as a row of samples/, with its place in the training order."""
+    conversation = [
+        {
+            "role": message["role"],
+            "text": "".join(part.get("text", "<image>") for part in message["content"]),
+        }
+        for message in row["messages"]
+    ]
+    images = [{"uri": path, "bytes": None} for path in row["images"]]
+    return {"sample_key": row["sample_key"], "conversation": conversation, "images": images, "position": 0}
+
+
+def write(rows: Sequence[Row], name: Any, path: Path, checkpoint: str | None = None) -> Path:
+    """The rows in a format of `vig export-data`, with their weights where the checkpoint is given."""
+    formatter = load_formatter(checkpoint) if checkpoint else None
+    with path.open("w") as file:
+        for row in rows:
+            sample, tokens = sample_of(row), None
+            if formatter is not None:
+                assert checkpoint is not None
+                inputs, answers = plain(checkpoint, row)
+                ids = inputs["input_ids"][0, answers].tolist()
+                tokens = answer_tokens(sample, ids, row["token_weights"], formatter)
+            file.write(json.dumps(FORMATS[name].row(sample, row["images"], tokens)) + "\n")
+    return path

@@ -8,21 +8,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
-from tests.integrations.made import Row, messages_rows, plain, processor_of, weighted
+from tests.integrations.made import Row, messages_rows, plain, processor_of, weighted, write
 from vig_ray.demo import CHECKPOINT
-from vig_ray.model.load import load_formatter
-from vig_ray.selection.answer_tokens import answer_tokens
-from vig_ray.selection.export_rows import FORMATS
 
 pytestmark = pytest.mark.long
 
@@ -35,34 +30,6 @@ def needs(package: str, distribution: str) -> pytest.MarkDecorator:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     return messages_rows(tmp_path_factory.mktemp("pictures"))
-
-
-def sample_of(row: Row) -> dict[str, Any]:
-    """A row of `messages` as a row of samples/, with its place in the training order."""
-    conversation = [
-        {
-            "role": message["role"],
-            "text": "".join(part.get("text", "<image>") for part in message["content"]),
-        }
-        for message in row["messages"]
-    ]
-    images = [{"uri": path, "bytes": None} for path in row["images"]]
-    return {"sample_key": row["sample_key"], "conversation": conversation, "images": images, "position": 0}
-
-
-def write(rows: Sequence[Row], name: Any, path: Path, checkpoint: str | None = None) -> Path:
-    """The rows in a format of `vig export-data`, with their weights where the checkpoint is given."""
-    formatter = load_formatter(checkpoint) if checkpoint else None
-    with path.open("w") as file:
-        for row in rows:
-            sample, tokens = sample_of(row), None
-            if formatter is not None:
-                assert checkpoint is not None
-                inputs, answers = plain(checkpoint, row)
-                ids = inputs["input_ids"][0, answers].tolist()
-                tokens = answer_tokens(sample, ids, row["token_weights"], formatter)
-            file.write(json.dumps(FORMATS[name].row(sample, row["images"], tokens)) + "\n")
-    return path
 
 
 def answers_of(row: Row) -> list[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
+from trl import SFTConfig, SFTTrainer
 
-from tests.integrations.made import Row, expected, farthest, messages_rows, plain, weighted
+from tests.integrations.made import Row, expected, farthest, messages_rows, plain, weighted, write
 from tests.integrations.trained import one_step, trainer_of
 from vig_ray.demo import CHECKPOINT
 from vig_ray.integrations.trl import ActiveTokensCollator
@@ -77,6 +79,14 @@ def test_evaluation_is_the_loss_of_its_batches(
     assert trainer.evaluate()["eval_loss"] == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["transformers", "trl"])
+def test_adapters_begin_at_the_loss_of_their_model(kind: str, rows: list[Row], tmp_path: Path) -> None:
+    given = weighted(rows, CHECKPOINT, "real")
+    found = one_step(kind, CHECKPOINT, given, tmp_path, lora=True)
+    assert found.loss == pytest.approx(expected(CHECKPOINT, given).loss, abs=1e-5)
+    assert any("lora_B" in name and gradient.any() for name, gradient in found.gradients.items())
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen"])
 def test_weights_land_on_the_scored_tokens_among_expanded_images(
     family: str, rows: list[Row], checkpoints: dict[str, str]
@@ -114,3 +124,21 @@ def test_what_would_make_another_loss_is_refused(rows: list[Row], checkpoints: d
     trainer.data_collator = ActiveTokensCollator(CHECKPOINT)
     with pytest.raises(ValueError, match="no token_weights in a batch"):
         trainer.train()
+
+
+def test_rows_without_weights_are_what_trl_reads_by_itself(
+    rows: list[Row], qwen_checkpoint: str, tmp_path: Path
+) -> None:
+    """By its own collator, which trains everything; images as its documentation has them."""
+    write(rows, "messages", tmp_path / "chosen.jsonl")
+    loaded = datasets.load_dataset(
+        "json", data_files=str(tmp_path / "chosen.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+    ).cast_column("images", datasets.List(datasets.Image()))
+    arguments = SFTConfig(
+        str(tmp_path / "out"), per_device_train_batch_size=8, max_steps=1, logging_steps=1, max_length=None,
+        report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no",
+    )  # fmt: skip
+    trainer = SFTTrainer(qwen_checkpoint, arguments, train_dataset=loaded)
+    trainer.train()
+    seen = trainer.state.log_history[0]["num_tokens"]
+    assert seen == sum(plain(qwen_checkpoint, row).inputs["input_ids"].numel() for row in rows)

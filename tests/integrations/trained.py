@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText, TrainerCallback, TrainingArguments
 from trl import SFTConfig
 
@@ -52,6 +53,8 @@ def trainer_of(kind: str, checkpoint: str, rows: Sequence[Row], folder: Path, **
     }
     make, config = (VigSFTTrainer, SFTConfig) if kind == "trl" else (VigTrainer, TrainingArguments)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    if options.pop("lora", False):
+        model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"]))
     dataset = datasets.Dataset.from_list(list(rows))
     return make(
         model,
