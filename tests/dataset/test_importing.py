@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from tests.dataset.conftest import read_samples
 from vig_ray.cluster import on_machines
 from vig_ray.dataset import importing
+from vig_ray.dataset.import_report import Counts
 from vig_ray.dataset.importing import ImportConfig, already_imported, run, samples_directory, validate
 from vig_ray.dataset.inputs import DataFile, read_rows
 from vig_ray.dataset.schema import SAMPLES
@@ -132,7 +132,6 @@ def test_the_record_explains_the_result(bench: Any, make_row: Any) -> None:
         "text_only": 0,
         "with_images": 1,
         "failures": {"NotAnObject": 1},
-        "marked": 0,
     }
 
 
@@ -336,7 +335,7 @@ def test_what_machines_wrote_elsewhere_is_missed(bench: Any, make_row: Any) -> N
     """A local path on a cluster: each machine has its own."""
     config = ImportConfig(data=str(bench.write("d.json", [make_row(0)])), out=str(bench.out))
     with pytest.raises(StageError, match=r"2 files were written .* sees 0; every path must be on storage"):
-        run(config, None, lambda _: [importing.Counts(1, 0, 1, Counter(), parts=2)])
+        run(config, None, lambda _: [Counts(read=1, with_images=1, parts=2)])
     assert samples_directory(str(bench.out)) is None
     with pytest.raises(StageError, match="not on the machine that reads it"):
         list(read_rows(DataFile("/nowhere/d.json", "json", 1, 1)))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.dataset.conftest import llava_row
 from vig_ray.cluster import on_machines
-from vig_ray.dataset import importing, keep
+from vig_ray.dataset import first_rows, importing, keep
 from vig_ray.dataset.importing import ImportConfig
 from vig_ray.dataset.keep import json_text
 from vig_ray.errors import StageError
@@ -206,7 +206,7 @@ def test_a_column_that_no_parquet_file_has_is_refused_before_anything_is_written
 def test_a_column_that_no_json_row_has_is_refused_with_the_counts(
     bench: Any, make_row: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(importing, "_ROWS_LOOKED_AT", 3)
+    monkeypatch.setattr(first_rows, "_ROWS_LOOKED_AT", 3)
     caplog.set_level(logging.WARNING)
     rows = [make_row(number) for number in range(5)] + [make_row(5) | {"rating": 1}]
     path = bench.write("d.json", rows)

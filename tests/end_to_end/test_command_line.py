@@ -43,7 +43,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"--data": "nowhere.json"}, "nowhere.json: no such file"),
         ({"--data": "{small}/notes.txt"}, "notes.txt"),
         ({"--data": "{small}/empty"}, "empty"),
-        ({"--data": "{small}/unknown.parquet"}, "caption, pixels"),
+        ({"--data": "{small}/unknown.parquet"}, "'caption', 'pixels'"),
         ({"--images": "{small}/no-folder"}, "no-folder"),
         ({"--model": "./no-model"}, "./no-model: no such folder"),
         ({"--model": "no-model"}, "no-model: no such folder"),
@@ -225,7 +225,7 @@ def test_a_missing_bucket_is_one_line(small: Path, s3) -> None:
 
 
 # What of scoring and training runs on Ray or vLLM itself; the rest runs anywhere.
-ON_RAY = ("scoring.job", "scoring.passes", "training.job", "training.progress_actor")
+ON_RAY = ("scoring.in_process", "scoring.job", "scoring.passes", "training.job", "training.progress_actor")
 ON_VLLM = ("scoring.engines.vllm", "scoring.engines.vllm_worker")
 
 
