@@ -124,7 +124,7 @@ def test_from_scores_to_other_trainers(scored: Path, expected: Any, tmp_path: Pa
     for form in ("llava", "messages", "sharegpt"):
         out = tmp_path / f"{form}.json"
         call("export-data", "--format", form, "--selection", str(tmp_path), "--samples", str(scored / "samples"),
-             "--out", str(out))  # fmt: skip
+             "--out", str(out), *(["--samples-only"] if form == "sharegpt" else []))  # fmt: skip
         text = out.read_text()
         exported = json.loads(text) if form == "llava" else [json.loads(line) for line in text.splitlines()]
         assert sorted(row["kept"]["url"] for row in exported) == sorted(kept_in(row)["url"] for row in chosen)
