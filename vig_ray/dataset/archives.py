@@ -3,6 +3,9 @@
 A row's path is looked up as it is; then as unpacking each archive where it lies would have it, `coco/1.jpg` for `1.jpg`
 in `coco/train.zip`; then as unpacking it into a folder called after it, with or without the one folder that all images
 in it lie in: `train/1.jpg` for `1.jpg` or `train2017/1.jpg` in `train.zip`. What fits several members is refused.
+
+Where archives were found by the data, each dataset has its own, and of these the ones below a data file's folder are
+asked first, in all these ways, from that folder.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import logging
 import lzma
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,6 +35,8 @@ from vig_ray.storage import join, one_line, read_bytes, write_bytes
 log = logging.getLogger(__name__)
 
 _NAMES = 256  # that are kept of all members, to be told where a row's is missing
+_ALL = -1  # in the place of a dataset's number
+_VIEWS_KEPT = 64
 _TOLD = 1000  # rows that are told one, in a process; it takes a millisecond
 _REFUSED = {
     Place.ENCRYPTED: "is encrypted; decrypt the archive",
@@ -98,10 +103,26 @@ def index_archives(
     log.info("images: %s members in %s archives", f"{sum(scan.members for scan in scans):,}", f"{len(scans):,}")
     about = {
         "archives": [
-            {"uri": each.uri, "folder": each.folder, "top": scan.top, "files": scan.files}
+            {
+                "uri": each.uri,
+                "folder": each.folder,
+                "datasets": each.datasets,
+                "top": scan.top,
+                "files": scan.files,
+            }
             for each, scan in zip(archives, scans, strict=True)
         ],
-        "names": _evenly([name for scan in scans for name in scan.names]),
+        "names": {
+            dataset: _evenly(
+                [
+                    name
+                    for each, scan in zip(archives, scans, strict=True)
+                    if dataset in (each.datasets or (_ALL,))
+                    for name in scan.names
+                ]
+            )
+            for dataset in {number: None for each in archives for number in each.datasets or (_ALL,)}
+        },
     }
     write_bytes(join(folder, "archives.json"), json.dumps(about).encode("ascii"))
     return ImageArchives(folder)
@@ -148,6 +169,13 @@ class _Spelling(NamedTuple):
     archives: frozenset[int]
 
 
+class _View(NamedTuple):
+    """Some of the archives, and the ways to look paths up in them, one after the other."""
+
+    archives: list[int]
+    ways: list[dict[str, list[_Spelling]]]
+
+
 class _Names:
     """What `index_archives` has written, open."""
 
@@ -156,12 +184,44 @@ class _Names:
         self.index = open_index(folder)
         self.archives: list[dict[str, Any]] = about["archives"]
         self.files = [(uri, number) for number, each in enumerate(self.archives) for uri in each["files"]]
-        self.names: list[str] = about["names"]
+        self._names: dict[str, list[str]] = about["names"]
         self.told = 0
+        self._views: dict[tuple[int, str | None], list[_View]] = {}
+
+    def names(self, dataset: int) -> list[str]:
+        """Some names of the members that rows of a dataset may mean."""
+        return self._names.get(str(dataset), []) + self._names.get(str(_ALL), [])
+
+    def views(self, dataset: int, own: str | None) -> list[_View]:
+        """Of a dataset's archives those below a folder of its files, if that is given, and then all."""
+        found = self._views.get((dataset, own))
+        if found is None:
+            if len(self._views) >= _VIEWS_KEPT:
+                self._views = {}
+            found = self._views[dataset, own] = list(self._made(dataset, own))
+        return found
+
+    def _made(self, dataset: int, own: str | None) -> Iterator[_View]:
+        of_it = {
+            number: str(each["folder"])
+            for number, each in enumerate(self.archives)
+            if not each["datasets"] or dataset in each["datasets"]
+        }
+        start = None if own is None else own.rstrip("/") + "/"
+        if start is not None:
+            folders = {number: self.archives[number]["uri"].rpartition("/")[0] + "/" for number in of_it}
+            below = {number: each[len(start) : -1] for number, each in folders.items() if each.startswith(start)}
+            if below and below != of_it:
+                yield self._view(below)
+        yield self._view(of_it)
+
+    def _view(self, folders: Mapping[int, str]) -> _View:
+        """`folders`: of each archive the folder that it lies in."""
         where: dict[tuple[str, str], set[int]] = defaultdict(set)
         after: dict[tuple[str, str], set[int]] = defaultdict(set)
-        for number, each in enumerate(self.archives):
-            lies_in, top = each["folder"], each["top"]
+        for number, lies_in in folders.items():
+            each = self.archives[number]
+            top = each["top"]
             stem = _stem(each["uri"])
             where[lies_in, ""].add(number)
             for start in {stem, f"{lies_in}/{stem}".lstrip("/")}:
@@ -169,7 +229,7 @@ class _Names:
             if top:
                 for start in {"", lies_in, stem, f"{lies_in}/{stem}".lstrip("/")}:
                     after[start, top].add(number)
-        self.spellings = [_by_start({("", ""): set(range(len(self.archives)))}), _by_start(where), _by_start(after)]
+        return _View(list(folders), [_by_start({("", ""): set(folders)}), _by_start(where), _by_start(after)])
 
 
 def _by_start(found: dict[tuple[str, str], set[int]]) -> dict[str, list[_Spelling]]:
@@ -191,9 +251,18 @@ def _names(folder: str) -> _Names:
 
 @dataclass(frozen=True)
 class ImageArchives:
-    """The images in an import's archives; workers of a cluster get it pickled. `folder`: of `index_archives`."""
+    """The images in an import's archives; workers of a cluster get it pickled. `folder`: of `index_archives`.
+
+    `dataset`: whose archives they are. `own`: the folder whose archives are asked before all others.
+    """
 
     folder: str
+    dataset: int = 0
+    own: str | None = None
+
+    def among(self, dataset: int, own: str | None) -> ImageArchives:
+        """Those that rows of a dataset may mean. `own`: its data file's folder; None where paths start elsewhere."""
+        return ImageArchives(self.folder, dataset, own)
 
     def find(self, path: str) -> str | None:
         """The URI of the image that a row's relative path, normalised, means; None where no archive has it.
@@ -201,7 +270,7 @@ class ImageArchives:
         Raises RowError where it may mean several, or one that can't be read where it lies.
         """
         names = _names(self.folder)
-        for by_start in names.spellings:
+        for by_start in (way for view in names.views(self.dataset, self.own) for way in view.ways):
             found = _matching(names, by_start, path)
             if len(found) > 1:
                 told = " and ".join(f"{name} in {names.archives[number]['uri']}" for number, name in list(found)[:2])
@@ -220,10 +289,10 @@ class ImageArchives:
     def missing(self, path: str) -> RowError:
         """Why a row whose image no archive has can't be imported."""
         names = _names(self.folder)
-        archives = [each["uri"] for each in names.archives]
+        archives = [names.archives[number]["uri"] for number in names.views(self.dataset, self.own)[-1].archives]
         where = archives[0] if len(archives) == 1 else f"the {len(archives):,} archives {archives[0]} ..."
         names.told += 1
-        like = _nearest(path, names.names) if names.told <= _TOLD else None
+        like = _nearest(path, names.names(self.dataset)) if names.told <= _TOLD else None
         return RowError(
             "NotInArchive", f"no {shorten(path)} in {where}" + (f"; nearest: {shorten(like)}" if like else "")
         )
