@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vig_ray.dataset.archive_files import ArchiveFile, archives_at, archives_by, images_are_missing, named_archives
-from vig_ray.dataset.archives import ImageArchives, index_archives
+from vig_ray.dataset.archives import index_archives
 from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.image_order import Spread
 from vig_ray.dataset.inputs import DataFile
 from vig_ray.dataset.layouts.layout import Layout
+from vig_ray.dataset.member_lookup import ImageArchives
 from vig_ray.dataset.unpacking import UNPACKED_FOLDER
 from vig_ray.stage import Claim
 from vig_ray.storage import absolute, join
