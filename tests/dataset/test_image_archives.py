@@ -19,7 +19,7 @@ import PIL.Image
 import pytest
 
 from tests.dataset.conftest import png
-from vig_ray.dataset import archives, member_index, unpacking
+from vig_ray.dataset import member_index, member_lookup, unpacking
 from vig_ray.dataset.archived import archived
 from vig_ray.dataset.images import ImageError, image_bytes, load_image
 from vig_ray.dataset.importing import ImportConfig, run, validate
@@ -305,7 +305,7 @@ def test_by_several_processes(bench: Any, make_row: Any, monkeypatch: pytest.Mon
     def spread(work: Sequence[Callable[[], Any]]) -> Iterable[Any]:
         called.append(len(work))
         for each in reversed(work):
-            archives._names.cache_clear()
+            member_lookup._names.cache_clear()
             member_index.open_index.cache_clear()
             yield pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(each))()))
 

@@ -13,7 +13,7 @@ from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.inputs import DataFile, read_rows
 from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.members import SUFFIXES, ArchiveKind, archive_suffix
-from vig_ray.dataset.patterns import expand, fixed_folder, has_braces, has_wildcards, matches
+from vig_ray.dataset.patterns import expand, fixed_folder, has_braces, has_wildcards, matches, uri_below
 from vig_ray.dataset.rows import to_sample
 from vig_ray.dataset.schema import RowError
 from vig_ray.dataset.sharing import common_folder
@@ -26,18 +26,26 @@ _EXPECTED = (
     f"pattern of such (names that end in {', '.join(SUFFIXES)})"
 )
 _ROWS_LOOKED_AT = 100
+_TEXTS_LOOKED_AT = 10_000  # rows, as long as none has an image
 _IMAGES_LOOKED_FOR = 16
 
 
 @dataclass(frozen=True)
 class ArchiveFile:
-    """An archive, with its size and time when it was found. `folder`: where it lies below the images' own, or ""."""
+    """An archive, with its size and time when it was found. `folder`: where it lies below the images' own, or "".
+    `datasets`: whose images it holds, by the numbers of their `--data`; () for all.
+    """
 
     uri: str  # absolute where it is local
     kind: ArchiveKind
     folder: str
     size: int  # bytes
     mtime_ns: int | None  # nanoseconds since 1970
+    datasets: tuple[int, ...] = ()
+
+    def holds(self, dataset: int) -> bool:
+        """Whether images of a dataset are looked for in it."""
+        return not self.datasets or dataset in self.datasets
 
 
 def named_archives(images: str) -> list[ArchiveFile] | None:
@@ -77,7 +85,9 @@ def archives_by(folder: str) -> list[ArchiveFile]:
     except OSError as error:
         raise StageError(f"{folder}: can't be listed: {one_line(error)}") from error
     found = [info for info in infos if info.is_file and archive_suffix(info.path) and not is_unpacked(info.path)]
-    return [_archive(info, folder) for info in sorted(found, key=lambda info: info.path)]
+    return [
+        _archive(uri_below(folder, path, info.path), info, folder) for info in sorted(found, key=lambda info: info.path)
+    ]
 
 
 def archives_at(uris: Sequence[str], folder: str) -> list[ArchiveFile]:
@@ -86,23 +96,32 @@ def archives_at(uris: Sequence[str], folder: str) -> list[ArchiveFile]:
     return [each for uri in uris for each in _matching(absolute(uri), root)]
 
 
-def images_are_missing(data: DataFile, folder: ImageFolder, layout: Layout | None) -> bool:
-    """Whether the first rows name images by paths, and the folder lacks some of the first of these."""
+def images_are_missing(data: DataFile, folder: ImageFolder, layout: Layout | None) -> bool | None:
+    """Whether the folder lacks some of the first images that the first rows name by paths; None where they name none.
+
+    Of rows without any image, more are looked at.
+    """
     if scheme_of(folder.root) in ("http", "https"):
         return False
+    if data.kind == "webdataset":
+        return None
     wanted: dict[str, None] = {}
+    any_image = False
     try:
-        for row in itertools.islice(read_rows(data, layout), _ROWS_LOOKED_AT):
+        for number, row in enumerate(itertools.islice(read_rows(data, layout), _TEXTS_LOOKED_AT)):
+            if any_image and number >= _ROWS_LOOKED_AT:
+                break
             try:
                 images = to_sample(row, folder)[0].images
             except RowError:
                 continue
+            any_image = any_image or bool(images)
             inside = [image.uri for image in images if (image.uri or "").startswith(folder.root.rstrip("/") + "/")]
             wanted |= dict.fromkeys(uri for uri in inside if uri is not None)
             if len(wanted) >= _IMAGES_LOOKED_FOR:
                 break
         looked_for = list(wanted)[:_IMAGES_LOOKED_FOR]
-        return any(exists(uri) != pafs.FileType.File for uri in looked_for)
+        return any(exists(uri) != pafs.FileType.File for uri in looked_for) if looked_for else None
     except StageError:  # the import meets it, too, and then it is told
         return False
 
@@ -112,21 +131,24 @@ def _matching(pattern: str, root: str) -> list[ArchiveFile]:
     fs, path = filesystem(pattern)
     try:
         info = fs.get_file_info(path)
-        infos = [info] if info.is_file else matches(fs, path) if has_wildcards(path) else []
+        if info.is_file:
+            found = {pattern: info}
+        else:
+            infos = matches(fs, path) if has_wildcards(path) else []
+            folder = fixed_folder(pattern) if infos else ""
+            start = filesystem(folder)[1]
+            found = {uri_below(folder, start, each.path): each for each in infos if not is_unpacked(each.path)}
     except OSError as error:
         raise StageError(f"--images {pattern}: can't be listed: {one_line(error)}") from error
-    if not infos:
+    if not found:
         raise StageError(f"--images {pattern}: no such file")
-    for info in infos:
-        if not archive_suffix(info.path):
-            raise StageError(f"{info.path}: {_EXPECTED}")
-    scheme = scheme_of(pattern)
-    return [_archive(info, root, scheme if scheme != "file" else "") for info in infos]
+    for uri in found:
+        if not archive_suffix(uri):
+            raise StageError(f"{uri}: {_EXPECTED}")
+    return [_archive(uri, info, root) for uri, info in found.items()]
 
 
-def _archive(info: Any, root: str, scheme: str | None = None) -> ArchiveFile:
+def _archive(uri: str, info: Any, root: str) -> ArchiveFile:
     """The archive that a listing tells of, which lies in the images' folder `root`."""
-    scheme = scheme_of(root) if scheme is None else scheme
-    uri = f"{scheme}://{info.path}" if scheme else info.path
     folder = uri.rpartition("/")[0][len(root.rstrip("/")) + 1 :]
     return ArchiveFile(uri, SUFFIXES[archive_suffix(info.path)], folder, info.size, info.mtime_ns)

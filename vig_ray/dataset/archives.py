@@ -1,45 +1,27 @@
-"""Images by their rows' paths, in archives: scanned once an import, then looked up by every process that imports.
-
-A row's path is looked up as it is; then as unpacking each archive where it lies would have it, `coco/1.jpg` for `1.jpg`
-in `coco/train.zip`; then as unpacking it into a folder called after it, with or without the one folder that all images
-in it lie in: `train/1.jpg` for `1.jpg` or `train2017/1.jpg` in `train.zip`. What fits several members is refused.
-"""
+"""The archives of an import, scanned once, for what it takes to look images up in them."""
 
 from __future__ import annotations
 
-import functools
-import itertools
 import json
 import logging
 import lzma
 import tarfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
 
 from vig_ray.dataset.archive_files import ArchiveFile
-from vig_ray.dataset.archived import Archived, DamagedArchiveError, Way
-from vig_ray.dataset.fields import shorten
-from vig_ray.dataset.member_index import Found, open_index, write_index, write_scan
-from vig_ray.dataset.members import Member, Place, archive_suffix, is_named_like_an_image, members
-from vig_ray.dataset.schema import RowError
+from vig_ray.dataset.archived import DamagedArchiveError
+from vig_ray.dataset.member_index import write_index, write_scan
+from vig_ray.dataset.member_lookup import ALL, ImageArchives
+from vig_ray.dataset.members import Member, is_named_like_an_image, members
 from vig_ray.dataset.unpacking import UnpackedTars, unpack
 from vig_ray.errors import StageError
-from vig_ray.storage import join, one_line, read_bytes, write_bytes
+from vig_ray.storage import join, one_line, write_bytes
 
 log = logging.getLogger(__name__)
 
 _NAMES = 256  # that are kept of all members, to be told where a row's is missing
-_TOLD = 1000  # rows that are told one, in a process; it takes a millisecond
-_REFUSED = {
-    Place.ENCRYPTED: "is encrypted; decrypt the archive",
-    Place.OTHER_METHOD: "is compressed by another method than deflate; pack the archive again, or unpack it",
-    Place.LINK: "is a link; unpack the archive",
-    Place.SPARSE: "is stored as a sparse file; unpack the archive",
-    Place.TOO_LARGE: "is larger than any image may be",
-}
 
 
 @dataclass(frozen=True)
@@ -98,10 +80,26 @@ def index_archives(
     log.info("images: %s members in %s archives", f"{sum(scan.members for scan in scans):,}", f"{len(scans):,}")
     about = {
         "archives": [
-            {"uri": each.uri, "folder": each.folder, "top": scan.top, "files": scan.files}
+            {
+                "uri": each.uri,
+                "folder": each.folder,
+                "datasets": each.datasets,
+                "top": scan.top,
+                "files": scan.files,
+            }
             for each, scan in zip(archives, scans, strict=True)
         ],
-        "names": _evenly([name for scan in scans for name in scan.names]),
+        "names": {
+            dataset: _evenly(
+                [
+                    name
+                    for each, scan in zip(archives, scans, strict=True)
+                    if dataset in (each.datasets or (ALL,))
+                    for name in scan.names
+                ]
+            )
+            for dataset in {number: None for each in archives for number in each.datasets or (ALL,)}
+        },
     }
     write_bytes(join(folder, "archives.json"), json.dumps(about).encode("ascii"))
     return ImageArchives(folder)
@@ -139,128 +137,3 @@ def _each(found: Iterable[tuple[int, Member]], seen: _Seen) -> Iterator[tuple[in
     for number, member in found:
         seen.add(member)
         yield number, member
-
-
-class _Spelling(NamedTuple):
-    """Archives whose members may be meant by a path that begins with some folder: the rest of it below `top`."""
-
-    top: str
-    archives: frozenset[int]
-
-
-class _Names:
-    """What `index_archives` has written, open."""
-
-    def __init__(self, folder: str) -> None:
-        about = json.loads(read_bytes(join(folder, "archives.json")))
-        self.index = open_index(folder)
-        self.archives: list[dict[str, Any]] = about["archives"]
-        self.files = [(uri, number) for number, each in enumerate(self.archives) for uri in each["files"]]
-        self.names: list[str] = about["names"]
-        self.told = 0
-        where: dict[tuple[str, str], set[int]] = defaultdict(set)
-        after: dict[tuple[str, str], set[int]] = defaultdict(set)
-        for number, each in enumerate(self.archives):
-            lies_in, top = each["folder"], each["top"]
-            stem = _stem(each["uri"])
-            where[lies_in, ""].add(number)
-            for start in {stem, f"{lies_in}/{stem}".lstrip("/")}:
-                after[start, ""].add(number)
-            if top:
-                for start in {"", lies_in, stem, f"{lies_in}/{stem}".lstrip("/")}:
-                    after[start, top].add(number)
-        self.spellings = [_by_start({("", ""): set(range(len(self.archives)))}), _by_start(where), _by_start(after)]
-
-
-def _by_start(found: dict[tuple[str, str], set[int]]) -> dict[str, list[_Spelling]]:
-    by_start: dict[str, list[_Spelling]] = defaultdict(list)
-    for (start, top), numbers in found.items():
-        by_start[start].append(_Spelling(top, frozenset(numbers)))
-    return dict(by_start)
-
-
-def _stem(uri: str) -> str:
-    name = uri.rpartition("/")[2]
-    return name[: len(name) - len(archive_suffix(name))]
-
-
-@functools.lru_cache(maxsize=2)
-def _names(folder: str) -> _Names:
-    return _Names(folder)
-
-
-@dataclass(frozen=True)
-class ImageArchives:
-    """The images in an import's archives; workers of a cluster get it pickled. `folder`: of `index_archives`."""
-
-    folder: str
-
-    def find(self, path: str) -> str | None:
-        """The URI of the image that a row's relative path, normalised, means; None where no archive has it.
-
-        Raises RowError where it may mean several, or one that can't be read where it lies.
-        """
-        names = _names(self.folder)
-        for by_start in names.spellings:
-            found = _matching(names, by_start, path)
-            if len(found) > 1:
-                told = " and ".join(f"{name} in {names.archives[number]['uri']}" for number, name in list(found)[:2])
-                raise RowError(
-                    "AmbiguousImage",
-                    f"{shorten(path)} may mean {told}; import them separately, each with its own --images",
-                )
-            for (number, name), member in found.items():
-                if member.place in _REFUSED:
-                    uri = names.archives[number]["uri"]
-                    raise RowError("ArchiveMember", f"{shorten(name)} in {uri} {_REFUSED[Place(member.place)]}")
-                way: Way = "zip" if member.place == Place.ZIP else "bytes"
-                return Archived(names.files[member.archive][0], way, member.offset, member.size, name).uri
-        return None
-
-    def missing(self, path: str) -> RowError:
-        """Why a row whose image no archive has can't be imported."""
-        names = _names(self.folder)
-        archives = [each["uri"] for each in names.archives]
-        where = archives[0] if len(archives) == 1 else f"the {len(archives):,} archives {archives[0]} ..."
-        names.told += 1
-        like = _nearest(path, names.names) if names.told <= _TOLD else None
-        return RowError(
-            "NotInArchive", f"no {shorten(path)} in {where}" + (f"; nearest: {shorten(like)}" if like else "")
-        )
-
-
-def _matching(names: _Names, by_start: dict[str, list[_Spelling]], path: str) -> dict[tuple[int, str], Found]:
-    """The members that a path may mean, by the number of their archive and their name; of several of one name in an
-    archive its last, which is what unpacking leaves."""
-    matching: dict[tuple[int, str], Found] = {}
-    for start, rest in _divided(path):
-        for top, archives in by_start.get(start, ()):
-            name = f"{top}/{rest}" if top else rest
-            for member in names.index.find(name):
-                number = names.files[member.archive][1]
-                before = matching.get((number, name))
-                if number in archives and (before is None or _later(member) > _later(before)):
-                    matching[number, name] = member
-    return matching
-
-
-def _later(member: Found) -> tuple[int, int]:
-    return member.archive, member.offset
-
-
-def _divided(path: str) -> Iterator[tuple[str, str]]:
-    """A path as the folder that it begins with and the rest, in every way."""
-    yield "", path
-    at = path.find("/")
-    while at >= 0:
-        yield path[:at], path[at + 1 :]
-        at = path.find("/", at + 1)
-
-
-def _nearest(path: str, names: Sequence[str]) -> str | None:
-    """The name that has most characters at its end and beginning in common with a path."""
-
-    def alike(one: Iterable[str], other: Iterable[str]) -> int:
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-    return max(names, key=lambda name: alike(name, path) + alike(name[::-1], path[::-1]), default=None)

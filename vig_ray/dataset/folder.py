@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from vig_ray import hub
+from vig_ray.dataset.unpacking import is_unpacked
 from vig_ray.errors import StageError
 from vig_ray.stage import RECORD_SUFFIX
 from vig_ray.storage import filesystem, join, one_line, read_bytes, scheme_of
@@ -37,12 +38,14 @@ class Folder:
 
     @property
     def visible(self) -> list[str]:
-        """Names without a part that begins with `.` or `_`, and that isn't in an output of vig-ray."""
+        """Names without a part that begins with `.` or `_`, of what isn't in an output of vig-ray."""
         outputs = tuple(name.removesuffix(RECORD_SUFFIX) + "/" for name in self.infos if name.endswith(RECORD_SUFFIX))
         return [
             name
             for name in self.infos
-            if not name.startswith(outputs) and not any(part.startswith((".", "_")) for part in name.split("/"))
+            if not name.startswith(outputs)
+            and not is_unpacked(f"/{name}")
+            and not any(part.startswith((".", "_")) for part in name.split("/"))
         ]
 
 

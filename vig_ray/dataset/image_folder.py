@@ -1,6 +1,6 @@
 """The location of a row's images: relative paths start from one folder and may not leave it.
 
-Where there are archives, paths mean their members first: see `vig_ray.dataset.archives`.
+Where there are archives, paths mean their members first: see `vig_ray.dataset.member_lookup`.
 
 A dataset is other people's data. A path in it must not make a job read any file of the machine and a model describe
 it, so a path outside the images folder is refused. Symbolic links inside the folder are the user's own and are

@@ -7,21 +7,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vig_ray.dataset.archive_files import ArchiveFile, archives_at, archives_by, images_are_missing, named_archives
-from vig_ray.dataset.archives import ImageArchives, index_archives
+from vig_ray.dataset.archives import index_archives
 from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.image_order import Spread
 from vig_ray.dataset.inputs import DataFile
 from vig_ray.dataset.layouts.layout import Layout
+from vig_ray.dataset.member_lookup import ImageArchives
 from vig_ray.dataset.unpacking import UNPACKED_FOLDER
 from vig_ray.stage import Claim
 from vig_ray.storage import absolute, join
+
+_FILES_ASKED = 8  # whether their images are missing
 
 
 @dataclass(frozen=True)
 class ImageSource:
     """`folder`: that relative image paths start from, None where it is each data file's own. `archives`: in which
-    images are looked for. `pattern`: what names these, None where they were found. `members`: theirs, once they are
-    known.
+    images are looked for, those of each dataset by its rows. `pattern`: what names these, None where they were found.
+    `members`: theirs, once they are known.
     """
 
     folder: ImageFolder | None
@@ -32,9 +35,11 @@ class ImageSource:
     def of(self, file: DataFile) -> ImageFolder:
         """The images that relative paths in a file mean."""
         folder = self.folder or folder_of(file)
-        if self.members is None:
+        if self.members is None or not any(each.holds(file.dataset) for each in self.archives):
             return folder
-        return replace(folder, archives=self.members, holds_files=self.pattern is None)
+        named = self.folder is not None or self.pattern is not None
+        members = self.members.among(file.dataset, None if named else folder.root)
+        return replace(folder, archives=members, holds_files=self.pattern is None)
 
     def identity(self) -> dict[str, Any]:
         """What of it decides the samples; of a mere folder what earlier versions wrote."""
@@ -57,11 +62,14 @@ class ImageSource:
 
 
 def find_images(
-    images: str | None, datasets: Sequence[tuple[DataFile, Sequence[str]]], layout: Layout | None
+    images: str | None, datasets: Sequence[tuple[Sequence[DataFile], Sequence[str] | None]], layout: Layout | None
 ) -> ImageSource:
     """What `--images` names, or, where it names no archives and the first rows' images are missing in their folder,
-    that folder with the archives in it. `datasets`: of each its first file and the archives beside it. `layout`: of
-    --columns.
+    that folder with the archives in it. `datasets`: of each its files and the archives beside them, None where these
+    weren't looked for. `layout`: of --columns.
+
+    Where the first file names no images, the next ones say whether they are missing; where none of these does, archives
+    that were found are used.
 
     Raises StageError where nothing is there that `images` names.
     """
@@ -70,12 +78,26 @@ def find_images(
         return ImageSource(None, tuple(named), absolute(images))
     given = None if images is None else ImageFolder.at(images)
     found: dict[str, ArchiveFile] = {}
-    for first, beside in datasets:
-        folder = given or folder_of(first)
-        if first.kind != "webdataset" and images_are_missing(first, folder, layout):
-            archives = archives_at(beside, folder.root) if given is None else archives_by(folder.root)
-            found |= {each.uri: each for each in archives}
+    for files, beside in datasets:
+        seen = (images_are_missing(file, given or folder_of(file), layout) for file in files[:_FILES_ASKED])
+        missing = next((each for each in seen if each is not None), None)
+        if missing is False or (missing is None and (given is not None or beside is None)):
+            continue
+        if given is not None:
+            found |= {each.uri: each for each in archives_by(given.root)}
+            continue
+        for each in _beside(files, beside):
+            whose = (*found[each.uri].datasets, files[0].dataset) if each.uri in found else (files[0].dataset,)
+            found[each.uri] = replace(found.get(each.uri, each), datasets=whose)
     return ImageSource(given, tuple(found.values()), None)
+
+
+def _beside(files: Sequence[DataFile], archives: Sequence[str] | None) -> list[ArchiveFile]:
+    """The archives that were found beside a dataset's files, else all in these files' folders; each once."""
+    if archives is not None:
+        return archives_at(archives, folder_of(files[0]).root)
+    folders = dict.fromkeys(folder_of(file).root for file in files)
+    return list({each.uri: each for folder in folders for each in archives_by(folder)}.values())
 
 
 def folder_of(file: DataFile) -> ImageFolder:

@@ -40,7 +40,7 @@ _LEAST_A_GROUP = 16 << 20
 _SMALL_BYTES = 512 << 20  # of files: less isn't worth the start of processes
 _GROUPS_A_WORKER = 4
 _GROUPS_OF_A_CLUSTER = 64
-_CHOOSING = ("taken", "keys_from", "files_of_each", "columns", "keep", "archives", "fetch")
+_CHOOSING = ("taken", "keys_from", "keys", "files_of_each", "columns", "keep", "archives", "fetch")
 """What of the identity, beside the files, decides which rows samples/ hold."""
 _ALWAYS_COUNTED = ("read", "imported", "failed", "text_only", "with_images", "failures")
 _BYTES_AT_ONCE = 24 << 20  # of rows, that are held in memory while they are ordered

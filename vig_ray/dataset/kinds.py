@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
 from typing import Literal
 
+from vig_ray.dataset.chosen import listed
+from vig_ray.dataset.members import archive_suffix
 from vig_ray.dataset.opening import open_stream
 from vig_ray.errors import StageError
 from vig_ray.storage import one_line
@@ -26,12 +28,12 @@ _SUFFIXES: dict[str, Kind] = {
     ".tgz": "webdataset",
     ".arrow": "arrow",
 }
-_ARCHIVE = ".zip"
 # Of the JSON files in a folder these are about its data, and none of it; all but the last two as `datasets` has it.
 _ABOUT_THE_DATA = frozenset(
     {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 )
 _RECORD = ".stage.json"  # of a stage of vig-ray
+_COUNTS = "_stats.json"  # of img2dataset, of a tar
 _HEAD_BYTES = 1 << 20
 
 
@@ -58,23 +60,27 @@ def of_kind(name: str, kind: Format) -> bool:
     return named is not None and (kind in ("auto", named) or (kind == "jsonl" and named == "json"))
 
 
-def data_and_archives(names: Sequence[str], kind: Format) -> tuple[list[str], list[str]]:
-    """Of a folder's files, those that hold rows, and the archives that hold their images; each in order.
+def data_and_archives(names: Sequence[str], kind: Format) -> tuple[list[str], list[str], list[str]]:
+    """Of a folder's files, those that hold rows, the archives that hold their images, each in order, and what is left
+    out, in words.
 
-    Tars beside JSON, Parquet or Arrow hold images, unless each of those files belongs to a tar, as img2dataset's
-    `00000_stats.json` does; by themselves they are WebDataset. Zips hold images.
+    Tars beside JSON, Parquet or Arrow hold images, unless each of those files is about a tar, as img2dataset's
+    `00000.parquet` and `00000_stats.json` are; by themselves they are WebDataset. Zips hold images, and so do tars
+    that are compressed by anything but gzip.
     """
     rows = [name for name in names if of_kind(name, kind) and not _about_the_data(name)]
-    archives = [name for name in names if name.lower().endswith(_ARCHIVE)]
+    archives = [name for name in names if archive_suffix(name) and not suffix(name)]
     tars = [name for name in names if _SUFFIXES.get(suffix(name)) == "webdataset"]
     if kind not in ("auto", "webdataset"):
-        return rows, [*archives, *tars]
-    tables = [name for name in rows if name not in set(tars)]
+        return rows, [*archives, *tars], []
+    there = set(tars)
+    tables = [name for name in rows if name not in there]
     if not tables or not tars:
-        return rows, archives
-    if _belong_to(tables, tars):
-        return tars, archives
-    return tables, [*archives, *tars]
+        return rows, archives, []
+    stems = {name[: len(name) - len(suffix(name))] for name in tars}
+    if all(_is_about_a_tar(name, stems) for name in tables):
+        return tars, archives, [f"about tars: {listed(tables)}"]
+    return tables, [*archives, *tars], []
 
 
 def kind_of(uri: str, kind: Format) -> Kind:
@@ -92,15 +98,11 @@ def _about_the_data(name: str) -> bool:
     return last in _ABOUT_THE_DATA or last.endswith(_RECORD)
 
 
-def _belong_to(tables: Iterable[str], tars: Iterable[str]) -> bool:
-    """Whether each table is called after a tar that lies beside it."""
-    stems = {name[: len(name) - len(suffix(name))] for name in tars}
-
-    def belongs(name: str) -> bool:
-        whole = name[: len(name) - len(suffix(name))]
-        return whole in stems or whole.rpartition("_")[0] in stems
-
-    return all(belongs(name) for name in tables)
+def _is_about_a_tar(table: str, stems: Set[str]) -> bool:
+    """Whether a table is what img2dataset writes beside a tar: its rows' Parquet, or its counts."""
+    if table.endswith(_COUNTS):
+        return table.removesuffix(_COUNTS) in stems
+    return table.endswith(".parquet") and table.removesuffix(".parquet") in stems
 
 
 def _json_kind(uri: str) -> Kind:

@@ -16,8 +16,17 @@ from vig_ray.dataset.chosen import Chosen
 from vig_ray.dataset.folder import list_folder
 from vig_ray.dataset.inputs import DataFile
 from vig_ray.dataset.kinds import Format, data_and_archives, kind_of, stem, suffix, suffixes
-from vig_ray.dataset.patterns import expand, fixed_folder, has_braces, has_wildcards, matches, without_signs
+from vig_ray.dataset.patterns import (
+    expand,
+    fixed_folder,
+    has_braces,
+    has_wildcards,
+    matches,
+    uri_below,
+    without_signs,
+)
 from vig_ray.dataset.spec import DataSpec
+from vig_ray.dataset.unpacking import is_unpacked
 from vig_ray.errors import StageError
 from vig_ray.storage import filesystem, one_line, scheme_of
 
@@ -29,13 +38,14 @@ class Listing:
     """What a value of `--data` means.
 
     `root`: the folder that the files' names in keys are relative to. `archives`: paths or URIs of zips, and of tars
-    beside tables, which hold images and no rows. `left_out`: what else is there and isn't read, in words.
+    beside tables, which hold images and no rows; None where only files with rows were asked for. `left_out`: what else
+    is there and isn't read, in words.
     """
 
     name: str
     root: str
     files: list[DataFile]
-    archives: list[str] = field(default_factory=list)
+    archives: list[str] | None = None
     left_out: list[str] = field(default_factory=list)
 
 
@@ -132,25 +142,27 @@ def _of_pattern(location: str, kind: Format, name: str, dataset: int) -> Listing
                 infos = matches(fs, path)
         except (OSError, ValueError) as error:
             raise StageError(f"{each}: can't be listed: {one_line(error)}") from error
-        scheme = scheme_of(each)
+        folder = fixed_folder(each)
+        start = filesystem(folder)[1]
         for info in infos:
-            found.setdefault(info.path if scheme in ("", "file") else f"{scheme}://{info.path}", info)
+            if not is_unpacked(info.path):
+                found.setdefault(uri_below(folder, start, info.path), info)
     if not found:
         raise StageError(f"{location}: no file matches")
     if not _has_wildcards(location):
         names = {uri: stem(uri) for uri in found}
         if len(set(names.values())) < len(names):
             names = {uri: uri.removeprefix(f"{root}/") for uri in found}
-        rows, archives = list(found), list[str]()
+        rows, archives, left_out = list(found), list[str](), list[str]()
     else:
         names = {uri: uri.removeprefix(f"{root}/") for uri in found}
-        rows, archives = data_and_archives(list(found), kind)
+        rows, archives, left_out = data_and_archives(list(found), kind)
         rows = rows or (list(found) if kind != "auto" else [])
         if not rows:
             ends = ", ".join(suffixes(kind))
             raise StageError(f"{location}: none of the {len(found):,} files that match ends in {ends}")
     files = _data_files([(names[uri], uri, found[uri]) for uri in rows], kind, name, dataset)
-    return Listing(name, root, files, archives)
+    return Listing(name, root, files, archives or None, [what.replace(f"{root}/", "") for what in left_out])
 
 
 def _data_files(found: Iterable[tuple[str, str, Any]], kind: Format, name: str, dataset: int) -> list[DataFile]:

@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow.fs as pafs
 from fsspec.utils import glob_translate
 
+from vig_ray.storage import join, scheme_of
+
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _WILDCARD = re.compile(r"[*?]|\[[^\]]+\]")
@@ -42,6 +44,17 @@ def fixed_folder(pattern: str) -> str:
     """The folder that all names of a pattern lie in, as far as it has no signs."""
     sign = min(match.start() for match in (_BRACES.search(pattern), _WILDCARD.search(pattern)) if match)
     return pattern[:sign].rpartition("/")[0]
+
+
+def uri_below(folder: str, start: str, path: str) -> str:
+    """The path or URI of what a listing names. `folder`: one that it lies in, as it is given. `start`, `path`: both as
+    their filesystem has them, where a host or an account isn't part of them.
+    """
+    scheme = scheme_of(folder)
+    if scheme in ("", "file"):
+        return path
+    start = start.rstrip("/") + "/"
+    return join(folder, path.removeprefix(start)) if path.startswith(start) else f"{scheme}://{path}"
 
 
 def matches(fs: pafs.FileSystem, path: str) -> list[Any]:

@@ -71,10 +71,27 @@ class Plan:
             "name": self.names[0] if one else self.names,
             **({"keys_from": roots[0] if one else roots} if nested else {}),
             **({} if one else {"files_of_each": [len(listing.files) for listing in self.listings]}),
+            **({"keys": marked} if (marked := [key for each in self.listings for key in _marked_keys(each)]) else {}),
         }
 
     def _named(self) -> Iterable[tuple[str, DataFile]]:
         return ((listing.name, file) for listing in self.listings for file in listing.files)
+
+
+def _marked_keys(listing: Listing) -> list[str]:
+    """The key of a dataset's only file, where all else could be said of one with another key.
+
+    Given by itself, a file has the dataset's name as its key; in a folder or by a pattern, its own name below that. Of
+    the two, records of earlier versions say nothing: the one that is less likely to have the name is marked.
+    """
+    if len(listing.files) > 1:
+        return []
+    (file,) = listing.files
+    folder = stem(file.uri.split("/")[-2].partition("@")[0])  # without the commit of a dataset of the hub
+    usual_for_a_file = listing.name == stem(file.uri) != folder
+    if file.key == listing.name:
+        return [] if usual_for_a_file else [file.key]
+    return [file.key] if usual_for_a_file and file.key == f"{listing.name}/{stem(file.uri)}" else []
 
 
 def make_plan(options: DataOptions, directory: str) -> Plan:
@@ -97,7 +114,7 @@ def make_plan(options: DataOptions, directory: str) -> Plan:
     files = [file for listing in listings for file in listing.files]
     check_keys(files)
     images = find_images(
-        options.images, [(listing.files[0], listing.archives) for listing in listings], layout_of(options)
+        options.images, [(listing.files, listing.archives) for listing in listings], layout_of(options)
     )
     folders = [images.folder.root] if images.folder else [folder_of(file).root for file in files]
     out = directory.rpartition("/")[0]

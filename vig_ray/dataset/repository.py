@@ -36,7 +36,7 @@ def files_of(folder: Folder, config: str | None, split: str | None, kind: Format
     except ValueError as error:
         raise StageError(f"{folder.uri(CARD)}: what it says of its configs can't be read: {one_line(error)}") from error
     asked = list(configs) if config is None else pick(configs, config, "config", folder.root)
-    rows, archives = data_and_archives(folder.visible, kind)
+    rows, archives, about = data_and_archives(folder.visible, kind)
     taken: dict[str, None] = {}
     left_out, splits_left = [], Counter[str]()
     seen = set[str]()
@@ -58,6 +58,7 @@ def files_of(folder: Folder, config: str | None, split: str | None, kind: Format
         seen.update(each for files in splits.values() for each in files)
         taken.update(dict.fromkeys(each for each_split in ours for each in splits[each_split]))
     left_out += [f"split {each}: {count:,} files" for each, count in splits_left.items()]
+    left_out += about
     if config is None and (rest := [name for name in rows if name not in seen]):
         left_out.append(f"in no split: {listed(rest)}")
     return Chosen(list(taken), [name for name in archives if name not in taken], left_out)
@@ -80,7 +81,7 @@ def _splits(
     if outside is not None:
         raise StageError(f"{where}: names {outside}, which lies outside of it; give that as --data")
     named = {split: [file.removeprefix(start) for file in files] for split, files in splits.items()}
-    ours, _ = data_and_archives([file for files in named.values() for file in files if of_kind(file, kind)], kind)
+    ours, *_ = data_and_archives([file for files in named.values() for file in files if of_kind(file, kind)], kind)
     kept = set(ours)
     chosen = {split: [file for file in files if file in kept] for split, files in named.items()}
     return {split: files for split, files in chosen.items() if files}
