@@ -72,6 +72,8 @@ def score(
     from vig_ray.dataset.in_memory import NAME, in_memory, write_rows
     from vig_ray.scoring.config import ScoreConfig
 
+    if not isinstance(model, str | os.PathLike):
+        raise StageError(f"model: takes a checkpoint's folder or a hub id, not a {type(model).__name__}")
     given = {"model": os.fspath(model), **options}
     where, rows, digest = _location(data), None, None
     if where is None:

@@ -104,7 +104,7 @@ def run_steps(
         except ray.exceptions.RayError as error:
             _release_actors(error)
             raise failure(error, f"vig {output.stage}") from error
-    _delete_uncommitted(output)
+    delete_uncommitted(output)
     try:
         timing: dict[str, Any] = ray.get(counter.timing.remote(), timeout=60)
     except ray.exceptions.RayError:  # its machine is gone; what was written doesn't need it
@@ -180,9 +180,17 @@ def _committed_rows(output: Claim) -> int:
         return sum(pool.map(rows, _committed_blocks(output)))
 
 
-def _delete_uncommitted(output: Claim) -> None:
-    """Delete the files of blocks that no checkpoint knows: a worker of a killed run wrote them after this run looked,
-    and this run has done their rows as well."""
+def commit_block(output: Claim, path: str, keys: pa.ChunkedArray) -> None:
+    """Record, as Ray Data does, that the file `path` holds the rows of these keys. Called once it is written."""
+    fs, folder = filesystem(_checkpoint(output))
+    fs.create_dir(folder, recursive=True)
+    to_fs, to_path = whole_files(_checkpoint(output), join(output.work, "unfinished"))
+    pq.write_table(pa.table({"sample_key": keys}), f"{to_path}/{written_block(path)}.parquet", filesystem=to_fs)
+
+
+def delete_uncommitted(output: Claim) -> None:
+    """Delete the files of blocks that no checkpoint knows, whose rows are done again: a killed run wrote them, by a
+    worker that still worked after its end, or just before it would have recorded them."""
     committed = {committed_block(path) for path in _committed_blocks(output)}
     fs, _ = filesystem(output.directory)
     for path in output.paths:

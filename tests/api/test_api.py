@@ -183,3 +183,8 @@ def test_what_is_wrong_is_one_line(
     with pytest.raises(StageError, match=told) as refused:
         call_it(rows, scores)
     assert "\n" not in str(refused.value)
+
+
+def test_a_model_that_is_loaded_is_refused_in_one_line() -> None:
+    with pytest.raises(StageError, match="model: takes a checkpoint's folder or a hub id, not a dict"):
+        score([{"id": "0"}], {})  # type: ignore[arg-type]

@@ -9,12 +9,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from tests.integrations.made import Row, expected, farthest, messages_rows, plain, weighted, write
 from tests.integrations.trained import one_step, trainer_of
 from vig_ray.demo import CHECKPOINT
+from vig_ray.integrations.token_weights import _rows
 from vig_ray.integrations.trl import ActiveTokensCollator
 from vig_ray.training.objective import Totals, coefficients
 
@@ -142,3 +143,49 @@ def test_rows_without_weights_are_what_trl_reads_by_itself(
     trainer.train()
     seen = trainer.state.log_history[0]["num_tokens"]
     assert seen == sum(plain(qwen_checkpoint, row).inputs["input_ids"].numel() for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["transformers", "trl"])
+def test_coefficients_stay_float32_where_floats_are_cast(
+    kind: str, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Trainer with DeepSpeed casts all floats of a batch to its dtype; in half precision 4e-9 is 0."""
+    small = 0.001 / 262144
+    given = weighted(rows, CHECKPOINT, "real")
+    given = [row | {"token_weights": [small * each for each in row["token_weights"]]} for row in given]
+    trainer = trainer_of(kind, CHECKPOINT, given, tmp_path)
+    prepare = Trainer._prepare_input
+
+    def cast(self: Any, data: Any) -> Any:
+        data = prepare(self, data)
+        floating = isinstance(data, torch.Tensor) and data.is_floating_point()
+        return data.half() if floating and data.shape[1:2] != (3,) else data  # but for the images
+
+    monkeypatch.setattr(Trainer, "_prepare_input", cast)
+    wanted = expected(CHECKPOINT, given).loss
+    assert 0 < wanted < 1e-7
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(wanted, rel=1e-4)
+    found: list[float] = []
+    loss_of = trainer.compute_loss
+
+    def kept(*args: Any, **options: Any) -> Any:
+        loss = loss_of(*args, **options)
+        found.append(float(loss))
+        return loss
+
+    trainer.compute_loss = kept
+    trainer.train()
+    assert sum(found) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", ["negative", "not a number", "not trained", "first"])
+def test_weights_that_the_loss_would_leave_out_are_refused(wrong: str) -> None:
+    labels = torch.tensor([[5, 6, 7, -100]])
+    weights = torch.tensor([[0.0, 1.0, 0.5, 0.0]])
+    assert len(_rows({"labels": labels, "token_weights": weights})) == 1
+    place, value = {"negative": (1, -1.0), "not a number": (1, np.nan), "not trained": (3, 1.0), "first": (0, 1.0)}[
+        wrong
+    ]
+    weights[0, place] = value
+    with pytest.raises(ValueError, match="token_weights: negative, or not 0 where nothing is trained"):
+        _rows({"labels": labels, "token_weights": weights})

@@ -35,6 +35,8 @@ def run(tmp_path: Path) -> Path:
     rows = made_up(ROWS, seed=3)
     failed = next(row for row in rows if row["error"])
     failed["error"] = f"FileNotFoundError: No such file ({tmp_path}/my images/000001.png); s3://secret-bucket/a/b.png"
+    for row in rows:
+        row["kept"] = [{"name": "caption", "value": '"a text of the dataset"'}]
     out = tmp_path / "runs" / "made"
     write(out, rows, files=4)
     record = json.loads((out / "scores.stage.json").read_text())
@@ -71,10 +73,12 @@ def test_datasets_loads_the_rows_that_lie_here(run: Path, server: Hub) -> None:
         ours = by_key(stored(run, name).to_pylist())
         theirs = by_key(loaded.to_list())
         assert ours.keys() == theirs.keys()
+        assert loaded.column_names == [column for column in stored(run, name).column_names if column != "kept"]
         for key, row in ours.items():
             if row.get("error") and "my images" in row["error"]:
                 assert theirs[key]["error"] == "FileNotFoundError: No such file (000001.png); b.png"
                 row["error"] = theirs[key]["error"]
+            assert row.pop("kept")  # a text of the dataset: not uploaded
             assert theirs[key] == row
     assert datasets.get_dataset_config_names(TO, token=server.token) == ["scores", "selection"]
 
@@ -131,7 +135,7 @@ def test_nothing_says_where_things_lie_here(run: Path, server: Hub, tmp_path: Pa
         content = server.read(TO, name)
         if name.endswith(".parquet"):
             content = json.dumps(pq.read_table(pa.BufferReader(content)).to_pylist()).encode()
-        for secret in (str(tmp_path), "my images", "secret-bucket", os.path.expanduser("~/")):
+        for secret in (str(tmp_path), "a text of the dataset", "my images", "secret-bucket", os.path.expanduser("~/")):
             assert secret.encode() not in content, name
 
 
@@ -283,6 +287,10 @@ def test_scores_without_any_score_have_a_card(tmp_path: Path) -> None:
         ("s3://bucket/a/b.jpg and https://host/a/b.jpg, hf://o/n/c", "b.jpg and https://host/a/b.jpg, hf://o/n/c"),
         ("'~/x/y' \"C:\\Users\\me\\z.png\" =/a/b", "'y' \"z.png\" =b"),
         ("and/or </s> 3 / 4 a/b", "and/or </s> 3 / 4 a/b"),
+        ("Image:/home/ann/x.jpg file:/home/ann/x file:///home/ann/y", "Image:x.jpg x y"),
+        ("'/home/ann/my pictures/x y.jpg' is \"/home/ann's/b c\"", "'x y.jpg' is \"b c\""),
+        ("it's '/a/b' and '/c d/e', 's3://b/my file.png'", "it's 'b' and 'e', 'my file.png'"),
+        ("'https://host/a b/c' 'hf://o/n' 'a/b c/d'", "'https://host/a b/c' 'hf://o/n' 'a/b c/d'"),
     ],
 )  # fmt: skip
 def test_of_a_path_the_last_part_is_left(text: str, left: str) -> None:
@@ -293,3 +301,16 @@ def test_folders_with_spaces_go_as_well() -> None:
     text = without_paths("gone: /data/my images/a b/1.png", ["/data/my images", "/"])
     assert text == "gone: a b/1.png"
     assert not re.search("/data", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-7b-hf"),
+        ("org/llava /llava-7b/x /llavanext", "org/llava x llavanext"),
+        ("/llava/my runs/a /llava. file:///llava/my runs/b", "my runs/a llava. my runs/b"),
+        ("https://host/llava/a", "https://host/llava/a"),
+    ],
+)
+def test_folders_are_whole_parts_of_paths(text: str, left: str) -> None:
+    assert without_paths(text, ["/llava"]) == left

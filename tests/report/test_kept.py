@@ -28,6 +28,7 @@ from vig_ray.errors import StageError
 from vig_ray.report import compare, inspect, kept_scans, top
 from vig_ray.report.compare import CompareConfig
 from vig_ray.report.figures import figures
+from vig_ray.report.format import kept_value_names
 from vig_ray.report.inspect import InspectConfig
 from vig_ray.report.kept import spearman
 from vig_ray.report.top import TopConfig
@@ -400,3 +401,10 @@ def test_scores_of_earlier_versions_have_none(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"--column rating: no kept column of .*; they have none \(vig import --keep"):
         compared(scores, "rating")
     assert (read_stage(f"{tmp_path}/selection") or {})["complete"]
+
+
+def test_values_that_differ_late_have_different_names() -> None:
+    numbers = [1700000000001.0, 1700000000002.0, 0.1, 3.0]
+    names = kept_value_names({"values": [{"value": one} for one in numbers], "boolean": False})
+    assert [float(name) for name in names] == numbers
+    assert kept_value_names({"values": [{"value": 0.1 + 0.2}, {"value": 3.0}], "boolean": False}) == ["0.3", "3"]

@@ -18,12 +18,17 @@ from transformers import AutoImageProcessor
 
 from tests.oracle import blurred, plain_logprobs
 from tests.selection.made import copy_outputs
+from vig_ray.dataset import importing
+from vig_ray.dataset.importing import ImportConfig
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
 from vig_ray.model.prompt import PromptImage
+from vig_ray.push.paths import hub_id, model_name
 from vig_ray.scoring import in_process, job
 from vig_ray.scoring.config import ScoreConfig
+from vig_ray.scoring.prepare import Preparer
+from vig_ray.scoring.schema import prepared_schema
 from vig_ray.stage import read_stage
 
 SAMPLES = 24
@@ -118,10 +123,13 @@ def test_many_samples_or_a_ray_in_use_mean_a_ray(monkeypatch: pytest.MonkeyPatch
     assert not job._here(None, "auto", options, "many")
     assert not job._here(None, "vllm", options, "few")
     assert not job._here(None, "auto", options.model_copy(update={"address": "auto"}), "few")
+    assert not job._here(None, "auto", options.model_copy(update={"vllm": {"max_num_seqs": 4}}), "few")
     assert not job._here(False, "auto", options, "few")
     assert job._here(True, "torch", options, "many")
     with pytest.raises(StageError, match="--engine vllm: runs in a process of its own"):
         job._here(True, "vllm", options, "few")
+    with pytest.raises(StageError, match="--address auto: scoring there is by Ray; leave in_process out"):
+        job._here(True, "torch", options.model_copy(update={"address": "auto"}), "few")
 
 
 def test_a_killed_run_goes_on_and_blocks_are_bounded(
@@ -149,6 +157,79 @@ def test_a_killed_run_goes_on_and_blocks_are_bounded(
     for key, row in rows(here).items():
         if row["vig"] is not None:
             assert rows(tmp_path)[key]["vig"] == pytest.approx(row["vig"], abs=1e-5)
+
+
+def test_what_was_begun_here_goes_on_by_ray(
+    data: str, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
+) -> None:
+    """But for what was written last, just before the kill, and isn't recorded."""
+    options = config(data, tmp_path, rows_per_file=7, workers="1", prepare_workers="1")
+    recorded: list[str] = []
+    commit = in_process.commit_block
+
+    def killed(output: Any, path: str, keys: Any) -> None:
+        if len(recorded) == 2:
+            raise KeyboardInterrupt
+        commit(output, path, keys)
+        recorded.append(Path(path).name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(in_process, "commit_block", killed)
+        with pytest.raises(KeyboardInterrupt):
+            job.run(options, in_process=True)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "scores").glob("*.parquet")}
+    assert len(before) == 3
+    job.run(options)
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "scores").glob("*.parquet")}
+    assert {name: after.get(name) for name in recorded} == {name: before[name] for name in recorded}
+    assert not (before.keys() - set(recorded)) & after.keys()
+    assert {key: row["error"] for key, row in rows(tmp_path).items()} == {
+        key: row["error"] for key, row in rows(here).items()
+    }
+
+
+def test_a_killed_run_of_samples_with_other_columns_is_refused(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"data": data, "out": str(tmp_path), "limit": 4}
+    importing.run(ImportConfig(**given))
+    options = config(str(tmp_path), tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "run_steps_here", lambda *_, **__: {}["killed"])
+        with pytest.raises(KeyError):
+            job.run(options, in_process=True)
+    for path in (tmp_path / "scores").parent.glob("scores.stage.json"):
+        assert not json.loads(path.read_text())["complete"]
+    (tmp_path / "scores").mkdir(exist_ok=True)
+    run = json.loads((tmp_path / "scores.stage.json").read_text())["run"]
+    (tmp_path / "scores" / f"{run}-000000-0.parquet").write_bytes(b"")
+    importing.run(ImportConfig(**given, keep="id", overwrite=True))
+    with pytest.raises(StageError, match="samples: keep differ"):
+        job.run(options, in_process=True)
+
+
+def test_the_record_has_a_models_folder_in_full(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that who reads it in another working directory finds it, and takes it for no repository on the hub."""
+    folder = Path(CHECKPOINT)
+    monkeypatch.chdir(folder.parent.parent)
+    model = f"{folder.parent.name}/{folder.name}"
+    job.run(config(data, tmp_path, model=model, limit=2), in_process=True)
+    monkeypatch.chdir(tmp_path)
+    record = read_stage(str(tmp_path / "scores")) or {}
+    assert record["config"]["model"] == str(folder)
+    assert hub_id(record["config"]["model"]) is None
+    assert model_name(record["config"]["model"]) == folder.name
+
+
+def test_what_is_kept_of_added_rows_is_that_of_the_samples() -> None:
+    """Scores of a version that kept nothing lack it."""
+    names = prepared_schema(("clean", "blur")).names
+    earlier = {name: None for name in names if name not in ("kept", "prompts")} | {"sample_key": "a/0"}
+    kept = [{"name": "rating", "value": "4"}]
+    made = Preparer.__new__(Preparer)
+    made._columns = names
+    for there in (earlier, earlier | {"kept": None}):
+        assert made._added({"kept": kept, "images": [], "sample_key": "a/0"}, there, {})["kept"] == kept
 
 
 def test_another_reference_is_added(data: str, here: Path, tmp_path: Path) -> None:

@@ -324,3 +324,27 @@ def test_what_was_kept_of_the_dataset_goes_along(scored: Path, tmp_path: Path) -
     assert json.loads((tmp_path / "o.jsonl").read_text().splitlines()[0])["kept"] == {"rating": 4, "who": "a"}
     run(copy, tmp_path / "o.parquet", **given)
     assert pq.read_table(tmp_path / "o.parquet")["kept"][0].as_py() == pairs[0]
+
+
+def test_samples_imported_again_with_other_columns_are_another_export(scored: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(scored, copy)
+    data = ImportConfig(data=str(scored / "data" / "data.json"), out=str(copy), keep="id", overwrite=True)
+    given = {"samples_only": True, "samples": str(copy / "samples")}
+    run(copy, tmp_path / "o.jsonl", **given)
+    importing.run(data)
+    with pytest.raises(StageError, match="keep differ"):
+        run(copy, tmp_path / "o.jsonl", **given)
+    rows = exported(copy, tmp_path, "o.jsonl", overwrite=True, **given)
+    assert all(row["kept"]["id"] is not None for row in rows)
+
+
+def test_masks_are_refused_for_what_an_earlier_version_wrote_too(scored: Path, tmp_path: Path) -> None:
+    """Which wrote ShareGPT's conversations without them."""
+    run(scored, tmp_path / "o.jsonl", format="sharegpt", samples_only=True)
+    record = tmp_path / "o.jsonl.stage.json"
+    told = json.loads(record.read_text())
+    del told["identity"]["options"]["samples_only"]
+    record.write_text(json.dumps(told))
+    with pytest.raises(StageError, match="--format sharegpt: can't say which tokens are trained"):
+        run(scored, tmp_path / "o.jsonl", format="sharegpt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +304,26 @@ def test_every_strategy_has_a_name_of_its_own_file() -> None:
     from vig_ray.selection.config import StrategyName
 
     assert list(strategies()) == list(get_args(StrategyName))
+
+
+@pytest.mark.parametrize("on_ray", [False, True])
+@pytest.mark.parametrize("lacks", [0, 2])
+def test_files_of_a_version_that_kept_nothing_have_none(
+    lacks: int, on_ray: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A run that began with such a version, and went on with this one."""
+    if on_ray:
+        request.getfixturevalue("local_ray")
+    rows = made_up(60, seed=2)
+    for row in rows:
+        row["kept"] = [{"name": "rating", "value": "4"}]
+    made = Path(write(tmp_path, rows))
+    record = made / "scores.stage.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"kept": {"rating": 40}}))
+    path = made / "scores" / f"{lacks}.parquet"
+    without = set(pq.read_table(path)["sample_key"].to_pylist())
+    pq.write_table(pq.read_table(path).drop_columns("kept"), path)
+    job.run(SelectConfig(scores=str(made), out=str(made), p=100, address="auto" if on_ray else None))
+    chosen = selected(made)
+    assert {row["sample_key"] for row in chosen} & without
+    assert all((row["kept"] is None) == (row["sample_key"] in without) for row in chosen)

@@ -18,7 +18,9 @@ import torch
 
 from vig_ray.training.objective import Normalisation, Totals, coefficients
 
-_WEIGHTS, _COEFFICIENTS = "token_weights", "token_coefficients"
+_WEIGHTS = "token_weights"
+# The bits of float32 as int32: a Trainer casts the floats of a batch to the dtype of DeepSpeed, where small ones are 0.
+_WEIGHT_BITS, _COEFFICIENT_BITS = "token_weight_bits", "token_coefficient_bits"
 
 
 class TokenWeightsMixin:
@@ -52,8 +54,16 @@ class TokenWeightsMixin:
         everyone = accelerator.gather(torch.tensor([totals], dtype=torch.int64, device=device))
         totals = Totals(*everyone.sum(dim=0).tolist())
         for batch, rows in zip(batches, weights, strict=True):
-            batch[_COEFFICIENTS] = _coefficients(rows, totals, self._normalisation, batch.pop(_WEIGHTS))
+            coefficient_BL = _coefficients(rows, totals, self._normalisation, batch.pop(_WEIGHTS))
+            batch[_COEFFICIENT_BITS] = coefficient_BL.view(torch.int32)
         return batches, torch.ones((), device=device)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        trainer: Any = super()
+        if _WEIGHTS in inputs:  # in evaluation
+            bits = inputs[_WEIGHTS].float().view(torch.int32)
+            inputs = {name: value for name, value in inputs.items() if name != _WEIGHTS} | {_WEIGHT_BITS: bits}
+        return trainer._prepare_inputs(inputs)
 
     def compute_loss(
         self,
@@ -65,13 +75,15 @@ class TokenWeightsMixin:
         """This process's part of the loss of the global batch, times the number of processes, over which gradients are
         averaged. In evaluation: the loss of this batch by itself, as a Trainer has it."""
         given = dict(inputs)
-        coefficient_BL = given.pop(_COEFFICIENTS, None)
+        bits_BL = given.pop(_COEFFICIENT_BITS, None)
         processes: int = self.accelerator.num_processes  # type: ignore[attr-defined]
-        if coefficient_BL is None:
+        if bits_BL is None:
+            if _WEIGHT_BITS in given:
+                given[_WEIGHTS] = given.pop(_WEIGHT_BITS).view(torch.float32)
             rows = _rows(given)
             coefficient_BL = _coefficients(rows, Totals.of(rows), self._normalisation, given.pop(_WEIGHTS))
         else:
-            coefficient_BL = coefficient_BL * processes
+            coefficient_BL = bits_BL.view(torch.float32) * processes
         loss, outputs = self.weighted_loss(model, given, coefficient_BL, return_outputs)
         return (loss, outputs) if return_outputs else loss
 
@@ -109,12 +121,18 @@ def _arguments(trainer: Any, model: Any) -> frozenset[str]:
 
 
 def _rows(batch: Any) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
-    """The weights of each row of a batch, float32 [L]. Raises ValueError where it has none."""
+    """The weights of each row of a batch, float32 [L]. Raises ValueError where it has none, or some that are no weights
+    of tokens that the loss is of."""
     if _WEIGHTS not in batch:
         raise ValueError(
             "no token_weights in a batch; give data_collator=ActiveTokensCollator(model, token_weights=True)"
         )
-    return list(batch[_WEIGHTS].float().cpu().numpy())
+    weights_BL = batch[_WEIGHTS].float()
+    trained_BL = batch["labels"] != -100
+    trained_BL[:, 0] = False
+    if not ((weights_BL >= 0) & (trained_BL.to(weights_BL.device) | (weights_BL == 0))).all():
+        raise ValueError("token_weights: negative, or not 0 where nothing is trained (label -100, first token)")
+    return list(weights_BL.cpu().numpy())
 
 
 def _coefficients(

@@ -13,11 +13,15 @@ from typing import Any
 from vig_ray.model.checkpoint import is_local
 
 # Not http, https and hf, which anybody may look up.
-_STORES = "s3|s3a|gs|gcs|az|abfs|abfss|hdfs|viewfs|file"
+_STORE = r"(?:(?:s3|s3a|gs|gcs|az|abfs|abfss|hdfs|viewfs|file)://|file:(?=/))"
 _END = r"[^\s'\"`()\[\]{}<>|,;]"
-_IN_STORE = re.compile(rf"(?:{_STORES})://{_END}+")
+_IN_STORE = re.compile(rf"{_STORE}{_END}+")
 # Not after a letter or a slash, as in "and/or", "</s>" and "https://host/a".
-_ON_DISK = re.compile(rf"(?<![\w/.<>~:-])(?:~|[A-Za-z]:)?[/\\](?![/\\]){_END}+")
+_ALONE = r"(?<![\w/.<>~-])"
+_ROOT = r"(?:~|[A-Za-z]:)?[/\\](?![/\\])"
+_ON_DISK = re.compile(rf"{_ALONE}{_ROOT}{_END}+")
+# In quotes, where it may hold spaces.
+_QUOTED = re.compile(rf"(?<!\w)(['\"`])((?:{_STORE}|{_ROOT})(?:(?!\1)[^\n])+)\1")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -26,8 +30,12 @@ def without_paths(text: str, folders: Sequence[str] = ()) -> str:
 
     `folders`: what paths here begin with, which may hold spaces; they are left out wherever they stand.
     """
-    for folder in sorted({folder.rstrip("/") for folder in folders} - {""}, key=len, reverse=True):
-        text = text.replace(f"{folder}/", "").replace(folder, _last(folder))
+    text = _QUOTED.sub(lambda found: f"{found[1]}{_last(found[2])}{found[1]}", text)
+    names = sorted({folder.rstrip("/") for folder in folders} - {""}, key=len, reverse=True)
+    if names:
+        # Whole parts of a path: /llava is no part of llava-hf/llava-1.5-7b.
+        begins = rf"{_ALONE}(?:file:(?://)?)?({'|'.join(map(re.escape, names))})(/|(?![\w-]|\.\w))"
+        text = re.sub(begins, lambda found: "" if found[2] else _last(found[1]), text)
     return _ON_DISK.sub(_last_of, _IN_STORE.sub(_last_of, text))
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vig_ray.dataset.schema import KEPT
 from vig_ray.errors import StageError
 from vig_ray.push.paths import without_paths
 from vig_ray.push.repository import Part
@@ -29,7 +30,8 @@ _FOOTERS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Table:
-    """A stage's Parquet files and where each one's rows begin, int64 [files + 1]. `folders`: as of `without_paths`."""
+    """A stage's Parquet files and where each one's rows begin, int64 [files + 1]. `schema`: of the columns to upload.
+    `folders`: as of `without_paths`."""
 
     paths: list[str]
     filesystem: Any
@@ -58,7 +60,7 @@ class Table:
             if at >= past:
                 return
             with pq.ParquetFile(self.paths[number], filesystem=self.filesystem, pre_buffer=False) as file:
-                for batch in file.iter_batches(self.rows_a_batch):
+                for batch in file.iter_batches(self.rows_a_batch, columns=self.schema.names):
                     start, stop = max(first - at, 0), min(past - at, batch.num_rows)
                     if start < stop:
                         yield batch.slice(start, stop - start)
@@ -77,7 +79,7 @@ class Table:
 def shards(directory: str, folder: str, folders: Sequence[str]) -> tuple[Part, ...]:
     """The table of a stage as files `folder`/00000.parquet and so on; `error` without paths (`folders`: theirs).
 
-    Raises StageError where there are no rows.
+    What was kept of the dataset is left out: it is the dataset's own text. Raises StageError where there are no rows.
     """
     fs, _ = filesystem(directory)
     paths = parquet_files(directory)
@@ -86,6 +88,7 @@ def shards(directory: str, folder: str, folders: Sequence[str]) -> tuple[Part, .
     total = sum(rows for rows, _ in footers)
     if not total:
         raise StageError(f"{directory}: no rows")
+    stored = pq.read_schema(paths[0], filesystem=fs)
     a_row = max(1, sum(size for _, size in footers) // total)
     of_shard = int(np.clip(_BYTES // a_row, _LEAST_ROWS, _MOST_ROWS))
     table = Table(
@@ -93,7 +96,7 @@ def shards(directory: str, folder: str, folders: Sequence[str]) -> tuple[Part, .
         fs,
         np.cumsum([0, *(rows for rows, _ in footers)], dtype=np.int64),
         max(1, min(of_shard, _BATCH_BYTES // a_row)),
-        pq.read_schema(paths[0], filesystem=fs).remove_metadata(),
+        pa.schema([field for field in stored if field.name != KEPT.name]),
         tuple(folders),
     )
     return tuple(
@@ -107,7 +110,9 @@ def _shard(table: Table, name: str, first: int, past: int) -> Part:
 
 
 def _footer(path: str, fs: Any) -> tuple[int, int]:
-    """Rows and uncompressed bytes of a Parquet file."""
+    """Rows of a Parquet file, and the uncompressed bytes of what is uploaded of them."""
     metadata = pq.read_metadata(path, filesystem=fs)
-    groups = range(metadata.num_row_groups)
-    return metadata.num_rows, sum(metadata.row_group(group).total_byte_size for group in groups)
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    sizes = [each.total_uncompressed_size for each in columns if each.path_in_schema.split(".")[0] != KEPT.name]
+    return metadata.num_rows, sum(sizes)

@@ -37,11 +37,17 @@ def kept_value_names(column: Json) -> list[str]:
     """The names of a kept column's values as they are shown, each another one."""
     numeric = any("value" in row or "from" in row for row in column["values"])
     bounds = [row["to"] for row in column["values"] if row.get("to") is not None]
-    digits = next((few for few in range(3, 17) if len({f"{bound:.{few}g}" for bound in bounds}) == len(bounds)), 17)
-    return [_value_name(row, column["boolean"], numeric, digits) for row in column["values"]]
+    of_bounds = _digits(bounds, 3)
+    of_values = _digits([row["value"] for row in column["values"] if "value" in row], 10)
+    return [_value_name(row, column["boolean"], numeric, of_bounds, of_values) for row in column["values"]]
 
 
-def _value_name(row: Json, boolean: bool, beside_numbers: bool, digits: int) -> str:
+def _digits(numbers: list[float], least: int) -> int:
+    """How many digits tell these numbers, each another one, from each other."""
+    return next((few for few in range(least, 17) if len({f"{one:.{few}g}" for one in numbers}) == len(numbers)), 17)
+
+
+def _value_name(row: Json, boolean: bool, beside_numbers: bool, of_bounds: int, of_values: int) -> str:
     if "others" in row:
         return ALL_OTHER_VALUES
     if "text" in row:
@@ -49,8 +55,8 @@ def _value_name(row: Json, boolean: bool, beside_numbers: bool, digits: int) -> 
         quoted = not isinstance(value, str) or beside_numbers or value in ("", ALL_OTHER_VALUES)
         return str(row["text"] if quoted else value)
     if "value" in row:
-        return ("false", "true")[int(row["value"])] if boolean else f"{row['value']:.10g}"
-    low, high = (None if row[end] is None else f"{row[end]:.{digits}g}" for end in ("from", "to"))
+        return ("false", "true")[int(row["value"])] if boolean else f"{row['value']:.{of_values}g}"
+    low, high = (None if row[end] is None else f"{row[end]:.{of_bounds}g}" for end in ("from", "to"))
     if low is None:
         return "all" if high is None else f"below {high}"
     return f"{low} and above" if high is None else f"{low} to {high}"

@@ -20,7 +20,7 @@ import torch
 from vig_ray.cluster import Machines
 from vig_ray.errors import StageError
 from vig_ray.model.load import without_bars
-from vig_ray.pipeline import Step, count_samples
+from vig_ray.pipeline import Step, commit_block, count_samples, delete_uncommitted
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.engines import EngineDiedError
 from vig_ray.stage import Claim
@@ -51,8 +51,10 @@ def run_steps_here(
 ) -> dict[str, Any]:
     """As `pipeline.run_steps`, with one actor of each step, called here; holds `rows_per_file` samples at a time.
 
-    Rows that an earlier run has written aren't run again. Raises StageError where the engine dies.
+    Rows that an earlier run has written aren't run again, nor does a later one by Ray run those of this. Raises
+    StageError where the engine dies.
     """
+    delete_uncommitted(output)
     done = _keys(output)
     written = len(output.paths)
     actors = [step.actor(**step.arguments) for step in steps]
@@ -65,9 +67,9 @@ def run_steps_here(
             for actor, step in zip(actors, steps, strict=True):
                 block = _called(actor, block, step.batch_rows)
             assert block.schema.names == table.names
-            pq.write_table(
-                block, f"{to_path}/{output.run}-{number:06d}-0.parquet", filesystem=to_fs, compression="zstd"
-            )
+            path = f"{to_path}/{output.run}-{number:06d}-0.parquet"
+            pq.write_table(block, path, filesystem=to_fs, compression="zstd")
+            commit_block(output, path, block["sample_key"])
             bar.update(count)
     return {}
 

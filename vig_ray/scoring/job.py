@@ -122,6 +122,8 @@ def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary
     is in `OUT` is wrong.
     """
     plan = check(config)
+    # In full, for whoever reads the record in another working directory.
+    config = config.model_copy(update={"model": _located(config.model)})
     samples = plan.samples
     if samples is None:
         samples = _imported(config, brief=in_process is not False)
@@ -206,8 +208,10 @@ def _here(in_process: bool | None, engine: str, config: ScoreConfig, samples: st
     possible = engine in ("auto", "torch")
     if in_process and not possible:
         raise StageError(f"--engine {engine}: runs in a process of its own, by Ray; leave in_process out")
+    if in_process and config.address:
+        raise StageError(f"--address {config.address}: scoring there is by Ray; leave in_process out")
     if in_process is None:
-        return possible and not joins(config.address) and count_samples(samples) < FEW
+        return possible and not config.vllm and not joins(config.address) and count_samples(samples) < FEW
     return in_process
 
 
@@ -220,6 +224,11 @@ def _imported(config: ScoreConfig, *, brief: bool) -> str:
     for note in report.notes():
         log.info("%s", note)
     return report.directory
+
+
+def _located(model: str) -> str:
+    """The folder of a checkpoint in full; a hub id as it is."""
+    return os.path.abspath(os.path.expanduser(model)) if is_local(model) else model
 
 
 def _device(config: ScoreConfig, ray_has: Machines) -> str:
@@ -297,8 +306,7 @@ def _steps(
     """Prepare prompts on CPUs, then score them on engines."""
     config = plan.config
     # Workers may have another working directory.
-    model = os.path.abspath(os.path.expanduser(config.model)) if is_local(config.model) else config.model
-    prompts = prompts_of(config)._replace(model=model)._asdict()
+    prompts = prompts_of(config)._replace(model=_located(config.model))._asdict()
     prepare = {
         **prompts,
         "passes": passes.to_run,

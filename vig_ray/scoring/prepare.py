@@ -166,8 +166,12 @@ class Preparer:
     def _added(
         self, row: Mapping[str, Any], earlier: Mapping[str, Any], shared: dict[str, PromptImage]
     ) -> dict[str, Any]:
-        """An earlier row with the prompts of the passes that it lacks."""
-        out = {name: earlier[name] for name in self._columns if name in earlier} | {"prompts": None}
+        """An earlier row with the prompts of the passes that it lacks.
+
+        What is kept is the sample's: scores of versions that kept nothing lack it.
+        """
+        out = {name: earlier[name] for name in self._columns if name in earlier}
+        out |= {"kept": row["kept"], "prompts": None}
         if earlier["token_ids"] is None or not row["images"]:  # it never came to a pass
             return out
         prepared = self._prepared(row, shared)

@@ -29,7 +29,7 @@ from vig_ray.options import TrustRemoteCode
 from vig_ray.selection.answer_tokens import AnswerTokens, answer_tokens
 from vig_ray.selection.export_file import row_file
 from vig_ray.selection.export_rows import FORMATS, Format, FormatName, kept
-from vig_ray.stage import Claim, StageConfig, claim, parquet_files
+from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
 from vig_ray.storage import absolute, check_writable, filesystem, scheme_of, write_bytes
 from vig_ray.tables.directories import dataset, samples_beside, selection_directory
 
@@ -88,14 +88,17 @@ def run(config: ExportDataConfig) -> Exported:
     """Write the file. Memory grows with the selection, not with the dataset. Raises StageError."""
     directory, record = selection_directory(config.selection)
     samples = samples_beside(directory, config.samples, record["identity"]["scores"])
-    output = _claim(config, record)
+    output = _claim(config, record, samples or config.samples)
     form = FORMATS[config.format]
+    columns = ["sample_key", "position", "token_ids", "token_weights"]
+    table = dataset(directory).to_table(columns=columns[:2] if config.samples_only else columns)
+    weighted = not config.samples_only and table["token_weights"].null_count < table.num_rows
+    if weighted and not form.weighted:  # before what an earlier version wrote is taken for it
+        _check_weights(config, table)
     if output.complete:
         log.info("%s: already complete, nothing to export", config.out)
         return Exported(**output.record["counts"], out=config.out, told=output.record.get("told", []))
-    columns = ["sample_key", "position", "token_ids", "token_weights"]
-    table = dataset(directory).to_table(columns=columns[:2] if config.samples_only else columns)
-    weights = _Weights(config, record, form, table)
+    weights = _Weights(config, record, form, table if weighted and form.weighted else None)
     place = {key: index for index, key in enumerate(table["sample_key"].to_pylist())}
     written = active = 0
     left_out: list[str] = []
@@ -130,26 +133,29 @@ def run(config: ExportDataConfig) -> Exported:
     return Exported(**counts, out=config.out, told=told)
 
 
-class _Weights:
-    """The answer tokens of a selection's rows, where its weights have a place in the file.
+def _check_weights(config: ExportDataConfig, table: pa.Table) -> None:
+    """Raise StageError where a selection has weights that the format has no place for."""
+    different = _other_than(table, (1,))
+    if different is not None:
+        raise StageError(
+            f"--format {config.format}: can't say which tokens are trained, and {different} has some that "
+            "aren't, or weigh less or more; give --samples-only to train all answer tokens of the samples, or "
+            "take a trainer that docs/trainers.md has token weights for"
+        )
 
-    Raises StageError where they have none, or where the trainer wouldn't take them as they are.
+
+class _Weights:
+    """The answer tokens of a selection's rows. `table`: the selection, None where its weights aren't written.
+
+    Raises StageError where the trainer wouldn't take them as they are.
     """
 
-    def __init__(self, config: ExportDataConfig, record: dict[str, Any], form: Format, table: pa.Table) -> None:
+    def __init__(self, config: ExportDataConfig, record: dict[str, Any], form: Format, table: pa.Table | None) -> None:
         self.told: list[str] = []
         self._table, self._formatter = table, None
-        if config.samples_only or table["token_weights"].null_count == table.num_rows:
+        if table is None:
             return
         different = _other_than(table, (1,))
-        if not form.weighted:
-            if different is not None:
-                raise StageError(
-                    f"--format {config.format}: can't say which tokens are trained, and {different} has some that "
-                    "aren't, or weigh less or more; give --samples-only to train all answer tokens of the samples, or "
-                    "take a trainer that docs/trainers.md has token weights for"
-                )
-            return
         self._formatter = _formatter(config, record)
         real = _other_than(table, (0, 1))
         if config.format == "swift" and real is not None:
@@ -164,7 +170,7 @@ class _Weights:
 
     def of(self, row: dict[str, Any], index: int) -> AnswerTokens | None:
         """The tokens of a row of samples/ that is the row `index` of the selection; None without weights."""
-        if self._formatter is None:
+        if self._table is None or self._formatter is None:
             return None
         ids, weights = self._table["token_ids"][index].as_py(), self._table["token_weights"][index].as_py()
         return answer_tokens(row, ids, weights, self._formatter)
@@ -181,7 +187,7 @@ def _other_than(table: pa.Table, values: tuple[int, ...]) -> str | None:
     return None
 
 
-def _claim(config: ExportDataConfig, record: dict[str, Any]) -> Claim:
+def _claim(config: ExportDataConfig, record: dict[str, Any], samples: str) -> Claim:
     """The file, and beside it the folder of images. Raises StageError where anything else is there."""
     if scheme_of(config.out):
         raise StageError(f"--out {config.out}: takes a file on this machine; copy it from there")
@@ -196,6 +202,9 @@ def _claim(config: ExportDataConfig, record: dict[str, Any]) -> Claim:
         options["samples_only"] = True
     elif config.format == "llava":
         options["tokens"] = True  # earlier versions left them out
+    keep = (read_stage(samples) or {}).get("keep")
+    if keep:
+        options["keep"] = keep
     identity = {"options": options, "selection": record["identity"], "samples": absolute(config.samples)}
     return claim(
         config.out,

@@ -94,7 +94,7 @@ def check(config: SelectConfig) -> Plan:
     check_writable(config.out)
     has_tokens = {*view.stored(_TOKEN_COLUMNS)} <= set(schema.names)
     files = Files(paths, fs, view=view)
-    has_kept = KEPT.name in schema.names
+    has_kept = KEPT.name in schema.names or bool(record.get("kept"))  # a run may have begun with a version without
     out = join(config.out, "selection")
     return Plan(config, strategy, scores, record, view, files, has_tokens, has_kept, samples, out)
 

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vig_ray.dataset.schema import KEPT
 from vig_ray.tables.passes import View
 
 BATCH_ROWS = 1 << 17
@@ -58,7 +59,8 @@ class Files:
             # Without pre_buffer, which would keep all that was read of the file.
             with pq.ParquetFile(path, filesystem=self.filesystem, pre_buffer=False) as file:
                 batches = file.iter_batches(batch_size=rows, columns=columns)
-                results = (function(pa.Table.from_batches([batch])) for batch in batches if batch.num_rows)
+                tables = (pa.Table.from_batches([batch]) for batch in batches if batch.num_rows)
+                results = (function(_with_kept(table, columns)) for table in tables)
                 if fold is None:
                     return list(results)
                 return [functools.reduce(fold, results, first) for first in itertools.islice(results, 1)]
@@ -79,10 +81,22 @@ class Files:
         from vig_ray.cluster import footer_readers
 
         with footer_readers(len(self.paths)):
-            data = ray.data.read_parquet(list(self.paths), filesystem=self.filesystem).select_columns(columns)
+            schema = None
+            if KEPT.name in columns:
+                schema = pq.read_schema(self.paths[0], filesystem=self.filesystem)
+                schema = schema if KEPT.name in schema.names else schema.append(KEPT)
+            data = ray.data.read_parquet(list(self.paths), filesystem=self.filesystem, schema=schema)
+            data = data.select_columns(columns)
             data = data.map_batches(_Packed(function), batch_size=rows, batch_format="pyarrow", zero_copy_batch=True)
             for row in data.iter_rows():
                 yield pickle.loads(row["result"])
+
+
+def _with_kept(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The table with null where `kept` is asked for and a file lacks it: a version wrote it that kept nothing."""
+    if KEPT.name not in columns or KEPT.name in table.column_names:
+        return table
+    return table.append_column(KEPT, pa.nulls(table.num_rows, KEPT.type))
 
 
 @dataclass(frozen=True)
