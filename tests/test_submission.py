@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from vig_ray.scoring.config import ScoreConfig
+from vig_ray.scoring.job import import_config
 from vig_ray.selection.config import SelectConfig
 from vig_ray.submission import attempts, config_of, stage_options
 from vig_ray.training.config import TrainConfig
@@ -62,3 +64,10 @@ def test_several_data_go_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert told["data"] == [f"{tmp_path}/{here}", hub, f"{tmp_path}/{pattern}", bucket]
     read = ScoreConfig(**told)  # as the job reads it
     assert (read.data, read.sample) == (tuple(told["data"]), 0.01)
+
+
+@pytest.mark.parametrize("sample", ["100%", "1%"])
+def test_a_share_goes_through_the_job_s_file_and_the_import(sample: str) -> None:
+    config = config_of(ScoreConfig)(address="http://head:8265", data="s3://b/d", sample=sample, model="m", out="s3://b")
+    read = ScoreConfig(**yaml.safe_load(yaml.safe_dump(stage_options(config))))
+    assert import_config(read).sample == read.sample == {"100%": 1.0, "1%": 0.01}[sample]

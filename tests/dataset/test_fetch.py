@@ -194,12 +194,14 @@ def test_large_and_endless_bodies(web: WebServer, tmp_path: Path, monkeypatch: p
 def test_redirects_are_followed_and_checked(web: WebServer, tmp_path: Path) -> None:
     web.answers = {
         "/moved": [status(301, Location="../a.png")],
+        "/broken": [status(302, Location="http://[bad")],
         "/inside": [status(302, Location="http://169.254.169.254/latest/meta-data")],
     }
     assert refused(tmp_path, f"{web.url}/inside") == (
         "PrivateAddress: 'http://169.254.169.254/latest/meta-data': 169.254.169.254 isn't on the public internet; for "
         "a store of your own: --fetch-private 169.254.169.254"
     )
+    assert refused(tmp_path, f"{web.url}/broken") == "ImageUrl: 'http://[bad': not a URL that can be asked for"
     assert get(tmp_path, f"{web.url}/moved") == IMAGE
 
 
@@ -220,7 +222,17 @@ def test_a_listed_host_may_be_inside(web: WebServer, tmp_path: Path) -> None:
     assert get(tmp_path, f"http://LOCALHOST:{port}/a.png", private=("localhost",)) == IMAGE
 
 
-@pytest.mark.parametrize("url", ["http://", "http:///a", "http://[/a", "http://x:99999/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://",
+        "http:///a",
+        "http://[/a",
+        "http://x:99999/",
+        "http://a..b.example/x.jpg",
+        f"http://{'a' * 64}.example/x.jpg",
+    ],
+)
 def test_what_is_no_url(url: str, tmp_path: Path) -> None:
     assert refused(tmp_path, url).startswith("ImageUrl: ")
 

@@ -140,6 +140,23 @@ def test_kinds_of_parquet_columns(bench: Any) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_what_is_kept_does_not_decide_the_layout(bench: Any, kind: str) -> None:
+    """A list of answers isn't VQA's most frequent one, so the file may be two layouts and the row isn't of a third."""
+    row = {"question": "Which?", "answer": "right", "caption": "A bus.", "image": None}
+    table = pa.Table.from_pylist([row | {"multiple_choice_answer": ["wrong"]}])
+    path = bench.folder / f"d.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(str(path), table.schema) as stream:
+            stream.write_table(table)
+    for names in ((), ("multiple_choice_answer",)):
+        (sample,) = bench.load(path, keep=names, overwrite=True)
+        assert sample["conversation"][1]["text"] == "right"
+        assert bool(sample["kept"]) == bool(names)
+
+
 def test_facts_beside_a_caption_in_a_shard(bench: Any, make_png: Any, make_tar: Callable[..., Path]) -> None:
     """As img2dataset writes them: the image, its caption, and a JSON of what is known of it."""
     members = []

@@ -107,6 +107,18 @@ def test_broken_utf8_costs_one_row(bench: Any) -> None:
     assert rows[2]["conversation"][1] == {"role": "user", "text": "Why? é"}
 
 
+def test_a_date_that_python_has_not_costs_one_row(bench: Any, make_row: Any) -> None:
+    days, seconds = pa.array([0, 4_000_000, 1], pa.date32()), pa.array([0, 1, 400_000_000_000], pa.timestamp("s"))
+    write(bench.folder / "d.parquet", [make_row(number, None) for number in range(3)], day=days, at=seconds)
+    rows = bench.load(bench.folder / "d.parquet", keep=("day", "at"))
+    assert [row["error"] for row in rows] == [
+        None,
+        "OverflowError: day: date value out of range",
+        "OverflowError: at: date value out of range",
+    ]
+    assert [pair["value"] for pair in rows[0]["kept"]] == ['"1970-01-01"', '"1970-01-01T00:00:00"']
+
+
 @pytest.mark.parametrize("data", [b"", b"PAR1 not parquet", b"PAR1" + b"\0" * 100 + b"PAR1"])
 def test_a_damaged_file_is_named(data: bytes, bench: Any) -> None:
     with pytest.raises(StageError, match=r"d\.parquet: can't be read on after 0 rows"):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import pyarrow as pa
 import pytest
 
 from tests.hub import Hub
 from vig_ray.dataset.importing import ImportConfig, validate
+from vig_ray.dataset.inputs import DataFile, count_rows, read_rows
 from vig_ray.errors import StageError
 
 
@@ -57,6 +60,8 @@ def test_a_dict_of_splits(bench: Any, make_row: Any, hub_server: Hub) -> None:
         assert ids(bench.load(f"{where}::*", overwrite=True)) == [f"row-{n}" for n in range(4)]
         with pytest.raises(StageError, match="has no split 'none'; it has train, test, extra"):
             bench.load(f"{where}::none", overwrite=True)
+        with pytest.raises(StageError, match=r"has no configs, so 'other' and 'test' can't both be asked for; .*:test"):
+            bench.load(f"{where}:other:test", overwrite=True)
 
 
 def test_a_file_with_an_index(bench: Any, make_row: Any) -> None:
@@ -65,6 +70,39 @@ def test_a_file_with_an_index(bench: Any, make_row: Any) -> None:
         writer.write_table(table, 40)
     rows = bench.load(bench.folder / "d.arrow")
     assert [(row["sample_key"], row["id"]) for row in rows] == [(f"d/{n:010d}", f"row-{n}") for n in range(70)]
+
+
+def test_files_that_are_elsewhere(bench: Any, hub_server: Hub) -> None:
+    """In a store too, one with an index is read, and a stream that is cut between two batches is refused."""
+    table = pa.table({"question": list("abcdef"), "answer": list("uvwxyz"), "image": pa.nulls(6)})
+    whole, indexed = io.BytesIO(), io.BytesIO()
+    with pa.ipc.new_stream(whole, table.schema) as stream:
+        ends = []
+        for batch in table.to_batches(2):
+            stream.write_batch(batch)
+            ends.append(whole.tell())
+    with pa.ipc.new_file(indexed, table.schema) as file:
+        file.write_table(table, 2)
+    stream_bytes = whole.getvalue()
+    contents = {"whole": stream_bytes, "indexed": indexed.getvalue(), "cut": stream_bytes[: ends[1]], "empty": b""}
+    assert pa.ipc.open_stream(contents["cut"]).read_all().num_rows == 4  # Arrow itself takes it for whole
+    hub_server.commit("org/set", {f"{name}.arrow": content for name, content in contents.items()})
+    memory = fsspec.filesystem("memory")
+    for name, content in contents.items():
+        memory.pipe_file(f"/arrow_elsewhere/{name}.arrow", content)
+    for where in ("memory://arrow_elsewhere", "hf://datasets/org/set"):
+        for name in ("whole", "indexed"):
+            file = DataFile(f"{where}/{name}.arrow", "arrow", None, None)
+            rows = [row.content for row in read_rows(file)]
+            assert [row["question"] for row in rows if isinstance(row, dict)] == list("abcdef")
+            assert count_rows(file) == 6
+        for name in ("cut", "empty"):
+            file = DataFile(f"{where}/{name}.arrow", "arrow", None, None)
+            with pytest.raises(StageError, match=rf"{name}\.arrow: can't be read on after 0 rows .*mark at the end"):
+                list(read_rows(file))
+            with pytest.raises(StageError, match="mark at the end"):
+                count_rows(file)
+    memory.rm("/arrow_elsewhere", recursive=True)
 
 
 def test_what_is_damaged_or_missing(bench: Any, make_row: Any) -> None:

@@ -25,6 +25,9 @@ def write(bench: Any, make_row: Any, name: str, count: int, first: int = 0) -> s
     rows = [make_row(first + number, None) for number in range(count)]
     if name.endswith(".parquet"):
         pq.write_table(pa.Table.from_pylist(rows), bench.folder / name, row_group_size=50)
+    elif name.endswith(".arrow"):
+        with pa.ipc.new_stream(str(bench.folder / name), pa.Table.from_pylist(rows).schema) as stream:
+            stream.write_table(pa.Table.from_pylist(rows), 50)
     elif name.endswith(".jsonl"):
         bench.write(name, "\n\n".join(json.dumps(row) for row in rows))
     else:
@@ -76,8 +79,26 @@ def test_the_first_rows(bench: Any, make_row: Any) -> None:
     ]
     assert [row["id"] for row in bench.load(a, b, limit=30, overwrite=True)][-1] == "row-29"
     assert bench.report.not_read == f"{a} after row 58, 1 more files"  # 30 rows with blank lines between them
-    assert len(bench.load(a, b, limit=1000, overwrite=True)) == 60
-    assert bench.report.not_read is None
+    for limit in (60, 1000):
+        assert len(bench.load(a, b, limit=limit, overwrite=True)) == 60
+        assert bench.report.not_read is None
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.parquet", "d.arrow"])
+def test_the_limit_says_what_is_left_only_where_something_is(name: str, bench: Any, make_row: Any) -> None:
+    data = write(bench, make_row, name, 60)
+    for limit, left in ((50, True), (59, True), (60, False)):
+        assert len(bench.load(data, limit=limit, overwrite=True)) == limit
+        assert (bench.report.not_read is not None) == left
+    taken = bench.load(data, sample="50%", overwrite=True)
+    bench.load(data, sample="50%", limit=len(taken) - 1, overwrite=True)
+    assert bench.report.not_read is not None
+
+
+def test_damage_after_the_limit_is_not_met(bench: Any, make_row: Any) -> None:
+    data = bench.write("d.json", json.dumps([make_row(0, None), make_row(1, None)])[:-40])
+    assert len(bench.load(data, limit=1)) == 1
+    assert bench.report.not_read == f"{data} after row 0, 0 more files"
 
 
 @pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.parquet"])

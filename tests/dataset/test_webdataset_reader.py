@@ -65,6 +65,13 @@ def test_a_caption_beside_facts_about_the_image(bench: Any, make_tar: Any) -> No
     assert [turns(row) for row in bench.load(path)] == [CAPTION]
 
 
+def test_a_caption_does_not_decide_between_two_conversations(bench: Any, make_row: Any, make_tar: Any) -> None:
+    both = {**make_row(1), "messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}
+    members = [("1.jpg", b"one"), ("1.txt", b"A red bus."), ("1.json", as_json(both))]
+    (row,) = bench.load(make_tar(bench.folder / "s.tar", members))
+    assert row["error"].startswith("UnknownFormat: both 'conversations' and 'messages' are there")
+
+
 def test_a_json_of_any_layout(bench: Any, make_tar: Any) -> None:
     pairs = {"texts": [{"user": "What?", "assistant": "A bus."}]}
     members = [

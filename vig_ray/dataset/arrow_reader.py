@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.fs as pafs
 
 from vig_ray.dataset.keep import NOTHING, Keep
 from vig_ray.dataset.layouts.layout import Layout
-from vig_ray.dataset.opening import open_stream
+from vig_ray.dataset.opening import open_parts, open_stream
 from vig_ray.dataset.parquet_reader import columns_of, rows_of
 from vig_ray.dataset.rows import Row
 from vig_ray.storage import filesystem
@@ -32,13 +33,13 @@ def read_arrow(
     """
     number = 0
     with _batches(uri) as (schema, batches):
-        columns, only = columns_of(uri, schema, layout, keep)
+        columns, layouts = columns_of(uri, schema, layout, keep)
         for batch in batches:
             taken = None if wanted is None else [wanted(number + row) for row in range(batch.num_rows)]
             if taken is None or any(taken):
                 chosen = batch.select(columns)
                 small = (chosen.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
-                yield from rows_of(small, number, taken, only)
+                yield from rows_of(small, number, taken, layouts)
             number += batch.num_rows
 
 
@@ -52,19 +53,38 @@ def count_arrow(uri: str) -> int:
 def _batches(uri: str) -> Iterator[tuple[pa.Schema, Iterator[Any]]]:
     """The schema and the record batches of a file; a local one's are mapped into memory, not read."""
     fs, path = filesystem(uri)
-    if not isinstance(fs, pafs.LocalFileSystem):
-        with open_stream(uri, unpack=False) as source:
-            stream = pa.ipc.open_stream(source)
-            yield stream.schema, iter(stream)
+    if isinstance(fs, pafs.LocalFileSystem):
+        with pa.memory_map(path) as mapped:
+            yield _indexed(mapped) if _has_index(mapped) else _streamed(mapped)
         return
-    with pa.memory_map(path) as mapped:
-        size = mapped.size()
-        if mapped.read_at(min(len(_MAGIC), size), 0) == _MAGIC:
-            file = pa.ipc.open_file(mapped)
-            yield file.schema, (file.get_batch(index) for index in range(file.num_record_batches))
+    with open_parts(uri)[0] as parts:
+        if _has_index(parts):
+            yield _indexed(parts)
             return
-        # Arrow takes a stream that is cut off between two batches for a whole one.
-        if mapped.read_at(min(len(_END), size), max(0, size - len(_END))) != _END:
-            raise pa.ArrowInvalid("the mark at the end of an Arrow stream is missing")
-        stream = pa.ipc.open_stream(mapped)
-        yield stream.schema, iter(stream)
+    with open_stream(uri, unpack=False) as source:
+        yield _streamed(source)
+
+
+def _has_index(file: pa.NativeFile) -> bool:
+    """Whether an Arrow file has an index, or else is a stream that is whole. Raises ArrowInvalid where it is cut off.
+
+    Arrow takes a stream that is cut off between two batches for a whole one.
+    """
+    head = file.read(len(_MAGIC))
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - len(_END)))
+    tail = file.read(len(_END))
+    file.seek(0)
+    if head != _MAGIC and tail != _END:
+        raise pa.ArrowInvalid("the mark at the end of an Arrow stream is missing")
+    return bool(head == _MAGIC)
+
+
+def _indexed(source: pa.NativeFile) -> tuple[pa.Schema, Iterator[Any]]:
+    file = pa.ipc.open_file(source)
+    return file.schema, (file.get_batch(index) for index in range(file.num_record_batches))
+
+
+def _streamed(source: Any) -> tuple[pa.Schema, Iterator[Any]]:
+    stream = pa.ipc.open_stream(source)
+    return stream.schema, iter(stream)

@@ -164,7 +164,7 @@ class Fetcher:
                         async with self._session.get(target, allow_redirects=False) as answer:
                             host.answered()
                             if answer.status in (301, 302, 303, 307, 308):
-                                asked = urljoin(asked, answer.headers.get("Location", ""))
+                                asked = _redirected(asked, answer.headers.get("Location", ""))
                                 continue
                             _check_status(answer, url, host)
                             return await self._body(answer, url, sha256)
@@ -174,8 +174,8 @@ class Fetcher:
                         raise _not_answered(error, target) from error
             except SilentError as error:
                 raise RowError("NoAnswer", f"{shorten(url)}: {target.raw_host} is {error}") from error
-            except aiohttp.InvalidURL as error:
-                raise RowError("ImageUrl", f"{shorten(asked)}: not a URL that can be asked for") from error
+            except (aiohttp.InvalidURL, UnicodeError) as error:  # the latter of a host that can't be a name
+                raise _no_url(asked) from error
             except aiohttp.ClientError as error:  # the body ended early, or it isn't HTTP
                 raise _AgainError(RowError("BadAnswer", f"{shorten(url)}: {one_line(error)[:200]}")) from error
         raise RowError("TooManyRedirects", f"{shorten(url)}: more than {_REDIRECTS}, the last to {shorten(asked)}")
@@ -186,7 +186,7 @@ class Fetcher:
             target = yarl.URL(url)  # what aiohttp takes for its host is what is checked
             host = _plain(target.raw_host or "")
         except ValueError as error:
-            raise RowError("ImageUrl", f"{shorten(url)}: not a URL that can be asked for") from error
+            raise _no_url(url) from error
         if target.scheme not in ("http", "https") or not host:
             raise RowError("ImageUrl", f"{shorten(url)}: not an http(s) URL")
         if is_address(host) and not self._allowed(host, host):
@@ -227,6 +227,17 @@ class Fetcher:
 
 def _plain(host: str) -> str:
     return host.strip().strip("[]").lower().rstrip(".")
+
+
+def _no_url(url: str) -> RowError:
+    return RowError("ImageUrl", f"{shorten(url)}: not a URL that can be asked for")
+
+
+def _redirected(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise _no_url(location) from error
 
 
 def _not_public(url: yarl.URL) -> RowError:

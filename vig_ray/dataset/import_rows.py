@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from vig_ray.dataset.schema import RowError
 from vig_ray.dataset.sharing import HashFile
 from vig_ray.dataset.taking import Taker
 from vig_ray.dataset.writer import Parts, SampleWriter
+from vig_ray.errors import StageError
 from vig_ray.stage import Claim
 from vig_ray.storage import join
 
@@ -69,7 +70,8 @@ class RowImport:
             for place, piece in enumerate(pieces):
                 taker = self._taker(piece, counts)
                 folder = self.plan.images.of(piece.file)
-                for row in read_rows(piece, layout, keep, taker):
+                read = read_rows(piece, layout, keep, taker)
+                for row in read:
                     counts.read += 1
                     kept = _kept(row, keep, counts)
                     rows.add(_outcome(row, piece.file.sample_key(row.number), folder, kept))
@@ -77,11 +79,12 @@ class RowImport:
                         progress(counts.read)
                     if counts.read == options.limit:
                         more = len(pieces) - place - 1
-                        counts.not_read = f"{piece.file.uri} after row {row.number:,}, {more:,} more files"
+                        if more or _goes_on(read):
+                            counts.not_read = f"{piece.file.uri} after row {row.number:,}, {more:,} more files"
                         break
                 if taker is not None:
                     counts.left_out += taker.left_out
-                if counts.not_read is not None:
+                if counts.read == options.limit:
                     break
         counts.parts = parts.begun
         return counts
@@ -92,6 +95,14 @@ class RowImport:
         if self.plan.taking.all and limit is None:
             return None
         return Taker(self.plan.taking, piece.file, None if limit is None else limit - counts.read)
+
+
+def _goes_on(rows: Iterator[Row]) -> bool:
+    """Whether a file goes on, be it with something that can't be read."""
+    try:
+        return next(rows, None) is not None
+    except StageError:
+        return True
 
 
 def _kept(row: Row, keep: Keep, counts: Counts) -> dict[str, str]:

@@ -19,9 +19,9 @@ def _one_or_several(value: Any) -> Any:
 
 
 def _share(value: Any) -> Any:
-    """ "1%" or 0.01 as 0.01."""
-    if value is None:
-        return None
+    """ "1%" or 0.01 as 0.01; a bare 1 could mean 1 %, but the number 1.0 is what "100%" became before."""
+    if value is None or (isinstance(value, float) and value == 1):
+        return value
     match = re.fullmatch(r"\s*([0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(%?)\s*", str(value))
     try:
         share = float(match[1]) / (100 if match[2] else 1) if match else 0.0

@@ -16,6 +16,7 @@ from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.opening import open_parts
 from vig_ray.dataset.rows import Row
 from vig_ray.dataset.schema import RowError
+from vig_ray.storage import one_line
 
 _BATCH_BYTES = 4 << 20
 _MOST_ROWS = 1024
@@ -33,7 +34,8 @@ def read_parquet(
     keep: Keep = NOTHING,
     wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Row]:
-    """The rows of the Parquet file at `uri`; one whose text isn't UTF-8 is a RowError. `layout`: of --columns.
+    """The rows of the Parquet file at `uri`; one whose text isn't UTF-8, or whose date Python hasn't got,
+    is a RowError. `layout`: of --columns.
 
     `size`: the file's, in bytes, if known. `groups`: the row groups that are read, by default all; `number`: of their
     first row. `keep`: columns that are read, too. `wanted`: asked about every row's number, in order; others aren't
@@ -45,7 +47,7 @@ def read_parquet(
     # columns of a row group.
     with source, pq.ParquetFile(source, pre_buffer=False, buffer_size=buffer_size) as file:
         schema = file.schema_arrow
-        columns, only = columns_of(uri, schema, layout, keep)
+        columns, layouts = columns_of(uri, schema, layout, keep)
         has_bytes = _has_bytes(schema, columns)
 
         def rows_at_once(group: int) -> int:
@@ -58,14 +60,16 @@ def read_parquet(
                 taken = None if wanted is None else [wanted(each) for each in range(number, number + count)]
                 if taken is None or any(taken):
                     batches = file.iter_batches(rows, row_groups=run, columns=columns, use_threads=False)
-                    yield from rows_of(batches, number, taken, only)
+                    yield from rows_of(batches, number, taken, layouts)
                 number += count
 
 
 def rows_of(
-    batches: Iterable[pa.RecordBatch], number: int, taken: Sequence[bool] | None, layout: Layout | None
+    batches: Iterable[pa.RecordBatch], number: int, taken: Sequence[bool] | None, layouts: Sequence[Layout]
 ) -> Iterator[Row]:
-    """The rows of batches. `number`: of the first; `taken`: for each whether it is given, None for all."""
+    """The rows of batches. `number`: of the first; `taken`: for each whether it is given, None for all. `layouts`: what
+    they may be of."""
+    layout, among = layouts[0] if len(layouts) == 1 else None, tuple(each.name for each in layouts)
     start = 0
     for batch in batches:
         numbers: Sequence[int] = range(number + start, number + start + batch.num_rows)
@@ -75,13 +79,14 @@ def rows_of(
             numbers = [each for each, is_taken in zip(numbers, mask, strict=True) if is_taken]
             batch = batch.filter(pa.array(mask, pa.bool_()))
         for row, content in zip(numbers, _contents(batch), strict=True):
-            yield Row(row, content, layout=layout)
+            yield Row(row, content, layout=layout, among=among)
 
 
-def columns_of(uri: str, schema: pa.Schema, layout: Layout | None, keep: Keep) -> tuple[list[str], Layout | None]:
-    """The columns that are read of a file, and its rows' layout, if it isn't for each row to tell.
+def columns_of(uri: str, schema: pa.Schema, layout: Layout | None, keep: Keep) -> tuple[list[str], list[Layout]]:
+    """The columns that are read of a file, and the layouts that its rows may be of: a row tells which of several.
 
-    `layout`: that of --columns. Raises StageError where the file fits none.
+    Columns that are kept don't count there: their types may have ruled a layout out. `layout`: that of --columns.
+    Raises StageError where the file fits none.
     """
     if layout is not None:
         check_columns(layout.columns, uri, schema)
@@ -89,7 +94,7 @@ def columns_of(uri: str, schema: pa.Schema, layout: Layout | None, keep: Keep) -
     else:
         layouts = recognise_columns(uri, schema)
     used = {name for each in layouts for name in each.reads(schema.names)} | set(keep.columns(schema.names))
-    return [name for name in schema.names if name in used], layouts[0] if len(layouts) == 1 else None
+    return [name for name in schema.names if name in used], layouts
 
 
 def _batch_rows(group: Any, columns: Sequence[str], has_bytes: bool) -> int:
@@ -116,9 +121,15 @@ def parquet_columns(uri: str) -> dict[str, Any]:
 def _contents(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | RowError]:
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for index in range(batch.num_rows):
-            try:
-                yield batch.slice(index, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
-                yield RowError("UnicodeDecodeError", str(error))
+    except (ValueError, OverflowError):  # text that isn't UTF-8, or a time that Python's calendar hasn't got
+        yield from (_content(batch.slice(index, 1)) for index in range(batch.num_rows))
+
+
+def _content(row: pa.RecordBatch) -> dict[str, Any] | RowError:
+    content = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            content[name] = column[0].as_py()
+        except (ValueError, OverflowError) as error:
+            return RowError(type(error).__name__, f"{name}: {one_line(error)}")
+    return content

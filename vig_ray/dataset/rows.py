@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from vig_ray.dataset.image_folder import ImageFolder
-from vig_ray.dataset.layouts.known import recognise
+from vig_ray.dataset.layouts.known import ALL, recognise
 from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.marks import check_marks, check_media, put_marks, text_of
 from vig_ray.dataset.schema import Image, RowError, Sample
@@ -17,7 +17,8 @@ class Row(NamedTuple):
     number: int  # place in its file, from 0
     content: dict[str, Any] | RowError
     members: tuple[bytes, ...] = ()  # image files found beside the row (WebDataset); they replace its own images
-    layout: Layout | None = None  # where it is known already; otherwise the row's own keys tell it
+    layout: Layout | None = None  # where it is known already; otherwise the row's own keys tell it, among those
+    among: tuple[str, ...] = ALL  # that are named here
     beside: dict[str, Any] | None = None  # what else is known of the row, of which columns can be kept
 
 
@@ -30,7 +31,7 @@ def to_sample(row: Row, folder: ImageFolder) -> tuple[Sample, bool]:
     if isinstance(content, RowError):
         raise content
     check_media(content)
-    layout = row.layout or recognise(content, image=bool(row.members))
+    layout = row.layout or recognise(content, image=bool(row.members), among=row.among)
     sample = layout.parse(content)
     if row.members:
         sample = sample._replace(images=tuple([Image(bytes=data) for data in row.members]))

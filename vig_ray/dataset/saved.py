@@ -23,6 +23,11 @@ def files_of(folder: Folder, config: str | None, split: str | None) -> Chosen:
 
     `config`: what stands in a config's place, which here names a split, too. Raises StageError.
     """
+    if split and config:
+        raise StageError(
+            f"{folder.root}: a folder of save_to_disk has no configs, so {config!r} and {split!r} can't both be asked "
+            f"for; name its split as {folder.root}:{split}"
+        )
     asked = split or config
     if _DICT not in folder.infos:
         if asked is not None:

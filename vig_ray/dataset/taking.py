@@ -36,7 +36,10 @@ class Taking:
 
 
 class Taker:
-    """Says of the rows of one file which are taken, and counts the others; after `most` no more is taken or counted."""
+    """Says of the rows of one file which are taken, and counts the others.
+
+    After `most` no more is counted, and one more is given, whichever it is, to show that there is one.
+    """
 
     def __init__(self, taking: Taking, file: DataFile, most: int | None = None) -> None:
         self._file, self._seed, self._left = file, taking.seed, most
@@ -46,8 +49,9 @@ class Taker:
 
     def __call__(self, number: int) -> bool:
         """Whether the row of this number is taken."""
-        if self._left == 0:
-            return False
+        if self._left is not None and self._left <= 0:
+            self._left -= 1
+            return self._left == -1
         place = place_of(self._file.sample_key(number), self._seed)
         if place < self._both:
             self._left = None if self._left is None else self._left - 1

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from vig_ray.dataset.json_reader import MAX_ROW_BYTES, parse_object
 from vig_ray.dataset.layouts import exchanges
-from vig_ray.dataset.layouts.known import recognise
+from vig_ray.dataset.layouts.known import AmbiguousError, recognise
 from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.rows import Row
 from vig_ray.dataset.schema import IMAGE_MARK, RowError
@@ -95,9 +95,14 @@ class _Group:
         return self._captioned(number)._replace(beside=content)
 
     def _says_more(self, content: dict[str, Any]) -> bool:
-        """Whether a JSON beside a caption holds a conversation, and not only facts, as img2dataset writes them."""
+        """Whether a JSON beside a caption holds a conversation, and not only facts, as img2dataset writes them.
+
+        So does one that holds two: that it doesn't say which is meant is the row's error.
+        """
         try:
             return recognise(content, image=bool(self.images)).name != "caption"
+        except AmbiguousError:
+            return True
         except RowError:
             return False
 

@@ -139,18 +139,27 @@ LAYOUTS = (
 )
 
 
-def recognise(row: Mapping[str, Any], *, image: bool = False) -> Layout:
+ALL = tuple(layout.name for layout in LAYOUTS)
+"""The names of all layouts."""
+
+
+class AmbiguousError(RowError):
+    """A row is of two layouts alike."""
+
+
+def recognise(row: Mapping[str, Any], *, image: bool = False, among: tuple[str, ...] = ALL) -> Layout:
     """The layout of a row by its keys, those with null left out; `image`: it comes with an image in any case.
 
-    Raises RowError where it is of none, or of two.
+    `among`: the names of the layouts that it may be of. Raises RowError where it is of none, AmbiguousError where it is
+    of two.
     """
-    found = _of_keys(tuple(row), tuple([value is None for value in row.values()]), image)
+    found = _of_keys(tuple(row), tuple([value is None for value in row.values()]), image, among)
     if len(found) == 1:
         return found[0]
     if found:
-        raise RowError("UnknownFormat", ambiguous(found))
+        raise AmbiguousError("UnknownFormat", ambiguous(found))
     filled, keys = _filled(row), _with_image(row, image)
-    lacking = [(layout, layout.lacks(filled, keys)) for layout in LAYOUTS]
+    lacking = [(layout, layout.lacks(filled, keys)) for layout in LAYOUTS if layout.name in among]
     raise RowError("UnknownFormat", unfit("the row's keys", filled, lacking, row_paths(row)))
 
 
@@ -167,10 +176,11 @@ def recognise_columns(uri: str, schema: pa.Schema) -> list[Layout]:
 
 
 @lru_cache(maxsize=1024)  # a file's rows have few sets of keys, and a layout is looked for once for each
-def _of_keys(keys: tuple[str, ...], null: tuple[bool, ...], image: bool) -> tuple[Layout, ...]:
+def _of_keys(keys: tuple[str, ...], null: tuple[bool, ...], image: bool, among: tuple[str, ...]) -> tuple[Layout, ...]:
     """The layouts of the lowest rank that fit rows with these keys."""
     filled = [key for key, is_null in zip(keys, null, strict=True) if not is_null]
-    fitting = [layout for layout in LAYOUTS if not layout.lacks(filled, _with_image(keys, image))]
+    allowed = [layout for layout in LAYOUTS if layout.name in among]
+    fitting = [layout for layout in allowed if not layout.lacks(filled, _with_image(keys, image))]
     lowest = min((layout.rank for layout in fitting), default=0)
     return tuple(layout for layout in fitting if layout.rank == lowest)
 
