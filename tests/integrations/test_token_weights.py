@@ -170,7 +170,7 @@ def test_coefficients_stay_float32_where_floats_are_cast(
 
     def kept(*args: Any, **options: Any) -> Any:
         loss = loss_of(*args, **options)
-        found.append(float(loss))
+        found.append(float(loss.detach()))
         return loss
 
     trainer.compute_loss = kept
