@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from huggingface_hub import HfApi, HfFileSystem, constants
 
 from tests.dataset.conftest import llava_row, read_samples
 from tests.hub import Hub
+from vig_ray.dataset.images import image_bytes
 from vig_ray.dataset.importing import ImportConfig, run, validate
 from vig_ray.dataset.listing import find
 from vig_ray.dataset.spec import parse
 from vig_ray.errors import StageError
 from vig_ray.stage import read_stage
 
+PICTURE = b"\xff\xd8 a picture"
 REPOSITORY = "hf://datasets/org/set"
 
 
@@ -134,11 +137,20 @@ def test_a_table_beside_its_images(hub_server: Hub, bench: Any) -> None:
     tar = io.BytesIO()
     tarfile.open(fileobj=tar, mode="w:gz").close()
     files: dict[str, Any] = {f"images/shard_{number}.tar.gz": tar.getvalue() for number in range(3)}
-    files |= {"coco/train2017.zip": b"x", "llava.json": json.dumps([llava_row(3)]), "README.md": "# Nothing declared"}
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("train2017/1.jpg", PICTURE)
+    files |= {
+        "coco/train2017.zip": zipped.getvalue(),
+        "llava.json": json.dumps([llava_row(3)]),
+        "README.md": "# Nothing declared",
+    }
     sha = hub_server.commit("org/set", files)
     (row,) = bench.load(REPOSITORY)
     assert row["sample_key"] == "set/llava/0000000000"
-    assert row["images"] == [{"uri": f"{REPOSITORY}@{sha}/coco/train2017/1.jpg", "bytes": None}]
+    (image,) = row["images"]
+    assert image["uri"].startswith(f"{REPOSITORY}@{sha}/coco/train2017.zip#zip=")
+    assert image_bytes(image) == PICTURE
     listing = find(parse(REPOSITORY), "auto")
     assert listing.archives == [
         f"{REPOSITORY}@{sha}/{name}"

@@ -103,7 +103,11 @@ def test_parts_of_parquet_are_its_rows(make_row: Any, tmp_path: Path) -> None:
         assert [row for part in parts for row in read_rows(part)] == expected
         assert (len(parts) > 1) == (size < path.stat().st_size)
     assert len(slices([file] * 5, 1, 5)) == 5  # enough files to go round
-    every_third = [row for part in slices([file], 1, 2) for row in read_rows(part, lambda number: number % 3 == 0)]
+
+    def third(number: int) -> bool:
+        return number % 3 == 0
+
+    every_third = [row for part in slices([file], 1, 2) for row in read_rows(part, wanted=third)]
     assert every_third == expected[::3]
 
 

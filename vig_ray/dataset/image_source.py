@@ -79,6 +79,8 @@ def find_images(
     given = None if images is None else ImageFolder.at(images)
     found: dict[str, ArchiveFile] = {}
     for files, beside in datasets:
+        if given is None and beside is not None and not beside:
+            continue
         seen = (images_are_missing(file, given or folder_of(file), layout) for file in files[:_FILES_ASKED])
         missing = next((each for each in seen if each is not None), None)
         if missing is False or (missing is None and (given is not None or beside is None)):
