@@ -283,7 +283,7 @@ def test_giving_up_ends_what_is_on_its_way(web: WebServer, tmp_path: Path) -> No
 
 def outcome(number: int, *images: Image) -> Outcome:
     sample = Sample(f"id-{number}", None, images, (Turn("user", "What?"), Turn("assistant", "A.")))
-    return Outcome(f"d/{number}", sample.id, sample)
+    return Outcome(f"d/{number}", sample.id, sample, {})
 
 
 def test_rows_come_out_in_their_order(web: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
