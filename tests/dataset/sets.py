@@ -486,7 +486,7 @@ SETS: dict[str, Set] = {
             ),
             (
                 {**_VQA, "multiple_choice_answer": None, "answers": None, "image": kept(ONE)},
-                Expected(error="UnknownFormat: .*which lacks 'answer'"),
+                Expected(error="UnknownFormat: .*which lacks 'answers'"),
             ),
         ],
     ),

@@ -131,5 +131,5 @@ def test_what_is_damaged_or_missing(bench: Any, make_row: Any) -> None:
 
 def test_other_columns(bench: Any, tmp_path: Path) -> None:
     datasets.Dataset.from_list([{"text": "x"}]).save_to_disk(tmp_path / "set")
-    with pytest.raises(StageError, match="the columns text fit no format"):
+    with pytest.raises(StageError, match=r"the columns \('text'\) fit no layout"):
         bench.load(tmp_path / "set")
