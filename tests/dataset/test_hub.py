@@ -349,5 +349,5 @@ def test_from_the_command_line_with_the_users_token(hub_server: Hub, tmp_path: P
     environment = {**os.environ, "HF_TOKEN": hub_server.token}
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.startswith("read 3 = with images 0 + text-only 3 + failed 0\n")
-    assert "left out: split test: 1 files" in done.stderr
+    assert "split test: 1 files" in done.stderr
     assert ids(read_samples(out / "samples")) == ["row-0", "row-1", "row-2"]

@@ -16,7 +16,7 @@ from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.opening import open_parts
 from vig_ray.dataset.rows import Row
 from vig_ray.dataset.schema import RowError
-from vig_ray.storage import one_line
+from vig_ray.storage import one_line, scheme_of
 
 _BATCH_BYTES = 4 << 20
 _MOST_ROWS = 1024
@@ -53,9 +53,11 @@ def read_parquet(
         def rows_at_once(group: int) -> int:
             return _batch_rows(file.metadata.row_group(group), columns, has_bytes)
 
-        # Groups of rows of about the same size are read together: each reading has a cost of its own.
+        # Groups of rows of about the same size are read together: each reading has a cost of its own. From a store,
+        # where a batch over several groups asks for all of them at once, one by one.
+        together = wanted is None and scheme_of(uri) in ("", "file")
         for rows, alike in itertools.groupby(range(file.num_row_groups) if groups is None else groups, rows_at_once):
-            for run in [list(alike)] if wanted is None else [[group] for group in alike]:
+            for run in [list(alike)] if together else [[group] for group in alike]:
                 count = sum(file.metadata.row_group(group).num_rows for group in run)
                 taken = None if wanted is None else [wanted(each) for each in range(number, number + count)]
                 if taken is None or any(taken):
