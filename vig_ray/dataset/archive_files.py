@@ -115,6 +115,8 @@ def images_are_missing(data: DataFile, folder: ImageFolder, layout: Layout | Non
                 images = to_sample(row, folder)[0].images
             except RowError:
                 continue
+            if any(image.bytes is not None for image in images):
+                break  # the data holds them itself
             any_image = any_image or bool(images)
             inside = [image.uri for image in images if (image.uri or "").startswith(folder.root.rstrip("/") + "/")]
             wanted |= dict.fromkeys(uri for uri in inside if uri is not None)

@@ -15,7 +15,7 @@ from vig_ray.dataset.layouts.layout import Layout
 from vig_ray.dataset.member_lookup import ImageArchives
 from vig_ray.dataset.unpacking import UNPACKED_FOLDER
 from vig_ray.stage import Claim
-from vig_ray.storage import absolute, join
+from vig_ray.storage import absolute, join, scheme_of
 
 _FILES_ASKED = 8  # whether their images are missing
 
@@ -79,6 +79,9 @@ def find_images(
     given = None if images is None else ImageFolder.at(images)
     found: dict[str, ArchiveFile] = {}
     for files, beside in datasets:
+        if given is None and beside is None and scheme_of(files[0].uri) not in ("", "file"):
+            # In a store a listing costs less than reading rows.
+            beside = [each.uri for each in _beside(files, None)]
         if given is None and beside is not None and not beside:
             continue
         seen = (images_are_missing(file, given or folder_of(file), layout) for file in files[:_FILES_ASKED])
