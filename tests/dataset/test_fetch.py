@@ -302,7 +302,7 @@ def test_rows_come_out_in_their_order(web: WebServer, tmp_path: Path, monkeypatc
             if number == 10:
                 threading.Timer(0.2, gate.set).start()
             if number == 20:
-                rows.add(Outcome("d/20", "id-20", RowError("Bad", "row")))
+                rows.add(Outcome("d/20", "id-20", RowError("Bad", "row"), {}))
             else:
                 extra = (Image(bytes=b"x"), Image(uri="/local.png")) if number % 2 else ()
                 rows.add(outcome(number, *extra, Image(uri=f"{web.url}/{number if number < 40 else 99}.png")))
