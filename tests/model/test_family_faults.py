@@ -80,7 +80,7 @@ def test_a_fault_in_batches_of_whole_samples_is_caught_at_the_start(
     def faulty(prompts: Sequence[Prompt], *to: Any) -> dict[str, Any]:
         return of_whole([*prompts[1:], *prompts[:1]], *to)
 
-    monkeypatch.setattr("vig_ray.scoring.engines.torch.of_whole", faulty)
+    monkeypatch.setattr("vig_ray.scoring.engines.forwards.of_whole", faulty)
     monkeypatch.setattr("vig_ray.training.batch.of_whole", faulty)
     monkeypatch.setattr(family.engine, "plainly", set())  # put back at the end
     check_numbers(family.engine, family.formatter)

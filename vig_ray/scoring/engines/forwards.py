@@ -6,7 +6,7 @@ In a batch prompts are right-padded: a causal model never looks right, so paddin
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,12 +15,13 @@ import torch
 from vig_ray.model.arrays import of_whole, on_device
 from vig_ray.model.head import forward_arguments, token_types_argument
 from vig_ray.model.positions import position_ids
-from vig_ray.model.prompt import Prompt, PromptError
+from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 from vig_ray.scoring.engines import LogProbs
-from vig_ray.scoring.engines.features import Collate, ImageFeatures
+from vig_ray.scoring.engines.features import Collate
 from vig_ray.scoring.engines.target_logprobs import TargetLogProbs
 
 Kind = Literal["by parts", "whole", "hidden"]
+VisionArguments = Callable[[Sequence[PromptImage], int], dict[str, Any]]
 
 
 def kind(prompt: Prompt) -> Kind:
@@ -54,10 +55,10 @@ def plan_batches(lengths: Sequence[int], order: Sequence[int], max_tokens: int) 
 
 
 class Forwards:
-    """The forward of a loaded model. `features`: of images that samples share. Whatever the model raises is raised."""
+    """The forward of a loaded model. Whatever the model raises is raised."""
 
-    def __init__(self, model: Any, collate: Collate, features: ImageFeatures, target_logprobs: TargetLogProbs) -> None:
-        self._model, self._collate, self._features, self._target_logprobs = model, collate, features, target_logprobs
+    def __init__(self, model: Any, collate: Collate, target_logprobs: TargetLogProbs) -> None:
+        self._model, self._collate, self._target_logprobs = model, collate, target_logprobs
         self._device, self._dtype = next(model.parameters()).device, next(model.parameters()).dtype
         self._accepts = forward_arguments(model)
         self._type_ids = token_types_argument(model)
@@ -73,8 +74,8 @@ class Forwards:
         return prompt.length if self._leaves_out else len(prompt.token_ids)
 
     @torch.inference_mode()
-    def batch(self, prompts: Sequence[Prompt], images_at_once: int) -> list[LogProbs]:
-        """Prompts that go together, right-padded. `images_at_once`: how many the tower takes in one forward."""
+    def batch(self, prompts: Sequence[Prompt], vision_arguments: VisionArguments) -> list[LogProbs]:
+        """Prompts that go together, right-padded. `vision_arguments`: of images in order, of about so many tokens."""
         hidden = prompts[0].hide_images
         rows = [_Row(prompt, leave_out=hidden and self._leaves_out) for prompt in prompts]
         longest = max(len(row.ids) for row in rows)
@@ -96,7 +97,7 @@ class Forwards:
             inputs.update(self._accepted(of_whole(prompts, self._device, self._dtype)))
         else:
             images = [image for prompt in prompts for image in prompt.images]
-            inputs.update(self._features.arguments(images, at_once=images_at_once))
+            inputs.update(vision_arguments(images, int(prompts[0].image_mask.sum())))
         hidden_BLD = self._model.model(**inputs).last_hidden_state
         flat = np.concatenate([index * longest + row.answers - 1 for index, row in enumerate(rows)])
         targets = np.concatenate([row.ids[row.answers] for row in rows])

@@ -69,7 +69,7 @@ class TorchEngine:
         self.type_ids = token_types_argument(model)
         self.head_logprobs = TargetLogProbs(model)
         self._features = ImageFeatures(model, collate)
-        self._forwards = Forwards(model, collate, self._features, self.head_logprobs)
+        self._forwards = Forwards(model, collate, self.head_logprobs)
         self._worked = False
         # Which prompts are run as a tree; which one by one, in the model's own way; others in padded batches.
         self.packed: set[Kind] = {"by parts", "hidden"} if can_pack(model) else set()
@@ -224,8 +224,7 @@ class TorchEngine:
     def _run_batch(self, prompts: Sequence[Prompt]) -> list[LogProbs]:
         if kind(prompts[0]) in self.plainly:
             return [self.run_plainly(prompt) for prompt in prompts]
-        tokens = int(prompts[0].image_mask.sum())
-        return self._forwards.batch(prompts, images_at_once=self._images_at_once(tokens))
+        return self._forwards.batch(prompts, self.vision_arguments)
 
     def run_plainly(self, prompt: Prompt) -> LogProbs:
         """One sample as its family's own forward takes it, images hidden by the attention mask. Raises PromptError."""
@@ -239,11 +238,7 @@ class TorchEngine:
         self, images: Sequence[PromptImage], tokens: int, ahead: Iterable[PromptImage] = ()
     ) -> dict[str, Any]:
         """The forward's arguments for images, of about `tokens` each, in order. `ahead`: those that come next."""
-        return self._features.arguments(images, ahead=ahead, at_once=self._images_at_once(tokens))
-
-    def _images_at_once(self, tokens: int) -> int:
-        """How many images of so many tokens each the tower takes in one forward."""
-        return max(1, self.max_batch_tokens // max(1, tokens))
+        return self._features.arguments(images, ahead=ahead, at_once=max(1, self.max_batch_tokens // max(1, tokens)))
 
     def forget_images(self, keys: Iterable[str] | None = None) -> None:
         """Forget the features of images that no prompt needs any more; of all by default."""
