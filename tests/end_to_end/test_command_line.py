@@ -225,7 +225,14 @@ def test_a_missing_bucket_is_one_line(small: Path, s3) -> None:
 
 
 # What of scoring and training runs on Ray or vLLM itself; the rest runs anywhere.
-ON_RAY = ("scoring.in_process", "scoring.job", "scoring.passes", "training.job", "training.progress_actor")
+ON_RAY = (
+    "scoring.in_process",
+    "scoring.job",
+    "scoring.passes",
+    "scoring.placement",
+    "training.job",
+    "training.progress_actor",
+)
 ON_VLLM = ("scoring.engines.vllm", "scoring.engines.vllm_worker")
 
 

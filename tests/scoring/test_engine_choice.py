@@ -13,9 +13,10 @@ from vig_ray.cluster import Machines
 from vig_ray.errors import StageError
 from vig_ray.model.prompt import Prompt
 from vig_ray.row_counter import RowCounter
-from vig_ray.scoring import job, score
+from vig_ray.scoring import score
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines import EngineDiedError, load
+from vig_ray.scoring.placement import pools_for
 from vig_ray.scoring.prepared import pack
 from vig_ray.scoring.schema import groups_schema, prepared_schema
 
@@ -79,19 +80,19 @@ def test_vllms_options_however_they_are_written() -> None:
 def test_as_many_gpus_an_engine_as_vllm_spreads_a_model_over() -> None:
     here = Machines(cores=8, gpus=4)
     spread = config(vllm={"tensor_parallel_size": 2})
-    assert job._pools(spread, here, "cuda", "vllm").engines == (1, 2)
-    assert job._pools(spread, here, "cuda", "vllm").gpus_each == 2
-    assert job._pools(config(), here, "cuda", "vllm").engines == (1, 4)
-    assert job._pools(config(), here, "cuda", "torch").gpus_each == 1
-    assert job._pools(config(workers="1..3"), Machines(None, 0), "cuda", "vllm").engines == (1, 3)
+    assert pools_for(spread, here, "cuda", "vllm").engines == (1, 2)
+    assert pools_for(spread, here, "cuda", "vllm").gpus_each == 2
+    assert pools_for(config(), here, "cuda", "vllm").engines == (1, 4)
+    assert pools_for(config(), here, "cuda", "torch").gpus_each == 1
+    assert pools_for(config(workers="1..3"), Machines(None, 0), "cuda", "vllm").engines == (1, 3)
     with pytest.raises(StageError, match="ask for 8 GPUs, and this machine has 4"):
-        job._pools(config(vllm={"tensor_parallel_size": 4, "pipeline_parallel_size": 2}), here, "cuda", "vllm")
+        pools_for(config(vllm={"tensor_parallel_size": 4, "pipeline_parallel_size": 2}), here, "cuda", "vllm")
     with pytest.raises(StageError, match="tensor_parallel_size=0"):
-        job._pools(config(vllm={"tensor_parallel_size": 0}), here, "cuda", "vllm")
+        pools_for(config(vllm={"tensor_parallel_size": 0}), here, "cuda", "vllm")
     # On CPUs vLLM takes the cores itself; several engines share them.
-    assert job._pools(config(), here, "cpu", "vllm").engines == (1, 1)
-    assert job._pools(config(), here, "cpu", "vllm").threads is None
-    assert job._pools(config(workers=4), here, "cpu", "vllm").threads == 2
+    assert pools_for(config(), here, "cpu", "vllm").engines == (1, 1)
+    assert pools_for(config(), here, "cpu", "vllm").threads is None
+    assert pools_for(config(workers=4), here, "cpu", "vllm").threads == 2
 
 
 PASSES = ("clean", "blur")

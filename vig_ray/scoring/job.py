@@ -11,21 +11,11 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
-
-from vig_ray.cluster import (
-    Machines,
-    failure,
-    joins,
-    machines,
-    on_machines,
-    parse_range,
-    warn_of_few_cpus,
-)
+from vig_ray.cluster import Machines, joins, machines, on_machines, parse_range, warn_of_few_cpus
 from vig_ray.dataset import importing
 from vig_ray.dataset.options import DataOptions
 from vig_ray.errors import StageError
@@ -35,10 +25,11 @@ from vig_ray.pipeline import Step, count_samples, run_steps
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.blur import blur_by
 from vig_ray.scoring.config import ScoreConfig
-from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine
+from vig_ray.scoring.engines.load import check_engine, engine_for
 from vig_ray.scoring.engines.prefixes import told
 from vig_ray.scoring.in_process import FEW, run_steps_here, this_process
 from vig_ray.scoring.passes import Passes, rows_here, stored_rows
+from vig_ray.scoring.placement import ONE_OF_EACH, Placement, device_for, engine_there, pools_for
 from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.reference import blur_mean_parameters, make_reference
 from vig_ray.scoring.references.average import IMAGES, blur_mean_image, to_png
@@ -122,8 +113,9 @@ def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary
     is in `OUT` is wrong.
     """
     plan = check(config)
-    # In full, for whoever reads the record in another working directory.
+    # In full, for workers and for whoever reads the record in another working directory.
     config = config.model_copy(update={"model": _located(config.model)})
+    plan = replace(plan, config=config)
     samples = plan.samples
     if samples is None:
         samples = _imported(config, brief=in_process is not False)
@@ -141,52 +133,19 @@ def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary
         names = references_of(output.record)
         log.info("%s: already complete, nothing to score; vig is that of %s", plan.scores, names[0])
         return summarise(plan.scores, names)
-    there = references_of(output.record) if output.state == "extend" else ()
-    if there and not config.overwrite:
-        _check_begun(output)
-    references = tuple(reference["name"] for reference in output.identity["references"])
-    new = references[len(there) :]
-    went_on = bool(there) or (output.state == "go on" and bool(output.paths))
-    earlier = output.record["identity"] if went_on else {}
-    if there:
-        _check_addition(plan, earlier["engine"], there, new)
-    asked = earlier["engine"] if earlier and plan.engine == "auto" else plan.engine
-    here = _here(in_process, asked, config, samples)
-    cores = os.cpu_count() or 1
-    actors = sum(parse_range(spelled)[1] if spelled else cores for spelled in (config.workers, config.prepare_workers))
+    todo = _to_do(plan, output)
+    here = _here(in_process, todo.engine, config, samples)
     began = time.time()
-    at_once = sum(parse_range(spelled)[1] if spelled else 1 for spelled in (config.workers, config.prepare_workers))
-    ours = machines(config.address, actors=actors, least_cpus=at_once + _CPUS_OF_RAY_DATA)
-    with this_process() if here else ours as ray_has:
+    with this_process() if here else _machines(config) as ray_has:
         if ray_has.cores is None:
             warn_of_few_cpus(2 + _CPUS_OF_RAY_DATA)  # an actor of each pool
-        device = _device(config, ray_has)
-        engine, why = ("torch", "in this process") if here else _engine(asked, new, ray_has, device)
-        if config.engine != plan.engine:
-            why = f"{config.engine}: the model's processor makes each sample as a whole"
-        if config.vllm and engine != "vllm":
-            log.warning("--vllm has no effect: the %s engine runs", engine)
-        dtype = config.dtype or earlier.get("dtype") or default_dtype(config.model, device)
-        output.begin(config, identity=output.identity | {"engine": engine, "dtype": dtype})
-        pools = Pools((1, 1), (1, 1), 0, None) if here else _pools(config, ray_has, device, engine)
-        earlier_rows = rows_here if here else stored_rows
-        passes = Passes(there, new, earlier_rows(plan.scores, there) if there else None)
-        log.info("%s engine (%s) on %s in %s, %s at a time", engine, why, device, dtype, _words(pools.engines))
-        table = scores_schema(references)
-        if here:
-            steps = _steps(plan, passes, average, pools, device, dtype, engine, None)
-            timing = run_steps_here(samples, output, table, steps, rows_per_file=config.rows_per_file)
-        else:
-            timing = run_steps(
-                samples,
-                output,
-                table,
-                lambda counter: _steps(plan, passes, average, pools, device, dtype, engine, counter),
-                rows_per_block=config.rows_per_file,
-            )
+        placement = _placement(plan, todo, ray_has, here=here)
+        output.begin(config, identity=output.identity | {"engine": placement.engine, "dtype": placement.dtype})
+        log.info("%s", placement.text())
+        timing = _score(plan, todo, placement, output, samples, average, here=here)
     if timing.get("prompt_tokens"):
         log.info(told(timing["prompt_tokens"], timing["cached_prompt_tokens"]))
-    summary = summarise(plan.scores, references, output.paths)
+    summary = summarise(plan.scores, todo.references, output.paths)
     if summary.read != count_samples(samples):
         raise StageError(
             f"{plan.scores}: {summary.read:,} rows written for {count_samples(samples):,} samples. On several machines "
@@ -194,13 +153,92 @@ def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary
             "another --out"
         )
     output.commit(
-        config.model_copy(update={"reference": references}),
+        config.model_copy(update={"reference": todo.references}),
         counts=summary.counts(),
         gains=summary.gains(),
         kept=(read_stage(samples) or {}).get("kept", {}),
         timing={"total_s": time.time() - began, "began": began, **timing},
     )
     return summary
+
+
+@dataclass(frozen=True)
+class _ToDo:
+    """`there`: references whose scores are finished; `new`: those to be added. `engine`: the one that is asked for, or
+    that an earlier run took. `dtype`: an earlier run's, None without one."""
+
+    there: tuple[str, ...]
+    new: tuple[str, ...]
+    engine: str
+    dtype: str | None
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All of them, in the order of the table."""
+        return (*self.there, *self.new)
+
+
+def _to_do(plan: Plan, output: Claim) -> _ToDo:
+    """What of an output is to be scored. Raises StageError where it can't be added to what is there."""
+    there = references_of(output.record) if output.state == "extend" else ()
+    if there and not plan.config.overwrite:
+        _check_begun(output)
+    names = tuple(reference["name"] for reference in output.identity["references"])
+    went_on = bool(there) or (output.state == "go on" and bool(output.paths))
+    earlier = output.record["identity"] if went_on else {}
+    new = names[len(there) :]
+    if there:
+        _check_addition(plan, earlier["engine"], there, new)
+    engine = earlier["engine"] if earlier and plan.engine == "auto" else plan.engine
+    return _ToDo(there, new, engine, earlier.get("dtype"))
+
+
+def _machines(config: ScoreConfig) -> AbstractContextManager[Machines]:
+    """A Ray with room for all actors, or the cluster that is named."""
+    cores = os.cpu_count() or 1
+    spelled = (config.workers, config.prepare_workers)
+    actors = sum(parse_range(each)[1] if each else cores for each in spelled)
+    at_once = sum(parse_range(each)[1] if each else 1 for each in spelled)
+    return machines(config.address, actors=actors, least_cpus=at_once + _CPUS_OF_RAY_DATA)
+
+
+def _placement(plan: Plan, todo: _ToDo, ray_has: Machines, *, here: bool) -> Placement:
+    config = plan.config
+    device = device_for(config, ray_has)
+    engine, why = ("torch", "in this process") if here else engine_there(todo.engine, todo.new, ray_has, device)
+    if config.engine != plan.engine:
+        why = f"{config.engine}: the model's processor makes each sample as a whole"
+    if config.vllm and engine != "vllm":
+        log.warning("--vllm has no effect: the %s engine runs", engine)
+    dtype = config.dtype or todo.dtype or default_dtype(config.model, device)
+    pools = ONE_OF_EACH if here else pools_for(config, ray_has, device, engine)
+    return Placement(device, engine, why, dtype, pools)
+
+
+def _score(
+    plan: Plan,
+    todo: _ToDo,
+    placement: Placement,
+    output: Claim,
+    samples: str,
+    average: bytes | None,
+    *,
+    here: bool,
+) -> dict[str, Any]:
+    """Run the steps; when what was done. Raises StageError."""
+    earlier_rows = rows_here if here else stored_rows
+    passes = Passes(todo.there, todo.new, earlier_rows(plan.scores, todo.there) if todo.there else None)
+    table, rows = scores_schema(todo.references), plan.config.rows_per_file
+    if here:
+        steps = _steps(plan.config, passes, average, placement, None)
+        return run_steps_here(samples, output, table, steps, rows_per_file=rows)
+    return run_steps(
+        samples,
+        output,
+        table,
+        lambda counter: _steps(plan.config, passes, average, placement, counter),
+        rows_per_block=rows,
+    )
 
 
 def _here(in_process: bool | None, engine: str, config: ScoreConfig, samples: str) -> bool:
@@ -229,31 +267,6 @@ def _imported(config: ScoreConfig, *, brief: bool) -> str:
 def _located(model: str) -> str:
     """The folder of a checkpoint in full; a hub id as it is."""
     return os.path.abspath(os.path.expanduser(model)) if is_local(model) else model
-
-
-def _device(config: ScoreConfig, ray_has: Machines) -> str:
-    """Where the engines run: "cuda" or "cpu"."""
-    if config.device == "cpu" or (config.device == "auto" and not ray_has.gpus):
-        if config.device == "auto" and ray_has.cores is None:
-            log.warning("no GPU in the cluster now: scoring on CPUs (--device cuda waits for GPUs instead)")
-        return "cpu"
-    if not ray_has.gpus:
-        if ray_has.cores is not None:
-            raise StageError("--device cuda: there is no GPU that Ray can see on this machine")
-        log.warning("no GPU in the cluster now: waiting for a machine that has one")
-    return "cuda"
-
-
-def _engine(asked: str, references: Sequence[str], ray_has: Machines, device: str) -> tuple[str, str]:
-    """The engine to take and why; on a cluster a machine with a GPU says what is installed there."""
-    if asked != "auto" or ray_has.cores is not None or device != "cuda":
-        return choose_engine(asked, device=device, references=references)
-    ask = ray.remote(num_cpus=0, num_gpus=1, max_retries=8)(choose_engine)
-    try:
-        answer: tuple[str, str] = ray.get(ask.remote(asked, device=device, references=references))
-    except ray.exceptions.RayError as error:
-        raise failure(error, "asking a machine with a GPU for its engine") from error
-    return answer
 
 
 def _average(config: ScoreConfig, samples: str) -> bytes | None:
@@ -301,12 +314,10 @@ def _check_version(scores: str) -> None:
 
 
 def _steps(
-    plan: Plan, passes: Passes, average: bytes | None, pools: Pools, device: str, dtype: str, engine: str, counter: Any
+    config: ScoreConfig, passes: Passes, average: bytes | None, placement: Placement, counter: Any
 ) -> list[Step]:
     """Prepare prompts on CPUs, then score them on engines."""
-    config = plan.config
-    # Workers may have another working directory.
-    prompts = prompts_of(config)._replace(model=_located(config.model))._asdict()
+    prompts, pools = prompts_of(config)._asdict(), placement.pools
     prepare = {
         **prompts,
         "passes": passes.to_run,
@@ -318,10 +329,10 @@ def _steps(
         "max_image_pixels": config.max_image_pixels,
     }
     load = {
-        "name": engine,
+        "name": placement.engine,
         **prompts,
-        "dtype": dtype,
-        "device": device,
+        "dtype": placement.dtype,
+        "device": placement.device,
         "batch_tokens": config.batch_tokens,
         "threads": pools.threads,
         "vllm": config.vllm,
@@ -371,43 +382,3 @@ def _check_addition(plan: Plan, engine: str, there: Sequence[str], new: Sequence
         ) from error
     told = (plan.scores, ", ".join(there), ", ".join(new), there[0])
     log.info("%s: have %s, get %s; their vig stays that of %s", *told)
-
-
-@dataclass(frozen=True)
-class Pools:
-    """How many actors of each kind, least and most (None: no bound), and what an engine has to itself.
-
-    `threads`: CPU threads an engine, None where it decides by itself.
-    """
-
-    preparers: tuple[int, int | None]
-    engines: tuple[int, int | None]
-    gpus_each: int
-    threads: int | None
-
-
-def _pools(config: ScoreConfig, ray_has: Machines, device: str, engine: str) -> Pools:
-    """One engine a GPU, or as many GPUs an engine as vLLM's parallel sizes ask for; on CPUs one torch engine a core.
-
-    Raises StageError where this machine has too few GPUs for one engine.
-    """
-    preparers = ray_has.actors(config.prepare_workers, ray_has.cores)
-    if device == "cuda":
-        here = None if ray_has.cores is None else ray_has.gpus
-        each = gpus_an_engine(engine, config.vllm, here=here)
-        return Pools(
-            preparers,
-            ray_has.actors(config.workers, None if here is None else here // each),
-            each,
-            None,
-        )
-    # vLLM uses every core of a machine by itself.
-    engines = ray_has.actors(config.workers, 1 if engine == "vllm" else ray_has.cores)
-    threads = max(1, (ray_has.cores or 1) // (engines[1] or 1))
-    alone = engine == "vllm" and engines[1] == 1
-    return Pools(preparers, engines, 0, None if alone else threads)
-
-
-def _words(bounds: tuple[int, int | None]) -> str:
-    least, most = bounds
-    return f"{least} or more" if most is None else f"{least} to {most}" if most > least else str(least)
