@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.dataset.bucket import bucket_at
 from tests.dataset.conftest import png
-from vig_ray import storage
 from vig_ray.dataset import zip_directory
 from vig_ray.dataset.images import image_bytes
 from vig_ray.dataset.importing import ImportConfig, run
@@ -22,8 +22,6 @@ from vig_ray.dataset.members import members
 
 boto3 = pytest.importorskip("boto3")
 werkzeug_app = pytest.importorskip("moto.moto_server.werkzeug_app")
-
-KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
 
 
 class Asked(NamedTuple):
@@ -68,18 +66,8 @@ def counted() -> Iterator[tuple[str, Counted]]:
 @pytest.fixture
 def store(counted: tuple[str, Counted], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Counted]]:
     endpoint, app = counted
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    storage._s3.cache_clear()
-    bucket = boto3.resource("s3", endpoint_url=endpoint, **KEYS).create_bucket(Bucket="pictures")
-    yield bucket, app
-    bucket.objects.all().delete()
-    storage._s3.cache_clear()
+    with bucket_at(endpoint, "pictures", monkeypatch) as bucket:
+        yield bucket, app
 
 
 def zip_of(count: int) -> tuple[bytes, dict[str, bytes]]:

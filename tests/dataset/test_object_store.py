@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.dataset.bucket import bucket_at
 from vig_ray import storage
 from vig_ray.dataset import images
 from vig_ray.dataset.images import ImageError, load_image
@@ -18,8 +19,6 @@ from vig_ray.errors import StageError
 
 boto3 = pytest.importorskip("boto3")
 moto_server = pytest.importorskip("moto.server")
-
-KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +32,8 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    storage._s3.cache_clear()
-    found = boto3.resource("s3", endpoint_url=endpoint, **KEYS).create_bucket(Bucket="bucket")
-    yield found
-    found.objects.all().delete()
-    storage._s3.cache_clear()
+    with bucket_at(endpoint, "bucket", monkeypatch) as found:
+        yield found
 
 
 def test_an_image_in_a_bucket_is_not_read_beyond_the_limit(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from tests.report.opened import Opened
 from tests.report.reporting import report, with_turns
 from tests.selection.made import made_up, write
 
@@ -36,3 +38,12 @@ def stored(scores: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="package")
 def scored(stored: Any) -> list[dict[str, Any]]:
     return [row for row in stored if row["vig"] is not None]
+
+
+@pytest.fixture(params=["light", "dark", "phone"])
+def opened(request: pytest.FixtureRequest, browser: Any, written: Path) -> Iterator[Opened]:
+    """The page that the module's `written` gives, in a browser."""
+    options: dict[str, Any] = {"dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 400, "height": 800}}}
+    found = Opened(browser, written, **options.get(request.param, {}))
+    yield found
+    found.close()

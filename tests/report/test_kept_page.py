@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser import needs_chromium
+from tests.report.opened import Opened
 from tests.report.test_kept import keep
-from tests.report.test_report_page import NASTY, Opened, write_report
+from tests.report.test_report_page import NASTY, write_report
 from tests.selection.made import copy_outputs
 
 pytestmark = needs_chromium
@@ -47,14 +47,6 @@ def written(rated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     told = write_report(rated, out, gallery=3).text()
     assert "rank correlation of VIG with kept columns: " in told
     return out
-
-
-@pytest.fixture(params=["light", "dark", "phone"])
-def opened(request: pytest.FixtureRequest, browser: Any, written: Path) -> Iterator[Opened]:
-    options: dict[str, Any] = {"dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 400, "height": 800}}}
-    found = Opened(browser, written, **options.get(request.param, {}))
-    yield found
-    found.close()
 
 
 def test_figures_and_tables_of_kept_columns(opened: Opened, written: Path) -> None:

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from tests.browser import needs_chromium
+from tests.report.opened import Opened
 from tests.selection.made import copy_outputs, selected
 from vig_ray.dataset.images import load_image
 from vig_ray.dataset.schema import SAMPLES
@@ -48,34 +48,6 @@ def written(chosen: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told(written: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(written.with_suffix(".json").read_text())
     return found
-
-
-class Opened:
-    """The file in a browser without a network; what it said and asked for."""
-
-    def __init__(self, browser: Any, file: Path, **options: Any) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, "offline": True} | options)
-        self.page: Page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda sent: self.asked.append(sent.url))
-        self.page.goto(file.as_uri())
-
-    def close(self) -> None:
-        self.context.close()
-        assert self.said == []
-        assert [url for url in self.asked[1:] if not url.startswith(("data:", "blob:"))] == []
-
-
-@pytest.fixture(params=["light", "dark", "phone"])
-def opened(request: pytest.FixtureRequest, browser: Any, written: Path) -> Iterator[Opened]:
-    options: dict[str, Any] = {"dark": {"color_scheme": "dark"}, "phone": {"viewport": {"width": 400, "height": 800}}}
-    found = Opened(browser, written, **options.get(request.param, {}))
-    yield found
-    found.close()
 
 
 def test_it_shows_itself_without_asking_for_anything(opened: Opened, told: Any) -> None:
