@@ -309,11 +309,9 @@ def test_every_strategy_has_a_name_of_its_own_file() -> None:
 @pytest.mark.parametrize("on_ray", [False, True])
 @pytest.mark.parametrize("lacks", [0, 2])
 def test_files_of_a_version_that_kept_nothing_have_none(
-    lacks: int, on_ray: bool, tmp_path: Path, request: pytest.FixtureRequest
+    lacks: int, on_ray: bool, tmp_path: Path, local_ray: None
 ) -> None:
     """A run that began with such a version, and went on with this one."""
-    if on_ray:
-        request.getfixturevalue("local_ray")
     rows = made_up(60, seed=2)
     for row in rows:
         row["kept"] = [{"name": "rating", "value": "4"}]

@@ -6,8 +6,7 @@ A stretch is queries of the row on keys of the row. Of a batch no token is a que
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,8 @@ import torch
 
 from vig_ray.model.arrays import on_device
 
-_TOKENS_AT_ONCE = 8192  # padded queries a batch: with keys of 128 places and 32 heads 128 MB of scores
+_PAIRS_AT_ONCE = 2**20  # of a query and a key, padded ones too: 128 MB of scores with 32 heads
+_MOST_PADDING = 1.25  # pairs of a batch over those that there are
 
 
 class Stretch(NamedTuple):
@@ -25,6 +25,11 @@ class Stretch(NamedTuple):
     past: int
     key: int
     key_past: int
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Of its keys and of its queries."""
+        return self.key_past - self.key, self.past - self.first
 
     @property
     def pairs(self) -> int:
@@ -72,16 +77,23 @@ def batches(stretches: Sequence[Stretch], device: Any, *, causal: bool) -> list[
         if level is None:
             levels.append(level := [])
         level.append(stretch)
-    made = []
-    for level in levels:
-        alike: dict[tuple[int, int], list[Stretch]] = defaultdict(list)
-        for stretch in level:
-            lengths = stretch.past - stretch.first, stretch.key_past - stretch.key
-            alike[lengths[0].bit_length(), lengths[1].bit_length()].append(stretch)
-        for (bits, _), members in alike.items():
-            most = max(1, _TOKENS_AT_ONCE >> bits)
-            made += [_batch(members[at : at + most], device, causal) for at in range(0, len(members), most)]
-    return made
+    return [_batch(group, device, causal) for level in levels for group in _alike(level)]
+
+
+def _alike(stretches: Sequence[Stretch]) -> Iterator[list[Stretch]]:
+    """Groups of stretches, in each of which padding adds little."""
+    group: list[Stretch] = []
+    longest, pairs = (0, 0), 0
+    for stretch in sorted(stretches, key=lambda each: each.lengths):
+        grown = max(longest[0], stretch.lengths[0]), max(longest[1], stretch.lengths[1])
+        padded = (len(group) + 1) * grown[0] * grown[1]
+        if group and padded > min(_PAIRS_AT_ONCE, _MOST_PADDING * (pairs + stretch.pairs)):
+            yield group
+            group, grown, pairs = [], stretch.lengths, 0
+        group.append(stretch)
+        longest, pairs = grown, pairs + stretch.pairs
+    if group:
+        yield group
 
 
 def _batch(stretches: Sequence[Stretch], device: Any, causal: bool) -> Batch:
