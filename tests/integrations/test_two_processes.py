@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.end_to_end.server import free_port
+from tests.forks import in_processes
 from tests.integrations.made import expected, farthest, messages_rows, weighted
 from tests.integrations.trained import one_step
 from vig_ray.demo import CHECKPOINT
@@ -38,7 +39,7 @@ def _work(rank: int, folder: str, port: int, given: dict[str, Any]) -> None:
 def test_two_processes_give_the_loss_of_the_whole(tmp_path: Path) -> None:
     rows = messages_rows(tmp_path)
     given = {kind: weighted(rows, CHECKPOINT, kind) for kind in ("masks", "real")}
-    torch.multiprocessing.spawn(_work, (str(tmp_path), free_port(), given), nprocs=2)
+    in_processes(_work, (str(tmp_path), free_port(), given), 2)
     for name, (_, weights, normalisation) in CASES.items():
         wanted = expected(CHECKPOINT, given[weights], normalisation)
         for rank in range(2):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tests.forks import in_processes
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.model.load import Prompts
@@ -126,5 +127,5 @@ def together(
     A setup may be one for each worker. Of a run that was refused, why: {"refused": ...}.
     """
     (folder / "meet").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(_work, (workers, str(folder), list(setups.items())), nprocs=workers)
+    in_processes(_work, (workers, str(folder), list(setups.items())), workers)
     return {name: torch.load(folder / f"{name}.{rank}.pt") for name in setups}

@@ -1,0 +1,39 @@
+"""Functions in processes of their own that are forked from one that has imported torch and transformers.
+
+Importing them takes longer than all else in most tests here, as in `prefork.py`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+# Of this project and its dependencies only: the server may be started in any folder.
+_MODULES = [
+    "vig_ray.training.worker", "vig_ray.training.job", "torch.distributed.fsdp", "torch.distributed.checkpoint",
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto",
+    "transformers.models.llava.modeling_llava", "transformers.models.clip.modeling_clip",
+    "transformers.models.llama.modeling_llama", "peft",
+]  # fmt: skip
+
+
+def in_processes(work: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+    """Call `work(rank, *arguments)` in `count` processes at once, which have this one's environment; what one of them
+    raises is raised."""
+    multiprocessing.set_forkserver_preload(_MODULES)
+    torch.multiprocessing.start_processes(
+        _begin, (dict(os.environ), os.getcwd(), work, arguments), nprocs=count, start_method="forkserver"
+    )
+
+
+def _begin(
+    rank: int, environment: Mapping[str, str], folder: str, work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    work(rank, *arguments)
