@@ -107,14 +107,14 @@ def test_overwrite_given_again_starts_nothing_over(
 ) -> None:
     """Neither a job that was killed, or still runs, nor one that is finished; meanwhile anyone reads what is there."""
     config = ScoreConfig(
-        data=world.write(str(tmp_path / "data"), 300, 5), model=CHECKPOINT, out=str(tmp_path), rows_per_file=20,
+        data=world.write(str(tmp_path / "data"), 160, 5), model=CHECKPOINT, out=str(tmp_path), rows_per_file=20,
         workers=1, prepare_workers=1, overwrite=True,
     )  # fmt: skip
     scores = tmp_path / "scores"
     ended, failures, reads = threading.Event(), list[Exception](), list[int]()
 
     def read_all_the_time() -> None:
-        while not ended.is_set():
+        while not ended.wait(0.1):
             if not list(scores.glob("*")):
                 continue
             try:
@@ -135,16 +135,16 @@ def test_overwrite_given_again_starts_nothing_over(
     ended.set()
     thread.join()
     assert not failures
-    assert max(reads, default=0) <= 300
+    assert max(reads, default=0) <= 160
     assert not (read_stage(str(scores)) or {})["complete"]
-    assert {read_count(reader, scores) for reader in READERS} == {300}
+    assert {read_count(reader, scores) for reader in READERS} == {160}
     before = {path: path.stat().st_mtime_ns for path in scores.iterdir()}
     for _ in range(2):
-        assert scoring.run(config).read == 300
+        assert scoring.run(config).read == 160
         assert {path: path.stat().st_mtime_ns for path in scores.iterdir()} == before
     assert (read_stage(str(scores)) or {})["timing"]["rows_over_time"] == []
     assert not list(tmp_path.glob(".score-*"))
-    assert {read_count(reader, scores) for reader in READERS} == {300}
+    assert {read_count(reader, scores) for reader in READERS} == {160}
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def score(world: Path, local_ray: None) -> Callable[..., ScoreSummary]:
     """Score the world with an engine that refuses some prompts."""
 
@@ -51,6 +51,21 @@ def score(world: Path, local_ray: None) -> Callable[..., ScoreSummary]:
         return job.run(ScoreConfig(model=CHECKPOINT, out=str(out), **settings))
 
     return run
+
+
+@pytest.fixture(scope="module")
+def of_blur(score: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The world scored with blur. Not to be changed."""
+    out: Path = tmp_path_factory.mktemp("of-blur")
+    score(out, "blur")
+    return out
+
+
+@pytest.fixture
+def blurred(of_blur: Path, tmp_path: Path) -> Path:
+    """The world scored with blur, for one test."""
+    shutil.copytree(of_blur, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 def record_of(out: Path) -> dict[str, Any]:
@@ -118,12 +133,11 @@ def test_what_is_there_is_complete(score: Any, tmp_path: Path, caplog: pytest.Lo
     ],
 )
 def test_only_a_run_that_is_otherwise_the_same_is_added_to(
-    score: Any, tmp_path: Path, options: dict[str, Any], told: str
+    score: Any, blurred: Path, options: dict[str, Any], told: str
 ) -> None:
-    score(tmp_path, "blur")
     with pytest.raises(StageError, match=told):
-        score(tmp_path, "blind", **options)
-    assert names_in(record_of(tmp_path)) == ["blur"]
+        score(blurred, "blind", **options)
+    assert names_in(record_of(blurred)) == ["blur"]
 
 
 def test_an_image_that_has_gone_is_the_new_passs_error(score: Any, world: Path, tmp_path: Path) -> None:
@@ -145,18 +159,17 @@ def test_an_image_that_has_gone_is_the_new_passs_error(score: Any, world: Path, 
         }
 
 
-def test_scores_of_an_earlier_version_are_read_not_written_to(score: Any, tmp_path: Path) -> None:
-    score(tmp_path, "blur")
-    path = tmp_path / "scores.stage.json"
+def test_scores_of_an_earlier_version_are_read_not_written_to(score: Any, blurred: Path) -> None:
+    path = blurred / "scores.stage.json"
     record = json.loads(path.read_text())
     del record["identity"]["references"]
     record["identity"]["reference"] = record["config"]["reference"] = "blur"
     path.write_text(json.dumps(record))
     for asked in ("blur", "blind"):
         with pytest.raises(StageError, match=r"written by an earlier version .* choose another --out, or --overwrite"):
-            score(tmp_path, asked)
-    score(tmp_path, "blind", overwrite=True)
-    assert names_in(record_of(tmp_path)) == ["blind"]
+            score(blurred, asked)
+    score(blurred, "blind", overwrite=True)
+    assert names_in(record_of(blurred)) == ["blind"]
 
 
 def test_an_unfinished_run_is_finished_first(score: Any, tmp_path: Path) -> None:
@@ -169,34 +182,31 @@ def test_an_unfinished_run_is_finished_first(score: Any, tmp_path: Path) -> None
         score(tmp_path, "blur")
 
 
-def test_with_overwrite_vig_is_of_what_was_asked_for(score: Any, tmp_path: Path) -> None:
-    score(tmp_path, "blur")
-    run = record_of(tmp_path)["run"]
-    score(tmp_path, "blind", "blur", overwrite=True)
-    assert names_in(record_of(tmp_path)) == ["blind", "blur"]
-    assert record_of(tmp_path)["run"] != run
+def test_with_overwrite_vig_is_of_what_was_asked_for(score: Any, blurred: Path) -> None:
+    run = record_of(blurred)["run"]
+    score(blurred, "blind", "blur", overwrite=True)
+    assert names_in(record_of(blurred)) == ["blind", "blur"]
+    assert record_of(blurred)["run"] != run
 
 
-def test_a_selection_stays_what_it_is(score: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    score(tmp_path, "blur")
-    chosen = SelectConfig(scores=str(tmp_path), out=str(tmp_path))
+def test_a_selection_stays_what_it_is(score: Any, blurred: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chosen = SelectConfig(scores=str(blurred), out=str(blurred))
     selection.run(chosen)
-    files = list((tmp_path / "selection").iterdir())
-    score(tmp_path, "blind")
+    files = list((blurred / "selection").iterdir())
+    score(blurred, "blind")
     caplog.set_level(logging.INFO)
     selection.run(chosen)
     assert "already complete, nothing to select" in caplog.text
-    assert list((tmp_path / "selection").iterdir()) == files
+    assert list((blurred / "selection").iterdir()) == files
 
 
-def test_what_the_engine_of_the_scores_cannot_run_is_refused(score: Any, tmp_path: Path) -> None:
-    score(tmp_path, "blur")
-    path = tmp_path / "scores.stage.json"
+def test_what_the_engine_of_the_scores_cannot_run_is_refused(score: Any, blurred: Path) -> None:
+    path = blurred / "scores.stage.json"
     record = json.loads(path.read_text())
     record["identity"]["engine"] = "vllm"
     path.write_text(json.dumps(record))
     with pytest.raises(StageError, match="made by the vllm engine, so blind can't be added; choose another --out"):
-        score(tmp_path, "blind", engine="auto")
+        score(blurred, "blind", engine="auto")
 
 
 @pytest.mark.cluster
