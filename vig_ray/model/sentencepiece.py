@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+from functools import lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers
@@ -59,7 +60,8 @@ def _model(pieces: Pieces) -> models.BPE:
     return models.BPE(pieces.vocabulary, pairs, unk_token=pieces.unknown, fuse_unk=True, byte_fallback=True)
 
 
-def random_texts(count: int, seed: int = 0) -> list[str]:
+@lru_cache(maxsize=2)
+def random_texts(count: int, seed: int = 0) -> tuple[str, ...]:
     """Texts of words, digits, runs of spaces, code, all scripts and emoji, the same for a seed."""
     draw = random.Random(seed)
 
@@ -81,7 +83,8 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
             return draw.choice(draw.choice(("a", "ab", "the", "in"))) * draw.randint(1, 12)
         return letters()
 
-    return ["".join(part() + draw.choice(("", " ")) for _ in range(draw.randint(1, 10))) for _ in range(count)]
+    texts = ("".join(part() + draw.choice(("", " ")) for _ in range(draw.randint(1, 10))) for _ in range(count))
+    return tuple(texts)
 
 
 def _disagreement(pieces: Pieces, model: models.BPE, texts: int) -> str | None:
