@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import importlib
 import json
 import math
 import shutil
@@ -57,7 +57,34 @@ def order(captions: Path, model: str) -> list[str]:
     return [sample.key for sample in setup.source(images=False).__getitems__(positions)]
 
 
-def by_hand(model_folder: str, captions: Path, trained: Any, lr: float) -> tuple[list[float], dict[str, torch.Tensor]]:
+def llava(processor: Any, said: str, picture: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Ids and labels of a caption, or of a text, and what else the model is given of its picture."""
+    if picture is None:
+        ids, arrays = processor.tokenizer(said, return_tensors="pt")["input_ids"][0], {}
+    else:
+        made = processor(images=[picture], text=f"<image>{said}\n", return_tensors="pt")
+        ids, arrays = made["input_ids"][0], {"pixel_values": made["pixel_values"]}
+    labels = ids.clone()
+    labels[0] = -100
+    labels[ids == processor.image_token_id] = -100
+    return ids, labels, arrays
+
+
+def fuyu(processor: Any, said: str, picture: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """The same: the processor's own prompt of a picture without a text, then the caption."""
+    if picture is None:
+        before, arrays = torch.tensor([processor.tokenizer.bos_token_id]), {}
+    else:
+        made = processor(images=[picture], text="", return_tensors="pt")
+        before, arrays = made["input_ids"][0], {"image_patches": made["image_patches"].reshape(-1, 2700)}
+        said += "\n"
+    after = processor.tokenizer(said, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    return torch.cat([before, after]), torch.cat([torch.full_like(before, -100), after]), arrays
+
+
+def by_hand(
+    model_folder: str, captions: Path, trained: Any, lr: float, encode: Any = llava
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """`STEPS` steps, each a padded batch whose loss transformers takes the mean of itself."""
     rows = pd.concat([pd.read_parquet(path) for path in sorted((captions / "samples").glob("*.parquet"))])
     rows = rows.set_index("sample_key")
@@ -70,26 +97,18 @@ def by_hand(model_folder: str, captions: Path, trained: Any, lr: float) -> tuple
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, math.ceil(0.03 * STEPS), STEPS)
     keys, losses = order(captions, model_folder), []
     for step in range(STEPS):
-        ids, labels, pictures = [], [], []
+        made = []
         for row in (rows.loc[key] for key in keys[step * BATCH : (step + 1) * BATCH]):
-            said = row.conversation[-1]["text"]
-            if len(row.images):
-                picture = row.images[0]
-                picture = Image.open(picture["uri"] or io.BytesIO(picture["bytes"])).convert("RGB")
-                made = processor(images=[picture], text=f"<image>{said}\n", return_tensors="pt")
-                pictures.append(made["pixel_values"])
-            else:
-                made = processor.tokenizer(said, return_tensors="pt")
-            ids.append(made["input_ids"][0])
-            labels.append(ids[-1].clone())
-            labels[-1][0] = -100
-            labels[-1][ids[-1] == processor.image_token_id] = -100
+            picture = Image.open(row.images[0]["uri"]).convert("RGB") if len(row.images) else None
+            made.append(encode(processor, row.conversation[-1]["text"], picture))
+        ids, labels, arrays = zip(*made, strict=True)
+        named = {name for each in arrays for name in each}
         pad = torch.nn.utils.rnn.pad_sequence
         out = model(
-            input_ids=pad(ids, batch_first=True, padding_value=processor.tokenizer.pad_token_id),
+            input_ids=pad(ids, batch_first=True, padding_value=0),
             attention_mask=pad([torch.ones_like(each) for each in ids], batch_first=True),
             labels=pad(labels, batch_first=True, padding_value=-100),
-            **({"pixel_values": torch.cat(pictures)} if pictures else {}),
+            **{name: torch.cat([each[name] for each in arrays if each]) for name in named},
         )
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -119,9 +138,7 @@ def assert_same(
     for name, tensor in weights.items():
         if not trained(name):
             assert torch.equal(tensor, before[name]), name
-        elif not name.endswith(
-            "k_proj.bias"
-        ):  # it changes no attention: its gradient is rounding
+        elif not name.endswith("k_proj.bias"):  # it changes no attention: its gradient is rounding
             assert not torch.equal(tensor, before[name]), name
             worst = max(worst, (tensor - theirs[name]).abs().max().item())
     print(f"largest difference of a weight: {worst:.1e}")
@@ -180,6 +197,19 @@ def test_layers_of_the_tower_are_trained_with_the_rest_at_one_rate(captions: Pat
     assert_same(run.log, weights_of(run), by_hand(llama, captions, trained, 2e-4), llama, trained, 1e-5)
     with pytest.raises(StageError, match=r"^--train tower:2..4: the vision tower has 3 layers, 0..3 all of them$"):
         TrainingModel(without_weights(llama), pack=False, train=("projector", "tower:2..4"))
+
+
+def test_a_fuyu_is_trained_on_captions_and_texts(captions: Path, tmp_path: Path) -> None:
+    """PRIOR's second kind of model: no tower; the layer that its patches go through is its projector."""
+    importlib.import_module("tests.model.families.fuyu").make(str(tmp_path / "fuyu"))
+    model = str(tmp_path / "fuyu")
+    every = by_hand(model, captions, lambda name: True, 2e-4, fuyu)
+    run = alone(align(captions, model, train="projector,language", lr=2e-4), tmp_path / "out")
+    assert_same(run.log, weights_of(run), every, model, lambda name: True, 1e-5)
+    folder = left_by(run, tmp_path / "run") / "model"
+    written = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
+    for name, tensor in weights_of(run).items():
+        assert torch.equal(written[name], tensor), name
 
 
 def linears(model: Any, prompts_batch: Any) -> dict[str, int]:
@@ -272,7 +302,17 @@ def test_the_stage_has_defaults_that_options_override() -> None:
 def test_what_does_not_fit_the_stage_is_one_line(
     captions: Path, llama: str, tmp_path: Path, more: tuple[str, ...], told: str
 ) -> None:
-    words = ("train", "--stage", "align", "--model", llama, "--samples", str(captions), "--out", str(tmp_path / "out"))
+    words = (
+        "train",
+        "--stage",
+        "align",
+        "--model",
+        llama,
+        "--samples",
+        str(captions / "samples"),
+        "--out",
+        str(tmp_path / "out"),
+    )
     assert told in refused(*words, "--dry-run", *more)
 
 
@@ -305,7 +345,7 @@ def test_llava_1_5_7b_trains_what_the_papers_train(captions: Path, llava_7b: str
         made = TrainingModel(without_weights(llava_7b), pack=True, train=tuple(train.split(",")))
         assert sum(each.numel() for each in made.parameters() if each.requires_grad) == expected
     assert expected == 6_910_550_016
-    words = ("train", "--model", llava_7b, "--samples", str(captions), "--out", str(tmp_path), "--dry-run")
+    words = ("train", "--model", llava_7b, "--samples", str(captions / "samples"), "--out", str(tmp_path), "--dry-run")
     lines = call(*words, "--stage", "align").stdout.splitlines()
     assert "multi_modal_projector 20.98 M projector trained at 0.001" in [" ".join(line.split()) for line in lines]
     assert lines[-2:] == [
