@@ -30,6 +30,7 @@ from vig_ray.model.assembled_parts import (
     check_fit,
     check_kind,
     check_logits,
+    check_tokenizer,
     load_parts,
     prepare_tokenizer,
 )
@@ -207,6 +208,8 @@ def run(config: AssembleConfig) -> AssembleReport:
     prepare_tokenizer(config, parts)
     processor = _processor(config, parts)
     model = _put_together(config, parts, projector)
+    if not parts.is_llava_1_5:
+        check_tokenizer(config, parts, model.config, processor)
     counts = {"parameters": sum(p.numel() for p in model.parameters()), "tensors": len(model.state_dict())}
     output.begin(config)
     save_checkpoint(model, processor, output.work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,6 +21,17 @@ from vig_ray.storage import one_line
 IMAGE = "<image>"
 # Bytes that no text in UTF-8 has.
 _NEVER = (0xFF, 0xFE, 0xFD, 0xFC, 0xFB, 0xFA, 0xF9, 0xF8, 0xF7, 0xF6, 0xF5, 0xC1, 0xC0)
+# What tokenizers differ on: spaces, at the start too, capitals, digits, marks, scripts, and what is no word.
+_TEXTS = (
+    "A red circle.",
+    " a",
+    "  two",
+    "x\n\ny\t",
+    "it's 3,141 DOGS",
+    "Où? 红色的圆 😀 é",
+    "{'a': [1]}",
+    f"q{IMAGE}\na",
+)
 
 
 class Named(Protocol):
@@ -186,3 +198,20 @@ def check_logits(named: Named, model: Any, language_model: Any) -> None:
             f"--language-model {named.language_model}: transformers' LLaVA can't hold it: its logits are changed after "
             f"the output layer (they differ by {float((alone - inside).abs().max()):.3g})"
         )
+
+
+def check_tokenizer(named: Named, parts: Parts, config: Any, processor: Any) -> None:
+    """Raise StageError where transformers makes another tokenizer of what is written than the language model's: it
+    chooses some by the model's type."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        written = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    for text in _TEXTS:
+        if written(text)["input_ids"] != parts.tokenizer(text)["input_ids"]:
+            raise StageError(
+                f"--language-model {named.language_model}: its tokenizer can't be kept: in a LLaVA's folder transformers "
+                f"makes another one of it, which gives other ids for {text!r}"
+            )
