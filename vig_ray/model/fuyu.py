@@ -7,6 +7,7 @@ Fuyu has no chat template, so `--template plain` is the only prompt for it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ class FuyuImages:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_token_id, self.max_length = image_token_id, max_length
         self._options = image_options(processor)
+        tokens = (processor.image_token, processor.image_newline_token, self.tokenizer.bos_token)
+        self._tokens = re.compile("|".join(map(re.escape, tokens)))
         self._check()
 
     def encode(self, text: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -46,8 +49,9 @@ class FuyuImages:
         """What a caption follows, int32 [n]: of an image what its processor has for it, else BOS alone."""
         if image is None:
             return np.asarray([self.tokenizer.bos_token_id], dtype=np.int32)
-        text = getattr(image.inputs, "text", None)
-        return self.encode(f"{text}{_BEGINS_ANSWER}")[0]
+        text = str(getattr(image.inputs, "text", ""))
+        ids = [self.tokenizer.convert_tokens_to_ids(token) for token in self._tokens.findall(text)]
+        return np.concatenate([np.asarray(ids, dtype=np.int32), self.encode(_BEGINS_ANSWER)[0]])
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:
         """An image's patches, {"image_patches": float32 [patches, 3 x side x side]}; with the text in its place."""
