@@ -109,7 +109,7 @@ def write_model(state: State, base: str, template: Template, out: str, dtype: st
     if "tower" in trained_parts(train):
         vars(config).pop(CLIP_NAME, None)
     weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
-    formatter = load_formatter(base, template)
+    formatter: Any = load_formatter(base, template)
     if isinstance(formatter, PlainFormatter):
         formatter = formatter.of  # an aligned model is asked questions next
     if isinstance(formatter, LlavaFormatter):
