@@ -15,8 +15,9 @@ ReferenceName = Literal["blur", "blind", "mean", "blur-mean", "no-image", "noise
 """What stands for "no image": see `vig_ray.scoring.reference`."""
 BlurName = Literal["fast", "opencv"]
 """How the image is blurred: by a box and a reduced rest, or by OpenCV's convolution."""
-Template = Literal["auto", "llava_v1", "chat"]
-"""How a conversation becomes a prompt: LLaVA-1.5's template, the checkpoint's own, or whichever fits the checkpoint."""
+Template = Literal["auto", "llava_v1", "chat", "plain"]
+"""How a conversation becomes a prompt: LLaVA-1.5's template, the checkpoint's own, or whichever fits the checkpoint; or
+plain, LLaVA's prompt of an image and its caption (`vig_ray.model.plain`)."""
 
 EndOfTurn = Annotated[
     str | None,

@@ -32,7 +32,7 @@ def setup_of(folder: Path, *, selection: bool = True, model: str = CHECKPOINT, *
     config = TrainConfig(model=model, samples=samples, selection=chosen if selection else None, out="-", **options)
     return Setup(
         config,
-        Prompts(model),
+        Prompts(model, config.template or config.usual_template),
         index,
         samples,
         chosen if selection else None,

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, Gemma4Config
+from transformers import AutoConfig, AutoModelForImageTextToText, Gemma4Config, LlavaConfig
 
-from tests.model.families.base import TEXT
+from tests.model.families.base import SIGLIP, TEXT
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_model, without_weights
-from vig_ray.training.parts import Part, parts_of, trained_names, tree, whole_modules
+from vig_ray.training.parts import Part, modules_beside, parts_of, trained_names, tree, whole_modules
 from vig_ray.training.training_model import Lora, TrainingModel
 
 Expected = dict[Part, set[str]]
@@ -51,6 +51,7 @@ FAMILIES = {
     ),
     "ernie4_5_vl_moe": of("vision_tower", "resampler_model"),
     "exaone4_5": QWEN2,
+    "fuyu": of("", "vision_embed_tokens"),
     "gemma3": LLAVA,
     "gemma3n": of("vision_tower", "embed_vision", unused="audio_tower embed_audio"),
     "gemma4": of("vision_tower", "embed_vision"),
@@ -138,10 +139,13 @@ def test_what_hears_is_no_part_of_reading_images() -> None:
 
 
 def test_what_does_not_say_how_it_reads_images_is_refused(tmp_path: Path) -> None:
+    model = family("fuyu", tmp_path / "fuyu")
+    model.model.reads_patches = model.model.vision_embed_tokens
+    del model.model.vision_embed_tokens
     with pytest.raises(
         StageError, match=r"^FuyuForCausalLM: doesn't say which of its modules reads images; it can be "
     ):
-        parts_of(family("fuyu", tmp_path / "fuyu"))
+        parts_of(model)
     model = without_weights(CHECKPOINT)
     model.model.multi_modal_projector = torch.nn.Identity()
     with pytest.raises(
@@ -165,6 +169,43 @@ def test_what_is_trained_of_the_parts(tmp_path: Path) -> None:
     adapted = TrainingModel(model, pack=False, lora=Lora(2, 4.0))
     trained = {name for name, p in adapted.model.named_parameters() if p.requires_grad}
     assert {name for name in trained if ".lora_" not in name} == {name for name in parts if "projector" in name}
+
+
+LAYERS = {
+    "llava_siglip": "vision_tower.encoder.layers",
+    "qwen2_vl": "visual.blocks",
+    "idefics3": "vision_model.encoder.layers",
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_range_of_the_towers_layers(name: str, tmp_path: Path) -> None:
+    model = family(name, tmp_path)
+    parts = parts_of(model)
+    inside = {path for path in parts if path.startswith(f"model.{LAYERS[name]}.1.")}
+    assert inside
+    for lora in (False, True):
+        assert trained_names(model, parts, ("tower:1..2",), lora=lora) == inside
+    assert modules_beside(model, parts, ("tower:1..2",)) == [f"model.{LAYERS[name]}.1"]
+    with pytest.raises(StageError, match=r"^--train tower:1..3: the vision tower has 2 layers, 0..2 all of them$"):
+        trained_names(model, parts, ("tower:1..3",), lora=False)
+
+
+def test_a_part_that_a_model_has_not_got_is_refused(tmp_path: Path) -> None:
+    model = family("fuyu", tmp_path)
+    for train in ("tower", "tower:0..1"):
+        with pytest.raises(StageError, match=r"^--train tower: a FuyuForCausalLM has no tower$"):
+            TrainingModel(model, pack=False, train=("projector", train))
+
+
+def test_layers_that_are_trained_alike_are_one_line(tmp_path: Path) -> None:
+    config = LlavaConfig(vision_config={**SIGLIP, "model_type": "siglip_vision_model", "num_hidden_layers": 6})
+    config.text_config = AutoConfig.for_model("llama", **{**TEXT, "vocab_size": 300})
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    shown = [" ".join(line.split()) for line in printed(model, train=("projector", "tower:2..5"))]
+    layers = [line.partition(" ")[0] + line.partition("tower")[2] for line in shown if ".." in line or line[0] == "5"]
+    assert layers == ["0..2 frozen", "2..5 trained at 1.5e-6", "5 frozen"]
 
 
 def printed(model: Any, **options: Any) -> list[str]:

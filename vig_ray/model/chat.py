@@ -329,6 +329,26 @@ class ChatFormatter:
             answers={turn: _placed(expanded, start, answers[turn]) for start, _, turn in moved},
         )
 
+    def encode(self, text: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """A text's token ids by itself, int32 [n], without any that begin or end a prompt, and the characters of each,
+        int64 [n, 2]."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        return np.asarray(encoded["input_ids"], dtype=np.int32), offsets
+
+    def before_caption(self, image: PromptImage | None) -> npt.NDArray[np.int32]:
+        """What a caption follows (`vig_ray.model.plain`), int32 [n]: BOS, where the tokenizer itself puts one before a
+        text, and of an image its tokens. Raises PromptError where no text stands for an image by itself."""
+        bos = self.tokenizer.bos_token_id
+        begins = bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
+        ids = np.asarray([bos] if begins else [], dtype=np.int32)
+        if image is None:
+            return ids
+        text = getattr(image.inputs, "text", None)
+        if text is None:
+            raise PromptError("Template", "the processor has no text that stands for an image by itself")
+        return np.concatenate([ids, self.encode(text)[0]])
+
     def preprocess(self, pixels: Pixels) -> ImageInputs:
         """One image through the checkpoint's own image processor; nothing where samples go through it as a whole."""
         return self.arrays_of(pixels) if self.by_parts else {}

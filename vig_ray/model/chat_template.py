@@ -31,3 +31,25 @@ LLAVA_V1 = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
 )
+
+_IMAGES_FIRST = (
+    "{%- set with_images = namespace(messages=[]) -%}"
+    "{%- for message in messages -%}"
+    "{%- if message.content is defined and message.content is not none and message.content is not string -%}"
+    "{%- set turn = namespace(images='', text='') -%}"
+    "{%- for part in message.content -%}"
+    "{%- if part.type == 'image' -%}{%- set turn.images = turn.images + '<image>\n' -%}"
+    "{%- elif part.type == 'text' -%}{%- set turn.text = turn.text + part.text -%}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if turn.images -%}{%- set turn.text = turn.images + (turn.text | trim) -%}{%- endif -%}"
+    "{%- set with_images.messages = with_images.messages + [dict(message, content=turn.text)] -%}"
+    "{%- else -%}{%- set with_images.messages = with_images.messages + [message] -%}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- set messages = with_images.messages %}"
+)
+
+
+def with_images(template: str) -> str:
+    """A language model's chat template that takes images, too: they come first in their turn, each followed by a
+    newline, as LLaVA's `preprocess_multimodal` puts them. What has no image is rendered as it was."""
+    return _IMAGES_FIRST + template

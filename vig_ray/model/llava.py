@@ -173,7 +173,7 @@ class LlavaFormatter:
         self._before_space = re.compile(rf"(?:{'|'.join(specials)})(?=[{''.join(_SPACES)}])")
         self._opening: tuple[str, tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]] | None = None
 
-    def _encode(self, piece: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    def encode(self, piece: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """A piece's token ids, int32 [n], and the characters of each, int64 [n, 2]."""
         places = [0] if self._swallows and piece.startswith(_SPACES) else []
         if self._swallows == "always":
@@ -202,11 +202,17 @@ class LlavaFormatter:
         return "always" if ids[2] == ids[3] else "first"
 
     def _opening_of(self, piece: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """`_encode` of what stands before the first image: in most data it is the same in every sample."""
+        """`encode` of what stands before the first image: in most data it is the same in every sample."""
         opening = self._opening  # once: other threads may put another in its place
         if opening is None or opening[0] != piece:
-            self._opening = opening = piece, self._encode(piece)
+            self._opening = opening = piece, self.encode(piece)
         return opening[1]
+
+    def before_caption(self, image: PromptImage | None) -> npt.NDArray[np.int32]:
+        """What a caption follows (`vig_ray.model.plain`): BOS, and of an image its tokens, int32 [n]."""
+        bos = self.tokenizer.bos_token_id
+        features = [] if image is None else [self.image_token_id] * self.num_image_tokens
+        return np.asarray([*([] if bos is None else [bos]), *features], dtype=np.int32)
 
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """Tokenise as `tokenizer_image_token` does: each piece between images by itself, one BOS in front.
@@ -221,7 +227,7 @@ class LlavaFormatter:
         if len(pieces) - 1 != len(images):
             raise PromptError("ImageCount", f"{len(pieces) - 1} <image> in the text, but {len(images)} images")
         parts = [
-            self._opening_of(piece) if number == 0 and images else self._encode(piece)
+            self._opening_of(piece) if number == 0 and images else self.encode(piece)
             for number, piece in enumerate(pieces)
         ]
         starts = np.cumsum([0, *(len(piece) + len(IMAGE_MARK) for piece in pieces[:-1])]).tolist()

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 from vig_ray.errors import StageError
 from vig_ray.model.chat import ChatFormatter
 from vig_ray.model.checkpoint import local_folder, read_config, trust, trusted, unusable
+from vig_ray.model.fuyu import FuyuImages
 from vig_ray.model.llava import LlavaFormatter
+from vig_ray.model.plain import PlainFormatter
 from vig_ray.model.probe import differences
 from vig_ray.model.prompt import Formatter
 from vig_ray.model.sentencepiece import agree
@@ -88,6 +90,7 @@ def load_formatter(
     """The formatter of checkpoint `model`.
 
     `template` auto: vicuna_v1 for a LLaVA-1.5 (CLIP tower, Llama, `</s>`), else the checkpoint's own chat template.
+    plain: images and captions, for LLaVA's layout with any parts, and for Fuyu.
     `max_length`: tokens, images included; default 2048 for LLaVA-1.5, else what the language model was made for.
     `end_of_turn`: what is trained after each answer, by default what the chat template puts there, up to the first
     token at which the model stops. `trust_remote_code`: see `checkpoint.trust`.
@@ -112,6 +115,10 @@ def load_formatter(
         raise
     except Exception as error:  # code that comes with a model raises whatever its author wrote
         raise unusable(model, "tokenizer or processor can't be loaded", error) from error
+    if chosen == "plain":
+        if end_of_turn is not None:
+            raise StageError("--end-of-turn: a caption of --template plain ends with a newline; it is for chat")
+        return _plain_formatter(model, folder, config, processor, max_length)
     if chosen == "llava_v1":
         if end_of_turn is not None:
             raise StageError("--end-of-turn: LLaVA-1.5's is </s>; it is for --template chat")
@@ -133,18 +140,45 @@ def _llava_formatter(model: str, config: Any, tokenizer: Any, processor: Any, ma
     )
 
 
+def _plain_formatter(model: str, folder: str, config: Any, processor: Any, max_length: int | None) -> PlainFormatter:
+    """Images and captions, by the processor of the checkpoint's family."""
+    if config.model_type == "fuyu":
+        try:
+            limit = max_length or _limit(config, processor.tokenizer)
+            return PlainFormatter(FuyuImages(processor, image_token_id=config.image_token_id, max_length=limit))
+        except Exception as error:  # whatever a processor that works in another way raises
+            raise StageError(f"{model}: its processor can't be used: {one_line(error)[:300]}") from error
+    if config.model_type != "llava":
+        raise StageError(
+            f"{model}: --template plain is for the models that LLaVA's alignment makes, and for Fuyu; "
+            f"this is a {config.model_type!r}"
+        )
+    tokenizer = processor.tokenizer
+    if _template_for(config, tokenizer, "auto") == "llava_v1":
+        return PlainFormatter(_llava_formatter(model, config, tokenizer, processor, max_length))
+    formatter = _chat_formatter(model, config, processor, max_length, _stops(folder, tokenizer), None)
+    if not formatter.by_parts:
+        raise StageError(f"{model}: --template plain needs an image's tokens by themselves; {formatter.told[0]}")
+    return PlainFormatter(formatter)
+
+
+def _limit(config: Any, tokenizer: Any) -> int:
+    """The longest prompt that the language model was made for, tokens."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None) or 4096
+    return int(min(limit, tokenizer.model_max_length))
+
+
 def _chat_formatter(
     model: str, config: Any, processor: Any, max_length: int | None, stops: list[str], end_of_turn: str | None
 ) -> ChatFormatter:
     """By the checkpoint's own template, held against its processor."""
     if getattr(config, "image_token_id", None) is None:
         raise StageError(f"{model}: its config names no image token, so nothing tells images from text")
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None) or 4096
     try:
         formatter = ChatFormatter(
             processor,
             image_token_id=config.image_token_id,
-            max_length=max_length or min(limit, processor.tokenizer.model_max_length),
+            max_length=max_length or _limit(config, processor.tokenizer),
             stops=stops,
             end_of_turn=end_of_turn,
         )

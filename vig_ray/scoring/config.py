@@ -51,7 +51,9 @@ class ScoreConfig(DataOptions):
         "auto", description="where the model runs; auto takes GPUs if Ray has any when the job starts"
     )
     template: Template = Field(
-        "auto", description="prompt: llava_v1 (LLaVA-1.5 to the letter), chat (the checkpoint's chat template) or auto"
+        "auto",
+        description="prompt: llava_v1 (LLaVA-1.5 to the letter), chat (the checkpoint's chat template), plain (image "
+        "and caption, as in LLaVA's alignment) or auto, one of the first two",
     )
     max_length: int | None = Field(
         None,

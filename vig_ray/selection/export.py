@@ -159,7 +159,7 @@ class _Weights:
         self._formatter = _formatter(config, record)
         real = _other_than(table, (0, 1))
         if config.format == "swift" and real is not None:
-            if isinstance(self._formatter, LlavaFormatter):
+            if isinstance(getattr(self._formatter, "of", self._formatter), LlavaFormatter):
                 raise StageError(
                     f"--format swift: {real} has weights other than 0 and 1, which ms-swift puts on other tokens where "
                     "a LLaVA-1.5's images are; train with vig train, TRL or transformers"

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from vig_ray.options import CommaSeparated, Device, EndOfTurn, NotEmpty, Template, TrustRemoteCode, WorkerRange
 from vig_ray.stage import StageConfig
+from vig_ray.training.trained import in_order, trained_parts
 
-
-def _in_order(parts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(part for part in ("projector", "language", "tower") if part in parts)
+# LLaVA-1.5's first stage, where it isn't its second's: `scripts/v1_5/pretrain.sh`.
+_ALIGNMENT = {"train": ("projector",), "global_batch": 256}
+_ALIGNMENT_LR = 1e-3
 
 
 class TrainConfig(StageConfig):
-    """Instruction tuning on a selection, loss on its active tokens; without one, on all answer tokens."""
+    """Instruction tuning on a selection, loss on its active tokens; without one, on all answer tokens.
 
+    With `stage` align, alignment: the defaults are LLaVA-1.5's first stage, and a selection is of captions.
+    """
+
+    stage: Literal["align", "tune"] = Field(
+        "tune",
+        description="whose defaults hold: align, LLaVA-1.5's first stage (--train projector, --lr 1e-3, --global-batch "
+        "256, --template plain), or tune, its second",
+    )
     model: str = Field(description="the aligned model: a checkpoint's folder or a hub id")
     samples: str = Field(description="samples/, as `vig import` or `vig score` wrote it")
     selection: str | None = Field(
@@ -29,22 +38,28 @@ class TrainConfig(StageConfig):
     )
     epochs: int = Field(1, ge=1, description="times each sample is trained on")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps of the run, instead of whole epochs")
-    global_batch: int = Field(128, ge=1, description="samples an optimizer step, over all workers")
+    global_batch: int = Field(
+        128, ge=1, description="samples an optimizer step, over all workers; with --stage align 256"
+    )
     lr: float | None = Field(
-        None, gt=0, description="highest learning rate; by default LLaVA-1.5's: 2e-5, with --lora 2e-4"
+        None,
+        gt=0,
+        description="highest learning rate; by default LLaVA-1.5's: 2e-5, with --lora 2e-4, with --stage align 1e-3",
     )
     projector_lr: float | None = Field(
         None, gt=0, description="that of the projector; by default the same, with --lora LLaVA-1.5's 2e-5"
     )
     tower_lr: float | None = Field(
-        None, gt=0, description="that of the vision tower, where it is trained; by default LLaVA-NeXT's 2e-6"
+        None,
+        gt=0,
+        description="that of the vision tower, where it is trained; by default LLaVA-NeXT's 2e-6, with --stage align "
+        "the same as --lr",
     )
-    train: Annotated[
-        tuple[Literal["projector", "language", "tower"], ...], CommaSeparated, NotEmpty, AfterValidator(_in_order)
-    ] = Field(
+    train: Annotated[tuple[str, ...], CommaSeparated, NotEmpty, AfterValidator(in_order)] = Field(
         ("projector", "language"),
-        description="parts of the model that are trained; --dry-run shows what belongs to which",
-        json_schema_extra={"metavar": "projector|language|tower[,...]"},
+        description="parts of the model that are trained, of the tower all or layers A up to B as tower:A..B, with "
+        "--stage align the projector alone; --dry-run shows what belongs to which",
+        json_schema_extra={"metavar": "projector|language|tower[:A..B][,...]"},
     )
     dry_run: bool = Field(False, description="only print the model's parts, what would be trained, and how many steps")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the learning rate rises")
@@ -79,7 +94,9 @@ class TrainConfig(StageConfig):
     loaders: int | None = Field(
         None, ge=0, description="processes a worker that read and decode ahead; by default 4 with a GPU, else none"
     )
-    template: Template | None = Field(None, description="prompt; by default what the selection was made with, or auto")
+    template: Template | None = Field(
+        None, description="prompt; by default what the selection was made with, or auto, with --stage align plain"
+    )
     max_length: int | None = Field(
         None, ge=1, description="longest prompt, tokens; longer ones are cut; by default as the selection was made"
     )
@@ -109,28 +126,55 @@ class TrainConfig(StageConfig):
     )
     overwrite: bool = Field(False, description="replace what an earlier run with other options left in --out")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_stage(cls, given: Any) -> Any:
+        aligns = isinstance(given, dict) and given.get("stage") == "align"
+        return {**_ALIGNMENT, **given} if aligns else given
+
     @model_validator(mode="after")
     def _whole(self) -> TrainConfig:
+        parts = trained_parts(self.train)
         if self.max_steps is not None and self.epochs != 1:
             raise ValueError("--max-steps and --epochs both say when to end; give one")
-        if self.lora and "language" not in self.train:
+        if self.lora and "language" not in parts:
             raise ValueError("--lora puts adapters on the language model, which --train doesn't name")
         for part, rate in (("tower", self.tower_lr), ("projector", self.projector_lr)):
-            if rate is not None and part not in self.train:
+            if rate is not None and part not in parts:
                 raise ValueError(f"--{part}-lr has no effect where --train doesn't name the {part}")
-        follows = "projector" in self.train and self.projector_lr is None
-        if self.lr is not None and "language" not in self.train and not follows:
+        follows = "projector" in parts and self.projector_lr is None
+        tower_follows = self.aligns and "tower" in parts and self.tower_lr is None
+        if self.lr is not None and "language" not in parts and not follows and not tower_follows:
             raise ValueError("--lr has no effect on what --train names; --projector-lr and --tower-lr have")
+        if self.aligns and self.lr is None and ("language" in parts or tower_follows):
+            raise ValueError(
+                f"--stage align trains at {_ALIGNMENT_LR:g}, which is for a new projector alone; give --lr where "
+                "--train names more, such as ShareGPT4V's 2e-5"
+            )
         return self
+
+    @property
+    def aligns(self) -> bool:
+        """Whether this is alignment rather than instruction tuning."""
+        return self.stage == "align"
+
+    @property
+    def usual_template(self) -> Template:
+        """The prompt where neither an option nor a selection says which."""
+        return "plain" if self.aligns else "auto"
 
     @property
     def leading_rate(self) -> float:
         """The highest learning rate that is logged: of the language model, else of what is trained in its place."""
-        return next(self.rates[part] for part in ("language", "projector", "tower") if part in self.train)
+        parts = trained_parts(self.train)
+        return next(self.rates[part] for part in ("language", "projector", "tower") if part in parts)
 
     @property
     def rates(self) -> dict[str, float]:
         """The highest learning rate of each part; of the language model or its adapters."""
+        if self.aligns:
+            main = self.lr or _ALIGNMENT_LR
+            return {"language": main, "projector": self.projector_lr or main, "tower": self.tower_lr or main}
         main = self.lr or (2e-4 if self.lora else 2e-5)
         return {
             "language": main,

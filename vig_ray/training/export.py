@@ -27,13 +27,15 @@ from vig_ray.model.checkpoint import local_folder, trust
 from vig_ray.model.export import CLIP_NAME, save_checkpoint
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.load import load_formatter, load_model, without_bars, without_weights
+from vig_ray.model.plain import PlainFormatter
 from vig_ray.model.sentencepiece import FILE
 from vig_ray.options import Precision, Template, TrustRemoteCode
 from vig_ray.stage import Claim, StageConfig, claim, read_stage
 from vig_ray.storage import absolute, check_writable, join, scheme_of
 from vig_ray.training.checkpoints import Checkpoint, alone_on_purpose, committed_checkpoints, on_this_machine
 from vig_ray.training.llava_layout import read_base, write_llava
-from vig_ray.training.parts import Part, is_adapter, parts_of, whole_modules
+from vig_ray.training.parts import is_adapter, modules_beside, parts_of
+from vig_ray.training.trained import trained_parts
 from vig_ray.training.training_model import TRAINED, Lora
 
 log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ def merged(state: State, lora: Lora | None) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_model(state: State, base: str, template: Template, out: str, dtype: str, train: Collection[Part]) -> None:
+def write_model(state: State, base: str, template: Template, out: str, dtype: str, train: Collection[str]) -> None:
     """Write a model's whole weights to folder `out`, in the hub's layout, with what goes with them.
 
     `base`: the checkpoint that it was trained from, whose config, tokenizer and processor go with it. A model that was
@@ -104,10 +106,12 @@ def write_model(state: State, base: str, template: Template, out: str, dtype: st
     model = without_weights(base)
     config = model.config
     config.dtype = dtype
-    if "tower" in train:
+    if "tower" in trained_parts(train):
         vars(config).pop(CLIP_NAME, None)
     weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
-    formatter = load_formatter(base, template)
+    formatter: Any = load_formatter(base, template)
+    if isinstance(formatter, PlainFormatter):
+        formatter = formatter.of  # an aligned model is asked questions next
     if isinstance(formatter, LlavaFormatter):
         save_checkpoint(model, _llava_processor(formatter, config), out, state=weights)
         if os.path.isfile(os.path.join(folder, FILE)):  # what LLaVA's own code reads
@@ -145,7 +149,7 @@ def _llava_processor(formatter: LlavaFormatter, config: Any) -> Any:
     )
 
 
-def write_adapter(state: State, base: str, lora: Lora, train: Collection[Part], out: str) -> None:
+def write_adapter(state: State, base: str, lora: Lora, train: Collection[str], out: str) -> None:
     """Write adapters, and whole what else was trained, to folder `out`, as `peft.PeftModel.from_pretrained(model, out)`
     loads them."""
     from peft import LoraConfig, TaskType
@@ -153,8 +157,7 @@ def write_adapter(state: State, base: str, lora: Lora, train: Collection[Part], 
     model = without_weights(base)
     parts = parts_of(model)
     modules = sorted({name.split(".lora_A.")[0] for name in state if ".lora_A." in name})
-    beside: tuple[Part, ...] = ("projector", "tower")
-    whole = [module for part in beside if part in train for module in whole_modules(model, parts, part)]
+    whole = modules_beside(model, parts, train)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
@@ -236,7 +239,7 @@ def _checkpoint(directory: str, step: Literal["last", "best"]) -> Checkpoint:
 
 
 def _whole_state(
-    directory: str, name: str, base: str, lora: Lora | None, train: Collection[Part]
+    directory: str, name: str, base: str, lora: Lora | None, train: Collection[str]
 ) -> dict[str, torch.Tensor]:
     """The model's weights after a checkpoint: those that were trained from there, the frozen ones from `base`."""
     from vig_ray.training.training_model import TrainingModel
@@ -251,7 +254,7 @@ def _whole_state(
 
 
 def write_results(
-    state: State, base: str, template: Template, lora: Lora | None, train: Collection[Part], output: Claim, dtype: str
+    state: State, base: str, template: Template, lora: Lora | None, train: Collection[str], output: Claim, dtype: str
 ) -> None:
     """Write OUT/model, and with LoRA OUT/adapter, at the end of a run; OUT may be remote."""
     near = None if scheme_of(output.work) else output.work  # on the same disk, so that nothing is copied

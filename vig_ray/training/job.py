@@ -114,7 +114,7 @@ def check(config: TrainConfig) -> Plan:
     model = absolute(config.model) if is_local(config.model) else config.model
     prompts = Prompts(
         model,
-        config.template or of_then.get("template") or "auto",
+        config.template or of_then.get("template") or config.usual_template,
         config.max_length or of_then.get("max_length"),
         of_then.get("end_of_turn") if config.end_of_turn is None else config.end_of_turn,
         config.trust_remote_code,
@@ -133,8 +133,7 @@ def check(config: TrainConfig) -> Plan:
         )
     imported = read_stage(samples) or {}
     identity = {
-        # Runs of before had no such option.
-        "options": config.model_dump(mode="json", exclude=_HOW | ({"train"} if config.train == TRAINED else set())),
+        "options": config.model_dump(mode="json", exclude=_HOW | _unsaid(config)),
         "model": fingerprint(config.model),
         "template": template,
         "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")} | chosen_rows(imported),
@@ -142,6 +141,12 @@ def check(config: TrainConfig) -> Plan:
     }
     directory = join(absolute(config.out), "training")
     return Plan(config, prompts, samples, selection, record, identity, directory, described)
+
+
+def _unsaid(config: TrainConfig) -> set[str]:
+    """Options that runs of before hadn't got, where they are as those runs were."""
+    same = {"train": config.train == TRAINED, "stage": config.stage == "tune"}
+    return {name for name, is_same in same.items() if is_same}
 
 
 def _described(config: TrainConfig, model: str) -> str:

@@ -21,7 +21,7 @@ from vig_ray.model.export import CLIP_NAME
 from vig_ray.model.llava import MAX_LENGTH, LlavaFormatter
 from vig_ray.model.load import load_formatter
 from vig_ray.model.sentencepiece import FILE, Pieces
-from vig_ray.training.parts import Part
+from vig_ray.training.trained import trained_parts
 
 State = Mapping[str, torch.Tensor]
 
@@ -187,7 +187,7 @@ def _write_tower(of: LlavaBase, tower: State, out: str, dtype: str) -> None:
 
 
 def write_llava(
-    state: State, base: str, out: str, dtype: str, train: Collection[Part], *, place: str | None = None
+    state: State, base: str, out: str, dtype: str, train: Collection[str], *, place: str | None = None
 ) -> None:
     """Write a LLaVA model to folder `out` in LLaVA's original layout (`LlavaLlamaForCausalLM`).
 
@@ -213,7 +213,7 @@ def write_llava(
         else:
             weights["model." + name.removeprefix("model.language_model.")] = tensor.contiguous()
     save_file(weights, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
-    clip = of.clip if "tower" not in train else None
+    clip = of.clip if "tower" not in trained_parts(train) else None
     if clip is None:
         _write_tower(of, tower, os.path.join(out, TOWER), dtype)
         clip = os.path.join(os.path.abspath(place or out), TOWER)

@@ -15,7 +15,7 @@ from vig_ray.training.batch import Batch
 from vig_ray.training.objective import weighted_cross_entropy
 from vig_ray.training.parts import Part, parts_of, trained_names, whole_modules
 
-TRAINED: tuple[Part, ...] = ("projector", "language")
+TRAINED: tuple[str, ...] = ("projector", "language")
 """What LLaVA-1.5's instruction tuning trains."""
 
 
@@ -66,10 +66,10 @@ def refuse_uneven(model: Any, workers: int) -> None:
 class TrainingModel(torch.nn.Module):
     """A transformers image-text-to-text model whose forward takes a `Batch` and gives its part of the loss.
 
-    `train`: the parts that are trained, with `lora` of the language model adapters on its linear layers. What is frozen
-    is kept in `dtype`, that of forward and backward; a frozen tower or projector stays in evaluation mode. Nothing is
-    dropped out, whatever the checkpoint says, so that a resumed run repeats exactly. `pack`: use `packed_attention`,
-    which takes padded batches too. `softcap`: what `applied_softcap` says of the model.
+    `train`: the parts that are trained, as `--train` names them; with `lora`, of the language model adapters on its
+    linear layers. What is frozen is kept in `dtype`, that of forward and backward; a frozen tower or projector stays in
+    evaluation mode. Nothing is dropped out, whatever the checkpoint says, so that a resumed run repeats exactly.
+    `pack`: use `packed_attention`, which takes padded batches too. `softcap`: what `applied_softcap` says of the model.
 
     `parts`: each parameter's part by its name in `model`. Raises StageError where the model's parts can't be told.
     """
@@ -83,7 +83,7 @@ class TrainingModel(torch.nn.Module):
         lora: Lora | None = None,
         dtype: torch.dtype = torch.float32,
         softcap: float | None = None,
-        train: Collection[Part] = TRAINED,
+        train: Collection[str] = TRAINED,
     ) -> None:
         super().__init__()
         if not hasattr(model, "model"):  # Llama 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -76,6 +77,10 @@ class ImageFeatures:
     def _make(self, images: Sequence[PromptImage]) -> bool:
         """Make the features of images; False where they can't be told apart."""
         arguments = self._collate([image.inputs for image in images], self._device, self._dtype)
+        try:  # Fuyu's takes them by another name than its forward
+            inspect.signature(self._makes.get_image_features).bind(**arguments)
+        except TypeError:
+            return False
         output = self._makes.get_image_features(**arguments, return_dict=True)
         pooled = output.pooler_output
         layers = getattr(output, "deepstack_features", None) or []
