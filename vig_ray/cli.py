@@ -71,6 +71,12 @@ VERBS = {
         "vig_ray.scoring.job:run",
         resumes=True,
     ),
+    "measure": Verb(
+        "what some strategies of select need beside the scores: attention, EL2N, CLIP; measures/",
+        "vig_ray.measuring.config:MeasureConfig",
+        "vig_ray.measuring.job:run",
+        resumes=True,
+    ),
     "select": Verb(
         "scores to the samples and tokens worth training on, selection/",
         "vig_ray.selection.config:SelectConfig",

@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 from vig_ray.errors import StageError
 
 CLEAN = "clean"
+TEXT = "text"
+"""The pass of a language model over the answers alone."""
 _ASKED_AS = {"reference_loss": "loss", "reference_logprobs": "logprobs"}
 
 
