@@ -1,4 +1,4 @@
-"""Strategies that need more than the scores: measures, token counts, the losses of answers alone; against plain loops."""
+"""Strategies that need more than the scores: measures, token counts, losses of answers alone; against plain loops."""
 
 from __future__ import annotations
 

@@ -115,6 +115,7 @@ def _check_text_pass(config: SelectConfig, record: dict[str, Any], scores: str) 
     context = named.get(TEXT, {}).get("parameters", {}).get("context")
     if TEXT not in named or context not in (None, "answer"):
         raise StageError(
-            f"{scores}: hold no losses of the answers alone, which --strategy ifd needs; `vig score` with --reference "
-            f"{','.join([*(name for name in named if name != TEXT), TEXT])} and --context answer adds them"
+            f"{scores}: hold no losses of the answers alone, which --strategy ifd needs; the same `vig score` with "
+            f"--reference {','.join([*(name for name in named if name != TEXT), TEXT])} --reference-model LM "
+            "--reference-context answer adds them"
         )

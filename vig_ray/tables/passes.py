@@ -19,7 +19,7 @@ from vig_ray.errors import StageError
 
 CLEAN = "clean"
 TEXT = "text"
-"""The pass of a language model over the answers alone."""
+"""The reference that is another model's: a language model without any image, PRIOR's."""
 _ASKED_AS = {"reference_loss": "loss", "reference_logprobs": "logprobs"}
 
 
