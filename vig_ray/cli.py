@@ -195,7 +195,9 @@ def _parse(
         (name,): (of_verbs.add_parser(name, help=verb.help, allow_abbrev=False), verb)
         for name, verb in _verbs().items()
     }
-    submit = of_verbs.add_parser("submit", help="score, measure, select or train as a job of a Ray cluster", allow_abbrev=False)
+    submit = of_verbs.add_parser(
+        "submit", help="score, measure, select or train as a job of a Ray cluster", allow_abbrev=False
+    )
     of_stages = submit.add_subparsers(metavar="STAGE", required=True)
     for stage, submitted in SUBMITTED.items():
         children["submit", stage] = of_stages.add_parser(stage, help=submitted.help, allow_abbrev=False), submitted
