@@ -100,7 +100,7 @@ def ranks(table: pa.Table, strategy: Strategy, groups: Groups, config: SelectCon
     """Rank the rows of a block."""
     scored = _valid(table[strategy.scored])
     if strategy.scored != "vig":
-        scored &= ~_valid(table["error"])
+        scored = scored & ~_valid(table["error"])
     unmeasured = None if strategy.measure is None else scored & ~_valid(table["measured_tokens"])
     eligible = scored if unmeasured is None else scored & ~unmeasured
     if strategy.ranking == "chance":
