@@ -117,7 +117,7 @@ def test_weights_of_a_measure(made: Made, tmp_path: Path, strategy: Any, total: 
         tokens = rows[row["sample_key"]]["num_answer_tokens"]
         expected = np.ones(tokens)
         if row["sample_key"] in usable:
-            value = np.float64(made.measures[row["sample_key"]][strategy])
+            value = np.asarray(made.measures[row["sample_key"]][strategy], dtype=np.float64)
             told = np.isfinite(value)
             w = np.sqrt(value[told]) if strategy == "attention" else np.exp(0.5 * (value[told] - 22))
             expected[told] = told.sum() * w / w.sum() if told.any() else 1.0

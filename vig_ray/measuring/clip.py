@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import local_folder, unusable
@@ -50,12 +51,12 @@ class Clip:
         self._model: Any = model.eval().to(device)
         self._device = device
         self._limit = int(self._model.config.text_config.max_position_embeddings)
-        self.scale = float(self._model.logit_scale.exp())
+        self.scale = float(self._model.logit_scale.detach().exp())
 
     @torch.inference_mode()
     def image(self, pixels: Pixels) -> Floats:
         """The embedding of an image, uint8 [H, W, 3], a unit vector, float32 [P]."""
-        given = self._images(images=[pixels], return_tensors="pt", input_data_format="channels_last")
+        given = self._images(images=Image.fromarray(pixels), return_tensors="pt")
         pooled = self._model.vision_model(pixel_values=given["pixel_values"].to(self._device)).pooler_output
         return _unit(self._model.visual_projection(pooled))[0]
 
