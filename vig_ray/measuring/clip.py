@@ -58,7 +58,8 @@ class Clip:
         """The embedding of an image, uint8 [H, W, 3], a unit vector, float32 [P]."""
         given = self._images(images=Image.fromarray(pixels), return_tensors="pt")
         pooled = self._model.vision_model(pixel_values=given["pixel_values"].to(self._device)).pooler_output
-        return _unit(self._model.visual_projection(pooled))[0]
+        embedding: Floats = _unit(self._model.visual_projection(pooled))[0]
+        return embedding
 
     @torch.inference_mode()
     def text(self, text: str) -> Text:

@@ -65,7 +65,7 @@ class Watch:
         places, image = self._places.to(query.device), self._image.to(query.device)
         key_HLD = key[0].float()
         shares = []
-        for part in places.split(max(1, _SCORES_AT_ONCE // (heads * keys))):
+        for part in torch.split(places, max(1, _SCORES_AT_ONCE // (heads * keys))):
             # Heads that share a key lie together.
             query_HND = (query[0, :, part].float() * scale).reshape(key_heads, -1, width)
             scores = (query_HND @ key_HLD.transpose(1, 2)).view(heads, len(part), keys)

@@ -34,7 +34,8 @@ class TokenCounts:
         """The count of each token, int64 [N]; 1 where it never occurs, as rare as a count can be."""
         known = np.where(ids_N < len(self.of_id), ids_N, 0)
         found = self.of_id[known] if len(self.of_id) else np.zeros(len(ids_N), dtype=np.int64)
-        return np.maximum(np.where(ids_N < len(self.of_id), found, 0), 1)
+        counts: npt.NDArray[np.int64] = np.maximum(np.where(ids_N < len(self.of_id), found, 0), 1)
+        return counts
 
     def fingerprint(self) -> str:
         """A hash of the counts, 16 hex digits."""

@@ -129,10 +129,13 @@ def difficulty(
 
     1 where both losses are 0.
     """
+    ratio: npt.NDArray[np.float64]
     if of == "perplexities":
-        return np.exp(np.minimum(clean_loss_N - text_loss_N, 700.0))
-    alike = np.where(clean_loss_N > 0, np.inf, 1.0)
-    return np.divide(clean_loss_N, text_loss_N, out=alike, where=text_loss_N > 0)
+        ratio = np.exp(np.minimum(clean_loss_N - text_loss_N, 700.0))
+    else:
+        alike = np.where(clean_loss_N > 0, np.inf, 1.0)
+        ratio = np.divide(clean_loss_N, text_loss_N, out=alike, where=text_loss_N > 0)
+    return ratio
 
 
 def _valid(column: pa.ChunkedArray) -> Mask:

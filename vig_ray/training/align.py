@@ -18,6 +18,7 @@ from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import is_local
 from vig_ray.model.load import Prompts, load_formatter, template_fingerprint
 from vig_ray.model.prompt import Formatter, Prompt
+from vig_ray.options import Template
 from vig_ray.selection.answer_tokens import AnswerTokens, answer_tokens
 from vig_ray.storage import absolute
 from vig_ray.training.objective import Weights
@@ -103,8 +104,8 @@ def prompts_then(record: Mapping[str, Any], selection: str, trust_remote_code: b
     if not named.get("model"):
         raise StageError(f"--align: {selection} doesn't say by which model it was made; select again")
     model = absolute(named["model"]) if is_local(named["model"]) else named["model"]  # workers may be elsewhere
-    options = named.get("template") or "auto", named.get("max_length"), named.get("end_of_turn")
-    then = Prompts(model, *options, trust_remote_code)
+    template: Template = named.get("template") or "auto"
+    then = Prompts(model, template, named.get("max_length"), named.get("end_of_turn"), trust_remote_code)
     if template_fingerprint(load_formatter(*then)) != record.get("template"):
         raise StageError(f"--align: {model} isn't the model that {selection} was made with any more")
     return then

@@ -47,7 +47,8 @@ class TargetLogProbs:
         al., arXiv 2107.07075). Between 0 and the square root of 2."""
         norms = [torch.zeros(0, device=hidden_TD.device)]
         states = max(1, _LOGITS_AT_ONCE // self._vocabulary)
-        for part_KD, target_K in zip(hidden_TD.split(states), target_T.split(states), strict=True):
+        for start in range(0, len(hidden_TD), states):
+            part_KD, target_K = hidden_TD[start : start + states], target_T[start : start + states]
             q_KV = capped(self._uncapped(part_KD), self.softcap).float().softmax(dim=1)
             q_KV[torch.arange(len(target_K), device=q_KV.device), target_K] -= 1
             norms.append(q_KV.norm(dim=1))
