@@ -36,7 +36,7 @@ from vig_ray.model.load import Prompts, load_formatter, tell, template_fingerpri
 from vig_ray.stage import Claim, claim, read_stage
 from vig_ray.storage import absolute, check_writable, filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.directories import samples_beside, selection_directory
-from vig_ray.training.align import Aligner, prompts_then
+from vig_ray.training.carry import Aligner, prompts_then
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext

@@ -20,8 +20,8 @@ from vig_ray.model.load import Prompts, load_formatter
 from vig_ray.model.prompt import Formatter, ImageInputs, Pixels, Prompt, PromptError, PromptImage, truncate
 from vig_ray.storage import scheme_of
 from vig_ray.tables.rows import Rows
-from vig_ray.training.align import Aligner
 from vig_ray.training.batch import TrainingSample
+from vig_ray.training.carry import Aligner
 from vig_ray.training.index import Index
 from vig_ray.training.objective import Weights
 from vig_ray.training.sampler import Positions

@@ -10,8 +10,8 @@ import torch
 
 from vig_ray.errors import StageError
 from vig_ray.model.load import Prompts
-from vig_ray.training.align import Aligner
 from vig_ray.training.batch import Batcher
+from vig_ray.training.carry import Aligner
 from vig_ray.training.check import Checked
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext

@@ -17,8 +17,8 @@ from vig_ray.model.prompt import Prompt
 from vig_ray.selection.answer_tokens import AnswerTokens, answer_tokens
 from vig_ray.tables.rows import Rows
 from vig_ray.training import job
-from vig_ray.training.align import carry_weights, prompts_then
 from vig_ray.training.batch import TrainingSample
+from vig_ray.training.carry import carry_weights, prompts_then
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.loader import SAMPLE_COLUMNS, SELECTION_COLUMNS, Mismatch
 
