@@ -71,6 +71,12 @@ VERBS = {
         "vig_ray.scoring.job:run",
         resumes=True,
     ),
+    "measure": Verb(
+        "what some strategies of select need beside the scores: attention, EL2N, CLIP; measures/",
+        "vig_ray.measuring.config:MeasureConfig",
+        "vig_ray.measuring.job:run",
+        resumes=True,
+    ),
     "select": Verb(
         "scores to the samples and tokens worth training on, selection/",
         "vig_ray.selection.config:SelectConfig",
@@ -135,7 +141,7 @@ SUBMITTED = {
         "vig_ray.submission:run",
         stage=stage,
     )
-    for stage in ("score", "select", "train")
+    for stage in ("score", "measure", "select", "train")
 }
 
 
@@ -189,7 +195,9 @@ def _parse(
         (name,): (of_verbs.add_parser(name, help=verb.help, allow_abbrev=False), verb)
         for name, verb in _verbs().items()
     }
-    submit = of_verbs.add_parser("submit", help="score, select or train as a job of a Ray cluster", allow_abbrev=False)
+    submit = of_verbs.add_parser(
+        "submit", help="score, measure, select or train as a job of a Ray cluster", allow_abbrev=False
+    )
     of_stages = submit.add_subparsers(metavar="STAGE", required=True)
     for stage, submitted in SUBMITTED.items():
         children["submit", stage] = of_stages.add_parser(stage, help=submitted.help, allow_abbrev=False), submitted

@@ -29,7 +29,7 @@ _SHELL = re.compile(r"[|&;<>$`*]")
 _BLOCK_SECONDS = 300
 _STOP_SECONDS = 90
 # Ray counts more CPUs than there are cores here, and every engine would load a model of its own.
-_ONE_OF_EACH = {"VIG_SCORE_WORKERS": "1", "VIG_SCORE_PREPARE_WORKERS": "1"}
+_ONE_OF_EACH = {"VIG_SCORE_WORKERS": "1", "VIG_SCORE_PREPARE_WORKERS": "1", "VIG_MEASURE_WORKERS": "1"}
 
 
 def furnish(folder: Path, samples: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vig_ray.selection.weights import mask, prior, sums_of
+from vig_ray.selection.weights import attention, mask, prior, rare, relevance, sums_of
 
 logprob = st.floats(-30, 0, width=32)
 samples = st.lists(st.lists(logprob, max_size=8), min_size=1, max_size=6)
@@ -56,3 +56,33 @@ def test_sums_of_samples(found: list[list[float]]) -> None:
 
 def test_the_mask_takes_the_threshold_in() -> None:
     np.testing.assert_array_equal(mask(np.array([0.1, 0.2, 0.3]), np.array([0.2, 0.2, 0.2])), [0, 1, 1])
+
+
+@given(samples, st.floats(0, 3), st.data())
+def test_rare_tokens_weigh_by_their_inverse_frequency(
+    found: list[list[float]], alpha: float, data: st.DataObject
+) -> None:
+    counts = [data.draw(st.lists(st.integers(1, 10**6), min_size=len(s), max_size=len(s))) for s in found]
+    values, lengths = laid_out(counts)  # type: ignore[arg-type]
+    weights = rare(values.astype(np.int64), lengths, alpha)
+    start = 0
+    for sample in counts:
+        w = [1 / count**alpha for count in sample]
+        expected = [len(sample) * each / sum(w) for each in w]
+        np.testing.assert_allclose(weights[start : start + len(sample)], expected, rtol=1e-5)
+        start += len(sample)
+
+
+def test_shares_of_attention_sum_to_the_tokens_and_none_at_all_is_even() -> None:
+    shares = np.array([0.1, 0.3, 0.0, 0.0, 0.0])
+    np.testing.assert_allclose(attention(shares, np.array([3, 2]), 1.0), [0.75, 2.25, 0.0, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(attention(shares, np.array([3, 2]), 2.0), [0.3, 2.7, 0.0, 1.0, 1.0], rtol=1e-6)
+
+
+def test_relevance_is_a_softmax_over_the_tokens_that_have_some() -> None:
+    from scipy.special import softmax
+
+    logits, lengths = np.array([20.0, 25.0, np.nan, 300.0, 299.0, np.nan]), np.array([3, 2, 1])
+    for alpha in (0.0, 0.1, 1.0):
+        expected = [*2 * softmax(alpha * logits[:2]), 1.0, *2 * softmax(alpha * logits[3:5]), 1.0]
+        np.testing.assert_allclose(relevance(logits, lengths, alpha), expected, rtol=1e-5)

@@ -10,7 +10,10 @@ from pydantic import BeforeValidator, Field
 from vig_ray.options import Percentage, Percentages, ScoredUnder
 from vig_ray.stage import StageConfig
 
-StrategyName = Literal["vig", "vig-samples", "full", "random", "visnec", "top", "reference-loss", "clean-loss", "prior"]
+StrategyName = Literal[
+    "vig", "vig-samples", "full", "random", "visnec", "top", "reference-loss", "clean-loss", "clip-score", "ifd",
+    "el2n", "prior", "rare", "clip", "attention",
+]  # fmt: skip
 
 
 def _quotas(value: Any) -> Any:
@@ -41,13 +44,36 @@ class SelectConfig(StageConfig):
         "30,50,70, are compared and nothing is selected",
     )
     r: Percentage = Field(
-        15.0, description="per cent of each cluster that visnec, reference-loss and clean-loss keep, or top of all"
+        15.0,
+        description="per cent of each cluster that visnec, reference-loss and clean-loss keep, and of all that top, "
+        "clip-score, ifd and el2n keep",
     )
-    alpha: float = Field(1.0, ge=0, description="prior's exponent: 0 weighs all tokens alike")
+    alpha: float = Field(
+        1.0, ge=0, description="exponent of the weights of prior, rare, clip and attention: 0 weighs all tokens alike"
+    )
+    weights_sum: Literal["tokens", "one"] = Field(
+        "tokens",
+        description="what the weights of prior, rare, clip and attention sum to in a sample: its tokens (PRIOR's "
+        "equation 4 with its factor k), or one (without it)",
+    )
+    counts: str | None = Field(
+        None,
+        description="for rare: a text file with a token's id and its count in a corpus on each line; by default the "
+        "counts are those of the answers that were scored",
+    )
+    measures: str | None = Field(
+        None,
+        description="measures/, as `vig measure` wrote it, for attention, clip, clip-score and el2n; by default "
+        "beside the scores",
+    )
+    ifd_of: Literal["losses", "perplexities"] = Field(
+        "losses", description="what ifd is the ratio of: losses, or perplexities (their difference decides)"
+    )
     clusters: int = Field(20, ge=1, description="clusters of questions; 1 ranks all together")
     keep_negative: bool = Field(
         False,
-        description="visnec and top: also rank samples whose score is 0 or less, as VisNec's published script does",
+        description="visnec and top: also rank samples whose score is 0 or less, as VisNec's published script does; "
+        "ifd: also those above 1",
     )
     samples: str | None = Field(
         None, description="samples/ that the scores are of, for the questions of clusters; by default beside the scores"

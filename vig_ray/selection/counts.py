@@ -40,8 +40,10 @@ def count_rows(
     *,
     lengths: Lengths | None = None,
     weights: Weights | None = None,
+    unmeasured: npt.NDArray[np.bool_] | None = None,
 ) -> Counted:
-    """The counts of a block. `weights` [N]: of the tokens of all its rows; None where all are 1."""
+    """The counts of a block. `weights` [N]: of the tokens of all its rows; None where all are 1. `unmeasured`: scored
+    rows that lack a measure."""
     if lengths is None:
         lengths = pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False).astype(np.int64)
     failed = table["error"].is_valid().to_numpy(zero_copy_only=False)
@@ -56,6 +58,8 @@ def count_rows(
         "text_tokens": np.where(text, lengths, 0),
         "emptied": scored & (active == 0) & (lengths > 0),
     }
+    if unmeasured is not None:
+        columns["unmeasured"] = unmeasured
     source = pc.fill_null(table["source"], "")
     rows = pa.table({"source": source, **{name: pa.array(values.astype(np.int64)) for name, values in columns.items()}})
     sums = rows.group_by("source").aggregate([(name, "sum") for name in columns])
@@ -84,12 +88,16 @@ class Kept:
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of a selection, or of several percentages compared (then `directory` is None)."""
+    """The outcome of a selection, or of several percentages compared (then `directory` is None).
+
+    `notes`: what else a person should know of it.
+    """
 
     strategy: str
     read: Counted
     kept: tuple[Kept, ...]
     directory: str | None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -103,6 +111,7 @@ class Selection:
         directory: str | None,
         *,
         chance: bool = False,
+        notes: Sequence[str] = (),
     ) -> Selection:
         """The outcome from the scans' counts and thresholds. Thresholds of a ranking by chance are left out."""
         kept = []
@@ -115,7 +124,7 @@ class Selection:
                 name = groups.sources[source - 1] if source else ""
                 named[name if groups.clusters == 1 else f"{name}#{cluster}"] = value_of(value)
             kept.append(Kept(float(share), named, counts))
-        return cls(strategy, read, tuple(kept), directory)
+        return cls(strategy, read, tuple(kept), directory, tuple(notes))
 
     def to_json(self) -> dict[str, Any]:
         """As the record holds it."""
@@ -125,6 +134,7 @@ class Selection:
             "kept": [
                 {"share": kept.share, "thresholds": kept.thresholds, **_with_total(kept.counted)} for kept in self.kept
             ],
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
     @classmethod
@@ -132,7 +142,11 @@ class Selection:
         """From the record."""
         kept = tuple(Kept(row["share"], row["thresholds"], Counted(row["by_source"])) for row in record["kept"])
         return cls(
-            record["strategy"], Counted(record["read"]["by_source"]), kept, directory if len(kept) == 1 else None
+            record["strategy"],
+            Counted(record["read"]["by_source"]),
+            kept,
+            directory if len(kept) == 1 else None,
+            tuple(record.get("notes", ())),
         )
 
     def text(self) -> str:
@@ -157,6 +171,9 @@ class Selection:
                 lines.append(
                     f"{kept.counted.total('emptied'):,} of the samples kept at {kept.share:g} % have no active token"
                 )
+        if read.total("unmeasured"):
+            lines.append(f"{read.total('unmeasured'):,} scored samples have no measure and are left out")
+        lines += self.notes
         if len(self.kept) == 1 and len(read.by_source) > 1:
             lines += ["", *self._sources(last)]
         if self.directory:

@@ -26,77 +26,18 @@ from vig_ray.dataset.schema import KEPT
 from vig_ray.errors import StageError
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.counts import Counted, Selection, count_rows, merge
+from vig_ray.selection.frequency import count_ids, own_counts
+from vig_ray.selection.plan import Plan, check
 from vig_ray.selection.rank import EVERYTHING, Groups, columns, count, ranks
 from vig_ray.selection.schema import SELECTION
-from vig_ray.selection.strategies import strategies
-from vig_ray.selection.strategy import Strategy, Tokens
-from vig_ray.stage import Claim, claim, parquet_files, read_stage
-from vig_ray.storage import check_writable, filesystem, join
-from vig_ray.tables.directories import samples_beside, scores_directory
+from vig_ray.selection.strategy import Settings, Strategy, Tokens
+from vig_ray.stage import Claim, claim
 from vig_ray.tables.order import Hashes, Positions, among, hashes, positions
-from vig_ray.tables.passes import View
 from vig_ray.tables.scan import Files
 from vig_ray.tables.threshold import SCANS, Search, add_up, quota_of, value_of
 from vig_ray.whole_files import whole_files
 
 log = logging.getLogger(__name__)
-
-_TOKEN_COLUMNS = ("token_ids", "clean_logprobs", "reference_logprobs")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A config that has been checked against what is really there."""
-
-    config: SelectConfig
-    strategy: Strategy
-    scores: str
-    record: dict[str, Any]
-    view: View
-    files: Files
-    has_tokens: bool
-    has_kept: bool
-    samples: str | None
-    out: str
-
-
-def check(config: SelectConfig) -> Plan:
-    """Everything that can be wrong with a config and takes only seconds to see; raises StageError."""
-    scores = scores_directory(config.scores)
-    record = read_stage(scores) or {}
-    if not record.get("complete"):
-        raise StageError(f"{scores}: not finished; run the same `vig score` command again, it goes on where it was")
-    strategy = strategies()[config.strategy]
-    fs, _ = filesystem(scores)
-    paths = parquet_files(scores)
-    if not paths:
-        raise StageError(f"{scores}: no Parquet files")
-    schema = pq.read_schema(paths[0], filesystem=fs)
-    needed = {"sample_key", "source", "num_answer_tokens", "vig", "error"}
-    needed |= {strategy.ranking} if strategy.ranking in ("reference_loss", "clean_loss") else set()
-    needed |= set(_TOKEN_COLUMNS) if strategy.weigh else set()
-    view = View.of(record, scores, config.reference)
-    missing = sorted({*view.stored(needed)} - set(schema.names))
-    if missing:
-        raise StageError(f"{paths[0]}: has no column {missing[0]!r}, which --strategy {config.strategy} needs")
-    if len(config.p) > 1 and strategy.share != "p":
-        raise StageError(f"--p: --strategy {config.strategy} takes none, so several can't be compared")
-    if config.quota and strategy.share is None:
-        raise StageError(f"--quota: has no effect with --strategy {config.strategy}, which keeps every sample")
-    samples = None
-    if strategy.clustered and config.clusters > 1:
-        samples = samples_beside(scores, config.samples, record)
-        if samples is None:
-            raise StageError(
-                f"{scores}: no samples/ beside them; --strategy {config.strategy} groups samples by their questions "
-                "and needs --samples, or --clusters 1"
-            )
-    check_writable(config.out)
-    has_tokens = {*view.stored(_TOKEN_COLUMNS)} <= set(schema.names)
-    files = Files(paths, fs, view=view)
-    has_kept = KEPT.name in schema.names or bool(record.get("kept"))  # a run may have begun with a version without
-    out = join(config.out, "selection")
-    return Plan(config, strategy, scores, record, view, files, has_tokens, has_kept, samples, out)
 
 
 def run(config: SelectConfig) -> Selection:
@@ -106,14 +47,14 @@ def run(config: SelectConfig) -> Selection:
     survey where nothing would be left.
     """
     plan = check(config)
-    elsewhere = {"scores", "reference", "out", "samples", "address", "overwrite"}
-    identity = {"scores": plan.view.scored, "options": config.model_dump(mode="json", exclude=elsewhere)}
-    output = claim(plan.out, "select", identity, overwrite=config.overwrite, resumes=False)
+    output = claim(plan.out, "select", plan.identity(), overwrite=config.overwrite, resumes=False)
     if output.complete:
         log.info("%s: already complete, nothing to select", plan.out)
         return Selection.from_json(output.record["selection"], plan.out)
     with scans_on_ray(config.address) as on_ray:
         files = dataclasses.replace(plan.files, on_ray=on_ray)
+        if plan.measures is not None:
+            files = dataclasses.replace(files, beside=plan.measures.beside(on_ray=on_ray))
         output.begin(config)
         groups = _groups(plan)
         surveyed, thresholds = _thresholds(plan, files, groups)
@@ -153,10 +94,8 @@ class _Survey:
     config: SelectConfig
 
     def __call__(self, table: pa.Table) -> tuple[Counted, Any]:
-        ranked = ranks(
-            table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative
-        )
-        rows = count_rows(table, ranked.scored)
+        ranked = ranks(table, self.strategy, self.groups, self.config)
+        rows = count_rows(table, ranked.scored, unmeasured=ranked.unmeasured)
         present = {int(group): (int(group), Search(1)) for group in np.unique(ranked.group[ranked.eligible])}
         return rows, count(ranked, present) if self.strategy.ranking else {}
 
@@ -171,9 +110,7 @@ class _Count:
     searches: dict[Any, tuple[int, Search]]
 
     def __call__(self, table: pa.Table) -> Any:
-        ranked = ranks(
-            table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative
-        )
+        ranked = ranks(table, self.strategy, self.groups, self.config)
         return count(ranked, self.searches)
 
 
@@ -229,9 +166,7 @@ class _Keys:
     wanted: Hashes | None = None
 
     def __call__(self, table: pa.Table) -> Any:
-        ranked = ranks(
-            table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative
-        )
+        ranked = ranks(table, self.strategy, self.groups, self.config)
         kept = ranked.kept(self.thresholds) | text_only(table, ranked.scored)
         keys = table["sample_key"].filter(pa.array(kept))
         of_keys = hashes(keys, self.config.seed)
@@ -257,13 +192,12 @@ class _Write:
     thresholds: Any
     has_tokens: bool
     order: Callable[[], Positions] | None
+    settings: Settings
     filesystem: Any = None
     prefix: str = ""  # of the files' paths
 
     def __call__(self, table: pa.Table) -> Counted:
-        ranked = ranks(
-            table, self.strategy, self.groups, seed=self.config.seed, keep_negative=self.config.keep_negative
-        )
+        ranked = ranks(table, self.strategy, self.groups, self.config)
         text = text_only(table, ranked.scored)
         kept = ranked.kept(self.thresholds) | text
         table = table.filter(pa.array(kept))
@@ -278,20 +212,24 @@ class _Write:
     def _weights(
         self, table: pa.Table, scored: Any, lengths: Any, thresholds: Any
     ) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-        """One a token of all kept rows, text-only ones too, whose tokens all weigh 1; None where all do."""
-        if self.strategy.weigh is None:
+        """One a token of all kept rows, text-only ones too, whose tokens are weighed alike; None where all weigh 1."""
+        strategy = self.strategy
+        if strategy.weigh is None:
             return None
-        clean, reference = (
-            pc.list_flatten(table[name]).to_numpy(zero_copy_only=False).astype(np.float64)
-            for name in ("clean_logprobs", "reference_logprobs")
-        )
-        scored_lengths = lengths[scored]
-        if len(clean) != scored_lengths.sum() or len(reference) != scored_lengths.sum():
-            raise StageError("the scores' log-probs and their num_answer_tokens don't agree; score again")
+        of_scored, scored_lengths = table.filter(pa.array(scored)), lengths[scored]
+        read = {name: _flat(of_scored[name]) for name in strategy.reads}
+        if any(len(column) != scored_lengths.sum() for column in read.values()):
+            raise StageError("the tokens' columns and their num_answer_tokens don't agree; score or measure again")
+        if strategy.measure is not None:
+            theirs, ours = _flat(of_scored["answer_ids"]), _flat(of_scored["token_ids"])
+            if not np.array_equal(theirs, ours):
+                raise StageError("the tokens that were measured aren't those that were scored; measure again")
         tau = np.asarray([value_of(int(bits)) if bits else -np.inf for bits in thresholds[scored]])
         weights = np.ones(int(lengths.sum()), dtype=np.float32)
-        tokens = Tokens(scored_lengths, clean, reference, tau)
-        weights[np.repeat(scored, lengths)] = self.strategy.weigh(tokens, self.config.alpha)
+        tokens = Tokens(scored_lengths, read, tau)
+        weights[np.repeat(scored, lengths)] = strategy.weigh(tokens, self.settings)
+        if self.config.weights_sum == "one":
+            weights /= np.repeat(np.maximum(lengths, 1), lengths).astype(np.float32)
         return weights
 
     def _write(self, table: pa.Table, weights: Any) -> None:
@@ -310,6 +248,12 @@ class _Write:
         pq.write_table(rows, name, filesystem=self.filesystem, compression="zstd")
 
 
+def _flat(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """The entries of all rows' lists, end to end."""
+    flat: np.ndarray[Any, Any] = pc.list_flatten(column).to_numpy(zero_copy_only=False)
+    return flat
+
+
 def _select(
     plan: Plan, output: Claim, files: Files, groups: Groups, surveyed: Counted, thresholds: list[np.ndarray[Any, Any]]
 ) -> Selection:
@@ -317,7 +261,10 @@ def _select(
     config, strategy = plan.config, plan.strategy
     needed = {*columns(strategy, groups), "sample_key", "source", "num_answer_tokens", "error"}
     if strategy.weigh:
-        needed |= {"clean_logprobs", "reference_logprobs"}
+        needed |= {*strategy.reads, *strategy.measure_columns, *(("token_ids",) if strategy.measure else ())}
+    settings, notes = _settings(plan, files), list(plan.measures.notes(strategy) if plan.measures else ())
+    if settings.counts is not None:
+        notes.append(settings.counts.text())
     shares = config.p if strategy.share == "p" else (config.r,) if strategy.share else (100.0,)
     kept = []
     for bits in thresholds:
@@ -329,11 +276,22 @@ def _select(
         out_fs, out_path = whole_files(plan.out, output.work)
         if order is not None:
             out_fs.create_dir(out_path, recursive=True)
-        write = _Write(strategy, groups, config, bits, plan.has_tokens, order, out_fs, f"{out_path}/{output.run}-")
+        prefix = f"{out_path}/{output.run}-"
+        write = _Write(strategy, groups, config, bits, plan.has_tokens, order, settings, out_fs, prefix)
         kept.append(merge(files.scan(sorted(needed), write, batch_rows=config.rows_per_file)))
     directory = plan.out if len(kept) == 1 else None
     chance = strategy.ranking == "chance"
-    return Selection.of(strategy.name, surveyed, shares, groups, thresholds, kept, directory, chance=chance)
+    return Selection.of(
+        strategy.name, surveyed, shares, groups, thresholds, kept, directory, chance=chance, notes=notes
+    )
+
+
+def _settings(plan: Plan, files: Files) -> Settings:
+    """What weights are made with; the scores' own token counts are counted where none are given."""
+    if not plan.strategy.counts:
+        return Settings(plan.config.alpha)
+    own = plan.counts or own_counts(files.scan(["token_ids"], count_ids))
+    return Settings(plan.config.alpha, own)
 
 
 def _order(plan: Plan, files: Files, groups: Groups, bits: Any) -> Callable[[], Positions]:

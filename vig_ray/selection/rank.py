@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.strategy import Strategy
 from vig_ray.tables.order import hashes
+from vig_ray.tables.passes import CLEAN, TEXT, loss_column
 from vig_ray.tables.threshold import Search, Sparse, sortable
 
 Bits = npt.NDArray[np.uint64]
@@ -58,12 +60,14 @@ class Ranks:
     """How a block's rows are ranked.
 
     `bits` sort like the score. `scored`: rows that have one. `eligible`: rows that may be kept. `group`: each row's.
+    `unmeasured`: scored rows that lack the measure that the strategy needs, where it needs one.
     """
 
     bits: Bits
     scored: Mask
     eligible: Mask
     group: npt.NDArray[np.int64]
+    unmeasured: Mask | None = None
 
     def kept(self, thresholds: npt.NDArray[np.uint64]) -> Mask:
         """The rows that reach the threshold of their group, so that every tie is kept."""
@@ -73,29 +77,75 @@ class Ranks:
 
 def columns(strategy: Strategy, groups: Groups) -> list[str]:
     """The columns that `ranks` reads."""
-    needed = {"vig"}
+    needed = {strategy.scored, *ranking_columns(strategy)}
+    if strategy.scored != "vig":
+        needed.add("error")
+    if strategy.measure is not None:
+        needed.add("measured_tokens")
     if strategy.ranking == "chance" or groups.keys is not None:
         needed.add("sample_key")
-    if strategy.ranking in ("reference_loss", "clean_loss"):
-        needed.add(strategy.ranking)
     if groups.sources:
         needed.add("source")
     return sorted(needed)
 
 
-def ranks(table: pa.Table, strategy: Strategy, groups: Groups, *, seed: int, keep_negative: bool) -> Ranks:
+def ranking_columns(strategy: Strategy) -> tuple[str, ...]:
+    """The columns that a strategy's ranking is made of."""
+    if strategy.ranking == "ifd":
+        return (loss_column(CLEAN), loss_column(TEXT))
+    return () if strategy.ranking in (None, "chance") else (strategy.ranking,)
+
+
+def ranks(table: pa.Table, strategy: Strategy, groups: Groups, config: SelectConfig) -> Ranks:
     """Rank the rows of a block."""
-    vig = table["vig"]
-    scored = vig.is_valid().to_numpy(zero_copy_only=False)
-    values = pc.fill_null(vig, 0.0).to_numpy(zero_copy_only=False)
-    eligible = scored & (values > 0) if strategy.positive and not keep_negative else scored
+    scored = _valid(table[strategy.scored])
+    if strategy.scored != "vig":
+        scored = scored & ~_valid(table["error"])
+    unmeasured = None if strategy.measure is None else scored & ~_valid(table["measured_tokens"])
+    eligible = scored if unmeasured is None else scored & ~unmeasured
     if strategy.ranking == "chance":
-        bits = hashes(table["sample_key"], seed)
+        bits = hashes(table["sample_key"], config.seed)
     else:
-        if strategy.ranking not in (None, "vig"):
-            values = pc.fill_null(table[strategy.ranking], 0.0).to_numpy(zero_copy_only=False)
-        bits = sortable(values)
-    return Ranks(bits, scored, eligible, groups.of(table, seed))
+        values = [_filled(table[name]) for name in ranking_columns(strategy)]
+        value = np.zeros(table.num_rows)
+        if strategy.ranking == "ifd":
+            eligible = eligible & _valid(table[loss_column(TEXT)])
+            value = difficulty(*values, of=config.ifd_of)
+        elif values:
+            (value,) = values
+        if strategy.positive and not config.keep_negative:
+            eligible = eligible & (value <= 1 if strategy.ranking == "ifd" else value > 0)
+        bits = sortable(value)
+    return Ranks(bits, scored, eligible, groups.of(table, config.seed), unmeasured)
+
+
+def difficulty(
+    clean_loss_N: npt.NDArray[np.float64],
+    text_loss_N: npt.NDArray[np.float64],
+    *,
+    of: Literal["losses", "perplexities"],
+) -> npt.NDArray[np.float64]:
+    """IFD, [N]: the ratio of an answer's loss with its instruction to that without, or of its perplexities.
+
+    1 where both losses are 0.
+    """
+    ratio: npt.NDArray[np.float64]
+    if of == "perplexities":
+        ratio = np.exp(np.minimum(clean_loss_N - text_loss_N, 700.0))
+    else:
+        alike = np.where(clean_loss_N > 0, np.inf, 1.0)
+        ratio = np.divide(clean_loss_N, text_loss_N, out=alike, where=text_loss_N > 0)
+    return ratio
+
+
+def _valid(column: pa.ChunkedArray) -> Mask:
+    valid: Mask = column.is_valid().to_numpy(zero_copy_only=False)
+    return valid
+
+
+def _filled(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    values: npt.NDArray[np.float64] = pc.fill_null(column, 0.0).to_numpy(zero_copy_only=False)
+    return values
 
 
 def count(ranked: Ranks, searches: Mapping[Any, tuple[int, Search]]) -> dict[Any, Sparse]:

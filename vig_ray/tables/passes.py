@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 from vig_ray.errors import StageError
 
 CLEAN = "clean"
+TEXT = "text"
+"""The reference that is another model's: a language model without any image, PRIOR's."""
 _ASKED_AS = {"reference_loss": "loss", "reference_logprobs": "logprobs"}
 
 

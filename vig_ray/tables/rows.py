@@ -29,6 +29,12 @@ def places(file: int, first: int, count: int) -> Places:
     return (np.uint64(file) << np.uint64(_ROW_BITS)) + np.arange(first, first + count, dtype=np.uint64)
 
 
+def split(where: Places) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The file of each place and its row there."""
+    rows = where & np.uint64((1 << _ROW_BITS) - 1)
+    return (where >> np.uint64(_ROW_BITS)).astype(np.int64), rows.astype(np.int64)
+
+
 def scan(directory: str, columns: list[str]) -> Iterator[tuple[Places, pa.Table]]:
     """Every row group's places and columns, in order, a few files at a time.
 

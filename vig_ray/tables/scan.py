@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vig_ray.dataset.schema import KEPT
+from vig_ray.tables.beside import Beside, Joined
 from vig_ray.tables.passes import View
 
 BATCH_ROWS = 1 << 17
@@ -25,13 +26,15 @@ BATCH_ROWS = 1 << 17
 class Files:
     """Parquet files on one filesystem. `view`: the one under which those of scores/ are read.
 
-    `on_ray`: scans run as Ray Data tasks, on as many machines as there are.
+    `on_ray`: scans run as Ray Data tasks, on as many machines as there are. `beside`: another table whose columns may
+    be asked for like their own.
     """
 
     paths: Sequence[str]
     filesystem: Any
     on_ray: bool = False
     view: View | None = None
+    beside: Beside | None = None
 
     def scan(
         self,
@@ -45,6 +48,9 @@ class Files:
 
         `fold` makes one result of two, where those of one file would be too many to keep.
         """
+        if self.beside is not None and {*self.beside.schema.names} & {*columns}:
+            function = Joined(self.beside, list(columns), function)
+            columns = sorted({*columns, "sample_key"} - {*self.beside.schema.names})
         stored = list(columns)
         if self.view is not None:
             stored, function = self.view.stored(columns), _Viewed(self.view, list(columns), function)

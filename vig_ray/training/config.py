@@ -101,6 +101,11 @@ class TrainConfig(StageConfig):
         None, ge=1, description="longest prompt, tokens; longer ones are cut; by default as the selection was made"
     )
     end_of_turn: EndOfTurn = None
+    align: Literal["characters"] | None = Field(
+        None,
+        description="carry the selection's token weights over to a model with another tokenizer, template or end of "
+        "turn, by the characters that tokens cover; by default such a model is refused where there are weights",
+    )
     trust_remote_code: TrustRemoteCode = False
     held_out: int = Field(0, ge=0, description="samples at the order's end that are not trained on but measured")
     eval_every: int = Field(
@@ -139,6 +144,8 @@ class TrainConfig(StageConfig):
             raise ValueError("--max-steps and --epochs both say when to end; give one")
         if self.lora and "language" not in parts:
             raise ValueError("--lora puts adapters on the language model, which --train doesn't name")
+        if self.align is not None and self.selection is None:
+            raise ValueError("--align carries a selection's weights over; give --selection")
         for part, rate in (("tower", self.tower_lr), ("projector", self.projector_lr)):
             if rate is not None and part not in parts:
                 raise ValueError(f"--{part}-lr has no effect where --train doesn't name the {part}")

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import torch
@@ -35,11 +36,13 @@ from vig_ray.model.load import Prompts, load_formatter, tell, template_fingerpri
 from vig_ray.stage import Claim, claim, read_stage
 from vig_ray.storage import absolute, check_writable, filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.directories import samples_beside, selection_directory
+from vig_ray.training.carry import Aligner, prompts_then
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.export import ADAPTER, MODEL, write_results
 from vig_ray.training.index import Index, of_samples, of_selection
+from vig_ray.training.loader import SampleSource
 from vig_ray.training.metrics import JobMetricsLogger
 from vig_ray.training.parts import tree
 from vig_ray.training.progress_actor import ProgressActor, shown
@@ -50,6 +53,7 @@ from vig_ray.training.worker import train
 
 log = logging.getLogger(__name__)
 
+_LOOKED_AT = 256  # samples, to tell how well tokens fit
 # What a run may be gone on with though it differs: it changes how the work is done, not what comes out.
 _HOW = {
     "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "gradient_sync",
@@ -60,7 +64,8 @@ _HOW = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A config that has been checked against what is really there. `record`: the selection's, {} without one."""
+    """A config that has been checked against what is really there. `record`: the selection's, {} without one. `then`:
+    what the selection's prompts were made with, where its weights are carried over."""
 
     config: TrainConfig
     prompts: Prompts
@@ -70,6 +75,7 @@ class Plan:
     identity: dict[str, Any]
     out: str
     described: str
+    then: Prompts | None
 
 
 @dataclass(frozen=True)
@@ -124,13 +130,14 @@ def check(config: TrainConfig) -> Plan:
     described = _described(config, prompts.model)
     tell(prompts.model, formatter)
     template = template_fingerprint(formatter)
-    if record and record.get("template") != template:
+    if record and record.get("template") != template and config.align is None:
         log.warning(
-            "%s was made with another prompt or tokenizer than %s has; every sample's tokens are compared before the "
-            "first step",
+            "%s was made with another prompt or tokenizer than %s has; before the first step the tokens of every "
+            "sample that has token weights are compared (--align characters carries them over)",
             selection,
             config.model,
         )
+    then = prompts_then(record, selection or "", config.trust_remote_code) if config.align is not None else None
     imported = read_stage(samples) or {}
     identity = {
         "options": config.model_dump(mode="json", exclude=_HOW | _unsaid(config)),
@@ -140,12 +147,12 @@ def check(config: TrainConfig) -> Plan:
         "selection": {name: record.get(name) for name in ("identity", "selection")} if record else None,
     }
     directory = join(absolute(config.out), "training")
-    return Plan(config, prompts, samples, selection, record, identity, directory, described)
+    return Plan(config, prompts, samples, selection, record, identity, directory, described, then)
 
 
 def _unsaid(config: TrainConfig) -> set[str]:
     """Options that runs of before hadn't got, where they are as those runs were."""
-    same = {"train": config.train == TRAINED, "stage": config.stage == "tune"}
+    same = {"train": config.train == TRAINED, "stage": config.stage == "tune", "align": config.align is None}
     return {name for name, is_same in same.items() if is_same}
 
 
@@ -210,7 +217,8 @@ def run(config: TrainConfig) -> Trained | DryRun:
         earlier = output.record["identity"]["dtype"] if output.state == "go on" else None
         dtype = config.dtype or earlier or ("bfloat16" if device == "cuda" else "float32")
         identity = output.identity | {"dtype": dtype}
-        output.begin(config, identity=identity, prompts=plan.prompts._asdict(), dtype=dtype)
+        aligned = _alignment(plan, index)
+        output.begin(config, identity=identity, prompts=plan.prompts._asdict(), dtype=dtype, **aligned)
         done, workers = _train(plan, output, index, ray_has, device, dtype)
     trained = _trained(plan, done)
     output.commit(config, result=trained.__dict__, workers=workers)
@@ -224,6 +232,24 @@ def _index(plan: Plan) -> Index:
     if config.held_out >= len(index):
         raise StageError(f"--held-out {config.held_out}: there are only {len(index):,} samples")
     return index
+
+
+def _alignment(plan: Plan, index: Index) -> dict[str, Any]:
+    """How well the selection's tokens fit the model's, by some samples, for the record; {} without --align."""
+    if plan.then is None:
+        return {}
+    source = SampleSource(
+        index, plan.samples, plan.selection, plan.prompts, images=False, aligner=Aligner(plan.then)
+    )  # fmt: skip
+    looked_at = np.unique(np.linspace(0, len(index) - 1, min(_LOOKED_AT, len(index))).astype(np.int64))
+    share = source.exact_share(looked_at.tolist())
+    log.info(
+        "weights are carried over by characters: of the answer tokens of %d samples, %.1f %% begin and end where the "
+        "selection's do",
+        len(looked_at),
+        100 * share,
+    )
+    return {"aligned": {"samples": len(looked_at), "exact": share}}
 
 
 def _pair(values: Any) -> tuple[float, float] | None:
@@ -284,6 +310,7 @@ def _train(
         loaders=config.loaders if config.loaders is not None else (4 if on_gpu else 0),
         batch_tokens=config.batch_tokens or (16384 if on_gpu else 2048),
         checkpoint_activations=recompute,
+        then=plan.then,
     )
     least, most = parse_range(config.workers) if config.workers else (1, ray_has.gpus or 1 if on_gpu else 1)
     progress_actor: Any = ProgressActor.options(scheduling_strategy=with_the_driver()).remote()  # type: ignore[attr-defined]

@@ -15,12 +15,15 @@ import torch
 
 from vig_ray.dataset.images import MAX_PIXELS, load_image
 from vig_ray.dataset.schema import Turn
+from vig_ray.errors import StageError
 from vig_ray.model.load import Prompts, load_formatter
 from vig_ray.model.prompt import Formatter, ImageInputs, Pixels, Prompt, PromptError, PromptImage, truncate
 from vig_ray.storage import scheme_of
 from vig_ray.tables.rows import Rows
 from vig_ray.training.batch import TrainingSample
+from vig_ray.training.carry import Aligner
 from vig_ray.training.index import Index
+from vig_ray.training.objective import Weights
 from vig_ray.training.sampler import Positions
 
 SAMPLE_COLUMNS = ("sample_key", "images", "conversation", "error")
@@ -49,18 +52,25 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
     """Positions to samples: a map-style dataset for torch's DataLoader, cheap to pickle into its workers."""
 
     def __init__(
-        self, index: Index, samples: str, selection: str | None, prompts: Prompts, *, images: bool = True
+        self,
+        index: Index,
+        samples: str,
+        selection: str | None,
+        prompts: Prompts,
+        *,
+        images: bool = True,
+        aligner: Aligner | None = None,
     ) -> None:
         """`images` False: leave their pixels unread, to look at tokens only (for models whose prompts don't depend on
-        the image's size)."""
-        self._index, self._prompts, self._images = index, prompts, images
+        the image's size). `aligner`: carries the weights of a selection with other tokens over."""
+        self._index, self._prompts, self._images, self._aligner = index, prompts, images, aligner
         self._samples = Rows(samples, SAMPLE_COLUMNS)
         self._selection = Rows(selection, SELECTION_COLUMNS) if selection is not None else None
         self._formatter: Formatter | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         selection = self._selection.directory if self._selection else None
-        return _remade, (self._index, self._samples.directory, selection, self._prompts, self._images)
+        return _remade, (self._index, self._samples.directory, selection, self._prompts, self._images, self._aligner)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -70,13 +80,32 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
 
     def __getitems__(self, positions: Sequence[int]) -> list[Loaded]:
         """The samples at these positions; rows that lie together are read together."""
+        rows, chosen = self._rows(positions)
+        images = self._images_of(rows)
+        return [self._loaded(*each) for each in zip(map(int, positions), rows, chosen, images, strict=True)]
+
+    def _rows(self, positions: Sequence[int]) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any] | None]]:
+        """The rows of samples/ and of the selection, if there is one, at these positions."""
         at = np.asarray(positions, dtype=np.int64)
         rows = self._samples.get(self._index.sample_at[at])
-        chosen: Sequence[Mapping[str, Any] | None] = [None] * len(rows)
-        if self._selection is not None and self._index.selection_at is not None:
-            chosen = self._selection.get(self._index.selection_at[at])
-        images = self._images_of(rows)
-        return [self._loaded(*each) for each in zip(at.tolist(), rows, chosen, images, strict=True)]
+        if self._selection is None or self._index.selection_at is None:
+            return rows, [None] * len(rows)
+        return rows, self._selection.get(self._index.selection_at[at])
+
+    def exact_share(self, positions: Sequence[int]) -> float:
+        """Of the answer tokens at these positions that weights are carried onto, the share that begin and end where
+        those of the selection do; 1 where there are none. Samples that can't be trained on are passed over."""
+        exact: list[Any] = [np.zeros(0, dtype=bool)]
+        rows, chosen = self._rows(positions)
+        for row, own, images in zip(rows, chosen, self._images_of(rows), strict=True):
+            if self._aligner is None or own is None or own["token_weights"] is None or row["error"] is not None:
+                continue
+            try:
+                exact.append(self._aligner(row, own, self._prompt(row, images)).exact_T)
+            except (StageError, ValueError, OSError):  # which is told when it is to be trained on
+                continue
+        every = np.concatenate(exact)
+        return float(every.mean()) if len(every) else 1.0
 
     def _images_of(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[list[PromptImage]]:
         """Each row's images; where some lie in a store, those of the next rows are on their way already, since it takes
@@ -120,12 +149,22 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
             return Unusable(key, f"{kind}{error}"[:500])
         weights = np.ones(len(prompt.answer_positions), dtype=np.float32)
         if chosen is not None:
-            different = _difference(prompt, chosen)
-            if different:
-                return Mismatch(key, different)
-            if chosen["token_weights"] is not None:
-                weights = np.asarray(chosen["token_weights"], dtype=np.float32)
+            try:
+                weights = self._weights(row, chosen, prompt)
+            except StageError as error:
+                return Mismatch(key, str(error))
         return TrainingSample(position, key, prompt, weights)
+
+    def _weights(self, row: Mapping[str, Any], chosen: Mapping[str, Any], prompt: Prompt) -> Weights:
+        """A sample's weights by its selection, float32 [T]. Raises StageError where they are for other tokens."""
+        if chosen["token_weights"] is None:  # all its tokens, whatever they are
+            return np.ones(len(prompt.answer_positions), dtype=np.float32)
+        if self._aligner is not None:
+            return self._aligner(row, chosen, prompt).weights_T
+        different = _difference(prompt, chosen)
+        if different:
+            raise StageError(different)
+        return np.asarray(chosen["token_weights"], dtype=np.float32)
 
     def _prompt(self, row: Mapping[str, Any], images: Sequence[PromptImage]) -> Prompt:
         formatter = self.formatter
@@ -148,8 +187,10 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
         return self._formatter
 
 
-def _remade(index: Index, samples: str, selection: str | None, prompts: Prompts, images: bool) -> SampleSource:
-    return SampleSource(index, samples, selection, prompts, images=images)
+def _remade(
+    index: Index, samples: str, selection: str | None, prompts: Prompts, images: bool, aligner: Aligner | None
+) -> SampleSource:
+    return SampleSource(index, samples, selection, prompts, images=images, aligner=aligner)
 
 
 def _named(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -172,16 +213,14 @@ def _awaited_pixels(key: str, pixels: Future[Pixels], preprocess: Callable[[Pixe
 
 
 def _difference(prompt: Prompt, chosen: Mapping[str, Any]) -> str | None:
-    """Where a sample's answer tokens differ from those of its selection; None where they don't."""
+    """Where a sample's answer tokens differ from those that its selection weighs; None where they don't."""
     now, then = prompt.answer_ids.tolist(), chosen["token_ids"]
     weights = chosen["token_weights"]
     if then is None:
-        if weights is None or len(weights) == len(now):
-            return None
-        return f"{len(now)} answer tokens, but {len(weights)} weights"
+        return None if len(weights) == len(now) else f"{len(now)} answer tokens, but {len(weights)} weights"
     if len(now) != len(then):
         return f"{len(now)} answer tokens, but the selection has {len(then)}"
-    if weights is not None and len(weights) != len(then):
+    if len(weights) != len(then):
         return f"{len(then)} answer tokens, but {len(weights)} weights"
     for place, (ours, theirs) in enumerate(zip(now, then, strict=True)):
         if ours != theirs:

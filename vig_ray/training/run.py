@@ -11,6 +11,7 @@ import torch
 from vig_ray.errors import StageError
 from vig_ray.model.load import Prompts
 from vig_ray.training.batch import Batcher
+from vig_ray.training.carry import Aligner
 from vig_ray.training.check import Checked
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
@@ -22,7 +23,8 @@ from vig_ray.training.training_model import TrainingModel
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What a worker needs to know, decided once by the job. `dtype`: of the forward; `index`: all positions."""
+    """What a worker needs to know, decided once by the job. `dtype`: of the forward; `index`: all positions. `then`:
+    what the selection's prompts were made with, where its weights are carried over."""
 
     config: TrainConfig
     prompts: Prompts
@@ -33,6 +35,7 @@ class Setup:
     loaders: int
     batch_tokens: int
     checkpoint_activations: bool
+    then: Prompts | None = None
 
     @property
     def sampler(self) -> StepSampler:
@@ -48,7 +51,8 @@ class Setup:
 
     def source(self, *, images: bool = True) -> SampleSource:
         """The samples by their positions."""
-        return SampleSource(self.index, self.samples, self.selection, self.prompts, images=images)
+        aligner = None if self.then is None else Aligner(self.then)
+        return SampleSource(self.index, self.samples, self.selection, self.prompts, images=images, aligner=aligner)
 
 
 class BadBatchError(StageError):

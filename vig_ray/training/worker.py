@@ -178,8 +178,8 @@ def _refuse_mismatch(mismatches: Sequence[Mismatch | None]) -> None:
     if first is not None:
         raise StageError(
             f"{first.key}: {first.cause}. The selection was made with another tokenizer, template, end of turn or "
-            "length, or by an earlier vig-ray; score and select with this --model, or give the --template, "
-            "--end-of-turn and --max-length that the samples were scored with"
+            "length, or by an earlier vig-ray; score and select with this --model, give the --template, --end-of-turn "
+            "and --max-length that the samples were scored with, or let --align characters carry its weights over"
         )
 
 

@@ -108,6 +108,12 @@ class Forwards:
     @torch.inference_mode()
     def plainly(self, prompt: Prompt) -> LogProbs:
         """One sample as its family's own forward takes it, images hidden by the attention mask. Raises PromptError."""
+        targets = self._to_device(prompt.answer_ids.astype(np.int64))
+        return np.asarray(self._target_logprobs(self.states_plainly(prompt), targets).cpu())
+
+    @torch.inference_mode()
+    def states_plainly(self, prompt: Prompt) -> torch.Tensor:
+        """The states that predict the answer tokens, [T, D], of one sample run so. Raises PromptError."""
         ids_1L = self._to_device(prompt.token_ids.astype(np.int64)[None])
         mask_1L = torch.ones_like(ids_1L)
         arguments: dict[str, Any] = {}
@@ -124,9 +130,7 @@ class Forwards:
             arguments["position_ids"] = self._positions_plainly(ids_1L, arguments)
         arguments |= {"input_ids": ids_1L, "attention_mask": mask_1L, "use_cache": False}
         places = self._to_device(prompt.answer_positions.astype(np.int64) - 1)
-        targets = self._to_device(prompt.answer_ids.astype(np.int64))
-        hidden_1LD = self._last_states(self._accepted(arguments))
-        return np.asarray(self._target_logprobs(hidden_1LD[0, places], targets).cpu())
+        return self._last_states(self._accepted(arguments))[0, places]
 
     def _last_states(self, arguments: dict[str, Any]) -> torch.Tensor:
         """What the head is given, [1, L, D]."""

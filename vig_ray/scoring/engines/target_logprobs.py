@@ -41,6 +41,19 @@ class TargetLogProbs:
             slices.append(logits_KV[state, target_N[first:past]] - logits_KV.logsumexp(dim=1)[state])
         return torch.cat(slices)
 
+    @torch.inference_mode()
+    def error_norms(self, hidden_TD: torch.Tensor, target_T: torch.Tensor) -> torch.Tensor:
+        """||q - onehot(target)||_2 over the vocabulary for each state, float32 [T]: what EL2N is the mean of (Paul et
+        al., arXiv 2107.07075). Between 0 and the square root of 2."""
+        norms = [torch.zeros(0, device=hidden_TD.device)]
+        states = max(1, _LOGITS_AT_ONCE // self._vocabulary)
+        for start in range(0, len(hidden_TD), states):
+            part_KD, target_K = hidden_TD[start : start + states], target_T[start : start + states]
+            q_KV = capped(self._uncapped(part_KD), self.softcap).float().softmax(dim=1)
+            q_KV[torch.arange(len(target_K), device=q_KV.device), target_K] -= 1
+            norms.append(q_KV.norm(dim=1))
+        return torch.cat(norms)
+
     def _uncapped(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """Logits in float32 whatever the dtype: bfloat16 logits near 16 lie 0.06 apart, as much as a small gain."""
         head = self._head

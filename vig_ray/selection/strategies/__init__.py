@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from vig_ray.selection.strategies import (
+    attention,
     clean_loss,
+    clip,
+    clip_score,
+    el2n,
     full,
+    ifd,
     prior,
     random,
+    rare,
     reference_loss,
     top,
     vig,
@@ -15,7 +21,10 @@ from vig_ray.selection.strategies import (
 )
 from vig_ray.selection.strategy import Strategy
 
-_MODULES = (vig, vig_samples, full, random, visnec, top, reference_loss, clean_loss, prior)
+_MODULES = (
+    vig, vig_samples, full, random, visnec, top, reference_loss, clean_loss, clip_score, ifd, el2n,
+    prior, rare, clip, attention,
+)  # fmt: skip
 
 
 def strategies() -> dict[str, Strategy]:

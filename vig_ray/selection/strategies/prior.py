@@ -1,17 +1,27 @@
 """PRIOR: every sample, each token weighted by how little the reference expects it: its equations 3 and 4.
 
-PRIOR's reference is a language model trained on the captions; here it is the reference pass of the scores.
+PRIOR's reference is a language model trained on the captions: the text pass of the scores (--reference text). Another
+reference pass may take its place.
 """
 
 from __future__ import annotations
 
 from vig_ray.selection import weights
-from vig_ray.selection.strategy import Strategy, Tokens
+from vig_ray.selection.strategy import Settings, Strategy, Tokens
 
 
-def weigh(tokens: Tokens, alpha: float) -> weights.Weights:
+def weigh(tokens: Tokens, settings: Settings) -> weights.Weights:
     """w_t = (1 - p_ref)^alpha, normalised to the number of tokens, float32 [N]."""
-    return weights.prior(tokens.reference, tokens.lengths, alpha)
+    return weights.prior(tokens.columns["reference_logprobs"], tokens.lengths, settings.alpha)
 
 
-STRATEGY = Strategy("prior", "every sample, tokens weighted by (1 - p_ref)^alpha", None, None, weigh=weigh)
+STRATEGY = Strategy(
+    "prior",
+    "every sample, tokens weighted by (1 - p_ref)^alpha",
+    None,
+    None,
+    weigh=weigh,
+    reads=("reference_logprobs",),
+    shares=True,
+    scored="reference_loss",
+)

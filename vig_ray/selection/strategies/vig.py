@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from vig_ray.selection.strategy import Strategy, Tokens
+from vig_ray.selection.strategy import Settings, Strategy, Tokens
 from vig_ray.selection.weights import Weights, mask
 
 
-def weigh(tokens: Tokens, alpha: float) -> Weights:  # noqa: ARG001
+def weigh(tokens: Tokens, settings: Settings) -> Weights:  # noqa: ARG001
     """The mask of equation 9, float32 [N]."""
-    return mask(tokens.clean - tokens.reference, np.repeat(tokens.threshold, tokens.lengths))
+    clean, reference = (
+        np.asarray(tokens.columns[name], dtype=np.float64) for name in ("clean_logprobs", "reference_logprobs")
+    )
+    return mask(clean - reference, np.repeat(tokens.threshold, tokens.lengths))
 
 
-STRATEGY = Strategy("vig", "top p % by VIG, and their tokens with a gain of tau_p or more", "vig", "p", weigh=weigh)
+STRATEGY = Strategy(
+    "vig",
+    "top p % by VIG, and their tokens with a gain of tau_p or more",
+    "vig",
+    "p",
+    weigh=weigh,
+    reads=("clean_logprobs", "reference_logprobs"),
+)

@@ -1,0 +1,1 @@
+"""Measures of samples and tokens that scores don't hold, for strategies that VIG, VisNec and PRIOR compare with."""

@@ -1,0 +1,121 @@
+"""A selection's config held against the scores, and against what else its strategy needs, before any scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from vig_ray.dataset.schema import KEPT
+from vig_ray.errors import StageError
+from vig_ray.selection.config import SelectConfig
+from vig_ray.selection.frequency import TokenCounts, read_counts
+from vig_ray.selection.measures import Measures, measures_for
+from vig_ray.selection.rank import Groups, columns
+from vig_ray.selection.strategies import strategies
+from vig_ray.selection.strategy import Strategy
+from vig_ray.stage import parquet_files, read_stage
+from vig_ray.storage import check_writable, filesystem, join
+from vig_ray.tables.directories import samples_beside, scores_directory
+from vig_ray.tables.passes import TEXT, View
+from vig_ray.tables.scan import Files
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config that has been checked against what is really there."""
+
+    config: SelectConfig
+    strategy: Strategy
+    scores: str
+    record: dict[str, Any]
+    view: View
+    files: Files
+    has_tokens: bool
+    has_kept: bool
+    samples: str | None
+    out: str
+    measures: Measures | None
+    counts: TokenCounts | None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two selections to be the same; JSON values."""
+        elsewhere = {"scores", "reference", "out", "samples", "measures", "counts", "address", "overwrite"}
+        # Selections of before had no such options.
+        elsewhere |= {option for option, has_use in _ONLY_FOR.items() if not has_use(self.strategy)}
+        elsewhere |= {"weights_sum"} if self.config.weights_sum == "tokens" else set()
+        identity = {"scores": self.view.scored, "options": self.config.model_dump(mode="json", exclude=elsewhere)}
+        identity |= {"measures": self.measures.identity} if self.measures else {}
+        return identity | ({"counts": self.counts.fingerprint()} if self.counts else {})
+
+
+_ONLY_FOR: dict[str, Callable[[Strategy], bool]] = {
+    "weights_sum": lambda strategy: strategy.shares,
+    "counts": lambda strategy: strategy.counts,
+    "measures": lambda strategy: strategy.measure is not None,
+    "ifd_of": lambda strategy: strategy.ranking == "ifd",
+}
+"""Options that not every strategy has a use for."""
+
+
+def check(config: SelectConfig) -> Plan:
+    """Everything that can be wrong with a config and takes only seconds to see; raises StageError."""
+    scores = scores_directory(config.scores)
+    record = read_stage(scores) or {}
+    if not record.get("complete"):
+        raise StageError(f"{scores}: not finished; run the same `vig score` command again, it goes on where it was")
+    strategy = strategies()[config.strategy]
+    fs, _ = filesystem(scores)
+    paths = parquet_files(scores)
+    if not paths:
+        raise StageError(f"{scores}: no Parquet files")
+    schema = pq.read_schema(paths[0], filesystem=fs)
+    needed = {"sample_key", "source", "num_answer_tokens", "error", *columns(strategy, Groups())}
+    needed |= {"token_ids", *strategy.reads} if strategy.weigh else set()
+    needed -= {*strategy.measure_columns}
+    view = View.of(record, scores, config.reference)
+    _check_text_pass(config, record, scores)
+    missing = sorted({*view.stored(needed)} - set(schema.names))
+    if missing:
+        raise StageError(f"{paths[0]}: has no column {missing[0]!r}, which --strategy {config.strategy} needs")
+    if len(config.p) > 1 and strategy.share != "p":
+        raise StageError(f"--p: --strategy {config.strategy} takes none, so several can't be compared")
+    if config.quota and strategy.share is None:
+        raise StageError(f"--quota: has no effect with --strategy {config.strategy}, which keeps every sample")
+    for option, has_use in _ONLY_FOR.items():
+        if not has_use(strategy) and getattr(config, option) != SelectConfig.model_fields[option].default:
+            raise StageError(f"--{option.replace('_', '-')}: has no effect with --strategy {config.strategy}")
+    counts = read_counts(config.counts) if config.counts is not None else None
+    measures = measures_for(strategy, config.measures, scores, record) if strategy.measure else None
+    samples = None
+    if strategy.clustered and config.clusters > 1:
+        samples = samples_beside(scores, config.samples, record)
+        if samples is None:
+            raise StageError(
+                f"{scores}: no samples/ beside them; --strategy {config.strategy} groups samples by their questions "
+                "and needs --samples, or --clusters 1"
+            )
+    check_writable(config.out)
+    has_tokens = "token_ids" in schema.names
+    files = Files(paths, fs, view=view)
+    has_kept = KEPT.name in schema.names or bool(record.get("kept"))  # a run may have begun with a version without
+    out = join(config.out, "selection")
+    return Plan(
+        config, strategy, scores, record, view, files, has_tokens, has_kept, samples, out, measures, counts
+    )  # fmt: skip
+
+
+def _check_text_pass(config: SelectConfig, record: dict[str, Any], scores: str) -> None:
+    """Raise StageError where the strategy needs the losses of answers alone and the scores haven't got them."""
+    if config.strategy != "ifd":
+        return
+    named = {reference["name"]: reference for reference in record.get("identity", {}).get("references", [])}
+    context = named.get(TEXT, {}).get("parameters", {}).get("context")
+    if TEXT not in named or context not in (None, "answer"):
+        raise StageError(
+            f"{scores}: hold no losses of the answers alone, which --strategy ifd needs; the same `vig score` with "
+            f"--reference {','.join([*(name for name in named if name != TEXT), TEXT])} --reference-model LM "
+            "--reference-context answer adds them"
+        )
