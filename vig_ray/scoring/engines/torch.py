@@ -77,10 +77,9 @@ class TorchEngine:
         self.plainly: set[Kind] = set() if self._forwards.has_base else {"by parts", "whole", "hidden"}
         self.no_blind: PromptError | None = None  # why images can't be hidden
         self.description = f"torch {torch.__version__}, {type(model).__name__} on {self.device} in {self.dtype}"
-        text = model.config.get_text_config()
-        self._own_attention = getattr(text, "_attn_implementation", None) or "sdpa"
-        # Where transformers is told the attention of the part that reads the text: all of a language model.
-        self._text_part = "" if text is model.config else "text_config"
+        self._own_attention = getattr(model.config.get_text_config(), "_attn_implementation", None) or "sdpa"
+        # By what name transformers is told the attention of the part that reads the text: all of a language model.
+        self._text_part = "" if self.image_token == _NO_TOKEN else "text_config"
         self._tree = TreeRunner(self, share=share_prefixes)
         self.spares_last_mlp = bool(self.packed) and spare_last_mlp(model.get_decoder().layers[-1])
 
