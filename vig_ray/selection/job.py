@@ -41,7 +41,10 @@ from vig_ray.whole_files import whole_files
 
 log = logging.getLogger(__name__)
 
-_TOKEN_COLUMNS = ("token_ids", "clean_logprobs", "reference_logprobs")
+
+def _logprobs(strategy: Strategy) -> tuple[str, ...]:
+    """The columns of log-probs that a strategy's weights are made of."""
+    return ("clean_logprobs", "reference_logprobs") if strategy.scored == "vig" else ("reference_logprobs",)
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,10 @@ def check(config: SelectConfig) -> Plan:
     if not paths:
         raise StageError(f"{scores}: no Parquet files")
     schema = pq.read_schema(paths[0], filesystem=fs)
-    needed = {"sample_key", "source", "num_answer_tokens", "vig", "error"}
+    needed = {"sample_key", "source", "num_answer_tokens", "error", strategy.scored}
     needed |= {strategy.ranking} if strategy.ranking in ("reference_loss", "clean_loss") else set()
-    needed |= set(_TOKEN_COLUMNS) if strategy.weigh else set()
-    view = View.of(record, scores, config.reference)
+    needed |= {"token_ids", *_logprobs(strategy)} if strategy.weigh else set()
+    view = View.of(record, scores, config.reference, gains=strategy.scored == "vig")
     missing = sorted({*view.stored(needed)} - set(schema.names))
     if missing:
         raise StageError(f"{paths[0]}: has no column {missing[0]!r}, which --strategy {config.strategy} needs")
@@ -92,7 +95,7 @@ def check(config: SelectConfig) -> Plan:
                 "and needs --samples, or --clusters 1"
             )
     check_writable(config.out)
-    has_tokens = {*view.stored(_TOKEN_COLUMNS)} <= set(schema.names)
+    has_tokens = "token_ids" in schema.names
     files = Files(paths, fs, view=view)
     has_kept = KEPT.name in schema.names or bool(record.get("kept"))  # a run may have begun with a version without
     out = join(config.out, "selection")
@@ -281,15 +284,16 @@ class _Write:
         """One a token of all kept rows, text-only ones too, whose tokens all weigh 1; None where all do."""
         if self.strategy.weigh is None:
             return None
-        clean, reference = (
-            pc.list_flatten(table[name]).to_numpy(zero_copy_only=False).astype(np.float64)
-            for name in ("clean_logprobs", "reference_logprobs")
-        )
-        scored_lengths = lengths[scored]
-        if len(clean) != scored_lengths.sum() or len(reference) != scored_lengths.sum():
+        of_scored, scored_lengths = table.filter(pa.array(scored)), lengths[scored]
+        read = [
+            pc.list_flatten(of_scored[name]).to_numpy(zero_copy_only=False).astype(np.float64)
+            for name in _logprobs(self.strategy)
+        ]
+        if any(len(column) != scored_lengths.sum() for column in read):
             raise StageError("the scores' log-probs and their num_answer_tokens don't agree; score again")
         tau = np.asarray([value_of(int(bits)) if bits else -np.inf for bits in thresholds[scored]])
         weights = np.ones(int(lengths.sum()), dtype=np.float32)
+        clean, reference = read if len(read) == 2 else (np.zeros(0), *read)
         tokens = Tokens(scored_lengths, clean, reference, tau)
         weights[np.repeat(scored, lengths)] = self.strategy.weigh(tokens, self.config.alpha)
         return weights
@@ -317,7 +321,7 @@ def _select(
     config, strategy = plan.config, plan.strategy
     needed = {*columns(strategy, groups), "sample_key", "source", "num_answer_tokens", "error"}
     if strategy.weigh:
-        needed |= {"clean_logprobs", "reference_logprobs"}
+        needed |= {*_logprobs(strategy)}
     shares = config.p if strategy.share == "p" else (config.r,) if strategy.share else (100.0,)
     kept = []
     for bits in thresholds:

@@ -73,7 +73,7 @@ class Ranks:
 
 def columns(strategy: Strategy, groups: Groups) -> list[str]:
     """The columns that `ranks` reads."""
-    needed = {"vig"}
+    needed = {strategy.scored} if strategy.scored == "vig" else {strategy.scored, "error"}
     if strategy.ranking == "chance" or groups.keys is not None:
         needed.add("sample_key")
     if strategy.ranking in ("reference_loss", "clean_loss"):
@@ -85,9 +85,11 @@ def columns(strategy: Strategy, groups: Groups) -> list[str]:
 
 def ranks(table: pa.Table, strategy: Strategy, groups: Groups, *, seed: int, keep_negative: bool) -> Ranks:
     """Rank the rows of a block."""
-    vig = table["vig"]
-    scored = vig.is_valid().to_numpy(zero_copy_only=False)
-    values = pc.fill_null(vig, 0.0).to_numpy(zero_copy_only=False)
+    score = table[strategy.scored]
+    scored = score.is_valid().to_numpy(zero_copy_only=False)
+    if strategy.scored != "vig":
+        scored = scored & table["error"].is_null().to_numpy(zero_copy_only=False)
+    values = pc.fill_null(score, 0.0).to_numpy(zero_copy_only=False)
     eligible = scored & (values > 0) if strategy.positive and not keep_negative else scored
     if strategy.ranking == "chance":
         bits = hashes(table["sample_key"], seed)

@@ -34,7 +34,8 @@ class Strategy:
     `ranking`: the column that samples are ranked by, greatest first; `chance` ranks by a hash of key and seed, None
     keeps every sample. `share`: the option with the percentage to keep. `positive`: samples whose score is 0 or less
     are left out first, unless --keep-negative. `clustered`: samples are ranked within clusters of questions. `weigh`:
-    the weights of the kept samples' tokens, float32 [N], from these and --alpha; None where all weigh 1.
+    the weights of the kept samples' tokens, float32 [N], from these and --alpha; None where all weigh 1. `scored`: the
+    column that a sample has a value in where it can be used; with `reference_loss`, clean log-probs aren't read.
     """
 
     name: str
@@ -44,3 +45,4 @@ class Strategy:
     positive: bool = False
     clustered: bool = False
     weigh: Callable[[Tokens, float], Weights] | None = None
+    scored: Literal["vig", "reference_loss"] = "vig"

@@ -1,6 +1,7 @@
 """PRIOR: every sample, each token weighted by how little the reference expects it: its equations 3 and 4.
 
-PRIOR's reference is a language model trained on the captions; here it is the reference pass of the scores.
+PRIOR's reference is a language model trained on the captions: the text pass of the scores (--reference text). Another
+reference pass may take its place.
 """
 
 from __future__ import annotations
@@ -14,4 +15,6 @@ def weigh(tokens: Tokens, alpha: float) -> weights.Weights:
     return weights.prior(tokens.reference, tokens.lengths, alpha)
 
 
-STRATEGY = Strategy("prior", "every sample, tokens weighted by (1 - p_ref)^alpha", None, None, weigh=weigh)
+STRATEGY = Strategy(
+    "prior", "every sample, tokens weighted by (1 - p_ref)^alpha", None, None, weigh=weigh, scored="reference_loss"
+)
