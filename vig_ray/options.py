@@ -139,7 +139,7 @@ def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 References = Annotated[
-    tuple[ReferenceName | Literal["text"], ...],
+    tuple[Literal[ReferenceName, "text"], ...],
     CommaSeparated,
     NotEmpty,
     AfterValidator(_different),
