@@ -292,6 +292,33 @@ def test_a_cut_off_answer_keeps_what_is_left(
     assert cut
 
 
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+def test_an_end_of_turn_is_scored_as_the_end_of_a_text(
+    data: str, qwen_checkpoint: str, tmp_path: Path, end: str
+) -> None:
+    """A model by its chat template, whose end of turn is the language model's end, or another token than that."""
+    tokenizer = AutoTokenizer.from_pretrained(qwen_checkpoint)
+    tokenizer.eos_token = end
+    folder = tiny_models.write_language_model(str(tmp_path / "lm"), tokenizer, "qwen2")
+    options = {"model": qwen_checkpoint, "passes": "text", "reference_model": folder}
+    with pytest.raises(
+        StageError, match=r"--too-long truncate: where .* cuts a prompt depends on the sizes of its images"
+    ):
+        score(data, tmp_path / "out", too_long="truncate", **options)
+    summary = score(data, tmp_path / "out", **options)
+    plain, compared = Plain(folder), 0
+    for key, turns in conversations(data).items():
+        row = rows(tmp_path / "out")[key]
+        if row["text_logprobs"] is None:
+            continue
+        ids, logp = plain(turns)
+        of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        assert row["token_ids"] == [of_turn if token == plain.tokenizer.eos_token_id else token for token in ids]
+        np.testing.assert_allclose(row["text_logprobs"], logp, rtol=1e-5, atol=1e-5)
+        compared += 1
+    assert compared == summary.scored > SAMPLES // 2
+
+
 def test_a_killed_pass_goes_on(
     data: str, blurred: Path, language_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

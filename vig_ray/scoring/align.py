@@ -123,7 +123,8 @@ def _cuts(*sides: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     inside = np.zeros(len(places) + 1, dtype=np.int64)
     np.add.at(inside, np.searchsorted(places, spans[:, 0]) + 1, 1)
     np.add.at(inside, np.searchsorted(places, spans[:, 1]), -1)
-    return places[np.cumsum(inside)[:-1] == 0]
+    cuts: npt.NDArray[np.int64] = places[np.cumsum(inside)[:-1] == 0]
+    return cuts
 
 
 def _of_a_block(

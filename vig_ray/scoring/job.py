@@ -90,8 +90,11 @@ def check(config: ScoreConfig) -> Plan:
     formatter = load_formatter(*prompts_of(config))
     template = template_fingerprint(formatter)
     engine = engine_for(config.engine, formatter, config.model)
-    named = [name for name in config.reference if name not in (_OF_DATA, TEXT)]
-    made = [make_reference(name, formatter=formatter, blur=config.blur) for name in named]
+    made = [
+        make_reference(name, formatter=formatter, blur=config.blur)
+        for name in config.reference
+        if name != "text" and name != _OF_DATA
+    ]
     parameters = {reference.name: reference.parameters for reference in made}
     if TEXT in config.reference:
         parameters[TEXT] = check_text_pass(config, formatter)

@@ -73,7 +73,7 @@ class Ranks:
 
 def columns(strategy: Strategy, groups: Groups) -> list[str]:
     """The columns that `ranks` reads."""
-    needed = {strategy.scored} if strategy.scored == "vig" else {strategy.scored, "error"}
+    needed: set[str] = {strategy.scored} if strategy.scored == "vig" else {strategy.scored, "error"}
     if strategy.ranking == "chance" or groups.keys is not None:
         needed.add("sample_key")
     if strategy.ranking in ("reference_loss", "clean_loss"):

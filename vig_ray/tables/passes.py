@@ -49,7 +49,7 @@ def references_of(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 def has_gains(record: Mapping[str, Any]) -> bool:
     """Whether scores have a clean pass, which gains are against."""
-    return record.get("identity", {}).get("passes") != "text"
+    return bool(record.get("identity", {}).get("passes") != "text")
 
 
 @dataclass(frozen=True)
