@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.options import (
@@ -31,6 +31,12 @@ def _host_names(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _of_the_model(value: Any) -> Any:
+    if value == "text":
+        raise ValueError("is the loss of a second model, and a server holds one; `vig score` has it")
+    return value
+
+
 class AppConfig(StageConfig):
     """Score new samples over HTTP with the batch job's scorer."""
 
@@ -38,7 +44,9 @@ class AppConfig(StageConfig):
     tau: float | None = Field(
         None, description="threshold of gain, nats: answers say which tokens reach it and whether the sample does"
     )
-    reference: ReferenceName = Field("blur", description="what stands for 'no image', as for vig score")
+    reference: Annotated[ReferenceName, BeforeValidator(_of_the_model)] = Field(
+        "blur", description="what stands for 'no image', as for vig score, but text"
+    )
     blur: BlurName = Field("fast", description="how images are blurred, as for vig score")
     engine: EngineName = Field("auto", description="what computes the log-probs")
     vllm: EngineOptions = Field(

@@ -8,6 +8,8 @@ import os
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3Processor,
@@ -220,3 +222,37 @@ def write_gemma(folder: str, softcap: float | None = 5.0, heads: int = 4) -> Non
         chat_template=GEMMA_TEMPLATE,
         image_seq_length=4,
     ).save_pretrained(folder)
+
+
+def byte_level(specials: list[str], *, eos: str, bos: str | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE over `CORPUS`."""
+    tokenizer = byte_level_tokenizer(specials)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, bos_token=bos)
+
+
+def write_language_model(folder: str, tokenizer: PreTrainedTokenizerFast, kind: str = "llama", seed: int = 0) -> str:
+    """A language model of two layers with random weights, an AutoModelForCausalLM; returns `folder`.
+
+    `kind`: of any family whose config has the names of Llama's.
+    """
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():  # random weights as they come say next to nothing
+        for parameter in model.parameters():
+            parameter.mul_(4.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

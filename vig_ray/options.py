@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16", "float16"]
 ReferenceName = Literal["blur", "blind", "mean", "blur-mean", "no-image", "noise", "vcd"]
-"""What stands for "no image": see `vig_ray.scoring.reference`."""
+"""What stands for "no image" in the model's own passes: see `vig_ray.scoring.reference`."""
 BlurName = Literal["fast", "opencv"]
 """How the image is blurred: by a box and a reduced rest, or by OpenCV's convolution."""
 Template = Literal["auto", "llava_v1", "chat", "plain"]
@@ -140,7 +140,7 @@ def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 References = Annotated[
-    tuple[ReferenceName, ...],
+    tuple[Literal[ReferenceName, "text"], ...],
     CommaSeparated,
     NotEmpty,
     AfterValidator(_different),

@@ -82,9 +82,10 @@ class Scores(Rows):
     def summary(self) -> ScoreSummary:
         """The counts, and the mean gain under each reference and of each source."""
         from vig_ray.scoring.summary import summarise
-        from vig_ray.tables.passes import references_of
+        from vig_ray.tables.passes import has_gains, references_of
 
-        return summarise(self.directory, references_of(read_stage(self.directory) or {}))
+        record = read_stage(self.directory) or {}
+        return summarise(self.directory, references_of(record), gains=has_gains(record))
 
     def __repr__(self) -> str:
         return self.summary.text()

@@ -302,17 +302,19 @@ def claim(
     runs to be the same, `left_open`: names in it that, where None, are taken from the earlier run. `folders`: those
     that are the stage's alone, by default the directory; `files`: single files that it will write; both relative to
     the folder that `directory` lies in. `grows`: a list of tables in the identity, each with its `name`; what is there
-    keeps its place, so a claim with `overwrite` whose first entry is another one replaces.
+    keeps its place, so a claim with `overwrite` whose first entry is another one replaces. It may be empty.
     """
     folders = [_name(directory)] if folders is None else folders
     record = _record_to_go_on_with(directory, stage)
     finished = bool(record.get("complete"))
     theirs = record.get("identity", {})
     there = theirs.get(grows, []) if grows else []
-    if grows and finished and there and not (overwrite and identity[grows][0] != there[0]):
+    holds = grows is not None and finished and grows in theirs
+    asked = identity[grows][:1] if grows else []
+    if grows and holds and not (overwrite and asked and asked != there[:1]):
         identity = _grown(theirs, identity, grows, left_open)
     changed = differing(theirs, identity, left_open)
-    lacks = bool(grows and there and finished and identity[grows][: len(there)] == there and grows in changed)
+    lacks = bool(grows and holds and identity[grows][: len(there)] == there and grows in changed)
     changed = [name for name in changed if not (lacks and name == grows)]
     if record and not changed and finished and not (lacks or again):
         done = Claim(directory, stage, "complete", record.get("run", ""), record, identity, tuple(folders), ())
@@ -332,7 +334,7 @@ def claim(
         state = "replace"
     else:
         if not finished and changed == [grows]:
-            names = ",".join(entry["name"] for entry in there)
+            names = ",".join(entry["name"] for entry in there) or "that its command names"
             raise StageError(
                 f"{directory}: holds an unfinished run of `vig {stage}` with the {grows} {names}; finish it with the "
                 "command that began it, then others can be added; or --overwrite to replace it"

@@ -35,7 +35,7 @@ from vig_ray.storage import absolute, one_line
 log = logging.getLogger("vig_ray.submission")
 
 _PATHS = ("images", "out", "samples", "scores", "selection", "measures", "counts")
-_MODELS = ("model", "embedding_model", "clip_model")
+_MODELS = ("model", "reference_model", "embedding_model", "clip_model")
 _OPTIONS_FILE = "job.yaml"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 _LOST_CONNECTIONS = 10

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from vig_ray.errors import StageError
 from vig_ray.model.chat import ChatFormatter
-from vig_ray.model.checkpoint import local_folder, read_config, trust, trusted, unusable
+from vig_ray.model.checkpoint import config_of, local_folder, read_config, read_text_config, trust, trusted, unusable
 from vig_ray.model.fuyu import FuyuImages
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.plain import PlainFormatter
@@ -211,22 +211,23 @@ def default_dtype(model: str, device: str) -> str:
     """The precision to run checkpoint `model` in where nobody says: float32 on a CPU, on a GPU the checkpoint's own."""
     if device == "cpu":
         return "float32"
-    stored = read_config(local_folder(model, weights=False)).dtype
+    stored = config_of(local_folder(model, weights=False)).dtype
     return str(stored or "bfloat16").removeprefix("torch.")
 
 
-def load_model(model: str, *, dtype: str, device: str) -> Any:
+def load_model(model: str, *, dtype: str, device: str, text_only: bool = False) -> Any:
     """The checkpoint's weights in `dtype` ("auto": the one they are stored in) on `device`, in evaluation mode.
 
-    Raises StageError where the weights are missing or don't fit the config.
+    `text_only`: it is a language model, an AutoModelForCausalLM. Raises StageError where the weights are missing or
+    don't fit the config.
     """
     import torch
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     folder = local_folder(model, weights=True)
-    read_config(folder)  # its refusals say more than transformers' own
+    (read_text_config if text_only else read_config)(folder)  # their refusals say more than transformers' own
     try:
-        loaded, report = AutoModelForImageTextToText.from_pretrained(
+        loaded, report = (AutoModelForCausalLM if text_only else AutoModelForImageTextToText).from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation="sdpa",

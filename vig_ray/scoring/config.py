@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.dataset.options import DataOptions
@@ -29,8 +29,25 @@ class ScoreConfig(DataOptions):
     out: str = Field(description="directory that gets scores/ (and samples/, where the data is imported here)")
     reference: References = Field(
         ("blur",),
-        description="what stands for 'no image': blur (VIG), blind (VisNec), or a cheaper one (docs/scoring.md); "
-        "several share the clean pass, and vig is of the first; finished scores get those that they lack",
+        description="what stands for 'no image': blur (VIG), blind (VisNec), text (PRIOR, by --reference-model), or a "
+        "cheaper one (docs/scoring.md); several share the clean pass, and vig is of the first; finished scores get "
+        "those that they lack",
+    )
+    reference_model: str | None = Field(
+        None, description="language model of --reference text: a checkpoint's folder or a hub id"
+    )
+    reference_context: Literal["answer", "conversation"] = Field(
+        "answer",
+        description="what the language model sees before an answer: the answers before it alone, as PRIOR's captions, "
+        "or the questions, too",
+    )
+    align: Literal["none", "characters"] = Field(
+        "none",
+        description="a language model with another tokenizer: refused, or its log-probs carried over to the model's "
+        "tokens by the characters that tokens cover",
+    )
+    passes: Literal["all", "text"] = Field(
+        "all", description="text: the language model's pass alone, where only PRIOR's weights are wanted"
     )
     blur: BlurName = Field(
         "fast", description="how blurred images are computed: fast, or by opencv's convolution, ten times as slow"
@@ -90,3 +107,24 @@ class ScoreConfig(DataOptions):
     )
     overwrite: bool = Field(False, description="replace what an earlier run with other options left in --out")
     strict: bool = Field(False, description="exit with status 1 if any row could not be scored")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_text_pass_alone(cls, given: Any) -> Any:
+        """--passes text says which reference it is."""
+        if isinstance(given, dict) and given.get("passes") == "text" and "reference" not in given:
+            return given | {"reference": "text"}
+        return given
+
+    @model_validator(mode="after")
+    def _text_reference(self) -> ScoreConfig:
+        if self.passes == "text" and self.reference != ("text",):
+            raise ValueError("--passes text makes the text pass alone, and --reference names others; leave it out")
+        if "text" in self.reference:
+            if self.reference_model is None:
+                raise ValueError("--reference text is the loss of a language model, which --reference-model names")
+            return self
+        for option in ("reference_model", "reference_context", "align"):
+            if getattr(self, option) != ScoreConfig.model_fields[option].default:
+                raise ValueError(f"--{option.replace('_', '-')} has no effect without --reference text")
+        return self

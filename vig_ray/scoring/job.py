@@ -7,7 +7,6 @@ same command is given again: Ray Data's checkpointing records which keys each wr
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from vig_ray.dataset.options import DataOptions
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import default_dtype, load_formatter, prompts_of, tell, template_fingerprint
-from vig_ray.pipeline import Step, count_samples, run_steps
+from vig_ray.pipeline import count_samples, run_steps
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.blur import blur_by
 from vig_ray.scoring.config import ScoreConfig
@@ -30,19 +29,18 @@ from vig_ray.scoring.engines.prefixes import told
 from vig_ray.scoring.in_process import FEW, run_steps_here, this_process
 from vig_ray.scoring.passes import Passes, rows_here, stored_rows
 from vig_ray.scoring.placement import ONE_OF_EACH, Placement, device_for, engine_there, pools_for
-from vig_ray.scoring.prepare import Preparer
 from vig_ray.scoring.reference import blur_mean_parameters, make_reference
 from vig_ray.scoring.references.average import IMAGES, blur_mean_image, to_png
 from vig_ray.scoring.schema import scores_schema
-from vig_ray.scoring.score import Scorer
+from vig_ray.scoring.steps import steps_of
 from vig_ray.scoring.summary import ScoreSummary, summarise
+from vig_ray.scoring.text_pass import TEXT_OPTIONS, check_text_pass, phases
 from vig_ray.stage import Claim, claim, read_stage, record_file
 from vig_ray.storage import check_writable, exists, join
-from vig_ray.tables.passes import of_one_reference, references_of
+from vig_ray.tables.passes import CLEAN, TEXT, has_gains, of_one_reference, references_of
 
 log = logging.getLogger(__name__)
 
-_ROWS_PREPARED_AT_ONCE = 64
 _OF_DATA = "blur-mean"  # the reference that a dataset decides
 _CPUS_OF_RAY_DATA = 4  # to read, to cut into blocks, to filter the rows done before and to write, all at once
 # Options of vLLM's that change no log-prob by more than rounding does: a run may go on with others.
@@ -62,7 +60,8 @@ class Plan:
 
     `model`, `template`: fingerprints. `samples`: the samples directory, None where the data is still to be imported.
     `engine`: the one that is asked for, "auto" where both can take the model's prompts. `parameters`: each reference's
-    by its name, but for the one that is of the data.
+    by its name, but for the one that is of the data. `overwrite`: of the run, whose first phase alone may replace what
+    is there.
     """
 
     config: ScoreConfig
@@ -72,6 +71,7 @@ class Plan:
     scores: str
     engine: str
     parameters: dict[str, dict[str, Any]]
+    overwrite: bool
 
 
 def check(config: ScoreConfig) -> Plan:
@@ -91,10 +91,15 @@ def check(config: ScoreConfig) -> Plan:
     template = template_fingerprint(formatter)
     engine = engine_for(config.engine, formatter, config.model)
     made = [
-        make_reference(name, formatter=formatter, blur=config.blur) for name in config.reference if name != _OF_DATA
+        make_reference(name, formatter=formatter, blur=config.blur)
+        for name in config.reference
+        if name != "text" and name != _OF_DATA
     ]
     parameters = {reference.name: reference.parameters for reference in made}
-    plan = Plan(config, fingerprint(config.model), template, samples, join(config.out, "scores"), engine, parameters)
+    if TEXT in config.reference:
+        parameters[TEXT] = check_text_pass(config, formatter)
+    scores, model = join(config.out, "scores"), fingerprint(config.model)
+    plan = Plan(config, model, template, samples, scores, engine, parameters, config.overwrite)
     tell(config.model, formatter)
     return plan
 
@@ -114,11 +119,18 @@ def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary
     """
     plan = check(config)
     # In full, for workers and for whoever reads the record in another working directory.
-    config = config.model_copy(update={"model": _located(config.model)})
-    plan = replace(plan, config=config)
+    models = {name: getattr(config, name) for name in ("model", "reference_model")}
+    config = config.model_copy(update={name: model and _located(model) for name, model in models.items()})
     samples = plan.samples
     if samples is None:
         samples = _imported(config, brief=in_process is not False)
+    summaries = [_run(replace(plan, config=phase), samples, in_process=in_process) for phase in phases(config)]
+    return summaries[-1]
+
+
+def _run(plan: Plan, samples: str, *, in_process: bool | None) -> ScoreSummary:
+    """The passes of one model; returns the summary of all that `OUT/scores/` holds then."""
+    config = plan.config
     average = _average(config, samples)
     # An engine or a dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
     output = claim(
@@ -127,12 +139,13 @@ def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary
         _identity(plan, samples, average),
         overwrite=config.overwrite,
         left_open=("engine", "dtype"),
-        grows="references",
+        grows=None if _replaces_text(plan) else "references",
     )
     if output.complete:
         names = references_of(output.record)
-        log.info("%s: already complete, nothing to score; vig is that of %s", plan.scores, names[0])
-        return summarise(plan.scores, names)
+        if has_gains(output.record) and names:
+            log.info("%s: already complete, nothing to score; vig is that of %s", plan.scores, names[0])
+        return summarise(plan.scores, names, gains=has_gains(output.record))
     todo = _to_do(plan, output)
     here = _here(in_process, todo.engine, config, samples)
     began = time.time()
@@ -145,7 +158,7 @@ def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary
         timing = _score(plan, todo, placement, output, samples, average, here=here)
     if timing.get("prompt_tokens"):
         log.info(told(timing["prompt_tokens"], timing["cached_prompt_tokens"]))
-    summary = summarise(plan.scores, todo.references, output.paths)
+    summary = summarise(plan.scores, todo.references, output.paths, gains=config.passes == "all")
     if summary.read != count_samples(samples):
         raise StageError(
             f"{plan.scores}: {summary.read:,} rows written for {count_samples(samples):,} samples. On several machines "
@@ -153,7 +166,7 @@ def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary
             "another --out"
         )
     output.commit(
-        config.model_copy(update={"reference": todo.references}),
+        config.model_copy(update={"reference": todo.references} | _text_options(config, output)),
         counts=summary.counts(),
         gains=summary.gains(),
         kept=(read_stage(samples) or {}).get("kept", {}),
@@ -164,33 +177,38 @@ def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary
 
 @dataclass(frozen=True)
 class _ToDo:
-    """`there`: references whose scores are finished; `new`: those to be added. `engine`: the one that is asked for, or
-    that an earlier run took. `dtype`: an earlier run's, None without one."""
+    """`held`: passes whose scores are finished; `new`: those to be made. `engine`: the one that is asked for, or that
+    an earlier run took. `dtype`: an earlier run's, None without one."""
 
-    there: tuple[str, ...]
+    held: tuple[str, ...]
     new: tuple[str, ...]
     engine: str
     dtype: str | None
 
     @property
     def references(self) -> tuple[str, ...]:
-        """All of them, in the order of the table."""
-        return (*self.there, *self.new)
+        """All that the rows will have, in the order of the table."""
+        return tuple(name for name in (*self.held, *self.new) if name != CLEAN)
 
 
 def _to_do(plan: Plan, output: Claim) -> _ToDo:
     """What of an output is to be scored. Raises StageError where it can't be added to what is there."""
-    there = references_of(output.record) if output.state == "extend" else ()
-    if there and not plan.config.overwrite:
-        _check_begun(output)
     names = tuple(reference["name"] for reference in output.identity["references"])
-    went_on = bool(there) or (output.state == "go on" and bool(output.paths))
+    # The language model's prompts come from parts, whatever the model's own do.
+    asked = plan.config.engine if names == (TEXT,) else plan.engine
+    extends = output.state == "extend"
+    if extends and not plan.overwrite:
+        _check_begun(output)
+    went_on = extends or (output.state == "go on" and bool(output.paths))
     earlier = output.record["identity"] if went_on else {}
+    engine = earlier["engine"] if earlier and asked == "auto" else asked
+    if not extends:
+        new = names if plan.config.passes == "text" else (CLEAN, *names)
+        return _ToDo((), new, engine, earlier.get("dtype"))
+    there = references_of(output.record)
     new = names[len(there) :]
-    if there:
-        _check_addition(plan, earlier["engine"], there, new)
-    engine = earlier["engine"] if earlier and plan.engine == "auto" else plan.engine
-    return _ToDo(there, new, engine, earlier.get("dtype"))
+    _check_addition(plan, earlier["engine"], there, new)
+    return _ToDo((CLEAN, *there), new, engine, earlier.get("dtype"))
 
 
 def _machines(config: ScoreConfig) -> AbstractContextManager[Machines]:
@@ -206,11 +224,12 @@ def _placement(plan: Plan, todo: _ToDo, ray_has: Machines, *, here: bool) -> Pla
     config = plan.config
     device = device_for(config, ray_has)
     engine, why = ("torch", "in this process") if here else engine_there(todo.engine, todo.new, ray_has, device)
-    if config.engine != plan.engine:
+    if config.engine != plan.engine and todo.new != (TEXT,):
         why = f"{config.engine}: the model's processor makes each sample as a whole"
     if config.vllm and engine != "vllm":
         log.warning("--vllm has no effect: the %s engine runs", engine)
-    dtype = config.dtype or todo.dtype or default_dtype(config.model, device)
+    model = config.reference_model if todo.new == (TEXT,) and config.reference_model else config.model
+    dtype = config.dtype or todo.dtype or default_dtype(model, device)
     pools = ONE_OF_EACH if here else pools_for(config, ray_has, device, engine)
     return Placement(device, engine, why, dtype, pools)
 
@@ -227,16 +246,17 @@ def _score(
 ) -> dict[str, Any]:
     """Run the steps; when what was done. Raises StageError."""
     earlier_rows = rows_here if here else stored_rows
-    passes = Passes(todo.there, todo.new, earlier_rows(plan.scores, todo.there) if todo.there else None)
+    there = [name for name in todo.held if name != CLEAN]
+    passes = Passes(todo.held, todo.new, earlier_rows(plan.scores, there) if todo.held else None)
     table, rows = scores_schema(todo.references), plan.config.rows_per_file
     if here:
-        steps = _steps(plan.config, passes, average, placement, None)
+        steps = steps_of(plan.config, passes, average, placement, None)
         return run_steps_here(samples, output, table, steps, rows_per_file=rows)
     return run_steps(
         samples,
         output,
         table,
-        lambda counter: _steps(plan.config, passes, average, placement, counter),
+        lambda counter: steps_of(plan.config, passes, average, placement, counter),
         rows_per_block=rows,
     )
 
@@ -295,12 +315,29 @@ def _identity(plan: Plan, samples: str, average: bytes | None) -> dict[str, Any]
         "template": plan.template,
         "engine": None if config.engine == "auto" else config.engine,
         "vllm": {key: value for key, value in config.vllm.items() if key not in _SPEED_AND_MEMORY} or None,
+        "passes": "text" if config.passes == "text" else None,
         "references": _references(plan, average),
         "dtype": config.dtype,
         "max_length": config.max_length,
         "too_long": config.too_long,
         "max_image_pixels": config.max_image_pixels,
     }
+
+
+def _replaces_text(plan: Plan) -> bool:
+    """Whether the first phase of a run that may replace finds another text pass than the second one is to make."""
+    if not plan.config.overwrite or TEXT not in plan.parameters or plan.config.passes == "text":
+        return False
+    record = read_stage(plan.scores) or {}
+    theirs = record.get("identity", {}).get("references", ())
+    return any(each["name"] == TEXT and each["parameters"] != plan.parameters[TEXT] for each in theirs)
+
+
+def _text_options(config: ScoreConfig, output: Claim) -> dict[str, Any]:
+    """The options of a text pass that is there and that this run leaves as it is: the record is to tell them."""
+    if config.reference_model or TEXT not in references_of(output.record):
+        return {}
+    return {name: output.record["config"][name] for name in TEXT_OPTIONS}
 
 
 def _check_version(scores: str) -> None:
@@ -311,52 +348,6 @@ def _check_version(scores: str) -> None:
             f"{scores}: written by an earlier version of vig-ray; it can be read, but not gone on with or added to: "
             "choose another --out, or --overwrite to score anew"
         )
-
-
-def _steps(
-    config: ScoreConfig, passes: Passes, average: bytes | None, placement: Placement, counter: Any
-) -> list[Step]:
-    """Prepare prompts on CPUs, then score them on engines."""
-    prompts, pools = prompts_of(config)._asdict(), placement.pools
-    prepare = {
-        **prompts,
-        "passes": passes.to_run,
-        "blur": config.blur,
-        "average": average,
-        "held": passes.held,
-        "earlier": passes.earlier,
-        "too_long": config.too_long,
-        "max_image_pixels": config.max_image_pixels,
-    }
-    load = {
-        "name": placement.engine,
-        **prompts,
-        "dtype": placement.dtype,
-        "device": placement.device,
-        "batch_tokens": config.batch_tokens,
-        "threads": pools.threads,
-        "vllm": config.vllm,
-    }
-    # Rows are prepared in groups that stay together, so that many groups of one size are a window.
-    window = min(config.window, config.rows_per_file)
-    groups = math.ceil(window / _ROWS_PREPARED_AT_ONCE)
-    return [
-        Step(Preparer, prepare, batch_rows=math.ceil(window / groups), actors=pools.preparers),
-        Step(
-            Scorer,
-            {
-                "engine": load,
-                "passes": passes.to_run,
-                "references": passes.references,
-                "progress": counter,
-            },
-            batch_rows=groups,
-            actors=pools.engines,
-            cpus=0.5 if pools.gpus_each else 1,
-            gpus=pools.gpus_each,
-            calls_ahead=4,
-        ),
-    ]
 
 
 def _check_begun(output: Claim) -> None:
@@ -380,5 +371,6 @@ def _check_addition(plan: Plan, engine: str, there: Sequence[str], new: Sequence
             f"{plan.scores}: made by the {engine} engine, so {', '.join(new)} can't be added; choose another --out "
             f"({error})"
         ) from error
-    told = (plan.scores, ", ".join(there), ", ".join(new), there[0])
-    log.info("%s: have %s, get %s; their vig stays that of %s", *told)
+    if there:
+        told = (plan.scores, ", ".join(there), ", ".join(new), there[0])
+        log.info("%s: have %s, get %s; their vig stays that of %s", *told)

@@ -17,30 +17,20 @@ from vig_ray.tables.rows import Rows
 
 @dataclass(frozen=True)
 class Passes:
-    """The passes of a run.
+    """The passes of a run, by their names.
 
-    `there`: references that an earlier run has scored, with the clean pass. `new`: those that this one is to score.
+    `held`: those that the rows have of an earlier run, the clean one among them. `to_run`: those that this run makes.
     `earlier`: the rows of the earlier run by their keys, where there is one.
     """
 
-    there: tuple[str, ...]
-    new: tuple[str, ...]
+    held: tuple[str, ...]
+    to_run: tuple[str, ...]
     earlier: Callable[[], KeyedRows] | None = None
 
     @property
     def references(self) -> tuple[str, ...]:
         """Those that the rows will have, the run's first one first."""
-        return (*self.there, *self.new)
-
-    @property
-    def held(self) -> tuple[str, ...]:
-        """The names of the passes that the rows have."""
-        return (CLEAN, *self.there) if self.there else ()
-
-    @property
-    def to_run(self) -> tuple[str, ...]:
-        """The names of the passes that this run makes."""
-        return self.new if self.there else (CLEAN, *self.new)
+        return tuple(name for name in (*self.held, *self.to_run) if name != CLEAN)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from vig_ray.dataset.schema import KEPT
-from vig_ray.tables.passes import CLEAN, logprobs_column, loss_column
+from vig_ray.tables.passes import CLEAN, TEXT, logprobs_column, loss_column
+
+TEXT_EXACT = pa.field("text_exact", pa.int32())
 
 
 def scores_schema(references: Sequence[str]) -> pa.Schema:
@@ -28,7 +30,7 @@ def scores_schema(references: Sequence[str]) -> pa.Schema:
             # answer tokens that the length limit cut off, with --too-long truncate; T counts those that are left
             pa.field("num_truncated_tokens", pa.int32()),
             # clean_loss, blur_loss ...: mean negative log-prob of the answer tokens in each pass, nats; null for
-            # text-only samples and where the pass failed
+            # text-only samples, where the pass failed, and clean_loss where the text pass alone was made
             *(pa.field(loss_column(name), pa.float64()) for name in passes),
             # the first reference's loss - clean_loss: the sample's Visual Information Gain, nats
             pa.field("vig", pa.float64()),
@@ -39,6 +41,9 @@ def scores_schema(references: Sequence[str]) -> pa.Schema:
             *(pa.field(logprobs_column(name), pa.list_(pa.float32())) for name in passes),
             # which assistant turn of the conversation the token is in, from 0
             pa.field("turn", pa.list_(pa.int32())),
+            # of a run with the text reference: how many of text_logprobs are the language model's own or sums of them,
+            # not shared out by characters
+            *([TEXT_EXACT] if TEXT in references else []),
             # null, or what the model's authors' own training does otherwise: LLaVA's drops what its template can't hold
             pa.field("note", pa.string()),
             # null, or why this sample has no score: "Class: cause"; "Blind: cause" where the pass of a reference
@@ -70,12 +75,16 @@ def prepared_schema(held: Sequence[str] = ()) -> pa.Schema:
     """The columns of a sample that the CPU stage has prepared. `held`: passes whose results it has already."""
     of_rows = ["sample_key", "id", "source", "kept", "num_truncated_tokens", "token_ids", "turn", "note", "error"]
     of_passes = [column(name) for name in held for column in (loss_column, logprobs_column)]
+    of_passes += [TEXT_EXACT.name] if TEXT in held else []
     scores = scores_schema([name for name in held if name != CLEAN])
     return pa.schema(
         [
             *(scores.field(name) for name in (*of_rows, *of_passes, *(["vig"] if held else []))),
             # the prompts of the passes that are to be run; null where there is nothing to run
             pa.field("prompts", pa.list_(_PROMPT)),
+            # the characters of each answer token, first and past the last, one after the other, where the text pass is
+            # of other tokens; null where its log-probs are theirs
+            pa.field("onto_chars", pa.list_(pa.int32())),
         ]
     )
 

@@ -17,8 +17,9 @@ from vig_ray.scoring.engines.load import load_engine
 from vig_ray.scoring.engines.prefixes import PrefixUse
 from vig_ray.scoring.gain import loss
 from vig_ray.scoring.prepared import unpack
-from vig_ray.scoring.schema import scores_schema
-from vig_ray.tables.passes import CLEAN, logprobs_column, loss_column
+from vig_ray.scoring.schema import TEXT_EXACT, scores_schema
+from vig_ray.scoring.text_pass import carried
+from vig_ray.tables.passes import CLEAN, TEXT, logprobs_column, loss_column
 
 Outcome = LogProbs | PromptError
 """What a pass gives of one sample: log-probs, float32 [T], or why there are none."""
@@ -39,39 +40,46 @@ def _finite(outcome: Outcome) -> Outcome:
     return PromptError("NotFinite", "log-probs overflow; --dtype bfloat16 or float32 has the range")
 
 
-def score_rows(engine: Engine, rows: Sequence[Mapping[str, Any]], passes: Sequence[str]) -> list[dict[str, Any]]:
+def score_rows(
+    engine: Engine, rows: Sequence[Mapping[str, Any]], passes: Sequence[str], first: str | None = None
+) -> list[dict[str, Any]]:
     """Samples as `unpack` gives them to rows of `scores_schema`, in order.
 
-    `passes`: the names of those that the rows' prompts are of. `vig` is of the one after the clean pass; rows without a
-    clean prompt hold theirs already.
+    `passes`: the names of those that the rows' prompts are of. `first`: the reference that `vig` is of, by default the
+    one after the clean pass; where it isn't among the passes, rows hold their `vig` already.
     """
+    if first is None and CLEAN in passes:
+        first = next((name for name in passes if name != CLEAN), None)
     outcomes = iter(run_passes(engine, [row["prompts"] for row in rows if row["prompts"] is not None]))
     out = []
     for row in rows:
-        scored = {name: value for name, value in row.items() if name != "prompts"}
+        scored = {name: value for name, value in row.items() if name not in ("prompts", "onto_chars")}
         if row["token_ids"] is not None:
             scored["num_answer_tokens"] = len(row["token_ids"])
         if row["prompts"] is not None:
-            scored |= _columns(dict(zip(passes, next(outcomes), strict=True)), row["error"])
+            scored |= _columns(dict(zip(passes, next(outcomes), strict=True)), row, first)
         out.append(scored)
     return out
 
 
-def _columns(outcomes: Mapping[str, Outcome], error: str | None) -> dict[str, Any]:
-    """What a row gets of its passes. `error`: that of passes before these."""
+def _columns(outcomes: Mapping[str, Outcome], row: Mapping[str, Any], first: str | None) -> dict[str, Any]:
+    """What a row gets of its passes. `row`: as it was prepared, with what passes before these gave it."""
     columns: dict[str, Any] = {}
+    error = row["error"]
     errors = [error] if error else []
     clean = outcomes.get(CLEAN)
-    of_clean = str(clean) if isinstance(clean, PromptError) else error or ""
-    for name, outcome in outcomes.items():
+    told = str(clean) if isinstance(clean, PromptError) else error or ""
+    for place, (name, outcome) in enumerate(outcomes.items()):
         if not isinstance(outcome, PromptError):
+            if name == TEXT:
+                outcome, columns[TEXT_EXACT.name] = carried(outcome, row["prompts"][place], row)
             columns |= {logprobs_column(name): outcome, loss_column(name): loss(outcome)}
-        elif name == CLEAN or not of_clean.startswith(str(outcome)):  # what keeps all passes from running is told once
+        elif name == CLEAN or not told.startswith(str(outcome)):  # what keeps all passes from running is told once
             errors.append(_told(name, outcome))
-    if CLEAN in outcomes:
-        first = next(loss_column(name) for name in outcomes if name != CLEAN)
-        both = first in columns and loss_column(CLEAN) in columns
-        columns["vig"] = columns[first] - columns[loss_column(CLEAN)] if both else None
+    if first is not None and first in outcomes:
+        there = columns if CLEAN in outcomes else row
+        of_first, of_clean = columns.get(loss_column(first)), there.get(loss_column(CLEAN))
+        columns["vig"] = None if of_first is None or of_clean is None else of_first - of_clean
     return columns | {"error": "; ".join(errors) or None}
 
 
@@ -103,6 +111,7 @@ class Scorer:
     ) -> None:
         self._engine = load_engine(**engine)
         self._passes, self._schema = tuple(passes), scores_schema(references)
+        self._first = references[0] if references else None
         self._progress = progress
         self._prefix_use: PrefixUse | None = getattr(self._engine, "prefix_use", None)  # of engines that have a cache
         if progress is not None:
@@ -112,13 +121,16 @@ class Scorer:
         """Score a block."""
         rows = unpack(prepared)
         if self._progress is None or not rows:
-            return pa.Table.from_pylist(score_rows(self._engine, rows, self._passes), schema=self._schema)
+            return pa.Table.from_pylist(self._rows(rows), schema=self._schema)
         import ray
 
         block = rows[0]["sample_key"]
         deaths, fatal = ray.get(self._progress.history.remote(block))
         scored = self._run(rows, block, None) if deaths < SINGLY_AFTER else self._run_singly(rows, block, fatal)
         return pa.Table.from_pylist(scored, schema=self._schema)
+
+    def _rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return score_rows(self._engine, rows, self._passes, self._first)
 
     def _run_singly(self, rows: list[dict[str, Any]], block: str, fatal: Mapping[str, str]) -> list[dict[str, Any]]:
         """Score rows one by one, those in `fatal` (key to cause) not at all; the scores are in the order of the rows.
@@ -134,18 +146,19 @@ class Scorer:
                 (scored[number],) = self._run([row], block, key)
                 continue
             error = "; ".join(filter(None, [row["error"], f"EngineDied: {fatal[key]}"[:500]]))
-            (scored[number],) = score_rows(self._engine, [row | {"prompts": None, "error": error}], self._passes)
+            (scored[number],) = self._rows([row | {"prompts": None, "error": error}])
             self._progress.add.remote(1, tokens=0, failed=1, by_engine=False)
         return scored
 
     def _run(self, rows: list[dict[str, Any]], block: str, row: str | None) -> list[dict[str, Any]]:
         try:
-            scored = score_rows(self._engine, rows, self._passes)
+            scored = self._rows(rows)
         except EngineDiedError as error:
             self._leave(error, block, row)
+        counted = "vig" if len(self._passes) > 1 else loss_column(self._passes[0])
         self._progress.add.remote(
             len(rows),
-            tokens=sum(row["num_answer_tokens"] for row in scored if row.get("vig") is not None),
+            tokens=sum(row["num_answer_tokens"] for row in scored if row.get(counted) is not None),
             failed=sum(row["error"] is not None for row in scored),
             by_engine=any(row["prompts"] is not None for row in rows),
             prefixes=self._prefix_use.take() if self._prefix_use else (0, 0),

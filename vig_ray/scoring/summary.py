@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from vig_ray.scoring.schema import scores_schema
+from vig_ray.scoring.schema import TEXT_EXACT, scores_schema
 from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
-from vig_ray.tables.passes import CLEAN, View, loss_column
+from vig_ray.tables.passes import CLEAN, TEXT, View, loss_column
 
 
 @dataclass
@@ -31,10 +33,29 @@ class Mean:
 
 
 @dataclass
+class TextPass:
+    """What the text pass gave: samples that have it, the sum of their losses (nats), and their answer tokens, of which
+    `exact` have a log-prob that no other token shares."""
+
+    samples: int = 0
+    total: float = 0.0
+    tokens: int = 0
+    exact: int = 0
+
+    def text(self) -> str:
+        """For a person."""
+        line = f"text pass: mean loss {self.total / self.samples:.3f} nats, {self.samples:,} samples"
+        if self.exact == self.tokens:
+            return line
+        return f"{line}; {100 * self.exact / self.tokens:.2f} % of {self.tokens:,} log-probs carried over exactly"
+
+
+@dataclass
 class ScoreSummary:
     """Counts of a scores directory: read = scored + text_only + failed, all of its first reference.
 
     `references`: the gain under each. `incomplete`: scored samples that lack another reference, by its error.
+    `text_pass`: where there is one.
     """
 
     directory: str
@@ -49,6 +70,7 @@ class ScoreSummary:
     incomplete: Counter[str] = field(default_factory=Counter)
     references: dict[str, Mean] = field(default_factory=dict)
     sources: dict[str, Mean] = field(default_factory=dict)
+    text_pass: TextPass | None = None
 
     def text(self) -> str:
         """The counts, which add up, and where the scores lie, for a person."""
@@ -61,9 +83,12 @@ class ScoreSummary:
         lines += [f"  of them {count:,}: {note}" for note, count in self.notes.most_common()]
         lines += [f"  failed {count:,}: {kind}" for kind, count in self.failures.most_common()]
         lines += [f"  scored without a reference {count:,}: {kind}" for kind, count in self.incomplete.most_common()]
-        means = [f"{mean.mean:+.3f} ({name})" for name, mean in self.references.items() if mean.samples]
+        gains = {name: mean for name, mean in self.references.items() if mean.samples and name != TEXT}
+        means = [f"{mean.mean:+.3f} ({name})" for name, mean in gains.items()]
         if means:
             lines.append(f"mean VIG {', '.join(means).replace(' (', ' nats (', 1)}")
+        if self.text_pass and self.text_pass.samples:
+            lines.append(self.text_pass.text())
         return "\n".join([*lines, f"scores: {self.directory}"])
 
     def counts(self) -> dict[str, Any]:
@@ -87,24 +112,30 @@ class ScoreSummary:
                 for name, mean in self.references.items()
             },
             "incomplete": dict(self.incomplete.most_common()),
-        }
+        } | ({} if self.text_pass is None else {"text_pass": dict(vars(self.text_pass))})
 
 
-def summarise(directory: str, references: Sequence[str], paths: Sequence[str] | None = None) -> ScoreSummary:
+def summarise(
+    directory: str, references: Sequence[str], paths: Sequence[str] | None = None, *, gains: bool = True
+) -> ScoreSummary:
     """Read a scores directory's sample columns once, batch by batch.
 
-    `references`: the names of those it has. `paths`: its files, by default those of its record.
+    `references`: the names of those it has. `paths`: its files, by default those of its record. `gains`: False where
+    the text pass alone was made: a sample with that is scored then.
     """
     summary = ScoreSummary(directory, references={name: Mean() for name in references})
+    summary.text_pass = TextPass() if TEXT in references else None
     losses = [loss_column(name) for name in (CLEAN, *references)]
+    counted = "vig" if gains and references else loss_column(*references[:1] or (CLEAN,))
     columns = ["source", "vig", "error", "num_answer_tokens", "num_truncated_tokens", "note", *losses]
+    columns += [TEXT_EXACT.name] if summary.text_pass else []
     fs, _ = filesystem(directory)
     files = parquet_files(directory) if paths is None else list(paths)
     parquet = pads.dataset(files, schema=scores_schema(references), filesystem=fs, format="parquet")
     for batch in parquet.to_batches(columns=columns):
         summary.read += batch.num_rows
         vig = batch["vig"].to_numpy(zero_copy_only=False)
-        scored = ~np.isnan(vig)
+        scored = batch[counted].is_valid().to_numpy(zero_copy_only=False)
         kinds = np.array([error and error.split(":", 1)[0] for error in batch["error"].to_pylist()], dtype=object)
         failed = (kinds != None) & ~scored  # noqa: E711 - elementwise
         summary.failed += int(failed.sum())
@@ -118,9 +149,12 @@ def summarise(directory: str, references: Sequence[str], paths: Sequence[str] | 
         summary.answer_tokens += int(tokens[scored].sum())
         clean = batch[loss_column(CLEAN)].to_numpy(zero_copy_only=False)
         for name, mean in summary.references.items():
-            gains = batch[loss_column(name)].to_numpy(zero_copy_only=False) - clean
-            mean.samples += int((~np.isnan(gains)).sum())
-            mean.total += float(np.nansum(gains))
+            gain = batch[loss_column(name)].to_numpy(zero_copy_only=False) - clean
+            mean.samples += int((~np.isnan(gain)).sum())
+            mean.total += float(np.nansum(gain))
+        _add_text_pass(summary, batch, tokens)
+        if counted != "vig":
+            continue
         sources = batch["source"].dictionary_encode()
         names = sources.dictionary.to_pylist()
         codes = sources.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
@@ -130,6 +164,18 @@ def summarise(directory: str, references: Sequence[str], paths: Sequence[str] | 
             of_source.samples += int((scored & (codes == code)).sum())
             of_source.total += float(vig[scored & (codes == code)].sum())
     return summary
+
+
+def _add_text_pass(summary: ScoreSummary, batch: pa.RecordBatch, tokens: npt.NDArray[Any]) -> None:
+    """Add what the text pass gave the rows of a batch. `tokens`: the answer tokens of each."""
+    if summary.text_pass is None:
+        return
+    losses = batch[loss_column(TEXT)].to_numpy(zero_copy_only=False)
+    has = ~np.isnan(losses)
+    summary.text_pass.samples += int(has.sum())
+    summary.text_pass.total += float(losses[has].sum())
+    summary.text_pass.tokens += int(tokens[has].sum())
+    summary.text_pass.exact += int(pc.sum(batch[TEXT_EXACT.name]).as_py() or 0)
 
 
 @dataclass(frozen=True)

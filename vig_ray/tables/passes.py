@@ -4,6 +4,8 @@ A pass is a name, a model and a way to make its prompt; in the table it is two c
 clean pass has the sample as it is, every other one is a reference. Readers ask for a `View` of one reference and get
 its columns as `reference_loss` and `reference_logprobs`, and `vig` and `error` as they are under it. Versions before
 this one knew one reference a run, and wrote it under those very names.
+
+Scores of the text pass alone (`vig score --passes text`) have no clean pass, and so no gains.
 """
 
 from __future__ import annotations
@@ -45,6 +47,11 @@ def references_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(reference["name"] for reference in record["identity"]["references"])
 
 
+def has_gains(record: Mapping[str, Any]) -> bool:
+    """Whether scores have a clean pass, which gains are against."""
+    return bool(record.get("identity", {}).get("passes") != "text")
+
+
 @dataclass(frozen=True)
 class View:
     """How the columns that readers ask for are made from those that are stored.
@@ -61,9 +68,20 @@ class View:
     scored: dict[str, Any]
 
     @classmethod
-    def of(cls, record: Mapping[str, Any], scores: str, reference: str | None = None) -> View:
-        """The view of a run's scores under `reference`, by default its first. Raises StageError for one not there."""
+    def of(cls, record: Mapping[str, Any], scores: str, reference: str | None = None, *, gains: bool = True) -> View:
+        """The view of a run's scores under `reference`, by default its first.
+
+        `gains`: the reader needs them. Raises StageError for a reference that isn't there, and for scores without gains
+        where they are needed.
+        """
+        if gains and not has_gains(record):
+            raise StageError(
+                f"{scores}: hold the text pass alone (--passes text) and no gains; they are for `vig select --strategy "
+                "prior`. Score with the clean pass into another --out for the rest"
+            )
         names = references_of(record)
+        if not names:
+            raise StageError(f"{scores}: hold no reference yet; give the command that began them again")
         name = names[0] if reference is None else reference
         if name not in names:
             raise StageError(f"--reference {name}: {scores} hold {', '.join(names)}")

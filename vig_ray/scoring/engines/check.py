@@ -21,6 +21,7 @@ from vig_ray.model.probe import PROBES, Probe, probe_prompts
 from vig_ray.model.prompt import Formatter, Prompt, PromptError
 from vig_ray.model.remember import Found, remembered
 from vig_ray.model.small_copy import EXACT, largest_difference, small_copy
+from vig_ray.model.text_only import TextOnly
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
 from vig_ray.scoring.engines.forwards import kind, plan_batches, together
 from vig_ray.scoring.engines.torch import TorchEngine
@@ -62,7 +63,7 @@ def settled(model: str, formatter: Formatter) -> Found:
 
     Raises StageError where they come out right in no way.
     """
-    made = small_copy(model)
+    made = small_copy(model, text_only=isinstance(formatter, TextOnly))
     if made is None:
         return None
     engine = TorchEngine(made, formatter.collate)

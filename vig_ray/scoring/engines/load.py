@@ -12,6 +12,7 @@ from typing import Any
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.model.prompt import Formatter
+from vig_ray.model.text_only import Context, text_formatter
 from vig_ray.options import Template
 from vig_ray.scoring.engines import NO_BLIND, Engine
 from vig_ray.storage import one_line
@@ -133,12 +134,14 @@ def load_engine(
     vllm: Mapping[str, Any] | None = None,
     end_of_turn: str | None = None,
     trust_remote_code: bool = False,
+    text_only: Context | None = None,
 ) -> Engine:
     """Load checkpoint `model` into an engine.
 
     `batch_tokens`: tokens a step, None for the engine's own choice. `threads`: CPU threads, None for all.
-    `vllm`: options for vLLM's own EngineArgs. The last two are `load_formatter`'s; an engine of the user's own isn't
-    told them. Raises StageError where the checkpoint or an option is wrong.
+    `vllm`: options for vLLM's own EngineArgs. `end_of_turn` and `trust_remote_code` are `load_formatter`'s; an engine
+    of the user's own isn't told them. `text_only`: the model is a language model, and this is what it sees before an
+    answer. Raises StageError where the checkpoint or an option is wrong.
     """
     if ":" in name:
         return own_engine(name)(
@@ -147,7 +150,11 @@ def load_engine(
         )  # fmt: skip
     if name == "vllm" and not vllm_installed():
         raise StageError(_NOT_INSTALLED)
-    formatter = load_formatter(model, template, max_length, end_of_turn, trust_remote_code)
+    formatter: Formatter
+    if text_only:
+        formatter = text_formatter(model, text_only, max_length, trust_remote_code=trust_remote_code)
+    else:
+        formatter = load_formatter(model, template, max_length, end_of_turn, trust_remote_code)
     if name == "vllm":
         from vig_ray.scoring.engines.vllm_start import start
 
@@ -170,7 +177,7 @@ def load_engine(
 
     if threads:
         torch.set_num_threads(threads)
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype=dtype, device=device, text_only=bool(text_only))
     torch_engine = TorchEngine(loaded, formatter.collate, max_batch_tokens=batch_tokens)
     make_sure(torch_engine, model, formatter)
     return torch_engine

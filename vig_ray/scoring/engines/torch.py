@@ -1,4 +1,4 @@
-"""The torch engine: any transformers image-text-to-text model, on a CPU or a GPU.
+"""The torch engine: any transformers image-text-to-text model or causal language model, on a CPU or a GPU.
 
 What makes it faster than one forward a sample, with the same numbers:
 
@@ -42,6 +42,7 @@ from vig_ray.storage import one_line
 log = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = "OutOfMemory"
+_NO_TOKEN = -1  # the image token of a language model
 
 
 def default_batch_tokens(device: str) -> int:
@@ -64,7 +65,7 @@ class TorchEngine:
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self.max_batch_tokens = max_batch_tokens or default_batch_tokens(str(self.device))
-        self.image_token = int(model.config.image_token_id)
+        self.image_token = int(getattr(model.config, "image_token_id", _NO_TOKEN))
         self.name = type(model).__name__
         self.type_ids = token_types_argument(model)
         self.head_logprobs = TargetLogProbs(model)
@@ -77,6 +78,8 @@ class TorchEngine:
         self.no_blind: PromptError | None = None  # why images can't be hidden
         self.description = f"torch {torch.__version__}, {type(model).__name__} on {self.device} in {self.dtype}"
         self._own_attention = getattr(model.config.get_text_config(), "_attn_implementation", None) or "sdpa"
+        # By what name transformers is told the attention of the part that reads the text: all of a language model.
+        self._text_part = "" if self.image_token == _NO_TOKEN else "text_config"
         self._tree = TreeRunner(self, share=share_prefixes)
         self.spares_last_mlp = bool(self.packed) and spare_last_mlp(model.get_decoder().layers[-1])
 
@@ -143,11 +146,11 @@ class TorchEngine:
 
     def _run_tree(self, prompts: Sequence[Prompt]) -> list[LogProbs]:
         """These prompts as a tree; whatever the model raises is raised."""
-        self.model.set_attn_implementation({"text_config": NAME})
+        self.model.set_attn_implementation({self._text_part: NAME})
         try:
             return self._tree.run(prompts)
         finally:  # the model's own forward, with its masks, is others' too
-            self.model.set_attn_implementation({"text_config": self._own_attention})
+            self.model.set_attn_implementation({self._text_part: self._own_attention})
 
     def halve_batches(self, tokens: int) -> bool:
         """Bound forwards by half of `tokens`, for which memory was too short, or, where those are few anyway, by half

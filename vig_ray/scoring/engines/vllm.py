@@ -27,6 +27,7 @@ from vllm.exceptions import VLLMClientError
 
 from vig_ray.compat.vllm import Placed, engine_input, image_item_maker, means_death, uses_v2_runner
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage
+from vig_ray.model.text_only import TextOnly
 from vig_ray.scoring.engines import NO_BLIND, EngineDiedError, LogProbs
 from vig_ray.scoring.engines.prefixes import PrefixUse, order_by_prefix
 from vig_ray.scoring.engines.vllm_faults import cause_of, wake_when_dead
@@ -128,7 +129,7 @@ class VllmEngine:
         )
         self.prefix_use = PrefixUse()
         self._formatter = formatter
-        self._make_item = image_item_maker(engine)
+        self._make_item = None if isinstance(formatter, TextOnly) else image_item_maker(engine)
         self._numbers = itertools.count()
         wake_when_dead(engine.engine_core)
 
@@ -182,6 +183,7 @@ class VllmEngine:
         tensors = self._formatter.collate([image.inputs], "cpu", self.engine.model_config.dtype)
         # Models that cut an image into a number of tiles want that number; others leave it out.
         tiles = torch.tensor([len(tensors["pixel_values"])]) if "pixel_values" in tensors else torch.tensor([1])
+        assert self._make_item is not None, "a language model takes no images"
         return self._make_item({"num_patches": tiles, **tensors})
 
     def _refused(self, prompt: Prompt) -> PromptError | None:

@@ -16,9 +16,10 @@ from PIL import Image
 from vig_ray.compat.vllm import images_see_both_ways, processed
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import local_folder, read_config, trusted
+from vig_ray.model.checkpoint import config_of, local_folder, trusted
 from vig_ray.model.probe import probe_prompts
 from vig_ray.model.prompt import Formatter, PromptError, PromptImage
+from vig_ray.model.text_only import TextOnly
 from vig_ray.scoring.engines.vllm_faults import OWNER, cause_of
 from vig_ray.storage import one_line
 
@@ -63,13 +64,15 @@ def start(
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments), usage_context=UsageContext.LLM_CLASS)
     except Exception as error:  # pydantic's, torch's, a loader's, a dead process's: whatever stops it from starting
         raise StageError(_why_not(model, error)) from error
-    if device == "cpu" and images_see_both_ways(engine):
+    text_only = isinstance(formatter, TextOnly)
+    if device == "cpu" and not text_only and images_see_both_ways(engine):
         raise StageError(
             f"{model}: in this model the parts of an image see each other both ways, which vLLM can't do on a CPU; "
             "take --engine torch"
         )
     wrapped = VllmEngine(engine, formatter)
-    _check_images(model, wrapped, formatter)
+    if not text_only:
+        _check_images(model, wrapped, formatter)
     _tell_what_company_does(model, wrapped, formatter)
     wrapped.prefix_use.take()  # that of the prompts just run
     return wrapped
@@ -116,7 +119,7 @@ def engine_arguments(
     """The arguments of vLLM's EngineArgs: what scoring needs, then the user's own `options`."""
     check_options(options)
     folder = local_folder(model, weights=True)
-    config = read_config(folder)
+    config = config_of(folder)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     arguments: dict[str, Any] = {
         "model": folder,
@@ -124,11 +127,11 @@ def engine_arguments(
         "worker_extension_cls": "vig_ray.scoring.engines.vllm_worker.Worker",  # importing it here would act here
         # One more than the longest prompt: vLLM wants room for a token to generate.
         "max_model_len": min(formatter.max_length + 1, longest or formatter.max_length + 1),
-        # Images come normalised, and are known by name: nothing to cache or to normalise on the device.
-        "mm_processor_cache_gb": 0,
-        "mm_device_do_normalize": False,
         "disable_log_stats": True,
     }
+    if not isinstance(formatter, TextOnly):
+        # Images come normalised, and are known by name: nothing to cache or to normalise on the device.
+        arguments |= {"mm_processor_cache_gb": 0, "mm_device_do_normalize": False}
     if batch_tokens is not None:
         arguments["max_num_batched_tokens"] = batch_tokens
     if trusted(folder):
