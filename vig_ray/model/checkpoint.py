@@ -95,9 +95,27 @@ def _weight_patterns(model: str) -> list[str]:
     return ["*.safetensors"] if any(name.endswith(".safetensors") for name in names) else ["*.bin"]
 
 
-def read_config(folder: str) -> Any:
-    """The checkpoint's config; raises StageError where it is broken or not an image-text-to-text model."""
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+def takes_images(config: Any) -> bool:
+    """Whether this is the config of an image-text-to-text model."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    brought = getattr(config, "auto_map", None) or {}
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in brought
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that loads a checkpoint with this config: with images, or a language model alone."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
+
+
+def read_config(folder: str, *, images: bool = True) -> Any:
+    """The checkpoint's config; raises StageError where it is broken or not an image-text-to-text model.
+
+    With `images` False, that of a language model is taken as well.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
@@ -107,17 +125,21 @@ def read_config(folder: str) -> Any:
         raise unusable(folder, "config.json: can't be read", error) from error
     if "AutoModelForImageTextToText" in brought and trusted(folder):
         return config
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return config
+    if not images and (
+        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or ("AutoModelForCausalLM" in brought and trusted(folder))
+    ):
+        return config
     if type(config).__module__.startswith("transformers_modules."):
         raise StageError(
             f"{folder}: its code is for {', '.join(sorted(brought))}; vig-ray needs an AutoModelForImageTextToText"
         )
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        if "AutoModelForImageTextToText" in brought:
-            raise StageError(_untrusted(folder))
-        raise StageError(
-            f"{folder}: a {config.model_type!r} model takes no images; --model needs a vision-language one"
-        )
-    return config
+    if "AutoModelForImageTextToText" in brought or (not images and "AutoModelForCausalLM" in brought):
+        raise StageError(_untrusted(folder))
+    if not images:
+        raise StageError(f"{folder}: a {config.model_type!r} model is no language model, which --model needs")
+    raise StageError(f"{folder}: a {config.model_type!r} model takes no images; --model needs a vision-language one")
 
 
 def unusable(model: str, what: str, error: Exception) -> StageError:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from vig_ray.errors import StageError
 from vig_ray.model.chat import ChatFormatter
-from vig_ray.model.checkpoint import local_folder, read_config, trust, trusted, unusable
+from vig_ray.model.checkpoint import auto_class, local_folder, read_config, trust, trusted, unusable
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.probe import differences
 from vig_ray.model.prompt import Formatter
@@ -184,15 +184,14 @@ def default_dtype(model: str, device: str) -> str:
 def load_model(model: str, *, dtype: str, device: str) -> Any:
     """The checkpoint's weights in `dtype` ("auto": the one they are stored in) on `device`, in evaluation mode.
 
-    Raises StageError where the weights are missing or don't fit the config.
+    A language model's, too. Raises StageError where the weights are missing or don't fit the config.
     """
     import torch
-    from transformers import AutoModelForImageTextToText
 
     folder = local_folder(model, weights=True)
-    read_config(folder)  # its refusals say more than transformers' own
+    config = read_config(folder, images=False)  # its refusals say more than transformers' own
     try:
-        loaded, report = AutoModelForImageTextToText.from_pretrained(
+        loaded, report = auto_class(config).from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation="sdpa",
@@ -225,14 +224,12 @@ def without_bars() -> Iterator[None]:
 def without_weights(model: str) -> Any:
     """The checkpoint's model without its weights, on torch's meta device, in evaluation mode. Raises StageError."""
     import torch
-    from transformers import AutoModelForImageTextToText
 
     folder = local_folder(model, weights=False)
-    config = read_config(folder)
+    config = read_config(folder, images=False)
     try:
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(
-                config, attn_implementation="sdpa", trust_remote_code=trusted(folder)
-            ).eval()
+            made = auto_class(config).from_config(config, attn_implementation="sdpa", trust_remote_code=trusted(folder))
+            return made.eval()
     except Exception as error:  # code that comes with a model raises whatever its author wrote
         raise unusable(model, "can't be built from its config", error) from error

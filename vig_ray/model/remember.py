@@ -76,7 +76,7 @@ def _read(path: Path) -> Found:
 
 def _path(check: str, model: str, formatter: Formatter) -> Path:
     folder_of_model = local_folder(model, weights=False)
-    config = read_config(folder_of_model).to_dict()
+    config = read_config(folder_of_model, images=False).to_dict()
     config.pop("_name_or_path", None)
     decides = json.dumps(
         [check, config, formatter.identity(), _versions(), _code(), code_of(folder_of_model)],

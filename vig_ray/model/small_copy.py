@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from vig_ray.compat.transformers import unfilled
-from vig_ray.model.checkpoint import local_folder, read_config, trusted
+from vig_ray.model.checkpoint import auto_class, local_folder, read_config, trusted
 from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,11 @@ def largest_difference(ours_T: npt.NDArray[Any], theirs_T: npt.NDArray[Any]) -> 
 
 def small_copy(model: str) -> Any:
     """The small copy of checkpoint `model`, in evaluation mode; None where its config can't be made smaller."""
-    from transformers import AutoModelForImageTextToText
-
     folder = local_folder(model, weights=False)
-    config = copy.deepcopy(read_config(folder))
+    config = copy.deepcopy(read_config(folder, images=False))
 
     def made() -> Any:
-        return AutoModelForImageTextToText.from_config(
+        return auto_class(config).from_config(
             config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trusted(folder)
         )
 

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 State = Mapping[str, torch.Tensor]
 
 MODEL, ADAPTER = "model", "adapter"  # the folders that a run writes at its end
+STAGES = ("train", "train-text")
 
 _BASE, _A, _B = ".base_layer", ".lora_A.default.weight", ".lora_B.default.weight"
 
@@ -93,12 +94,14 @@ def merged(state: State, lora: Lora | None) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_model(state: State, base: str, template: Template, out: str, dtype: str, train: Collection[Part]) -> None:
+def write_model(
+    state: State, base: str, template: Template | None, out: str, dtype: str, train: Collection[Part]
+) -> None:
     """Write a model's whole weights to folder `out`, in the hub's layout, with what goes with them.
 
     `base`: the checkpoint that it was trained from, whose config, tokenizer and processor go with it. A model that was
-    trained with LLaVA's prompt gets a processor that pads and LLaVA's chat template, whatever `base` has. `train`: the
-    parts that were trained.
+    trained with LLaVA's prompt gets a processor that pads and LLaVA's chat template, whatever `base` has. `template`:
+    None for a language model, which has no prompt. `train`: the parts that were trained.
     """
     folder = local_folder(base, weights=False)
     model = without_weights(base)
@@ -107,7 +110,7 @@ def write_model(state: State, base: str, template: Template, out: str, dtype: st
     if "tower" in train:
         vars(config).pop(CLIP_NAME, None)
     weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
-    formatter = load_formatter(base, template)
+    formatter = load_formatter(base, template) if template is not None else None
     if isinstance(formatter, LlavaFormatter):
         save_checkpoint(model, _llava_processor(formatter, config), out, state=weights)
         if os.path.isfile(os.path.join(folder, FILE)):  # what LLaVA's own code reads
@@ -178,9 +181,11 @@ def training_directory(given: str) -> tuple[str, dict[str, Any]]:
     """The training/ directory that a user means, and its record. Raises StageError."""
     for directory in (join(given, "training"), given):
         record = read_stage(directory)
-        if record is not None and record["stage"] == "train":
+        if record is not None and record["stage"] in STAGES:
             return directory, record
-    raise StageError(f"{given}: no training run here; --run takes what `vig train --out` wrote")
+    raise StageError(
+        f"{given}: no training run here; --run takes what `vig train --out` or `vig train-text --out` wrote"
+    )
 
 
 def run(config: ExportConfig) -> Exported:
@@ -194,7 +199,7 @@ def run(config: ExportConfig) -> Exported:
     if config.format == "adapter" and lora is None:
         raise StageError(f"{directory}: trained without --lora, so there is no adapter")
     chosen = _checkpoint(directory, config.step)
-    base, template = record["prompts"]["model"], record["prompts"]["template"]
+    base, template = record["prompts"]["model"], record["prompts"].get("template")
     if config.trust_remote_code:
         trust(base)
     dtype = config.dtype or record["dtype"]
@@ -251,7 +256,13 @@ def _whole_state(
 
 
 def write_results(
-    state: State, base: str, template: Template, lora: Lora | None, train: Collection[Part], output: Claim, dtype: str
+    state: State,
+    base: str,
+    template: Template | None,
+    lora: Lora | None,
+    train: Collection[Part],
+    output: Claim,
+    dtype: str,
 ) -> None:
     """Write OUT/model, and with LoRA OUT/adapter, at the end of a run; OUT may be remote."""
     near = None if scheme_of(output.work) else output.work  # on the same disk, so that nothing is copied

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from vig_ray.errors import StageError
-from vig_ray.model.load import Prompts
 from vig_ray.training.batch import Batcher
 from vig_ray.training.check import Checked
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
+from vig_ray.training.documents import Made
 from vig_ray.training.index import Index
 from vig_ray.training.loader import SampleSource
 from vig_ray.training.sampler import Positions, StepSampler
@@ -25,7 +25,7 @@ class Setup:
     """What a worker needs to know, decided once by the job. `dtype`: of the forward; `index`: all positions."""
 
     config: TrainConfig
-    prompts: Prompts
+    prompts: Made
     index: Index
     samples: str
     selection: str | None
