@@ -95,51 +95,60 @@ def _weight_patterns(model: str) -> list[str]:
     return ["*.safetensors"] if any(name.endswith(".safetensors") for name in names) else ["*.bin"]
 
 
-def takes_images(config: Any) -> bool:
-    """Whether this is the config of an image-text-to-text model."""
+def read_config(folder: str) -> Any:
+    """The checkpoint's config; raises StageError where it is broken or not an image-text-to-text model."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    brought = getattr(config, "auto_map", None) or {}
-    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in brought
-
-
-def auto_class(config: Any) -> Any:
-    """The class of transformers that loads a checkpoint with this config: with images, or a language model alone."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    return AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
-
-
-def read_config(folder: str, *, images: bool = True) -> Any:
-    """The checkpoint's config; raises StageError where it is broken or not an image-text-to-text model.
-
-    With `images` False, that of a language model is taken as well.
-    """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
-
-    try:
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-            brought = json.load(file).get("auto_map") or {}
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted(folder))
-    except Exception as error:  # code that comes with a model raises whatever its author wrote
-        raise unusable(folder, "config.json: can't be read", error) from error
+    config, brought = _any_config(folder)
     if "AutoModelForImageTextToText" in brought and trusted(folder):
-        return config
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return config
-    if not images and (
-        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or ("AutoModelForCausalLM" in brought and trusted(folder))
-    ):
         return config
     if type(config).__module__.startswith("transformers_modules."):
         raise StageError(
             f"{folder}: its code is for {', '.join(sorted(brought))}; vig-ray needs an AutoModelForImageTextToText"
         )
-    if "AutoModelForImageTextToText" in brought or (not images and "AutoModelForCausalLM" in brought):
-        raise StageError(_untrusted(folder))
-    if not images:
-        raise StageError(f"{folder}: a {config.model_type!r} model is no language model, which --model needs")
-    raise StageError(f"{folder}: a {config.model_type!r} model takes no images; --model needs a vision-language one")
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        if "AutoModelForImageTextToText" in brought:
+            raise StageError(_untrusted(folder))
+        raise StageError(
+            f"{folder}: a {config.model_type!r} model takes no images; --model needs a vision-language one"
+        )
+    return config
+
+
+def read_text_config(folder: str, *, option: str = "--reference-model") -> Any:
+    """The config of a language model; raises StageError where it is broken, takes images or is no causal model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    config, brought = _any_config(folder)
+    if "AutoModelForCausalLM" in brought and trusted(folder):
+        return config
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise StageError(f"{folder}: a {config.model_type!r} model takes images; {option} needs a language model")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        if "AutoModelForCausalLM" in brought:
+            raise StageError(_untrusted(folder))
+        raise StageError(
+            f"{folder}: a {config.model_type!r} model is no causal language model (AutoModelForCausalLM), which "
+            f"{option} needs"
+        )
+    return config
+
+
+def config_of(folder: str) -> Any:
+    """The checkpoint's config, of whatever kind of model. Raises StageError where it is broken."""
+    return _any_config(folder)[0]
+
+
+def _any_config(folder: str) -> tuple[Any, dict[str, Any]]:
+    """A config, and which classes the checkpoint's own code is for."""
+    from transformers import AutoConfig
+
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            brought = json.load(file).get("auto_map") or {}
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trusted(folder)), brought
+    except Exception as error:  # code that comes with a model raises whatever its author wrote
+        raise unusable(folder, "config.json: can't be read", error) from error
 
 
 def unusable(model: str, what: str, error: Exception) -> StageError:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from vig_ray.errors import StageError
 from vig_ray.model.chat import ChatFormatter
-from vig_ray.model.checkpoint import auto_class, local_folder, read_config, trust, trusted, unusable
+from vig_ray.model.checkpoint import local_folder, read_config, trust, trusted, unusable
+from vig_ray.model.kinds import auto_class, read_config_of_either
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.probe import differences
 from vig_ray.model.prompt import Formatter
@@ -189,7 +190,7 @@ def load_model(model: str, *, dtype: str, device: str) -> Any:
     import torch
 
     folder = local_folder(model, weights=True)
-    config = read_config(folder, images=False)  # its refusals say more than transformers' own
+    config = read_config_of_either(folder)  # its refusals say more than transformers' own
     try:
         loaded, report = auto_class(config).from_pretrained(
             folder,
@@ -226,7 +227,7 @@ def without_weights(model: str) -> Any:
     import torch
 
     folder = local_folder(model, weights=False)
-    config = read_config(folder, images=False)
+    config = read_config_of_either(folder)
     try:
         with torch.device("meta"):
             made = auto_class(config).from_config(config, attn_implementation="sdpa", trust_remote_code=trusted(folder))

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 
 from vig_ray.compat.transformers import unfilled
-from vig_ray.model.checkpoint import auto_class, local_folder, read_config, trusted
+from vig_ray.model.checkpoint import local_folder, trusted
+from vig_ray.model.kinds import auto_class, read_config_of_either
 from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def largest_difference(ours_T: npt.NDArray[Any], theirs_T: npt.NDArray[Any]) -> 
 def small_copy(model: str) -> Any:
     """The small copy of checkpoint `model`, in evaluation mode; None where its config can't be made smaller."""
     folder = local_folder(model, weights=False)
-    config = copy.deepcopy(read_config(folder, images=False))
+    config = copy.deepcopy(read_config_of_either(folder))
 
     def made() -> Any:
         return auto_class(config).from_config(

@@ -1,117 +1,156 @@
-"""A conversation as a plain language model reads it: text alone, no image, no mark of one, no chat template.
+"""Samples as a text-only language model sees them: the answers alone, or the conversation without its images.
 
-    answer        <s> answer </s> answer </s>
-    conversation  <s> question NEWLINE answer </s> question NEWLINE answer </s>
+PRIOR's reference model is trained on such documents (its equation 2) and gives the log-probs of its weights
+(equation 3). A document is a start token, then, answer after answer, the answer's text and an end token:
 
-PRIOR (equation 2) has one caption a document. Where a sample has several answers, each ends with the end-of-text token
-and sees those before it. Answers and their end-of-text tokens are trained and scored; questions never are. A tokenizer
-without a token for a text's beginning has its end-of-text token there, as it stands between packed documents.
+    answer         <s> answer </s>                               of a caption; each further answer follows the last
+    conversation   <s> question \\n answer </s> question \\n answer </s>
 
-Every piece is tokenised by itself, so that what an answer's tokens are doesn't depend on the context.
+The start is the tokenizer's BOS, or its EOS where it has none, as Qwen's base models were trained between documents.
+Each piece is tokenised by itself, so that an answer has the same tokens whatever stands before it, and no chat template
+is used: the models that documents are for are mostly without one. Only answers and their ends are answer tokens.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import local_folder, read_config, trusted, unusable
+from vig_ray.model.checkpoint import local_folder, read_text_config, trust, trusted, unusable
 from vig_ray.model.prompt import ImageInputs, Pixels, Prompt, PromptError, PromptImage
+from vig_ray.model.sentencepiece import agree
 
 Context = Literal["answer", "conversation"]
+"""What a text-only model sees before an answer."""
+_LONGEST = 4096  # of a model that names no limit
+_MOST = 1 << 24  # a tokenizer without a limit names a far greater one
 
 
 class TextOnly:
-    """The formatter of a language model. `max_length`: the longest document, tokens; nothing is cut here."""
+    """Prompts without images, made of conversations by a `tokenizer` with offsets. See the module.
 
-    mean: tuple[float, ...] = ()
+    It is a `Formatter`; images that it is given are left out, and so are their marks. Raises StageError where the
+    tokenizer has no token for the end of a text.
+    """
 
-    def __init__(self, tokenizer: Any, *, context: Context, max_length: int) -> None:
-        """Raises ValueError where the tokenizer has no token for a text's end."""
-        if tokenizer.eos_token_id is None:
-            raise ValueError("its tokenizer has no end-of-text token")
+    by_parts = True
+    mean = (0.5, 0.5, 0.5)
+
+    def __init__(self, tokenizer: Any, *, context: Context = "answer", max_length: int) -> None:
         self.tokenizer, self.context, self.max_length = tokenizer, context, max_length
-        self._end = int(tokenizer.eos_token_id)
-        self._begin = self._end if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+        if tokenizer.eos_token_id is None:
+            raise StageError("the tokenizer of the language model names no end of text (eos_token)")
+        self.end = int(tokenizer.eos_token_id)
+        self.start = self.end if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
 
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage] = ()) -> Prompt:  # noqa: ARG002
-        """The document of a conversation, whatever its images. Raises PromptError where it has no answer."""
-        ids, turn_of, chars = [self._begin], [-1], [(0, 0)]
-        answers = 0
+        """The document of a conversation. An assistant turn without text has no tokens, and no end either.
+
+        `answer_chars` are the characters of the turn's text; an end token covers none, at the text's end. Raises
+        PromptError where there is no answer, or an image mark in one.
+        """
+        pieces = [(np.asarray([self.start], dtype=np.int32), np.zeros((1, 2), dtype=np.int64), -1)]
+        number = -1
         for turn in conversation:
-            is_answer = turn.role == "assistant"
-            if not is_answer and self.context == "answer":
-                continue
-            text = turn.text if is_answer else _without_marks(turn.text) + "\n"
-            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            ids += encoded["input_ids"]
-            chars += encoded["offset_mapping"]
-            turn_of += [answers if is_answer else -1] * len(encoded["input_ids"])
-            if is_answer:
-                ids.append(self._end)
-                chars.append((len(text), len(text)))
-                turn_of.append(answers)
-                answers += 1
-        if not answers:
-            raise PromptError("NoAnswer", "no assistant turn")
-        turns = np.array(turn_of, dtype=np.int32)
+            if turn.role == "assistant":
+                number += 1
+                pieces += self._answer(turn.text, number)
+            elif self.context == "conversation":
+                text = turn.text.replace(IMAGE_MARK, "").strip()
+                if text:
+                    pieces.append((*self._encoded(f"{text}\n"), -1))
+        ids = np.concatenate([ids for ids, _, _ in pieces])
+        chars = np.concatenate([chars for _, chars, _ in pieces])
+        turns = np.concatenate([np.full(len(ids), turn, dtype=np.int32) for ids, _, turn in pieces])
         positions = np.flatnonzero(turns >= 0).astype(np.int32)
+        if not len(positions):
+            raise PromptError("NoAnswer", "no assistant turn with an answer")
         return Prompt(
-            token_ids=np.array(ids, dtype=np.int32),
+            token_ids=ids,
             answer_positions=positions,
             turns=turns[positions],
             image_mask=np.zeros(len(ids), dtype=np.bool_),
             image_spans=np.zeros((0, 2), dtype=np.int32),
             images=(),
-            answer_chars=np.array(chars, dtype=np.int32)[positions],
+            answer_chars=chars[positions].astype(np.int32),
         )
 
+    def _answer(self, text: str, number: int) -> list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], int]]:
+        """An answer and its end, each as its token ids, their characters and its turn."""
+        if not text:
+            return []
+        if IMAGE_MARK in text:
+            raise PromptError("ImageInAnswer", f"assistant turn {number}: {IMAGE_MARK} in its text")
+        end = np.asarray([self.end], dtype=np.int32), np.full((1, 2), len(text), dtype=np.int64), number
+        return [(*self._encoded(text), number), end]
+
+    def _encoded(self, text: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Token ids, int32 [n], and the characters of each, int64 [n, 2]."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        return ids, np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+
     def preprocess(self, pixels: Pixels) -> ImageInputs:  # noqa: ARG002
-        """No image is read."""
+        """Nothing: images are left out."""
         return {}
 
     def normalised(self, inputs: ImageInputs) -> ImageInputs:
-        """No image is read."""
+        """As they are."""
         return inputs
 
     def collate(self, inputs: Sequence[ImageInputs], device: Any, dtype: Any) -> dict[str, Any]:  # noqa: ARG002
-        """No image is read."""
+        """Nothing: images are left out."""
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """What decides token ids and masks, as JSON values."""
+        """The tokenizer and what a document is made of."""
         return {
-            "template": "text-only",
+            "template": "text_only",
             "context": self.context,
-            "begin": self._begin,
-            "end": self._end,
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
+            "start": self.start,
+            "end": self.end,
         }
 
 
-def _without_marks(text: str) -> str:
-    return text.replace(IMAGE_MARK, "").strip()
+def text_formatter(
+    model: str,
+    context: Context = "answer",
+    max_length: int | None = None,
+    *,
+    option: str = "--reference-model",
+    trust_remote_code: bool = False,
+) -> TextOnly:
+    """The formatter of a language model, a checkpoint's folder or a hub id, for documents without images.
 
-
-def text_formatter(model: str, context: Context, max_length: int | None = None) -> TextOnly:
-    """The formatter of the language model in checkpoint `model`. `max_length`: by default what it was made for.
-
-    Raises StageError where the checkpoint has no tokenizer that works.
+    `max_length`: tokens, by default as many as the model was made for. `option`: the one that named the model.
+    Raises StageError where it isn't a language model or has no tokenizer that works.
     """
     from transformers import AutoTokenizer
 
-    folder = local_folder(model, weights=False)
-    limit = getattr(read_config(folder, images=False).get_text_config(), "max_position_embeddings", None)
+    if trust_remote_code:
+        trust(model)
+    folder = local_folder(model, weights=False, option=option)
+    config = read_text_config(folder, option=option)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted(folder))
         if not tokenizer.is_fast:
             raise StageError(f"{model}: its tokenizer gives no character offsets; add a tokenizer.json")
-        return TextOnly(tokenizer, context=context, max_length=max_length or limit or 4096)
+        if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
+            agree(tokenizer, folder)
     except StageError:
         raise
     except Exception as error:  # code that comes with a model raises whatever its author wrote
-        raise unusable(model, "tokenizer can't be used", error) from error
+        raise unusable(model, "tokenizer can't be loaded", error) from error
+    own = min(getattr(config, "max_position_embeddings", None) or _LONGEST, tokenizer.model_max_length)
+    longest = max_length or (own if own < _MOST else _LONGEST)
+    try:
+        return TextOnly(tokenizer, context=context, max_length=longest)
+    except StageError as error:
+        raise StageError(f"{model}: {error}") from error

@@ -26,6 +26,7 @@ from vig_ray.dataset.schema import KEPT
 from vig_ray.errors import StageError
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.counts import Counted, Selection, count_rows, merge
+from vig_ray.selection.overlap import overlap
 from vig_ray.selection.rank import EVERYTHING, Groups, columns, count, ranks
 from vig_ray.selection.schema import SELECTION
 from vig_ray.selection.strategies import strategies
@@ -115,6 +116,7 @@ def run(config: SelectConfig) -> Selection:
     with scans_on_ray(config.address) as on_ray:
         files = dataclasses.replace(plan.files, on_ray=on_ray)
         output.begin(config)
+        known = overlap(plan.scores, plan.record) if plan.strategy.name == "prior" else None
         groups = _groups(plan)
         surveyed, thresholds = _thresholds(plan, files, groups)
         selection = _select(plan, output, files, groups, surveyed, thresholds)
@@ -122,6 +124,7 @@ def run(config: SelectConfig) -> Selection:
         config,
         selection=selection.to_json(),
         reference=plan.view.reference,
+        **({"reference_model": known} if known else {}),
         model=plan.record.get("identity", {}).get("model"),
         template=plan.record.get("identity", {}).get("template"),
         prompts={

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vig_ray.model.checkpoint import trust
 from vig_ray.model.load import Prompts, load_formatter
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, truncate
 from vig_ray.model.text_only import Context, text_formatter
 
 
 class Documents(NamedTuple):
-    """What decides a document: the language model, what its answers see, and the longest one, tokens."""
+    """What decides a document: the language model, what its answers see, the longest one in tokens where the model
+    itself takes longer ones, and whether the checkpoint's code is run."""
 
     model: str
     context: Context
@@ -32,9 +32,9 @@ def formatter_of(made: Made) -> Formatter:
     """The formatter that makes them. Raises StageError where the checkpoint has none that works."""
     if isinstance(made, Prompts):
         return load_formatter(*made)
-    if made.trust_remote_code:
-        trust(made.model)
-    return text_formatter(made.model, made.context, made.max_length)
+    formatter = text_formatter(made.model, made.context, option="--model", trust_remote_code=made.trust_remote_code)
+    formatter.max_length = min(formatter.max_length, made.max_length)
+    return formatter
 
 
 def fitted(prompt: Prompt, made: Made, max_length: int) -> Prompt:

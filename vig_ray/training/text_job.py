@@ -13,8 +13,7 @@ import logging
 from typing import Any
 
 from vig_ray.dataset.importing import chosen_rows
-from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import fingerprint, is_local, local_folder, read_config, takes_images, trust
+from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import template_fingerprint
 from vig_ray.stage import read_stage
 from vig_ray.storage import absolute, check_writable, join
@@ -35,9 +34,7 @@ def check(config: TrainTextConfig) -> Plan:
     assert samples is not None  # one was given
     samples = absolute(samples)  # workers may have another working directory
     model = absolute(config.model) if is_local(config.model) else config.model
-    if config.trust_remote_code:
-        trust(model)
-    documents = Documents(model, config.context, _longest(model, config.length), config.trust_remote_code)
+    documents = Documents(model, config.context, config.length, config.trust_remote_code)
     check_writable(config.out)
     formatter = formatter_of(documents)
     parts = described(config, model)
@@ -47,7 +44,7 @@ def check(config: TrainTextConfig) -> Plan:
         "options": config.model_dump(mode="json", exclude=HOW | _DRAWING),
         "model": fingerprint(config.model),
         "template": template_fingerprint(formatter),
-        "longest": documents.max_length,
+        "longest": formatter.max_length,
         "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")} | chosen_rows(imported),
         "drawn": taken.identity(),
     }
@@ -64,19 +61,6 @@ def check(config: TrainTextConfig) -> Plan:
         stage="train-text",
         drawn=taken,
     )
-
-
-def _longest(model: str, length: int) -> int:
-    """The longest document, tokens: `length`, or what the model was made for. Raises StageError where it isn't a
-    language model alone."""
-    config = read_config(local_folder(model, weights=False), images=False)
-    if takes_images(config):
-        raise StageError(
-            f"{model}: a {config.model_type!r} model reads images; --model takes a language model, such as the one it "
-            "was made from"
-        )
-    made_for = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return min(length, made_for or length)
 
 
 def run(config: TrainTextConfig) -> Trained | DryRun:
