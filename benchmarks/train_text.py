@@ -135,7 +135,7 @@ def theirs(work: Work, *, steps: int, batch: int, grouped: bool, passes: int = 1
             disable_tqdm=True,
         )  # fmt: skip
         trainer = (Grouped if grouped else Trainer)(
-            load_model(work.model, dtype="float32", device="cpu"), arguments,
+            load_model(work.model, dtype="float32", device="cpu", text_only=True), arguments,
             train_dataset=[{"input_ids": each} for each in work.documents], data_collator=padded,
         )  # fmt: skip
         trainer.add_callback(Clock())

@@ -94,7 +94,7 @@ def test_a_document_is_what_the_tokenizer_makes_of_its_texts(samples: Path, mode
 def test_packed_documents_do_not_see_each_other(samples: Path, model: str) -> None:
     setup = text_setup(samples, model)
     first, second, third = (each for each in setup.source().__getitems__(range(3)) if isinstance(each, TrainingSample))
-    loaded = load_model(model, dtype="float32", device="cpu")
+    loaded = load_model(model, dtype="float32", device="cpu", text_only=True)
     formatter = setup.source().formatter
     batcher = Batcher(loaded, formatter.collate, device="cpu", dtype=torch.float32, packed=True)
     training_model = TrainingModel(loaded, pack=True).eval()

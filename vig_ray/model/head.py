@@ -49,7 +49,7 @@ def applied_softcap(model: Any, head: Callable[[torch.Tensor], torch.Tensor] | N
     text = model.config.get_text_config()
     named = getattr(text, "final_logit_softcapping", None)
     output_layer = model.get_output_embeddings()
-    image_token = getattr(model.config, "image_token_id", None)  # a language model alone has none
+    image_token = getattr(model.config, "image_token_id", None)
     tokens = [token for token in range(min(97, text.vocab_size)) if token != image_token]
     ids = torch.tensor([tokens[:_PROBE_TOKENS]], device=next(model.parameters()).device)
     types = token_types_argument(model)

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from vig_ray.errors import StageError
 from vig_ray.model.chat import ChatFormatter
-from vig_ray.model.checkpoint import local_folder, read_config, trust, trusted, unusable
-from vig_ray.model.kinds import auto_class, read_config_of_either
+from vig_ray.model.checkpoint import config_of, local_folder, read_config, read_text_config, trust, trusted, unusable
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.probe import differences
 from vig_ray.model.prompt import Formatter
@@ -178,21 +177,23 @@ def default_dtype(model: str, device: str) -> str:
     """The precision to run checkpoint `model` in where nobody says: float32 on a CPU, on a GPU the checkpoint's own."""
     if device == "cpu":
         return "float32"
-    stored = read_config(local_folder(model, weights=False)).dtype
+    stored = config_of(local_folder(model, weights=False)).dtype
     return str(stored or "bfloat16").removeprefix("torch.")
 
 
-def load_model(model: str, *, dtype: str, device: str) -> Any:
+def load_model(model: str, *, dtype: str, device: str, text_only: bool = False) -> Any:
     """The checkpoint's weights in `dtype` ("auto": the one they are stored in) on `device`, in evaluation mode.
 
-    A language model's, too. Raises StageError where the weights are missing or don't fit the config.
+    `text_only`: it is a language model, an AutoModelForCausalLM. Raises StageError where the weights are missing or
+    don't fit the config.
     """
     import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     folder = local_folder(model, weights=True)
-    config = read_config_of_either(folder)  # its refusals say more than transformers' own
+    (read_text_config if text_only else read_config)(folder)  # their refusals say more than transformers' own
     try:
-        loaded, report = auto_class(config).from_pretrained(
+        loaded, report = (AutoModelForCausalLM if text_only else AutoModelForImageTextToText).from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation="sdpa",
@@ -222,15 +223,22 @@ def without_bars() -> Iterator[None]:
             enable_progress_bar()
 
 
-def without_weights(model: str) -> Any:
-    """The checkpoint's model without its weights, on torch's meta device, in evaluation mode. Raises StageError."""
+def without_weights(model: str, *, text_only: bool = False) -> Any:
+    """The checkpoint's model without its weights, on torch's meta device, in evaluation mode.
+
+    `text_only`: it is a language model. Raises StageError.
+    """
     import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     folder = local_folder(model, weights=False)
-    config = read_config_of_either(folder)
+    config = (read_text_config if text_only else read_config)(folder)
     try:
         with torch.device("meta"):
-            made = auto_class(config).from_config(config, attn_implementation="sdpa", trust_remote_code=trusted(folder))
-            return made.eval()
+            return (
+                (AutoModelForCausalLM if text_only else AutoModelForImageTextToText)
+                .from_config(config, attn_implementation="sdpa", trust_remote_code=trusted(folder))
+                .eval()
+            )
     except Exception as error:  # code that comes with a model raises whatever its author wrote
         raise unusable(model, "can't be built from its config", error) from error

@@ -113,7 +113,7 @@ def probe_prompts(formatter: Formatter, probes: Sequence[Probe] = PROBES) -> lis
         except PromptError:  # a sample that its processor refuses is that row's error
             continue
         pairs.append(pair)
-        if images:
+        if pair[0].images:
             pairs.append((replace(pair[0], hide_images=True), replace(pair[1], hide_images=True)))
     return pairs
 

@@ -20,8 +20,7 @@ from typing import Any
 import filelock
 
 import vig_ray
-from vig_ray.model.checkpoint import code_of, local_folder
-from vig_ray.model.kinds import read_config_of_either
+from vig_ray.model.checkpoint import code_of, config_of, local_folder
 from vig_ray.model.prompt import Formatter
 from vig_ray.storage import one_line
 
@@ -77,7 +76,7 @@ def _read(path: Path) -> Found:
 
 def _path(check: str, model: str, formatter: Formatter) -> Path:
     folder_of_model = local_folder(model, weights=False)
-    config = read_config_of_either(folder_of_model).to_dict()
+    config = config_of(folder_of_model).to_dict()
     config.pop("_name_or_path", None)
     decides = json.dumps(
         [check, config, formatter.identity(), _versions(), _code(), code_of(folder_of_model)],

@@ -15,8 +15,7 @@ import numpy.typing as npt
 import torch
 
 from vig_ray.compat.transformers import unfilled
-from vig_ray.model.checkpoint import local_folder, trusted
-from vig_ray.model.kinds import auto_class, read_config_of_either
+from vig_ray.model.checkpoint import local_folder, read_config, read_text_config, trusted
 from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
@@ -46,13 +45,18 @@ def largest_difference(ours_T: npt.NDArray[Any], theirs_T: npt.NDArray[Any]) -> 
     return float("inf") if np.isnan(away_T).any() else float(away_T.max(initial=0.0))
 
 
-def small_copy(model: str) -> Any:
-    """The small copy of checkpoint `model`, in evaluation mode; None where its config can't be made smaller."""
+def small_copy(model: str, *, text_only: bool = False) -> Any:
+    """The small copy of checkpoint `model`, in evaluation mode; None where its config can't be made smaller.
+
+    `text_only`: it is a language model.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
     folder = local_folder(model, weights=False)
-    config = copy.deepcopy(read_config_of_either(folder))
+    config = copy.deepcopy(read_text_config(folder) if text_only else read_config(folder))
 
     def made() -> Any:
-        return auto_class(config).from_config(
+        return (AutoModelForCausalLM if text_only else AutoModelForImageTextToText).from_config(
             config, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=trusted(folder)
         )
 

@@ -104,7 +104,7 @@ def write_model(
     None for a language model, which has no prompt. `train`: the parts that were trained.
     """
     folder = local_folder(base, weights=False)
-    model = without_weights(base)
+    model = without_weights(base, text_only=template is None)
     config = model.config
     config.dtype = dtype
     if "tower" in train:
@@ -148,12 +148,14 @@ def _llava_processor(formatter: LlavaFormatter, config: Any) -> Any:
     )
 
 
-def write_adapter(state: State, base: str, lora: Lora, train: Collection[Part], out: str) -> None:
+def write_adapter(
+    state: State, base: str, lora: Lora, train: Collection[Part], out: str, *, text_only: bool = False
+) -> None:
     """Write adapters, and whole what else was trained, to folder `out`, as `peft.PeftModel.from_pretrained(model, out)`
-    loads them."""
+    loads them. `text_only`: of a language model."""
     from peft import LoraConfig, TaskType
 
-    model = without_weights(base)
+    model = without_weights(base, text_only=text_only)
     parts = parts_of(model)
     modules = sorted({name.split(".lora_A.")[0] for name in state if ".lora_A." in name})
     beside: tuple[Part, ...] = ("projector", "tower")
@@ -211,10 +213,11 @@ def run(config: ExportConfig) -> Exported:
     if config.format == "llava":
         read_base(base)  # before the weights, so that a model which LLaVA's code can't hold is told at once
     train = tuple(trained.get("train", TRAINED))
-    state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora, train)
+    text_only = template is None
+    state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora, train, text_only=text_only)
     output.begin(config)
     if config.format == "adapter" and lora is not None:
-        write_adapter(state, base, lora, train, output.work)
+        write_adapter(state, base, lora, train, output.work, text_only=text_only)
     elif config.format == "llava":
         write_llava(merged(state, lora), base, output.work, dtype, train, place=absolute(config.out))
     else:
@@ -241,12 +244,12 @@ def _checkpoint(directory: str, step: Literal["last", "best"]) -> Checkpoint:
 
 
 def _whole_state(
-    directory: str, name: str, base: str, lora: Lora | None, train: Collection[Part]
+    directory: str, name: str, base: str, lora: Lora | None, train: Collection[Part], *, text_only: bool
 ) -> dict[str, torch.Tensor]:
     """The model's weights after a checkpoint: those that were trained from there, the frozen ones from `base`."""
     from vig_ray.training.training_model import TrainingModel
 
-    model = load_model(base, dtype="float32", device="cpu")
+    model = load_model(base, dtype="float32", device="cpu", text_only=text_only)
     training_model = TrainingModel(model, pack=False, lora=lora, train=train)
     state: dict[str, torch.Tensor] = {key: tensor.detach() for key, tensor in training_model.model.state_dict().items()}
     trained = {key for key, parameter in training_model.model.named_parameters() if parameter.requires_grad}
@@ -272,5 +275,5 @@ def write_results(
         write_model(merged(state, lora), base, template, os.path.join(folder, MODEL), dtype, train)
         output.publish(os.path.join(folder, MODEL), MODEL)
         if lora is not None:
-            write_adapter(state, base, lora, train, os.path.join(folder, ADAPTER))
+            write_adapter(state, base, lora, train, os.path.join(folder, ADAPTER), text_only=template is None)
             output.publish(os.path.join(folder, ADAPTER), ADAPTER)

@@ -154,10 +154,10 @@ def check(config: TrainConfig) -> Plan:
     return Plan(config, prompts, samples, selection, record, identity, directory, parts, config.batch_tokens)
 
 
-def described(config: TrainConfig, model: str) -> str:
+def described(config: TrainConfig, model: str, *, text_only: bool = False) -> str:
     """The model's parts and what of them is trained, for a person. Raises StageError where they can't be told."""
     try:
-        built = without_weights(model)
+        built = without_weights(model, text_only=text_only)
     except StageError:
         if config.dry_run:
             raise
