@@ -99,7 +99,7 @@ def reference(data: str, tmp_path: Path) -> str:
 def test_a_model_says_what_it_was_trained_on(data: str, tmp_path: Path, reference: str) -> None:
     trained_on = TrainedOn.of(reference)
     assert trained_on is not None
-    keys = [f"{Path(data).stem}/{number}" for number in range(ROWS)]
+    keys = [f"{Path(data).stem}/{number:010}" for number in range(ROWS)]
     tables = (table for _, table in scan(str(tmp_path / "all" / "samples"), ["sample_key"]))
     every = [key for table in tables for key in table["sample_key"].to_pylist()]
     assert sorted(every) == sorted(keys)
@@ -114,7 +114,7 @@ def test_weights_of_samples_that_the_reference_was_trained_on_are_told(
 ) -> None:
     rows = made_up(ROWS)
     for number, row in enumerate(rows):
-        row["sample_key"] = f"{Path(data).stem}/{number}"
+        row["sample_key"] = f"{Path(data).stem}/{number:010}"
     scores = write(tmp_path / "scored", rows)
     config = SelectConfig(scores=scores, out=str(tmp_path / "chosen"), strategy="prior")
 

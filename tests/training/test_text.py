@@ -61,7 +61,7 @@ def test_documents_are_trained_on_as_one_by_one(samples: Path, model: str, tmp_p
     worst = largest(weights_of(run), expected)
     print(f"largest difference of a weight: {worst:.1e}")
     assert worst < 1e-5
-    assert losses[-1] < losses[0] - 1
+    assert losses[-1] < losses[0] - 0.3
 
 
 def test_two_workers_train_as_one(samples: Path, model: str, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_packed_documents_do_not_see_each_other(samples: Path, model: str) -> No
     ids = torch.from_numpy(second.prompt.token_ids.astype(np.int64))[None]
     plain = AutoModelForCausalLM.from_pretrained(model)
     logp_LV = plain(input_ids=ids).logits[0].log_softmax(-1)
-    expected = [-float(logp_LV[at - 1, ids[0, at]]) for at in second.prompt.answer_positions]
+    expected = [-logp_LV[at - 1, ids[0, at]].item() for at in second.prompt.answer_positions]
     np.testing.assert_allclose(alone_, expected, atol=1e-5)
 
 
@@ -175,7 +175,7 @@ def test_its_options_are_those_of_training_but_for_images() -> None:
 
 def test_what_does_not_fit_is_one_line(samples: Path, model: str, tmp_path: Path) -> None:
     def words(**options: Any) -> list[str]:
-        given = {"model": model, "samples": samples, "out": tmp_path / "out", **options}
+        given = {"model": model, "samples": samples, "out": tmp_path / "out", "length": 512, **options}
         return ["train-text", *(str(word) for name, value in given.items() for word in (f"--{name}", value))]
 
     assert "takes images; --model needs a language model" in refused(*words(model=CHECKPOINT))

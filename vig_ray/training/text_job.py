@@ -37,8 +37,6 @@ def check(config: TrainTextConfig) -> Plan:
     documents = Documents(model, config.context, config.length, config.trust_remote_code)
     check_writable(config.out)
     formatter = formatter_of(documents)
-    if formatter.max_length < config.length:
-        log.info("%s: made for documents of %s tokens; longer ones are left out", config.model, formatter.max_length)
     parts = described(config, model, text_only=True)
     imported = read_stage(samples) or {}
     taken = drawn(config.sample, config.seed, config.exclude, imported)
@@ -50,6 +48,8 @@ def check(config: TrainTextConfig) -> Plan:
         "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")} | chosen_rows(imported),
         "drawn": taken.identity(),
     }
+    if formatter.max_length < config.length:
+        log.info("%s: made for documents of %s tokens; longer ones are left out", config.model, formatter.max_length)
     return Plan(
         config,
         documents,
