@@ -64,12 +64,10 @@ class TrainedOn:
 def _training_of(model: str) -> str | None:
     """The training/ of the finished `vig train-text` that wrote a checkpoint, or that it was exported from."""
     exported = read_stage(model) or {}
-    beside = join(absolute(model).rpartition("/")[0], "training")
+    candidates = [join(absolute(model).rpartition("/")[0], "training")]
     if exported.get("stage") == "export":
-        run = exported["config"]["run"]
+        run = str(exported["config"]["run"])
         candidates = [join(run, "training"), run]
-    else:
-        candidates = [beside]
     for directory in candidates:
         record = read_stage(directory) or {}
         if record.get("stage") == "train-text" and record.get("complete"):
