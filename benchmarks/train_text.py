@@ -1,6 +1,6 @@
 """Speed of `vig train-text` beside transformers.Trainer's: `python -m benchmarks.train_text`.
 
-A Llama of 6 layers of 384 on captions of CapsFusion's lengths (lognormal, 32 tokens in the middle, 8 to 160), float32,
+A Llama of 4 layers of 256 on captions of CapsFusion's lengths (lognormal, 32 tokens in the middle, 8 to 160), float32,
 as many captions a step, the same optimizer, one process. The Trainer gets token ids made beforehand, padded to the
 longest of a pass, in random order and sorted by length (its `group_by_length`), in whatever number of passes a step
 suits it best; this project makes its tokens itself, on the way. Rates count whole steps with the wait for samples,
@@ -57,8 +57,8 @@ def write_model(folder: Path) -> str:
     ).save_pretrained(folder)  # fmt: skip
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=384, intermediate_size=1024, num_hidden_layers=6,
-        num_attention_heads=6, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+        vocab_size=len(vocabulary), hidden_size=256, intermediate_size=688, num_hidden_layers=4,
+        num_attention_heads=4, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
