@@ -88,6 +88,12 @@ VERBS = {
         "vig_ray.training.job:run",
         resumes=True,
     ),
+    "train-text": Verb(
+        "a language model on answer texts alone, the reference that PRIOR weighs tokens by, model/",
+        "vig_ray.training.text_config:TrainTextConfig",
+        "vig_ray.training.text_job:run",
+        resumes=True,
+    ),
     "export": Verb(
         "the model of a training run as a checkpoint, in the hub's or LLaVA's layout",
         "vig_ray.training.export:ExportConfig",
@@ -141,7 +147,7 @@ SUBMITTED = {
         "vig_ray.submission:run",
         stage=stage,
     )
-    for stage in ("score", "measure", "select", "train")
+    for stage in ("score", "measure", "select", "train", "train-text")
 }
 
 

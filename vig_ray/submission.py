@@ -34,7 +34,7 @@ from vig_ray.storage import absolute, one_line
 
 log = logging.getLogger("vig_ray.submission")
 
-_PATHS = ("images", "out", "samples", "scores", "selection", "measures", "counts")
+_PATHS = ("images", "out", "samples", "scores", "selection", "measures", "counts", "exclude")
 _MODELS = ("model", "reference_model", "embedding_model", "clip_model")
 _OPTIONS_FILE = "job.yaml"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
@@ -90,6 +90,8 @@ def _in_full(name: str, value: Any) -> Any:
     """A local path by its whole name: the job runs in another folder. A model may be a hub id, so it must be here."""
     if name == "data":
         return in_full(value) if isinstance(value, str) else [in_full(each) for each in value]
+    if isinstance(value, list) and name in _PATHS:
+        return [_in_full(name, each) for each in value]
     local = isinstance(value, str) and "://" not in value
     if local and (name in _PATHS or (name in _MODELS and is_local(value))):
         return absolute(value)

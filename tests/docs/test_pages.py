@@ -81,7 +81,8 @@ def _every_verb() -> tuple[str, ...]:
         cli.main(["--help"])
     verbs = re.findall(r"^    ([a-z][a-z-]*)\b", out.getvalue(), flags=re.MULTILINE)
     assert len(verbs) > 10
-    return (*(verb for verb in verbs if verb != "submit"), "submit score", "submit select", "submit train")
+    stages = ("score", "select", "train", "train-text")
+    return (*(verb for verb in verbs if verb != "submit"), *(f"submit {stage}" for stage in stages))
 
 
 @each_page

@@ -231,6 +231,7 @@ ON_RAY = (
     "scoring.passes",
     "scoring.placement",
     "training.job",
+    "training.text_job",
     "training.progress_actor",
 )
 ON_VLLM = ("scoring.engines.vllm", "scoring.engines.vllm_worker")

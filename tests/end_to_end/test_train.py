@@ -29,12 +29,16 @@ from tests.end_to_end.server import wait_until
 from tests.image_store import ImageStore, hold_images, image_store
 from tests.selection.made import selected, write_selected
 from tests.training.runs import alone, setup_of, weights_of
+from tests.training.texts import text_setup, write_language_model
 from vig_ray.demo import CHECKPOINT
 from vig_ray.model.export import hub_name
+from vig_ray.tables.rows import Rows
+from vig_ray.tables.trained_on import TrainedOn
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("preforked")]
 
 BATCH, STEPS = 8, 16
+TEXT_STEPS = 80  # so many that there is time to kill it in
 # So high that one wrong sample in a step shows in the weights, so low that the steps of AdamW don't blow up what
 # float32 sums differ by in another order.
 LR = 2e-4
@@ -142,6 +146,44 @@ def test_a_worker_and_then_the_driver_killed(
     assert_as_undisturbed(out, undisturbed)
     assert "already complete" in vig(*asked).stderr
     assert steps_kept(out) == STEPS
+
+
+def test_a_language_model_whose_worker_and_driver_are_killed(tmp_path: Path, data: Path) -> None:
+    """Each once checkpoints are there; with one worker less it comes to what it does alone, in this process."""
+    model = write_language_model(tmp_path / "language-model")
+    options = {"global_batch": 16, "max_steps": TEXT_STEPS, "lr": LR, "dtype": "float32"}
+    setup = text_setup(data / "samples", model, **options)
+    expected = alone(setup, tmp_path / "undisturbed")
+    out = tmp_path / "out"
+    given = {"model": model, "samples": data / "samples", "out": out, "save_every": 4, "micro_batch": 1, **options}
+    asked = ["train-text", *(word for name in given for word in (f"--{name.replace('_', '-')}", str(given[name])))]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "vig_ray.cli", *asked, "--workers", "2"],
+        cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: steps_kept(out) > 0)
+        before = steps_kept(out)
+        os.kill(workers_of(driver.pid)[0], signal.SIGKILL)
+        wait_until(lambda: steps_kept(out) > before + 4)
+        assert driver.poll() is None
+    finally:
+        driver.kill()
+    driver.wait()
+    assert steps_kept(out) < TEXT_STEPS
+    assert not (out / "model").exists()
+    done = vig(*asked, "--workers", "1")
+    assert "going on at step" in done.stderr
+    log = log_of(out)
+    assert {line["workers"] for line in log} == {1, 2}
+    assert [line["loss"] for line in log] == pytest.approx([line["loss"] for line in expected.log], abs=1e-4)
+    written = load_file(out / "model" / "model.safetensors")
+    assert max(float((written[name] - each).abs().max()) for name, each in weights_of(expected).items()) < 1e-4
+    assert [place for line in log for place in range(line["first"], line["end"])] == [*range(TEXT_STEPS * 16)]
+    trained_on = TrainedOn.of(str(out / "model"))
+    assert trained_on is not None
+    keys = [row["sample_key"] for row in Rows(setup.samples, ["sample_key"]).get(setup.index.sample_at)]
+    assert trained_on(pa.array(keys)).all()
 
 
 # One size of machine, the head's too, which has no core to train with.

@@ -50,10 +50,10 @@ def alone(setup: Setup, out: Path, metrics: MetricsLogger | None = None) -> Run:
     )
 
 
-def left_by(run: Run, out: Path) -> Path:
+def left_by(run: Run, out: Path, stage: str = "train") -> Path:
     """Write what the job writes around a run of the core, without Ray."""
     setup = run.setup
-    output = claim(str(out / "training"), "train", {}, folders=("model", "adapter"))
+    output = claim(str(out / "training"), stage, {}, folders=("model", "adapter"))
     output.begin(setup.config, prompts=setup.prompts._asdict(), dtype=setup.dtype)
     finish(run, output)
     output.commit(setup.config)

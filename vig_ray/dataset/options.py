@@ -32,6 +32,10 @@ def _share(value: Any) -> Any:
     return share
 
 
+Share = Annotated[float | None, BeforeValidator(_share)]
+"""A share of rows, 0 to 1, given as "1%" or 0.01."""
+
+
 class DataOptions(StageConfig):
     """What is read, and how its rows become samples."""
 
@@ -62,7 +66,7 @@ class DataOptions(StageConfig):
         "system, as question=prompt,answer=reply.text,image=picture; default: a known layout, told by the columns",
     )
     limit: int | None = Field(None, ge=1, description="take the first N rows, in the order of the files, and no more")
-    sample: Annotated[float | None, BeforeValidator(_share)] = Field(
+    sample: Share = Field(
         None,
         description="take this share of the rows, by a hash of their keys: the same ones wherever it is done",
         json_schema_extra={"metavar": "PERCENT%"},

@@ -257,17 +257,22 @@ def without_bars() -> Iterator[None]:
             enable_progress_bar()
 
 
-def without_weights(model: str) -> Any:
-    """The checkpoint's model without its weights, on torch's meta device, in evaluation mode. Raises StageError."""
+def without_weights(model: str, *, text_only: bool = False) -> Any:
+    """The checkpoint's model without its weights, on torch's meta device, in evaluation mode.
+
+    `text_only`: it is a language model. Raises StageError.
+    """
     import torch
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     folder = local_folder(model, weights=False)
-    config = read_config(folder)
+    config = (read_text_config if text_only else read_config)(folder)
     try:
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(
-                config, attn_implementation="sdpa", trust_remote_code=trusted(folder)
-            ).eval()
+            return (
+                (AutoModelForCausalLM if text_only else AutoModelForImageTextToText)
+                .from_config(config, attn_implementation="sdpa", trust_remote_code=trusted(folder))
+                .eval()
+            )
     except Exception as error:  # code that comes with a model raises whatever its author wrote
         raise unusable(model, "can't be built from its config", error) from error

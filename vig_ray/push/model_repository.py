@@ -95,14 +95,23 @@ def _record(folder: str) -> tuple[Json, Json]:
     exported = read_stage(folder) or {}
     if exported.get("stage") == "export":
         _, record = training_directory(exported["config"]["run"])
-        return record, exported
+        return _of_images(folder, record), exported
     parent, _, name = folder.rstrip("/").rpartition("/")
     if name in (MODEL, ADAPTER):
         _, record = training_directory(parent or ".")
         if not record.get("complete"):
             raise StageError(f"{folder}: its training isn't finished; the same `vig train` command goes on with it")
-        return record, {}
+        return _of_images(folder, record), {}
     raise StageError(f"{folder}: nothing tells how it was trained; give what `vig train` or `vig export` wrote")
+
+
+def _of_images(folder: str, record: Json) -> Json:
+    """The record itself. Raises StageError where it is of a language model, which the card doesn't describe."""
+    if record["stage"] == "train-text":
+        raise StageError(
+            f"{folder}: a language model of `vig train-text`, for which there is no card; `hf upload` takes it as it is"
+        )
+    return record
 
 
 def _imported(record: Json) -> Json:

@@ -27,6 +27,7 @@ from vig_ray.errors import StageError
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.counts import Counted, Selection, count_rows, merge
 from vig_ray.selection.frequency import count_ids, own_counts
+from vig_ray.selection.overlap import overlap
 from vig_ray.selection.plan import Plan, check
 from vig_ray.selection.rank import EVERYTHING, Groups, columns, count, ranks
 from vig_ray.selection.schema import SELECTION
@@ -56,6 +57,7 @@ def run(config: SelectConfig) -> Selection:
         if plan.measures is not None:
             files = dataclasses.replace(files, beside=plan.measures.beside(on_ray=on_ray))
         output.begin(config)
+        known = overlap(plan.scores, plan.record) if plan.strategy.name == "prior" else None
         groups = _groups(plan)
         surveyed, thresholds = _thresholds(plan, files, groups)
         selection = _select(plan, output, files, groups, surveyed, thresholds)
@@ -63,6 +65,7 @@ def run(config: SelectConfig) -> Selection:
         config,
         selection=selection.to_json(),
         reference=plan.view.reference,
+        **({"reference_model": known} if known else {}),
         model=plan.record.get("identity", {}).get("model"),
         template=plan.record.get("identity", {}).get("template"),
         prompts={

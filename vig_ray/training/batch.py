@@ -150,7 +150,7 @@ class Batcher:
         self._device, self._dtype, self.packed = device, dtype, packed
         self._type_ids = token_types_argument(model)
         self._accepted = forward_arguments(model)
-        self._image_token = model.config.image_token_id
+        self._image_token = getattr(model.config, "image_token_id", None)  # None: a language model alone
 
     def __call__(self, samples: Sequence[TrainingSample], coefficients: Sequence[Weights]) -> Batch:
         """A microbatch of `samples`, all of one kind (`plan_by_kind`); `coefficients[i]` is float32 [T] of

@@ -20,6 +20,7 @@ from vig_ray.model.probe import probe_prompts
 from vig_ray.model.prompt import Formatter, Prompt
 from vig_ray.model.remember import Found, remembered
 from vig_ray.model.small_copy import EXACT, largest_difference, small_copy
+from vig_ray.model.text_only import TextOnly
 from vig_ray.storage import one_line
 from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind
 from vig_ray.training.training_model import TrainingModel
@@ -51,7 +52,7 @@ def make_sure(model: str, formatter: Formatter) -> Checked:
 
 def settled(model: str, formatter: Formatter) -> Found:
     """How samples of checkpoint `model` must be batched; None where there can be no small copy. Raises StageError."""
-    made = small_copy(model)
+    made = small_copy(model, text_only=isinstance(formatter, TextOnly))
     if made is None or not hasattr(made, "model"):  # which is refused by itself
         return None
     prompts = [(prompt, given) for prompt, given in probe_prompts(formatter) if not prompt.hide_images]

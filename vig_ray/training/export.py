@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 State = Mapping[str, torch.Tensor]
 
 MODEL, ADAPTER = "model", "adapter"  # the folders that a run writes at its end
+STAGES = ("train", "train-text")
 
 _BASE, _A, _B = ".base_layer", ".lora_A.default.weight", ".lora_B.default.weight"
 
@@ -95,21 +96,23 @@ def merged(state: State, lora: Lora | None) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_model(state: State, base: str, template: Template, out: str, dtype: str, train: Collection[str]) -> None:
+def write_model(
+    state: State, base: str, template: Template | None, out: str, dtype: str, train: Collection[str]
+) -> None:
     """Write a model's whole weights to folder `out`, in the hub's layout, with what goes with them.
 
     `base`: the checkpoint that it was trained from, whose config, tokenizer and processor go with it. A model that was
-    trained with LLaVA's prompt gets a processor that pads and LLaVA's chat template, whatever `base` has. `train`: the
-    parts that were trained.
+    trained with LLaVA's prompt gets a processor that pads and LLaVA's chat template, whatever `base` has. `template`:
+    None for a language model, which has no prompt. `train`: the parts that were trained.
     """
     folder = local_folder(base, weights=False)
-    model = without_weights(base)
+    model = without_weights(base, text_only=template is None)
     config = model.config
     config.dtype = dtype
     if "tower" in trained_parts(train):
         vars(config).pop(CLIP_NAME, None)
     weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
-    formatter: Any = load_formatter(base, template)
+    formatter: Any = load_formatter(base, template) if template is not None else None
     if isinstance(formatter, PlainFormatter):
         formatter = formatter.of  # an aligned model is asked questions next
     if isinstance(formatter, LlavaFormatter):
@@ -149,12 +152,14 @@ def _llava_processor(formatter: LlavaFormatter, config: Any) -> Any:
     )
 
 
-def write_adapter(state: State, base: str, lora: Lora, train: Collection[str], out: str) -> None:
+def write_adapter(
+    state: State, base: str, lora: Lora, train: Collection[str], out: str, *, text_only: bool = False
+) -> None:
     """Write adapters, and whole what else was trained, to folder `out`, as `peft.PeftModel.from_pretrained(model, out)`
-    loads them."""
+    loads them. `text_only`: of a language model."""
     from peft import LoraConfig, TaskType
 
-    model = without_weights(base)
+    model = without_weights(base, text_only=text_only)
     parts = parts_of(model)
     modules = sorted({name.split(".lora_A.")[0] for name in state if ".lora_A." in name})
     whole = modules_beside(model, parts, train)
@@ -181,9 +186,11 @@ def training_directory(given: str) -> tuple[str, dict[str, Any]]:
     """The training/ directory that a user means, and its record. Raises StageError."""
     for directory in (join(given, "training"), given):
         record = read_stage(directory)
-        if record is not None and record["stage"] == "train":
+        if record is not None and record["stage"] in STAGES:
             return directory, record
-    raise StageError(f"{given}: no training run here; --run takes what `vig train --out` wrote")
+    raise StageError(
+        f"{given}: no training run here; --run takes what `vig train --out` or `vig train-text --out` wrote"
+    )
 
 
 def run(config: ExportConfig) -> Exported:
@@ -197,7 +204,7 @@ def run(config: ExportConfig) -> Exported:
     if config.format == "adapter" and lora is None:
         raise StageError(f"{directory}: trained without --lora, so there is no adapter")
     chosen = _checkpoint(directory, config.step)
-    base, template = record["prompts"]["model"], record["prompts"]["template"]
+    base, template = record["prompts"]["model"], record["prompts"].get("template")
     if config.trust_remote_code:
         trust(base)
     dtype = config.dtype or record["dtype"]
@@ -209,10 +216,11 @@ def run(config: ExportConfig) -> Exported:
     if config.format == "llava":
         read_base(base)  # before the weights, so that a model which LLaVA's code can't hold is told at once
     train = tuple(trained.get("train", TRAINED))
-    state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora, train)
+    text_only = template is None
+    state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora, train, text_only=text_only)
     output.begin(config)
     if config.format == "adapter" and lora is not None:
-        write_adapter(state, base, lora, train, output.work)
+        write_adapter(state, base, lora, train, output.work, text_only=text_only)
     elif config.format == "llava":
         write_llava(merged(state, lora), base, output.work, dtype, train, place=absolute(config.out))
     else:
@@ -239,12 +247,12 @@ def _checkpoint(directory: str, step: Literal["last", "best"]) -> Checkpoint:
 
 
 def _whole_state(
-    directory: str, name: str, base: str, lora: Lora | None, train: Collection[str]
+    directory: str, name: str, base: str, lora: Lora | None, train: Collection[str], *, text_only: bool
 ) -> dict[str, torch.Tensor]:
     """The model's weights after a checkpoint: those that were trained from there, the frozen ones from `base`."""
     from vig_ray.training.training_model import TrainingModel
 
-    model = load_model(base, dtype="float32", device="cpu")
+    model = load_model(base, dtype="float32", device="cpu", text_only=text_only)
     training_model = TrainingModel(model, pack=False, lora=lora, train=train)
     state: dict[str, torch.Tensor] = {key: tensor.detach() for key, tensor in training_model.model.state_dict().items()}
     trained = {key for key, parameter in training_model.model.named_parameters() if parameter.requires_grad}
@@ -254,7 +262,13 @@ def _whole_state(
 
 
 def write_results(
-    state: State, base: str, template: Template, lora: Lora | None, train: Collection[str], output: Claim, dtype: str
+    state: State,
+    base: str,
+    template: Template | None,
+    lora: Lora | None,
+    train: Collection[str],
+    output: Claim,
+    dtype: str,
 ) -> None:
     """Write OUT/model, and with LoRA OUT/adapter, at the end of a run; OUT may be remote."""
     near = None if scheme_of(output.work) else output.work  # on the same disk, so that nothing is copied
@@ -264,5 +278,5 @@ def write_results(
         write_model(merged(state, lora), base, template, os.path.join(folder, MODEL), dtype, train)
         output.publish(os.path.join(folder, MODEL), MODEL)
         if lora is not None:
-            write_adapter(state, base, lora, train, os.path.join(folder, ADAPTER))
+            write_adapter(state, base, lora, train, os.path.join(folder, ADAPTER), text_only=template is None)
             output.publish(os.path.join(folder, ADAPTER), ADAPTER)

@@ -6,9 +6,11 @@ keys have one hash, the keys themselves are looked at. Whoever reads a row compa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,17 +20,20 @@ from vig_ray.tables.order import Hashes, few_at_a_time, hashes, shared
 from vig_ray.tables.rows import Places, Rows, scan
 
 _NOWHERE = np.uint64(np.iinfo(np.uint64).max)
+Taken = Callable[[pa.ChunkedArray | pa.Array], npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
     """`sample_at`, `selection_at`: the place of each position's row, uint64 [N]; `selection_at` is None without a
-    selection, where every sample is trained on. `left_out`: rows of samples/ that can't be (they have an `error`).
+    selection, where every sample is trained on. `left_out`: rows of samples/ that can't be (they have an `error`);
+    `untaken`: others that aren't, since they weren't drawn.
     """
 
     sample_at: Places
     selection_at: Places | None
     left_out: int = 0
+    untaken: int = 0
 
     def __len__(self) -> int:
         return len(self.sample_at)
@@ -88,15 +93,19 @@ def _settle_by_key(samples: str, selection: str, ambiguous: Hashes, sample_at: P
             sample_at[row["position"]] = place_of[key][0] if key in place_of else _NOWHERE
 
 
-def of_samples(samples: str, seed: int) -> Index:
+def of_samples(samples: str, seed: int, taken: Taken | None = None) -> Index:
     """The index of every sample without an `error`, in an order that the seed and the keys decide.
 
-    Raises StageError where a key is there twice.
+    `taken`: which keys are, bool [keys]; by default all. Raises StageError where a key is there twice.
     """
-    keys, at, left_out = [], [], 0
+    keys, at, left_out, untaken = [], [], 0, 0
     for where, table in scan(samples, ["sample_key", "error"]):
         usable = pc.is_null(table["error"]).to_numpy(zero_copy_only=False)
         left_out += int((~usable).sum())
+        if taken is not None:
+            chosen = taken(table["sample_key"])
+            untaken += int((usable & ~chosen).sum())
+            usable = usable & chosen
         keys.append(hashes(table["sample_key"].filter(pa.array(usable)), seed))
         at.append(where[usable])
     of_key: Hashes = np.concatenate([np.zeros(0, np.uint64), *keys])
@@ -107,9 +116,11 @@ def of_samples(samples: str, seed: int) -> Index:
     for wanted in few_at_a_time(shared(ascending)):
         rows = by_key(samples, ["error"], wanted, seed)
         usable_keys = sorted(key for key, (_, row) in rows.items() if row["error"] is None)
+        if taken is not None:
+            usable_keys = pa.array(usable_keys, pa.string()).filter(pa.array(taken(pa.array(usable_keys)))).to_pylist()
         of_usable = hashes(pa.array(usable_keys), seed)
         for value in wanted:
             first = int(np.searchsorted(ascending, value))
             for index, key in enumerate(np.flatnonzero(of_usable == value).tolist(), first):
                 sample_at[index] = rows[usable_keys[key]][0]
-    return Index(sample_at, None, left_out)
+    return Index(sample_at, None, left_out, untaken)

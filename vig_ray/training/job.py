@@ -36,10 +36,14 @@ from vig_ray.model.load import Prompts, load_formatter, tell, template_fingerpri
 from vig_ray.stage import Claim, claim, read_stage
 from vig_ray.storage import absolute, check_writable, filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.directories import samples_beside, selection_directory
+from vig_ray.tables.rows import Places
+from vig_ray.tables.trained_on import write_trained_keys
 from vig_ray.training.carry import Aligner, prompts_then
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
+from vig_ray.training.documents import Made
+from vig_ray.training.drawn import Drawn
 from vig_ray.training.export import ADAPTER, MODEL, write_results
 from vig_ray.training.index import Index, of_samples, of_selection
 from vig_ray.training.loader import SampleSource
@@ -55,7 +59,7 @@ log = logging.getLogger(__name__)
 
 _LOOKED_AT = 256  # samples, to tell how well tokens fit
 # What a run may be gone on with though it differs: it changes how the work is done, not what comes out.
-_HOW = {
+HOW = {
     "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "gradient_sync",
     "loaders", "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
     "selection", "model", "dtype", "dry_run", "trust_remote_code",
@@ -64,18 +68,24 @@ _HOW = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A config that has been checked against what is really there. `record`: the selection's, {} without one. `then`:
-    what the selection's prompts were made with, where its weights are carried over."""
+    """A config that has been checked against what is really there. `record`: the selection's, {} without one.
+
+    `then`: what the selection's prompts were made with, where its weights are carried over. `batch_tokens`: of a
+    microbatch, None for the device's default. `drawn`: the samples that are taken, None for all.
+    """
 
     config: TrainConfig
-    prompts: Prompts
+    prompts: Made
     samples: str
     selection: str | None
     record: dict[str, Any]
     identity: dict[str, Any]
     out: str
     described: str
-    then: Prompts | None
+    batch_tokens: int | None
+    then: Prompts | None = None
+    stage: str = "train"
+    drawn: Drawn | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ def check(config: TrainConfig) -> Plan:
     )
     check_writable(config.out)
     formatter = load_formatter(*prompts)
-    described = _described(config, prompts.model)
+    parts = described(config, prompts.model)
     tell(prompts.model, formatter)
     template = template_fingerprint(formatter)
     if record and record.get("template") != template and config.align is None:
@@ -140,14 +150,15 @@ def check(config: TrainConfig) -> Plan:
     then = prompts_then(record, selection or "", config.trust_remote_code) if config.align is not None else None
     imported = read_stage(samples) or {}
     identity = {
-        "options": config.model_dump(mode="json", exclude=_HOW | _unsaid(config)),
+        "options": config.model_dump(mode="json", exclude=HOW | _unsaid(config)),
         "model": fingerprint(config.model),
         "template": template,
         "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")} | chosen_rows(imported),
         "selection": {name: record.get(name) for name in ("identity", "selection")} if record else None,
     }
     directory = join(absolute(config.out), "training")
-    return Plan(config, prompts, samples, selection, record, identity, directory, described, then)
+    batch_tokens = config.batch_tokens
+    return Plan(config, prompts, samples, selection, record, identity, directory, parts, batch_tokens, then)
 
 
 def _unsaid(config: TrainConfig) -> set[str]:
@@ -156,10 +167,10 @@ def _unsaid(config: TrainConfig) -> set[str]:
     return {name for name, is_same in same.items() if is_same}
 
 
-def _described(config: TrainConfig, model: str) -> str:
+def described(config: TrainConfig, model: str, *, text_only: bool = False) -> str:
     """The model's parts and what of them is trained, for a person. Raises StageError where they can't be told."""
     try:
-        built = without_weights(model)
+        built = without_weights(model, text_only=text_only)
     except StageError:
         if config.dry_run:
             raise
@@ -180,12 +191,14 @@ class DryRun:
     held_out: int
     steps: int
     global_batch: int
+    untaken: int = 0
 
     def text(self) -> str:
         """For a person."""
         left_out = f", {self.left_out:,} with an error left out" if self.left_out else ""
         held_out = f", {self.held_out:,} held out" if self.held_out else ""
-        samples = f"{self.samples:,} samples{held_out}{left_out}"
+        untaken = f", {self.untaken:,} not drawn" if self.untaken else ""
+        samples = f"{self.samples:,} samples{held_out}{left_out}{untaken}"
         return f"{self.described}\n{samples}; steps of up to {self.global_batch:,} samples: {self.steps:,}"
 
 
@@ -195,13 +208,20 @@ def run(config: TrainConfig) -> Trained | DryRun:
     Raises StageError, before any worker starts, where the config, the samples, the selection, the model or what is in
     `OUT` is wrong; and where training can't go on, with what to do.
     """
-    plan = check(config)
+    return carry_out(check(config))
+
+
+def carry_out(plan: Plan) -> Trained | DryRun:
+    """Train as a plan says; see `run`."""
+    config = plan.config
     if config.dry_run:
         index = _index(plan)
         steps = StepSampler(
             len(index) - config.held_out, config.global_batch, config.epochs, config.seed, config.max_steps
         ).steps
-        return DryRun(plan.described, len(index), index.left_out, config.held_out, steps, config.global_batch)
+        return DryRun(
+            plan.described, len(index), index.left_out, config.held_out, steps, config.global_batch, index.untaken
+        )
     output = claimed(plan)
     if output.complete:
         log.info("%s: already complete, nothing to train", plan.out)
@@ -210,6 +230,8 @@ def run(config: TrainConfig) -> Trained | DryRun:
     index = _index(plan)
     if index.left_out:
         log.warning("%s samples have an error and are left out", f"{index.left_out:,}")
+    if index.untaken:
+        log.info("%s samples are drawn, %s are not", f"{len(index):,}", f"{index.untaken:,}")
     least, most = parse_range(config.workers) if config.workers else (1, 1)
     with machines(config.address, actors=most, least_cpus=least) as ray_has:
         device = _device(config, ray_has)
@@ -221,6 +243,8 @@ def run(config: TrainConfig) -> Trained | DryRun:
         output.begin(config, identity=identity, prompts=plan.prompts._asdict(), dtype=dtype, **aligned)
         done, workers = _train(plan, output, index, ray_has, device, dtype)
     trained = _trained(plan, done)
+    if plan.drawn is not None:
+        write_trained_keys(plan.samples, _trained_on(plan, index), trained.unusable, output)
     output.commit(config, result=trained.__dict__, workers=workers)
     return trained
 
@@ -228,7 +252,11 @@ def run(config: TrainConfig) -> Trained | DryRun:
 def _index(plan: Plan) -> Index:
     """All positions. Raises StageError where none is left to train on."""
     config = plan.config
-    index = of_selection(plan.samples, plan.selection) if plan.selection else of_samples(plan.samples, config.seed)
+    index = (
+        of_selection(plan.samples, plan.selection)
+        if plan.selection
+        else of_samples(plan.samples, config.seed, plan.drawn)
+    )
     if config.held_out >= len(index):
         raise StageError(f"--held-out {config.held_out}: there are only {len(index):,} samples")
     return index
@@ -250,6 +278,15 @@ def _alignment(plan: Plan, index: Index) -> dict[str, Any]:
         100 * share,
     )
     return {"aligned": {"samples": len(looked_at), "exact": share}}
+
+
+def _trained_on(plan: Plan, index: Index) -> Places:
+    """Where the rows lie that the run trains on: of those in its order, neither held out nor behind its last step."""
+    config = plan.config
+    sampler = StepSampler(
+        len(index) - config.held_out, config.global_batch, config.epochs, config.seed, config.max_steps
+    )
+    return index.sample_at[: min(sampler.samples, sampler.steps * sampler.batch)]
 
 
 def _pair(values: Any) -> tuple[float, float] | None:
@@ -274,7 +311,7 @@ def claimed(plan: Plan) -> Claim:
     """What becomes of OUT: OUT/training and OUT/model are training's alone, and with LoRA OUT/adapter."""
     return claim(
         plan.out,
-        "train",
+        plan.stage,
         plan.identity | {"dtype": plan.config.dtype},
         overwrite=plan.config.overwrite,
         folders=("training", MODEL, *((ADAPTER,) if plan.config.lora else ())),
@@ -308,7 +345,7 @@ def _train(
         plan.selection,
         dtype=dtype,
         loaders=config.loaders if config.loaders is not None else (4 if on_gpu else 0),
-        batch_tokens=config.batch_tokens or (16384 if on_gpu else 2048),
+        batch_tokens=plan.batch_tokens or (16384 if on_gpu else 2048),
         checkpoint_activations=recompute,
         then=plan.then,
     )

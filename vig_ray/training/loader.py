@@ -16,17 +16,19 @@ import torch
 from vig_ray.dataset.images import MAX_PIXELS, load_image
 from vig_ray.dataset.schema import Turn
 from vig_ray.errors import StageError
-from vig_ray.model.load import Prompts, load_formatter
-from vig_ray.model.prompt import Formatter, ImageInputs, Pixels, Prompt, PromptError, PromptImage, truncate
+from vig_ray.model.load import Prompts
+from vig_ray.model.prompt import Formatter, ImageInputs, Pixels, Prompt, PromptError, PromptImage
 from vig_ray.storage import scheme_of
 from vig_ray.tables.rows import Rows
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.carry import Aligner
+from vig_ray.training.documents import Made, fitted, formatter_of
 from vig_ray.training.index import Index
 from vig_ray.training.objective import Weights
 from vig_ray.training.sampler import Positions
 
 SAMPLE_COLUMNS = ("sample_key", "images", "conversation", "error")
+TEXT_COLUMNS = ("sample_key", "conversation", "error")  # samples/ may hold the images themselves
 SELECTION_COLUMNS = ("sample_key", "token_ids", "token_weights")
 _READERS = 16  # requests under way to a store of images, in each process that loads
 
@@ -56,15 +58,17 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
         index: Index,
         samples: str,
         selection: str | None,
-        prompts: Prompts,
+        prompts: Made,
         *,
         images: bool = True,
         aligner: Aligner | None = None,
     ) -> None:
         """`images` False: leave their pixels unread, to look at tokens only (for models whose prompts don't depend on
         the image's size). `aligner`: carries the weights of a selection with other tokens over."""
-        self._index, self._prompts, self._images, self._aligner = index, prompts, images, aligner
-        self._samples = Rows(samples, SAMPLE_COLUMNS)
+        with_images = isinstance(prompts, Prompts)
+        self._index, self._prompts, self._images = index, prompts, images and with_images
+        self._aligner = aligner
+        self._samples = Rows(samples, SAMPLE_COLUMNS if with_images else TEXT_COLUMNS)
         self._selection = Rows(selection, SELECTION_COLUMNS) if selection is not None else None
         self._formatter: Formatter | None = None
 
@@ -111,7 +115,7 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
         """Each row's images; where some lie in a store, those of the next rows are on their way already, since it takes
         long to answer and answers many at once."""
         preprocess = self.formatter.preprocess
-        uris = (image["uri"] for row in rows for image in row["images"] or ())
+        uris = (image["uri"] for row in rows for image in row.get("images") or ())
         if not self._images or all(scheme_of(uri or "") in ("", "file") for uri in uris):
             for row in rows:
                 yield [PromptImage(key, partial(_pixels, image), preprocess) for key, image in _named(row)]
@@ -171,7 +175,7 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
         prompt = formatter.prompt([Turn(turn["role"], turn["text"]) for turn in row["conversation"]], images)
         if not len(prompt.answer_positions):
             raise PromptError("NoAnswer", "no answer token")
-        prompt = truncate(prompt, formatter.max_length)
+        prompt = fitted(prompt, self._prompts, formatter.max_length)
         if self._images:
             _ = prompt.whole and prompt.whole.arrays
             for image in prompt.images:
@@ -183,19 +187,19 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
     def formatter(self) -> Formatter:
         """The model's, loaded at first use: in each worker by itself."""
         if self._formatter is None:
-            self._formatter = load_formatter(*self._prompts)
+            self._formatter = formatter_of(self._prompts)
         return self._formatter
 
 
 def _remade(
-    index: Index, samples: str, selection: str | None, prompts: Prompts, images: bool, aligner: Aligner | None
+    index: Index, samples: str, selection: str | None, prompts: Made, images: bool, aligner: Aligner | None
 ) -> SampleSource:
     return SampleSource(index, samples, selection, prompts, images=images, aligner=aligner)
 
 
 def _named(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """A row's images, each with a key of its own."""
-    return [(f"{row['sample_key']}#{place}", image) for place, image in enumerate(row["images"] or ())]
+    return [(f"{row['sample_key']}#{place}", image) for place, image in enumerate(row.get("images") or ())]
 
 
 def _pixels(image: Mapping[str, Any]) -> Pixels:

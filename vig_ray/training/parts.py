@@ -37,6 +37,8 @@ def parts_of(model: Any) -> dict[str, Part]:
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     language = _ids(decoder, model.get_input_embeddings(), head)
     encoder = _encoder(model)
+    if encoder is None and language >= _ids(model):  # a language model alone
+        return {path: "language" for path, _ in model.named_parameters(remove_duplicate=False)}
     wanted = {"tower", "projector", "language"}
     if encoder is None or encoder is model or _ids(encoder) & language:
         if not any(_PATCHES.search(path) for path, _ in model.named_parameters()):

@@ -15,6 +15,7 @@ from vig_ray.training.carry import Aligner
 from vig_ray.training.check import Checked
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
+from vig_ray.training.documents import Made
 from vig_ray.training.index import Index
 from vig_ray.training.loader import SampleSource
 from vig_ray.training.sampler import Positions, StepSampler
@@ -27,7 +28,7 @@ class Setup:
     what the selection's prompts were made with, where its weights are carried over."""
 
     config: TrainConfig
-    prompts: Prompts
+    prompts: Made
     index: Index
     samples: str
     selection: str | None

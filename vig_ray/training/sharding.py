@@ -25,18 +25,20 @@ from vig_ray.training.training_model import TrainingModel
 GRADIENT_DTYPE = torch.float32
 
 
-def read_by_one(checkpoint: str, distributed: DistributedContext) -> tuple[Any, float | None]:
+def read_by_one(
+    checkpoint: str, distributed: DistributedContext, *, text_only: bool = False
+) -> tuple[Any, float | None]:
     """The checkpoint's model on the CPU, in the precision it is stored in, and the soft cap of its logits.
 
-    Workers other than the first get the same model without weights. Raises StageError, on every worker, where the
-    first one can't load it.
+    Workers other than the first get the same model without weights. `text_only`: it is a language model. Raises
+    StageError, on every worker, where the first one can't load it.
     """
     model: Any = None
     softcap: float | None = None
     failure: StageError | None = None
     if distributed.rank == 0:
         try:
-            model = load_model(checkpoint, dtype="auto", device="cpu")
+            model = load_model(checkpoint, dtype="auto", device="cpu", text_only=text_only)
             softcap = applied_softcap(model)
         except StageError as error:
             failure = error
@@ -45,7 +47,7 @@ def read_by_one(checkpoint: str, distributed: DistributedContext) -> tuple[Any, 
         raise failure
     if model is None:
         try:
-            model = without_weights(checkpoint)
+            model = without_weights(checkpoint, text_only=text_only)
         except StageError as error:
             raise StageError(f"{error}; several workers need it so, train with --workers 1") from error
     return model, softcap

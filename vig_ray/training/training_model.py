@@ -64,7 +64,8 @@ def refuse_uneven(model: Any, workers: int) -> None:
 
 
 class TrainingModel(torch.nn.Module):
-    """A transformers image-text-to-text model whose forward takes a `Batch` and gives its part of the loss.
+    """A transformers model, image-text-to-text or a language model alone, whose forward takes a `Batch` and gives its
+    part of the loss.
 
     `train`: the parts that are trained, as `--train` names them; with `lora`, of the language model adapters on its
     linear layers. What is frozen is kept in `dtype`, that of forward and backward; a frozen tower or projector stays in
@@ -93,7 +94,8 @@ class TrainingModel(torch.nn.Module):
         parts_of(model)  # which refuses what it doesn't know, before anything is changed
         self.model = model
         if pack:
-            model.set_attn_implementation({"text_config": NAME})
+            is_alone = model.config.get_text_config() is model.config  # a language model, with no tower beside it
+            model.set_attn_implementation(NAME if is_alone else {"text_config": NAME})
         if lora is not None:
             _add_adapters(model, lora)
         self.parts = parts_of(model)

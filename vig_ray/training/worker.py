@@ -20,6 +20,7 @@ from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind, trimme
 from vig_ray.training.check import Checked, make_sure
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.distributed import DistributedContext
+from vig_ray.training.documents import Documents
 from vig_ray.training.loader import Loaded, Mismatch, Unusable, load_steps
 from vig_ray.training.memory import free_bytes, whole_gradients
 from vig_ray.training.metrics import MetricsLogger
@@ -103,7 +104,7 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
     formatter = setup.source().formatter
     checked = _checked(setup, distributed, formatter)
     torch.manual_seed(config.seed)
-    model, softcap = read_by_one(setup.prompts.model, distributed)
+    model, softcap = read_by_one(setup.prompts.model, distributed, text_only=isinstance(setup.prompts, Documents))
     refuse_uneven(model, distributed.workers)
     packs = can_pack(model)
     training_model = TrainingModel(
