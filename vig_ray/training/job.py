@@ -32,11 +32,12 @@ from vig_ray.dataset.importing import chosen_rows
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import Prompts, load_formatter, tell, template_fingerprint, without_weights
+from vig_ray.model.prompt import Formatter
 from vig_ray.stage import Claim, claim, read_stage
 from vig_ray.storage import absolute, check_writable, filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.directories import samples_beside, selection_directory
 from vig_ray.training.checkpoints import CheckpointManager
-from vig_ray.training.config import TrainConfig
+from vig_ray.training.config import VDEP_OPTIONS, TrainConfig
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.export import ADAPTER, MODEL, write_results
 from vig_ray.training.index import Index, of_samples, of_selection
@@ -44,8 +45,8 @@ from vig_ray.training.metrics import JobMetricsLogger
 from vig_ray.training.parts import tree
 from vig_ray.training.progress_actor import ProgressActor, shown
 from vig_ray.training.run import BadBatchError, Run, Setup
-from vig_ray.training.sampler import StepSampler
 from vig_ray.training.training_model import TRAINED, Lora, TrainingModel
+from vig_ray.training.vdep_options import mark_of, objectives_of, sampler_of
 from vig_ray.training.worker import train
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ log = logging.getLogger(__name__)
 _HOW = {
     "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "gradient_sync",
     "loaders", "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
-    "selection", "model", "dtype", "dry_run", "trust_remote_code",
+    "selection", "model", "dtype", "dry_run", "trust_remote_code", "vdep_norms_every",
 }  # fmt: skip
 
 
@@ -121,7 +122,7 @@ def check(config: TrainConfig) -> Plan:
     )
     check_writable(config.out)
     formatter = load_formatter(*prompts)
-    described = _described(config, prompts.model)
+    described = _described(config, prompts.model, formatter)
     tell(prompts.model, formatter)
     template = template_fingerprint(formatter)
     if record and record.get("template") != template:
@@ -133,8 +134,7 @@ def check(config: TrainConfig) -> Plan:
         )
     imported = read_stage(samples) or {}
     identity = {
-        # Runs of before had no such option.
-        "options": config.model_dump(mode="json", exclude=_HOW | ({"train"} if config.train == TRAINED else set())),
+        "options": config.model_dump(mode="json", exclude=_HOW | _left_out(config)),
         "model": fingerprint(config.model),
         "template": template,
         "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")} | chosen_rows(imported),
@@ -144,8 +144,15 @@ def check(config: TrainConfig) -> Plan:
     return Plan(config, prompts, samples, selection, record, identity, directory, described)
 
 
-def _described(config: TrainConfig, model: str) -> str:
-    """The model's parts and what of them is trained, for a person. Raises StageError where they can't be told."""
+def _left_out(config: TrainConfig) -> set[str]:
+    """Options at their defaults which runs of before had not."""
+    left_out = {"train"} if config.train == TRAINED else set()
+    return left_out | ({"objective", *VDEP_OPTIONS} if config.objective == "next-token" else set())
+
+
+def _described(config: TrainConfig, model: str, formatter: Formatter) -> str:
+    """The model's parts and what of them is trained, for a person. Raises StageError where they can't be told, or where
+    the objective can't be had of this model."""
     try:
         built = without_weights(model)
     except StageError:
@@ -153,6 +160,8 @@ def _described(config: TrainConfig, model: str) -> str:
             raise
         return ""  # one worker, which loads it, may train it
     lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
+    objectives_of(config, built)
+    mark_of(config, built, formatter)
     training_model = TrainingModel(built, pack=False, lora=lora, train=config.train)
     trained = {name for name, parameter in training_model.model.named_parameters() if parameter.requires_grad}
     return tree(training_model.model, training_model.parts, trained, config.rates)
@@ -186,9 +195,7 @@ def run(config: TrainConfig) -> Trained | DryRun:
     plan = check(config)
     if config.dry_run:
         index = _index(plan)
-        steps = StepSampler(
-            len(index) - config.held_out, config.global_batch, config.epochs, config.seed, config.max_steps
-        ).steps
+        steps = sampler_of(config, len(index) - config.held_out).steps
         return DryRun(plan.described, len(index), index.left_out, config.held_out, steps, config.global_batch)
     output = claimed(plan)
     if output.complete:
