@@ -18,13 +18,15 @@ from tests.training.written import llava
 
 
 class Given(NamedTuple):
-    """A sample: token ids, the places of trained tokens and their weights, the model's vision arguments, its mode."""
+    """A sample: token ids, the places of trained tokens and their weights, the model's vision arguments, its mode, and
+    further arguments of the model."""
 
     ids: list[int]
     answers: list[int]
     weights: list[float]
     vision: dict[str, torch.Tensor]
     mode: str
+    types: dict[str, torch.Tensor]
 
 
 class Terms(NamedTuple):
@@ -50,7 +52,7 @@ def terms(
     texts, images, embeddings = [], [], []
     for sample in batch:
         ids = torch.tensor([sample.ids])
-        output = model(input_ids=ids, **sample.vision, output_hidden_states=True)
+        output = model(input_ids=ids, **sample.vision, **sample.types, output_hidden_states=True)
         places = [(place, w) for place, w in zip(sample.answers, sample.weights, strict=True) if w]
         if sample.mode in ("text", "joint") and places:
             logp = output.logits[0].log_softmax(-1)
@@ -105,7 +107,7 @@ def plain_vdep_training(
         ids, answers = llava(tokenizer, turns, image_token=model.config.image_token_id, features=features)
         pictures = [Image.open(image["uri"] or io.BytesIO(image["bytes"])).convert("RGB") for image in row["images"]]
         inputs = dict(images(images=pictures, return_tensors="pt")) if pictures else {}
-        return Given(ids, answers, [1.0] * len(answers), inputs, mode if pictures else "text")
+        return Given(ids, answers, [1.0] * len(answers), inputs, mode if pictures else "text", {})
 
     for step, members in enumerate(steps):
         of_step = terms(model, [given(key, mode) for key, mode in members], **how)

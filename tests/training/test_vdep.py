@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,7 @@ def assert_as_plain(
     config = config_of(checkpoint, **options)
     samples = some_samples(formatter)
     plain = load_model(checkpoint, dtype="float32", device="cpu").train()
+    types = [each for each in inspect.signature(plain.forward).parameters if each.endswith("token_type_ids")]
     given = [
         Given(
             sample.prompt.token_ids.tolist(),
@@ -93,6 +95,7 @@ def assert_as_plain(
             if sample.prompt.images
             else {},
             sample.mode,
+            {name: torch.from_numpy(sample.prompt.image_mask.astype(np.int64))[None] for name in types},
         )
         for sample in samples
     ]
@@ -147,7 +150,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "vdep_target": "live", "vdep_shift": 0, "activation_checkpointing": "on",
     },
     "states of the first layer": {"vdep_layer": 1, "activation_checkpointing": "on"},
-    "states of the last layer, by its number": {"vdep_layer": 2},
+    "states of the last layer, by its number": {"vdep_layer": 3},
 }  # fmt: skip
 
 
@@ -243,7 +246,7 @@ def test_a_mode_token_needs_a_row_that_no_text_comes_to(demo_model: Any, demo_fo
         ("granite4_vision", {}, "is given other things than embeddings .deepstack_features, vision_mask."),
         ("mllama", {}, "is given other things than embeddings .cross_attention_mask"),
         ("gemma3", {}, "--vdep-shift 1: in Gemma3.* the tokens of an image see each other"),
-        ("llava_next", {"vdep_layer": 9}, "--vdep-layer 9: LlavaNext.* has 2 layers"),
+        ("llava_next", {"vdep_layer": 9}, "--vdep-layer 9: LlavaNext.* has [1-8] layers"),
     ],
 )
 def test_what_is_not_right_for_a_model_is_refused(name: str, options: Any, told: str, tmp_path: Path) -> None:

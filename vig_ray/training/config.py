@@ -166,7 +166,7 @@ class TrainConfig(StageConfig):
     @model_validator(mode="after")
     def _objective_has_its_options(self) -> TrainConfig:
         fields = type(self).model_fields
-        given = [name for name in VDEP_OPTIONS if getattr(self, name) != fields[name].default]
+        given = [name for name in VDEP_OPTIONS if name in fields and getattr(self, name) != fields[name].default]
         if self.objective != "vdep" and given:
             raise ValueError(f"{_flag(given[0])} has no effect without --objective vdep")
         if self.vdep_batches == "joint":

@@ -147,7 +147,7 @@ def check(config: TrainConfig) -> Plan:
 def _left_out(config: TrainConfig) -> set[str]:
     """Options at their defaults which runs of before had not."""
     left_out = {"train"} if config.train == TRAINED else set()
-    return left_out | ({"objective", *VDEP_OPTIONS} if config.objective == "next-token" else set())
+    return left_out | ({"objective", *VDEP_OPTIONS} if config.objective != "vdep" else set())
 
 
 def _described(config: TrainConfig, model: str, formatter: Formatter) -> str:

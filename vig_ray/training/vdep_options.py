@@ -27,7 +27,7 @@ _PLAIN = {
 def sampler_of(config: TrainConfig, samples: int) -> StepSampler:
     """The order of a run over `samples` positions, and with `vdep` which of them are in image mode."""
     given = samples, config.global_batch, config.epochs, config.seed, config.max_steps
-    if config.objective == "next-token":
+    if config.objective != "vdep":
         return StepSampler(*given)
     if config.vdep_batches == "joint":
         return JointSampler(*given)
@@ -36,7 +36,7 @@ def sampler_of(config: TrainConfig, samples: int) -> StepSampler:
 
 def objectives_of(config: TrainConfig, model: Any) -> tuple[Objective, ...]:
     """The terms of the loss, the cross-entropy first. Raises StageError where `model` can't be trained so."""
-    if config.objective == "next-token":
+    if config.objective != "vdep":
         return (NextToken(),)
     _refuse(config, model)
     layers = len(model.get_decoder().layers)
