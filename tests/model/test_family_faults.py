@@ -126,7 +126,8 @@ def test_a_fault_in_training_is_caught_at_the_start(family: Family, monkeypatch:
 
     def faulty(self: Batcher, *given: Any) -> Batch:
         batch = right(self, *given)
-        return replace(batch, state_index_N=(batch.state_index_N - 1).clamp(min=0))
+        (part,) = batch.parts
+        return replace(batch, parts=(part._replace(state_index_N=(part.state_index_N - 1).clamp(min=0)),))
 
     monkeypatch.setattr(Batcher, "__call__", faulty)
     with pytest.raises(StageError, match="training computes other log-probs"):

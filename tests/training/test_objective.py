@@ -18,7 +18,8 @@ from vig_ray.demo import CHECKPOINT
 from vig_ray.model.attention import can_pack
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.training.batch import Batcher, TrainingSample, plan_microbatches
-from vig_ray.training.objective import Totals, coefficients, weighted_cross_entropy
+from vig_ray.training.next_token import weighted_cross_entropy
+from vig_ray.training.objective import Totals, coefficients
 from vig_ray.training.training_model import TrainingModel
 
 WEIGHTS = st.lists(

@@ -24,6 +24,7 @@ Units = npt.NDArray[np.int64]
 """What decides a token's state beside the tokens before it, one number a token: equal units, equal states."""
 
 _ID_BITS = 24  # of a token's id, and of a place in an image
+_NEVER = np.iinfo(np.int64).max
 _JOIN = 32  # attending to one run more costs each token behind it about 1/32 of computing a token
 
 
@@ -32,7 +33,7 @@ class Branch:
     """A prompt as a path: `units` [l]; `token_ids` and `position_ids`, int64 [l] and [l] or [3, l].
 
     `images`: each image's first place, the one past its last, and itself. `places`: int64 [T], where the states lie
-    that predict the answer tokens; `answers`: their ids, int64 [T].
+    that predict the answer tokens, or others that are asked for; `answers`: the answer tokens' ids.
     """
 
     units: Units
@@ -61,20 +62,28 @@ class ImageNumbers(dict[str, int]):
             del self[key]
 
 
-def branch(prompt: Prompt, position_ids: npt.NDArray[np.int64], numbers: ImageNumbers) -> Branch:
+def branch(
+    prompt: Prompt,
+    position_ids: npt.NDArray[np.int64],
+    numbers: ImageNumbers,
+    *,
+    end: int | None = None,
+) -> Branch:
     """The path of a prompt up to its last answer token, which itself predicts nothing; hidden images are left out.
 
-    `position_ids`: int64 [L] or [3, L], of the whole prompt, images included.
+    `position_ids`: int64 [L] or [3, L], of the whole prompt, images included. `end`: the path is the tokens before this
+    one instead, which is inside no image, and `places` are all of them; not for hidden images.
     """
-    if not len(prompt.answer_positions):
+    if end is None and not len(prompt.answer_positions):
         raise ValueError("a prompt without answer tokens has no path")
-    length = int(prompt.answer_positions[-1])
+    assert end is None or not prompt.hide_images, "what is hidden has no place"
+    length = int(prompt.answer_positions[-1]) if end is None else end
     kept = np.arange(length)
     if prompt.hide_images:
         kept = kept[~prompt.image_mask[:length]]
     position_ids = position_ids[..., kept]
     units = prompt.token_ids[kept].astype(np.int64)
-    places = prompt.answer_positions.astype(np.int64) - 1
+    places = prompt.answer_positions.astype(np.int64) - 1 if end is None else kept
     images = []
     if prompt.hide_images:
         # Text behind an image that isn't there is as far along as if it were.
@@ -135,7 +144,8 @@ class Tree:
     """A line of N tokens: `token_ids` int64 [N], `position_ids` int64 [N] or [3, N]; its runs, those that are kept from
     before, and its images, each with the place of its first token and the one past its last, all in rising order.
 
-    `places[i]`: int64 [T], where in the line the states lie that predict the answer tokens of prompt i.
+    `places[i]`: int64 [T], where in the line the states lie that predict the answer tokens of prompt i, or the others
+    that its branch asks for.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -171,7 +181,7 @@ class _Node:
         self.kept: Kept | None = None
         self.prefix: Kept | None = None
         self.prompts = 0  # that go through it
-        self.answer = np.iinfo(np.int64).max  # the first place of theirs that predicts
+        self.answer = _NEVER  # the first place of theirs that predicts
         self.tokens = 0  # of its subtree
         self.start = 0  # in the line
 
@@ -200,10 +210,11 @@ def tree(
             if node.first >= one.first:
                 node.kept = one
     for end, one_branch in zip(ends, branches, strict=True):
+        first = int(one_branch.places.min(initial=_NEVER))
         on_the_way: _Node | None = end
         while on_the_way is not None:
             on_the_way.prompts += 1
-            on_the_way.answer = min(on_the_way.answer, int(one_branch.places[0]))
+            on_the_way.answer = min(on_the_way.answer, first)
             on_the_way = on_the_way.parent
     order = _simplified(root)
     return _laid_out(order, branches, len(kept), ends, often)

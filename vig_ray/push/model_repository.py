@@ -15,6 +15,7 @@ from vig_ray.push.repository import CARD, FACTS, Part, Repository, size_of
 from vig_ray.stage import read_stage
 from vig_ray.storage import exists, filesystem, join, list_files, read_bytes
 from vig_ray.tables.directories import samples_beside
+from vig_ray.training.config import VDEP_OPTIONS
 from vig_ray.training.export import ADAPTER, MODEL, training_directory
 
 Json = dict[str, Any]
@@ -31,8 +32,14 @@ _CONFIGS = frozenset(
 _NOT_SHOWN = {
     "model", "samples", "selection", "out", "address", "name", "watch", "workers", "loaders", "dry_run", "overwrite",
     "save_every", "keep", "max_failures", "resize_every", "device", "trust_remote_code", "batch_tokens", "micro_batch",
-    "gradient_sync", "activation_checkpointing", "eval_every",
+    "gradient_sync", "activation_checkpointing", "eval_every", "vdep_norms_every",
 }  # fmt: skip
+
+
+def _shown(options: Json) -> Json:
+    """The options of a run that say what came of it."""
+    without = _NOT_SHOWN if options.get("objective") == "vdep" else _NOT_SHOWN.union(VDEP_OPTIONS)
+    return {name: value for name, value in options.items() if name not in without}
 
 
 def is_checkpoint(folder: str) -> bool:
@@ -68,7 +75,7 @@ def model_repository(folder: str, *, to: str, license: str | None, base: str | N
                 "base_model_fingerprint": record.get("identity", {}).get("model"),
                 "template": prompts.get("template"),
                 "template_fingerprint": record.get("identity", {}).get("template"),
-                "options": {name: value for name, value in record["config"].items() if name not in _NOT_SHOWN},
+                "options": _shown(record["config"]),
                 "dtype": exported.get("config", {}).get("dtype") or record.get("dtype"),
                 "workers": record.get("workers"),
                 "data": {name: samples.get(name) for name in ("name", "format", "counts")},

@@ -20,7 +20,8 @@ from vig_ray.model.packing import ImageNumbers, branch, tree
 from vig_ray.model.positions import position_ids
 from vig_ray.model.prompt import ImageInputs, Prompt
 from vig_ray.model.row import Row, row_of
-from vig_ray.training.objective import Weights
+from vig_ray.training.next_token import NextToken
+from vig_ray.training.objective import Mode, Objective, Part, Places, Predictions, Weights
 
 Collate = Callable[[Sequence[ImageInputs], Any, Any], dict[str, Any]]
 
@@ -29,13 +30,14 @@ Collate = Callable[[Sequence[ImageInputs], Any, Any], dict[str, Any]]
 class TrainingSample:
     """A sample ready to be trained on: its place in the order, its prompt, and the weight of each answer token.
 
-    `weights_T`: float32 [T], T = len(prompt.answer_positions).
+    `weights_T`: float32 [T], T = len(prompt.answer_positions). `mode`: what it is trained on.
     """
 
     position: int
     key: str
     prompt: Prompt
     weights_T: Weights
+    mode: Mode = "text"
 
     @property
     def length(self) -> int:
@@ -43,16 +45,23 @@ class TrainingSample:
         return len(self.prompt.token_ids)
 
 
-def trimmed(sample: TrainingSample) -> TrainingSample | None:
-    """The sample up to its last active token, which no later token can change; None where it has none.
+def weights_of(objective: Objective, sample: TrainingSample) -> Weights:
+    """The weights of what an objective predicts of a sample."""
+    return objective.predictions(sample.prompt, sample.weights_T, sample.mode).weight_N
+
+
+def trimmed(sample: TrainingSample, objectives: Sequence[Objective] = (NextToken(),)) -> TrainingSample | None:
+    """The sample up to the last token that is predicted with a weight, which no later token can change; None where
+    there is none.
 
     Images stay, all of them. With VIG's masks a good part of many conversations is never computed.
     """
     prompt = sample.prompt
-    active = np.flatnonzero(sample.weights_T)
-    if not len(active):
+    asked = [objective.predictions(prompt, sample.weights_T, sample.mode) for objective in objectives]
+    last = [int(each.predicted_N[each.weight_N != 0].max()) for each in asked if each.weight_N.any()]
+    if not last:
         return None
-    end = int(prompt.answer_positions[active[-1]]) + 1
+    end = max(last) + 1
     if prompt.whole is not None:
         return sample  # its arrays say something of every token
     if len(prompt.image_spans):
@@ -71,20 +80,32 @@ def trimmed(sample: TrainingSample) -> TrainingSample | None:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A microbatch. `inputs`: the model's keyword arguments. The N active tokens: `state_index_N`, the flat indices of
-    the hidden states that predict them, `target_N`, their ids, and `coefficient_N`, their part in the loss.
-    `unique_state_index_K`: those indices, each once: samples that share a prefix may share one.
+    """A microbatch. `inputs`: the model's keyword arguments. `parts`: what each objective predicts with a weight.
+    `unique_state_index_K`: the flat indices of all last states that they predict from, each once: samples that share a
+    prefix may share one.
 
     `tokens` that the model computes, padding included; `images` among them.
     """
 
     inputs: dict[str, Any]
-    state_index_N: torch.Tensor
+    parts: tuple[Part, ...]
     unique_state_index_K: torch.Tensor
-    target_N: torch.Tensor
-    coefficient_N: torch.Tensor
     tokens: int
     images: int
+
+    def of(self, objective: int) -> Batch:
+        """The same with no part in the loss for any other objective."""
+        parts = [
+            part if number == objective else part._replace(coefficient_N=torch.zeros_like(part.coefficient_N))
+            for number, part in enumerate(self.parts)
+        ]
+        return replace(self, parts=tuple(parts))
+
+
+def _active(predictions: Predictions, coefficient_N: Weights) -> Predictions:
+    """Those with a coefficient other than 0, which takes the weight's place."""
+    active = coefficient_N != 0
+    return Predictions(predictions.state_N[active], predictions.predicted_N[active], coefficient_N[active])
 
 
 def plan_microbatches(
@@ -142,27 +163,52 @@ class Batcher:
     """Makes batches for one model. `packed`: samples in one row, as a tree (`vig_ray.model.packing`): what several
     begin with alike, a system prompt or that and an image, is there only once; else padded rows.
 
-    `collate` turns a formatter's image inputs into the model's vision arguments.
+    `collate` turns a formatter's image inputs into the model's vision arguments. `objectives`: those that batches are
+    made for.
     """
 
-    def __init__(self, model: Any, collate: Collate, *, device: Any, dtype: torch.dtype, packed: bool) -> None:
-        self._model, self._collate = model, collate
+    def __init__(
+        self,
+        model: Any,
+        collate: Collate,
+        *,
+        device: Any,
+        dtype: torch.dtype,
+        packed: bool,
+        objectives: Sequence[Objective] = (NextToken(),),
+    ) -> None:
+        self._model, self._collate, self._objectives = model, collate, objectives
         self._device, self._dtype, self.packed = device, dtype, packed
         self._type_ids = token_types_argument(model)
         self._accepted = forward_arguments(model)
         self._image_token = getattr(model.config, "image_token_id", None)  # None: a language model alone
 
-    def __call__(self, samples: Sequence[TrainingSample], coefficients: Sequence[Weights]) -> Batch:
-        """A microbatch of `samples`, all of one kind (`plan_by_kind`); `coefficients[i]` is float32 [T] of
-        `samples[i]`, not all of them 0."""
-        prompts = [sample.prompt for sample in samples]
-        if self.packed and prompts[0].whole is None:
-            return self._as_tree(prompts, coefficients)
-        return self._padded(prompts, coefficients)
+    def __call__(self, samples: Sequence[TrainingSample], *coefficients: Sequence[Weights]) -> Batch:
+        """A microbatch of `samples`, all of one kind (`plan_by_kind`).
 
-    def _as_tree(self, prompts: Sequence[Prompt], coefficients: Sequence[Weights]) -> Batch:
+        `coefficients`: of each objective, `coefficients[k][i]` for what objective k predicts of `samples[i]`, float32;
+        not all of a sample's are 0. Objectives for which there are none have no part in the batch.
+        """
+        prompts = [sample.prompt for sample in samples]
+        asked = [
+            [
+                _active(objective.predictions(sample.prompt, sample.weights_T, sample.mode), of_sample)
+                for sample, of_sample in zip(samples, of_objective, strict=True)
+            ]
+            for objective, of_objective in zip(self._objectives, coefficients, strict=False)
+        ]
+        if self.packed and prompts[0].whole is None:
+            return self._as_tree(prompts, asked)
+        return self._padded(prompts, asked)
+
+    def _as_tree(self, prompts: Sequence[Prompt], asked: Sequence[Sequence[Predictions]]) -> Batch:
         numbers = ImageNumbers()
-        packed = tree([branch(prompt, position_ids(self._model, prompt).numpy(), numbers) for prompt in prompts])
+        packed = tree(
+            [
+                branch(prompt, position_ids(self._model, prompt).numpy(), numbers, end=self._end(prompt, of_prompt))
+                for prompt, *of_prompt in zip(prompts, *asked, strict=True)
+            ]
+        )
         inputs: dict[str, Any] = {
             "input_ids": self._put(packed.token_ids[None]),
             "position_ids": self._put(packed.position_ids[..., None, :]),
@@ -174,10 +220,9 @@ class Batcher:
         images = [image for _, _, image in packed.images]
         if images:
             inputs |= self._collate([image.inputs for image in images], self._device, self._dtype)
-        places = [places[each != 0] for places, each in zip(packed.places, coefficients, strict=True)]
-        return self._batch(inputs, prompts, coefficients, places, len(packed), len(images))
+        return self._batch(inputs, prompts, asked, packed.places, len(packed), len(images))
 
-    def _padded(self, prompts: Sequence[Prompt], coefficients: Sequence[Weights]) -> Batch:
+    def _padded(self, prompts: Sequence[Prompt], asked: Sequence[Sequence[Predictions]]) -> Batch:
         width = max(len(prompt.token_ids) for prompt in prompts)
         ids_BL = np.zeros((len(prompts), width), dtype=np.int64)
         is_image_BL = np.zeros((len(prompts), width), dtype=np.int64)
@@ -196,33 +241,40 @@ class Batcher:
             inputs["position_ids"] = self._positions(prompts, width)
             if images:
                 inputs |= self._collate([image.inputs for image in images], self._device, self._dtype)
-        places = [
-            row * width + prompt.answer_positions[each != 0].astype(np.int64) - 1
-            for row, (prompt, each) in enumerate(zip(prompts, coefficients, strict=True))
+        index_of = [row * width + np.arange(len(prompt.token_ids)) for row, prompt in enumerate(prompts)]
+        return self._batch(inputs, prompts, asked, index_of, ids_BL.size, len(images))
+
+    def _end(self, prompt: Prompt, of_prompt: Sequence[Predictions]) -> int:
+        """How many of a prompt's tokens must be computed: the last answer token predicts nothing, but an embedding that
+        is predicted has to be there."""
+        embedded = [
+            int(each.predicted_N.max()) + 1
+            for objective, each in zip(self._objectives, of_prompt, strict=False)
+            if objective.embeddings and len(each.predicted_N)
         ]
-        return self._batch(inputs, prompts, coefficients, places, ids_BL.size, len(images))
+        answered = prompt.answer_positions[-1:] if not embedded or len(of_prompt[0].state_N) else ()
+        return max([*embedded, *map(int, answered)])
 
     def _batch(
         self,
         inputs: dict[str, Any],
         prompts: Sequence[Prompt],
-        coefficients: Sequence[Weights],
-        places: Sequence[npt.NDArray[np.int64]],
+        asked: Sequence[Sequence[Predictions]],
+        index_of: Sequence[Places],
         tokens: int,
         images: int,
     ) -> Batch:
-        """`places[i]`: where the states lie that predict the active tokens of prompt i."""
-        pairs = list(zip(prompts, coefficients, strict=True))
-        place_N = np.concatenate(places)
-        return Batch(
-            inputs,
-            self._put(place_N),
-            self._put(np.unique(place_N)),
-            self._put(np.concatenate([prompt.answer_ids[each != 0].astype(np.int64) for prompt, each in pairs])),
-            self._put(np.concatenate([each[each != 0] for each in coefficients])),
-            tokens,
-            images,
-        )
+        """`asked[k][i]`: what objective k predicts of prompt i. `index_of[i]`: the flat index of each of its tokens."""
+        parts = []
+        last: list[Places] = []
+        for objective, of_objective in zip(self._objectives, asked, strict=False):
+            state_N = np.concatenate([at[each.state_N] for at, each in zip(index_of, of_objective, strict=True)])
+            targets = index_of if objective.embeddings else [prompt.token_ids.astype(np.int64) for prompt in prompts]
+            target_N = np.concatenate([of[each.predicted_N] for of, each in zip(targets, of_objective, strict=True)])
+            coefficient_N = np.concatenate([each.weight_N for each in of_objective])
+            parts.append(Part(self._put(state_N), self._put(target_N), self._put(coefficient_N)))
+            last += [state_N] if objective.layer is None else []
+        return Batch(inputs, tuple(parts), self._put(np.unique(np.concatenate(last))), tokens, images)
 
     def empty(self) -> Batch:
         """One without samples, for a rank that has fewer than others: ranks must call the model equally often."""
@@ -232,7 +284,7 @@ class Batcher:
         if self._type_ids:
             inputs[self._type_ids] = inputs["input_ids"]
         none = self._put(np.zeros(0, np.int64))
-        return Batch(inputs, none, none, none, none.float(), 0, 0)
+        return Batch(inputs, tuple(Part(none, none, none.float()) for _ in self._objectives), none, 0, 0)
 
     def _put(self, array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, non_blocking=True)

@@ -69,6 +69,46 @@ class TrainConfig(StageConfig):
     normalisation: Literal["tokens", "samples"] = Field(
         "tokens", description="the loss of a global batch: mean over its active tokens, or over each sample's first"
     )
+    objective: Literal["next-token", "vdep"] = Field(
+        "next-token",
+        description="what is trained: answer tokens by cross-entropy, or by VDEP the images' embeddings as well",
+    )
+    vdep_alpha: float = Field(
+        0.001,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the image loss beside the text loss; the paper's Tables 4 and 7 don't agree on the best",
+    )
+    vdep_reduction: Literal["sum", "mean"] = Field(
+        "sum", description="squared distance to an image position's embedding: summed over the width, or its mean"
+    )
+    vdep_shift: int = Field(
+        1, ge=0, le=1, description="1: a state predicts the next position's embedding; 0: that of its own position"
+    )
+    vdep_batches: Literal["hybrid", "joint"] = Field(
+        "hybrid", description="image samples of a step: each in image mode or in text mode; or in both at once"
+    )
+    vdep_ratio: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="hybrid: samples in image mode for each in text mode"
+    )
+    vdep_doubled: bool = Field(
+        False,
+        description="hybrid: an epoch has each sample once in text mode, and besides ratio times as many in image mode",
+    )
+    vdep_target: Literal["detached", "live"] = Field(
+        "detached", description="whether the embeddings that are predicted are moved towards their predictions: live"
+    )
+    vdep_layer: int | None = Field(
+        None, ge=1, description="layer whose states predict; by default the last one's, after the final norm"
+    )
+    vdep_mode_token: str | None = Field(
+        None,
+        description="token at the beginning of a sample in image mode, such as <auto_image>; one of the tokenizer's, "
+        "else a row of the embeddings that no text comes to",
+    )
+    vdep_norms_every: int = Field(
+        100, ge=0, description="steps between measurements of each loss's gradient norm; 0: none"
+    )
     dtype: Literal["float32", "bfloat16"] | None = Field(
         None,
         description="precision of forward and backward; weights and optimizer are float32 in any case; by default "
@@ -160,6 +200,18 @@ class TrainConfig(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _objective_has_its_options(self) -> TrainConfig:
+        fields = type(self).model_fields
+        given = [name for name in VDEP_OPTIONS if name in fields and getattr(self, name) != fields[name].default]
+        if self.objective != "vdep" and given:
+            raise ValueError(f"{_flag(given[0])} has no effect without --objective vdep")
+        if self.vdep_batches == "joint":
+            hybrid = [name for name in given if name in ("vdep_ratio", "vdep_doubled", "vdep_mode_token")]
+            if hybrid:
+                raise ValueError(f"{_flag(hybrid[0])} has no effect with --vdep-batches joint, which has one mode")
+        return self
+
     @property
     def aligns(self) -> bool:
         """Whether this is alignment rather than instruction tuning."""
@@ -188,3 +240,11 @@ class TrainConfig(StageConfig):
             "projector": self.projector_lr or (2e-5 if self.lora else main),
             "tower": self.tower_lr or 2e-6,
         }
+
+
+VDEP_OPTIONS = tuple(name for name in TrainConfig.model_fields if name.startswith("vdep_"))
+"""What says how `--objective vdep` trains."""
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -33,6 +33,7 @@ from vig_ray.dataset.importing import chosen_rows
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import Prompts, load_formatter, tell, template_fingerprint, without_weights
+from vig_ray.model.prompt import Formatter
 from vig_ray.stage import Claim, claim, read_stage
 from vig_ray.storage import absolute, check_writable, filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.directories import samples_beside, selection_directory
@@ -40,7 +41,7 @@ from vig_ray.tables.rows import Places
 from vig_ray.tables.trained_on import write_trained_keys
 from vig_ray.training.carry import Aligner, prompts_then
 from vig_ray.training.checkpoints import CheckpointManager
-from vig_ray.training.config import TrainConfig
+from vig_ray.training.config import VDEP_OPTIONS, TrainConfig
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.documents import Made
 from vig_ray.training.drawn import Drawn
@@ -51,8 +52,8 @@ from vig_ray.training.metrics import JobMetricsLogger
 from vig_ray.training.parts import tree
 from vig_ray.training.progress_actor import ProgressActor, shown
 from vig_ray.training.run import BadBatchError, Run, Setup
-from vig_ray.training.sampler import StepSampler
 from vig_ray.training.training_model import TRAINED, Lora, TrainingModel
+from vig_ray.training.vdep_options import mark_of, objectives_of, sampler_of
 from vig_ray.training.worker import train
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ _LOOKED_AT = 256  # samples, to tell how well tokens fit
 HOW = {
     "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "gradient_sync",
     "loaders", "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
-    "selection", "model", "dtype", "dry_run", "trust_remote_code",
+    "selection", "model", "dtype", "dry_run", "trust_remote_code", "vdep_norms_every",
 }  # fmt: skip
 
 
@@ -137,7 +138,7 @@ def check(config: TrainConfig) -> Plan:
     )
     check_writable(config.out)
     formatter = load_formatter(*prompts)
-    parts = described(config, prompts.model)
+    parts = described(config, prompts.model, formatter)
     tell(prompts.model, formatter)
     template = template_fingerprint(formatter)
     if record and record.get("template") != template and config.align is None:
@@ -164,11 +165,13 @@ def check(config: TrainConfig) -> Plan:
 def _unsaid(config: TrainConfig) -> set[str]:
     """Options that runs of before hadn't got, where they are as those runs were."""
     same = {"train": config.train == TRAINED, "stage": config.stage == "tune", "align": config.align is None}
-    return {name for name, is_same in same.items() if is_same}
+    vdep = {"objective", *VDEP_OPTIONS} if config.objective != "vdep" else set()
+    return {name for name, is_same in same.items() if is_same} | vdep
 
 
-def described(config: TrainConfig, model: str, *, text_only: bool = False) -> str:
-    """The model's parts and what of them is trained, for a person. Raises StageError where they can't be told."""
+def described(config: TrainConfig, model: str, formatter: Formatter, *, text_only: bool = False) -> str:
+    """The model's parts and what of them is trained, for a person. Raises StageError where they can't be told, or where
+    the objective can't be had of this model."""
     try:
         built = without_weights(model, text_only=text_only)
     except StageError:
@@ -176,6 +179,8 @@ def described(config: TrainConfig, model: str, *, text_only: bool = False) -> st
             raise
         return ""  # one worker, which loads it, may train it
     lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
+    objectives_of(config, built)
+    mark_of(config, built, formatter)
     training_model = TrainingModel(built, pack=False, lora=lora, train=config.train)
     trained = {name for name, parameter in training_model.model.named_parameters() if parameter.requires_grad}
     return tree(training_model.model, training_model.parts, trained, config.rates)
@@ -216,9 +221,7 @@ def carry_out(plan: Plan) -> Trained | DryRun:
     config = plan.config
     if config.dry_run:
         index = _index(plan)
-        steps = StepSampler(
-            len(index) - config.held_out, config.global_batch, config.epochs, config.seed, config.max_steps
-        ).steps
+        steps = sampler_of(config, len(index) - config.held_out).steps
         return DryRun(
             plan.described, len(index), index.left_out, config.held_out, steps, config.global_batch, index.untaken
         )
@@ -283,9 +286,7 @@ def _alignment(plan: Plan, index: Index) -> dict[str, Any]:
 def _trained_on(plan: Plan, index: Index) -> Places:
     """Where the rows lie that the run trains on: of those in its order, neither held out nor behind its last step."""
     config = plan.config
-    sampler = StepSampler(
-        len(index) - config.held_out, config.global_batch, config.epochs, config.seed, config.max_steps
-    )
+    sampler = sampler_of(config, len(index) - config.held_out)
     return index.sample_at[: min(sampler.samples, sampler.steps * sampler.batch)]
 
 

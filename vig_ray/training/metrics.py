@@ -11,6 +11,7 @@ import torch
 from vig_ray.errors import StageError
 from vig_ray.storage import join, scheme_of
 from vig_ray.training.run import Run, Step
+from vig_ray.training.vdep_log import figures
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +159,7 @@ def figures_of(step: Step, flops_per_token: float, device: torch.device) -> dict
     if step.held_out_active_loss is not None and step.held_out_answer_loss is not None:
         values["held_out/active_loss"] = step.held_out_active_loss
         values["held_out/answer_loss"] = step.held_out_answer_loss
+    values |= figures(step.vdep)
     if device.type == "cuda":
         values["memory/allocated_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
         peak = peak_flops(torch.cuda.get_device_name(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 
 from vig_ray.errors import StageError
 from vig_ray.model.load import Prompts
+from vig_ray.model.prompt import Prompt
 from vig_ray.training.batch import Batcher
 from vig_ray.training.carry import Aligner
 from vig_ray.training.check import Checked
@@ -20,6 +22,7 @@ from vig_ray.training.index import Index
 from vig_ray.training.loader import SampleSource
 from vig_ray.training.sampler import Positions, StepSampler
 from vig_ray.training.training_model import TrainingModel
+from vig_ray.training.vdep_options import sampler_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,9 +44,7 @@ class Setup:
     @property
     def sampler(self) -> StepSampler:
         """Which positions each step trains on; the held-out ones come after all others."""
-        config = self.config
-        trained = len(self.index) - config.held_out
-        return StepSampler(trained, config.global_batch, config.epochs, config.seed, config.max_steps)
+        return sampler_of(self.config, len(self.index) - self.config.held_out)
 
     @property
     def held_out(self) -> Positions:
@@ -68,7 +69,8 @@ class Step(NamedTuple):
     """One line of the log: a step of the samples at places [`first`, `end`) of the order.
 
     `samples` of them were trained on, and `unusable` says of the others, by key, why not. Losses are in nats, `seconds`
-    include the wait for the samples, and `tokens` are those that were computed, without padding.
+    include the wait for the samples, and `tokens` are those that were computed, without padding. `vdep`: what is told
+    with that objective (`vdep_log.told`).
     """
 
     step: int
@@ -88,6 +90,7 @@ class Step(NamedTuple):
     held_out_answer_loss: float | None = None
     held_out_samples: int | None = None
     held_out_unusable: dict[str, str] | None = None
+    vdep: dict[str, float | None] | None = None
 
 
 class HeldOut(NamedTuple):
@@ -105,7 +108,7 @@ class HeldOut(NamedTuple):
 @dataclass(eq=False)
 class Run:
     """A worker in the middle of a run. `whole_gradients`: see `memory.whole_gradients`; `checked`: before the first
-    step."""
+    step; `mark`: what shows a prompt to be in image mode."""
 
     setup: Setup
     distributed: DistributedContext
@@ -120,6 +123,7 @@ class Run:
     step_began: float = 0.0
     looked: float = 0.0
     look: bool = False
+    mark: Callable[[Prompt], Prompt] | None = None
 
     @property
     def step(self) -> int:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from vig_ray.training.objective import Mode
+
 Positions = npt.NDArray[np.int64]
 
 
@@ -39,17 +41,33 @@ class StepSampler:
         end = (step + 1) * self.batch
         if self.max_steps is None:
             end = min(end, self.samples * self.epochs)
-        indices = np.arange(step * self.batch, end)
+        return self._of_order(np.arange(step * self.batch, end))
+
+    def modes(self, step: int) -> list[Mode]:
+        """What each of a step's samples is trained on."""
+        return ["text"] * len(self.positions(step))
+
+    @property
+    def used(self) -> Positions:
+        """Every position that the run trains on, rising."""
+        return np.arange(min(self.samples, self.steps * self.batch))
+
+    def rank_positions(self, step: int, rank: int, workers: int) -> Positions:
+        """The positions of one step that one of `workers` trains on; together they are all of them, each once."""
+        return self.positions(step)[rank::workers]
+
+    def rank_modes(self, step: int, rank: int, workers: int) -> list[Mode]:
+        """The modes of `rank_positions`."""
+        return self.modes(step)[rank::workers]
+
+    def _of_order(self, indices: Positions) -> Positions:
+        """The positions at these places of the sequence of epochs."""
         epochs = indices // self.samples
         positions = np.empty(len(indices), dtype=np.int64)
         for epoch in np.unique(epochs).tolist():
             inside = epochs == epoch
             positions[inside] = self._epoch(epoch)[indices[inside] % self.samples] if epoch else indices[inside]
         return positions
-
-    def rank_positions(self, step: int, rank: int, workers: int) -> Positions:
-        """The positions of one step that one of `workers` trains on; together they are all of them, each once."""
-        return self.positions(step)[rank::workers]
 
     def _epoch(self, epoch: int) -> Positions:
         if epoch not in self._shuffled:

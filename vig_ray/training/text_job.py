@@ -37,7 +37,7 @@ def check(config: TrainTextConfig) -> Plan:
     documents = Documents(model, config.context, config.length, config.trust_remote_code)
     check_writable(config.out)
     formatter = formatter_of(documents)
-    parts = described(config, model, text_only=True)
+    parts = described(config, model, formatter, text_only=True)
     imported = read_stage(samples) or {}
     taken = drawn(config.sample, config.seed, config.exclude, imported)
     identity: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +12,10 @@ from vig_ray.errors import StageError
 from vig_ray.model.attention import NAME
 from vig_ray.model.head import capped, forward_arguments
 from vig_ray.training.batch import Batch
-from vig_ray.training.objective import weighted_cross_entropy
+from vig_ray.training.next_token import NextToken
+from vig_ray.training.objective import Objective, Sums
 from vig_ray.training.parts import Part, parts_of, trained_names, whole_modules
+from vig_ray.training.seen import Seen
 
 TRAINED: tuple[str, ...] = ("projector", "language")
 """What LLaVA-1.5's instruction tuning trains."""
@@ -71,6 +73,7 @@ class TrainingModel(torch.nn.Module):
     linear layers. What is frozen is kept in `dtype`, that of forward and backward; a frozen tower or projector stays in
     evaluation mode. Nothing is dropped out, whatever the checkpoint says, so that a resumed run repeats exactly.
     `pack`: use `packed_attention`, which takes padded batches too. `softcap`: what `applied_softcap` says of the model.
+    `objectives`: the terms of the loss, the cross-entropy of answer tokens first.
 
     `parts`: each parameter's part by its name in `model`. Raises StageError where the model's parts can't be told.
     """
@@ -85,6 +88,7 @@ class TrainingModel(torch.nn.Module):
         dtype: torch.dtype = torch.float32,
         softcap: float | None = None,
         train: Collection[str] = TRAINED,
+        objectives: Sequence[Objective] = (NextToken(),),
     ) -> None:
         super().__init__()
         if not hasattr(model, "model"):  # Llama 4
@@ -119,6 +123,8 @@ class TrainingModel(torch.nn.Module):
             embeddings.register_forward_hook(_with_gradient)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._softcap = softcap
+        self.objectives = tuple(objectives)
+        self._seen = Seen(model, objectives)
         self._sparing = pack and spare_last_mlp(self.layers()[-1])
         self.train()
         if checkpoint_activations:
@@ -135,16 +141,32 @@ class TrainingModel(torch.nn.Module):
         """The decoder layers of the language model, the units that FSDP shards."""
         return list(self.model.get_decoder().layers)
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch's part of the loss, a scalar, and -log q of each active token, float32 [N]."""
-        # Terms on the last states of other tokens would need all of them.
-        spared = {"unique_state_index_K": batch.unique_state_index_K} if self._sparing else {}
-        hidden_BLD = self.model.model(**batch.inputs, **spared).last_hidden_state
-        hidden_ND = hidden_BLD.flatten(0, 1)[batch.state_index_N]
-        loss, nll_N = weighted_cross_entropy(
-            hidden_ND, self._logits, batch.target_N, batch.coefficient_N, vocabulary=self._vocabulary
-        )
-        # Further terms on hidden states are added here: they are sums over the same batch.
+    def forward(self, batch: Batch, sums: Sums | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch's part of the loss, a scalar, and -log q of each active token, float32 [N].
+
+        `sums`: is given each objective's part, and the embeddings that are predicted.
+        """
+        with self._seen.looking() as seen:
+            # The states that some objective asks for; others stay without the last layer's MLP.
+            spared = {"unique_state_index_K": batch.unique_state_index_K} if self._sparing else {}
+            last_BLD = self.model.model(**batch.inputs, **spared).last_hidden_state
+            loss = torch.zeros((), device=last_BLD.device)
+            losses: list[torch.Tensor] = []
+            for number, (objective, part) in enumerate(zip(self.objectives, batch.parts, strict=False)):
+                states_BLD = last_BLD if objective.layer is None else seen.states(objective.layer)
+                target = part.target_N
+                if objective.embeddings:
+                    target = seen.embeddings.flatten(0, 1)[part.target_N]
+                    if sums is not None:
+                        sums.add_embeddings(target)
+                state_ND = states_BLD.flatten(0, 1)[part.state_index_N]
+                of_objective, each_N = objective.sum(
+                    state_ND, target, part.coefficient_N, self._logits, self._vocabulary
+                )
+                if sums is not None:
+                    sums.add(number, of_objective)
+                loss = loss + objective.factor * of_objective
+                losses.append(each_N)
         # Every rank must bring the same gradients to each exchange. So what no image came to brings zeros, and so does
         # what no image ever comes to: layers of a tower behind the one that is read.
         idle = [
@@ -152,7 +174,7 @@ class TrainingModel(torch.nn.Module):
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad and self.parts[name] != "language"
         ]
-        return loss + 0.0 * sum(idle, torch.zeros((), device=loss.device)), nll_N
+        return loss + 0.0 * sum(idle, torch.zeros((), device=loss.device)), losses[0]
 
     def _logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         return capped(self.model.get_output_embeddings()(hidden_ND), self._softcap)

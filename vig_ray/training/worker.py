@@ -16,19 +16,22 @@ from vig_ray.model.attention import can_pack
 from vig_ray.model.prompt import Formatter
 from vig_ray.storage import one_line
 from vig_ray.training import checkpoints
-from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind, trimmed
+from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind, trimmed, weights_of
 from vig_ray.training.check import Checked, make_sure
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.documents import Documents
+from vig_ray.training.hybrid import in_mode
 from vig_ray.training.loader import Loaded, Mismatch, Unusable, load_steps
 from vig_ray.training.memory import free_bytes, whole_gradients
 from vig_ray.training.metrics import MetricsLogger
-from vig_ray.training.objective import Totals, Weights, coefficients
+from vig_ray.training.objective import Sums, Totals, Weights, coefficients
 from vig_ray.training.optimizer import make_optimizer, rate_factor, set_rate
 from vig_ray.training.run import BadBatchError, HeldOut, Run, Setup, Step
 from vig_ray.training.sharding import read_by_one, shard
 from vig_ray.training.training_model import Lora, TrainingModel, refuse_uneven
+from vig_ray.training.vdep_log import told
+from vig_ray.training.vdep_options import mark_of, objectives_of
 
 _CHECKED_AT_ONCE = 256
 _LOOK_EVERY_S = 15.0  # a cloud announces that it takes a machine away two minutes or half a minute before
@@ -107,6 +110,7 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
     model, softcap = read_by_one(setup.prompts.model, distributed, text_only=isinstance(setup.prompts, Documents))
     refuse_uneven(model, distributed.workers)
     packs = can_pack(model)
+    objectives, mark = objectives_of(config, model), mark_of(config, model, formatter)
     training_model = TrainingModel(
         model,
         pack=packs,
@@ -115,6 +119,7 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
         dtype=dtype,
         softcap=softcap,
         train=config.train,
+        objectives=objectives,
     )
     sharded = shard(training_model, distributed, dtype)
     kept = 0
@@ -127,8 +132,10 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
         )
     optimizer = make_optimizer(training_model, config)
     packed = packs and config.packing
-    batcher = Batcher(model, formatter.collate, device=distributed.device, dtype=dtype, packed=packed)
-    return Run(setup, distributed, training_model, optimizer, batcher, packed, sharded, kept, checked)
+    batcher = Batcher(
+        model, formatter.collate, device=distributed.device, dtype=dtype, packed=packed, objectives=objectives
+    )
+    return Run(setup, distributed, training_model, optimizer, batcher, packed, sharded, kept, checked, mark=mark)
 
 
 def _checked(setup: Setup, distributed: DistributedContext, formatter: Formatter) -> Checked:
@@ -155,8 +162,7 @@ def check_tokens(setup: Setup, distributed: DistributedContext, metrics: Metrics
     if setup.selection is None:
         return
     sampler = setup.sampler
-    trained = min(sampler.samples, sampler.steps * sampler.batch)
-    positions = np.concatenate([np.arange(trained), setup.held_out])
+    positions = np.concatenate([sampler.used, setup.held_out])
     used = len(positions)
     # Rows that lie together are read together: by place, not by position.
     positions = positions[np.argsort(setup.index.sample_at[positions], kind="stable")]
@@ -188,12 +194,13 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     """Forward, backward and update over this worker's part of the step."""
     setup, distributed = run.setup, run.distributed
     sampler = setup.sampler
-    samples = [each for each in loaded if isinstance(each, TrainingSample)]
+    objectives = run.training_model.objectives
+    samples = _in_modes(run, loaded)
     unusable = {each.key: each.cause for each in loaded if isinstance(each, Unusable)}
-    needed = [each for each in map(trimmed, samples) if each is not None]
+    needed = [each for each in (trimmed(sample, objectives) for sample in samples) if each is not None]
     microbatches = _microbatches(run, needed)
     most = -(-sampler.batch // distributed.workers)
-    rank_totals = Totals.of([sample.weights_T for sample in samples])
+    rank_totals, *further = [Totals.of([weights_of(each, sample) for sample in samples]) for each in objectives]
     answers = sum(len(sample.weights_T) for sample in samples)
     tokens = sum(sample.length for sample in needed)
     positions = np.full(most, -1.0)
@@ -201,21 +208,27 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     wrong = next((each for each in loaded if isinstance(each, Mismatch)), None)
     due = time.monotonic() > run.looked + _LOOK_EVERY_S
     counts = np.array(
-        [len(microbatches), *rank_totals, answers, tokens, len(unusable), wrong is not None, due], dtype=np.float64
+        [len(microbatches), *rank_totals, answers, tokens, len(unusable), wrong is not None, due]
+        + [number for each in further for number in each],
+        dtype=np.float64,
     )
     everyone = distributed.gather(np.concatenate([counts, positions]))
     if everyone[:, 6].any():
         _refuse_mismatch(distributed.gather_objects(wrong))
     run.look = bool(everyone[:, 7].any())
     run.looked = time.monotonic() if run.look else run.looked
-    totals = Totals(int(everyone[:, 1].sum()), int(everyone[:, 2].sum()))
+    tokens_and_samples = everyone[:, [1, 2, *range(8, len(counts))]].sum(axis=0).astype(np.int64).reshape(-1, 2)
+    totals = [Totals(*pair) for pair in tokens_and_samples.tolist()]
     consumed = everyone[:, len(counts) :].ravel()
     expected = sampler.positions(run.step)
     consumed = np.sort(consumed[consumed >= 0]).astype(np.int64)
     if len(consumed) + int(everyone[:, 5].sum()) != len(expected) or not np.isin(consumed, expected).all():
         raise RuntimeError(f"step {run.step} trained on other positions than its own")  # a fault of this program
-    loss = _accumulate(run, needed, microbatches, int(everyone[:, 0].max()), totals)
-    norm = _grad_norm(run)
+    most_microbatches = int(everyone[:, 0].max())
+    norms = _norms_apart(run, needed, microbatches, most_microbatches, totals)
+    sums = Sums(len(objectives), distributed.device)
+    loss = _accumulate(run, needed, microbatches, most_microbatches, totals, sums=sums)
+    norm = _grad_norm(run, setup.config.max_grad_norm or math.inf)
     _refuse_non_finite(run, loss, norm, samples)
     factor = rate_factor(run.step, sampler.steps, setup.config.warmup, setup.config.schedule)
     set_rate(run.optimizer, factor)
@@ -231,13 +244,21 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
         lr=setup.config.leading_rate * factor,
         grad_norm=norm,
         samples=len(consumed),
-        active_tokens=totals.active_tokens,
+        active_tokens=totals[0].active_tokens,
         answer_tokens=int(everyone[:, 3].sum()),
         tokens=int(everyone[:, 4].sum()),
         seconds=time.monotonic() - run.step_began,
         workers=distributed.workers,
         unusable=unusable,
+        vdep=told(*sums.total(distributed.total), totals, norms) if further else None,
     )
+
+
+def _in_modes(run: Run, loaded: Sequence[Loaded]) -> list[TrainingSample]:
+    """What can be trained on of this worker's part of the step, each sample in its mode."""
+    modes = run.setup.sampler.rank_modes(run.step, run.distributed.rank, run.distributed.workers)
+    pairs = zip(loaded, modes, strict=True)
+    return [in_mode(each, mode, run.mark) for each, mode in pairs if isinstance(each, TrainingSample)]
 
 
 def _microbatches(run: Run, samples: Sequence[TrainingSample]) -> list[list[int]]:
@@ -260,9 +281,20 @@ def _refuse_non_finite(run: Run, loss: float, norm: float, samples: Sequence[Tra
 
 
 def _accumulate(
-    run: Run, samples: Sequence[TrainingSample], microbatches: list[list[int]], most: int, totals: Totals
+    run: Run,
+    samples: Sequence[TrainingSample],
+    microbatches: list[list[int]],
+    most: int,
+    totals: Sequence[Totals],
+    *,
+    sums: Sums | None = None,
+    only: int | None = None,
 ) -> float:
-    """Run `most` microbatches, empty ones after this worker's, leaving the gradient of the global batch's loss."""
+    """Run `most` microbatches, empty ones after this worker's, leaving the gradient of the global batch's loss.
+
+    `totals` of each objective; `sums` is given each one's part. `only`: of that objective's part alone.
+    """
+    objectives = run.training_model.objectives
     normalisation = run.setup.config.normalisation
     loss = torch.zeros((), device=run.distributed.device)
     most = max(most, 1)
@@ -272,20 +304,38 @@ def _accumulate(
         batch = run.batcher.empty()
         if members:
             chosen = [samples[index] for index in members]
-            coefficients_of: list[Weights] = [
-                coefficients(sample.weights_T, totals, normalisation) for sample in chosen
+            coefficients_of: list[list[Weights]] = [
+                [coefficients(weights_of(objective, sample), of_all, normalisation) for sample in chosen]
+                for objective, of_all in zip(objectives, totals, strict=True)
             ]
-            batch = run.batcher(chosen, coefficients_of)
-        part, _ = run.training_model(batch)
+            batch = run.batcher(chosen, *coefficients_of)
+        if only is not None:
+            batch = batch.of(only)
+        part, _ = run.training_model(batch, sums)
         # FSDP takes the mean over workers, and the loss is a sum.
         (part * run.distributed.workers if run.sharded else part).backward()
         loss += part.detach()
     return float(run.distributed.total(loss))
 
 
-def _grad_norm(run: Run) -> float:
-    """The norm of the whole gradient, which is scaled down to --max-grad-norm."""
-    limit = run.setup.config.max_grad_norm or math.inf
+def _norms_apart(
+    run: Run, samples: Sequence[TrainingSample], microbatches: list[list[int]], most: int, totals: Sequence[Totals]
+) -> list[float] | None:
+    """The norms of the gradients of each objective by itself, its factor included, by a pass over the whole step for
+    each; None where it isn't time for it."""
+    every = run.setup.config.vdep_norms_every
+    if len(totals) == 1 or not every or run.step % every:
+        return None
+    norms = []
+    for number in range(len(totals)):
+        _accumulate(run, samples, microbatches, most, totals, only=number)
+        norms.append(_grad_norm(run, math.inf))
+        run.optimizer.zero_grad(set_to_none=True)
+    return norms
+
+
+def _grad_norm(run: Run, limit: float) -> float:
+    """The norm of the whole gradient, which is scaled down to `limit`."""
     trained = [parameter for parameter in run.training_model.parameters() if parameter.requires_grad]
     norm: Any = torch.nn.utils.clip_grad_norm_(trained, limit)
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
