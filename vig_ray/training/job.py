@@ -14,7 +14,7 @@ import logging
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,10 +38,12 @@ from vig_ray.tables.directories import samples_beside, selection_directory
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
-from vig_ray.training.export import ADAPTER, MODEL, write_results
+from vig_ray.training.export import ADAPTER, MODEL, untrained_state, write_results
 from vig_ray.training.index import Index, of_samples, of_selection
+from vig_ray.training.memory import WORKERS, How, memory_of, told
 from vig_ray.training.metrics import JobMetricsLogger
-from vig_ray.training.parts import tree
+from vig_ray.training.optimizer import check_packages
+from vig_ray.training.parts import adapted_weights, tree
 from vig_ray.training.progress_actor import ProgressActor, shown
 from vig_ray.training.run import BadBatchError, Run, Setup
 from vig_ray.training.sampler import StepSampler
@@ -54,8 +56,16 @@ log = logging.getLogger(__name__)
 _HOW = {
     "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "gradient_sync",
     "loaders", "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
-    "selection", "model", "dtype", "dry_run", "trust_remote_code",
+    "selection", "model", "dtype", "dry_run", "trust_remote_code", "offload_optimizer",
 }  # fmt: skip
+
+
+# Options that runs of before didn't have, each with whether a config has it as they did.
+_LATER: tuple[tuple[str, Callable[[TrainConfig], bool]], ...] = (
+    ("train", lambda config: config.train == TRAINED),
+    ("quantise", lambda config: config.quantise is None),
+    ("optimizer", lambda config: config.optimizer == "adamw"),
+)
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ def check(config: TrainConfig) -> Plan:
         config.trust_remote_code,
     )
     check_writable(config.out)
+    check_packages(config)
     formatter = load_formatter(*prompts)
     described = _described(config, prompts.model)
     tell(prompts.model, formatter)
@@ -133,8 +144,8 @@ def check(config: TrainConfig) -> Plan:
         )
     imported = read_stage(samples) or {}
     identity = {
-        # Runs of before had no such option.
-        "options": config.model_dump(mode="json", exclude=_HOW | ({"train"} if config.train == TRAINED else set())),
+        # Runs of before had no such options.
+        "options": config.model_dump(mode="json", exclude=_HOW | {name for name, was in _LATER if was(config)}),
         "model": fingerprint(config.model),
         "template": template,
         "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")} | chosen_rows(imported),
@@ -152,10 +163,28 @@ def _described(config: TrainConfig, model: str) -> str:
         if config.dry_run:
             raise
         return ""  # one worker, which loads it, may train it
-    lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
-    training_model = TrainingModel(built, pack=False, lora=lora, train=config.train)
+    training_model = _made(config, built)
     trained = {name for name, parameter in training_model.model.named_parameters() if parameter.requires_grad}
     return tree(training_model.model, training_model.parts, trained, config.rates)
+
+
+def _made(config: TrainConfig, built: Any) -> TrainingModel:
+    lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
+    return TrainingModel(built, pack=False, lora=lora, train=config.train)
+
+
+def _memory(config: TrainConfig, model: str) -> str:
+    """The memory of a run on 1, 2, 4 and 8 workers, for a person."""
+    training_model, how = _made(config, without_weights(model)), How.of(config)
+    trained = {name for name, parameter in training_model.model.named_parameters() if parameter.requires_grad}
+    quantised = adapted_weights(training_model.model) if config.quantise else set()
+    of_workers = {
+        workers: memory_of(
+            training_model.model, training_model.layers(), trained, how, workers=workers, quantised=quantised
+        )
+        for workers in WORKERS
+    }
+    return told(of_workers, how, "worker" if config.device == "cpu" else "GPU")
 
 
 @dataclass(frozen=True)
@@ -168,13 +197,15 @@ class DryRun:
     held_out: int
     steps: int
     global_batch: int
+    memory: str
 
     def text(self) -> str:
         """For a person."""
         left_out = f", {self.left_out:,} with an error left out" if self.left_out else ""
         held_out = f", {self.held_out:,} held out" if self.held_out else ""
         samples = f"{self.samples:,} samples{held_out}{left_out}"
-        return f"{self.described}\n{samples}; steps of up to {self.global_batch:,} samples: {self.steps:,}"
+        steps = f"steps of up to {self.global_batch:,} samples: {self.steps:,}"
+        return f"{self.described}\n{samples}; {steps}\n{self.memory}"
 
 
 def run(config: TrainConfig) -> Trained | DryRun:
@@ -189,7 +220,8 @@ def run(config: TrainConfig) -> Trained | DryRun:
         steps = StepSampler(
             len(index) - config.held_out, config.global_batch, config.epochs, config.seed, config.max_steps
         ).steps
-        return DryRun(plan.described, len(index), index.left_out, config.held_out, steps, config.global_batch)
+        memory = _memory(config, plan.prompts.model)
+        return DryRun(plan.described, len(index), index.left_out, config.held_out, steps, config.global_batch, memory)
     output = claimed(plan)
     if output.complete:
         log.info("%s: already complete, nothing to train", plan.out)
@@ -268,7 +300,6 @@ def _train(
     """Run the group of workers to its end; returns the log of all steps, and what the last group of workers was."""
     config = plan.config
     on_gpu = device == "cuda"
-    recompute = config.activation_checkpointing == "on" or (config.activation_checkpointing == "auto" and on_gpu)
     setup = Setup(
         config,
         plan.prompts,
@@ -277,8 +308,8 @@ def _train(
         plan.selection,
         dtype=dtype,
         loaders=config.loaders if config.loaders is not None else (4 if on_gpu else 0),
-        batch_tokens=config.batch_tokens or (16384 if on_gpu else 2048),
-        checkpoint_activations=recompute,
+        batch_tokens=config.microbatch_tokens(on_gpu),
+        checkpoint_activations=config.recomputes(on_gpu),
     )
     least, most = parse_range(config.workers) if config.workers else (1, ray_has.gpus or 1 if on_gpu else 1)
     progress_actor: Any = ProgressActor.options(scheduling_strategy=with_the_driver()).remote()  # type: ignore[attr-defined]
@@ -297,7 +328,7 @@ def _train(
     trainer = Trainer(
         _work,
         train_loop_config=loop,
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=TorchConfig(backend=_backend(config, on_gpu)),
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
             use_gpu=on_gpu,
@@ -314,6 +345,13 @@ def _train(
         if records is not None:
             shutil.rmtree(records, ignore_errors=True)
     return _log_lines(plan), workers
+
+
+def _backend(config: TrainConfig, on_gpu: bool) -> str:
+    """What workers exchange tensors by; of shares that lie in the machines' memory too."""
+    if not on_gpu:
+        return "gloo"
+    return "cpu:gloo,cuda:nccl" if config.offload_optimizer else "nccl"
 
 
 def _fit(trainer: Trainer, progress_actor: Any) -> None:
@@ -383,11 +421,13 @@ def _work(loop: Mapping[str, Any]) -> None:
 def finish(run: Run, output: Claim) -> None:
     """Write the log and the trained model to where training claimed to; every worker calls it."""
     config, setup = run.setup.config, run.setup
-    state: Any = get_model_state_dict(
-        run.training_model.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=config.quantise is not None)
+    state: Any = get_model_state_dict(run.training_model.model, options=options)
     if run.distributed.rank == 0:
         lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
+        if config.quantise:  # adapters go onto the weights that were quantised, not onto what was left of them
+            untrained, _ = untrained_state(setup.prompts.model, lora, config.train, frozen=setup.dtype)
+            state = untrained | state
         write_results(state, setup.prompts.model, setup.prompts.template, lora, config.train, output, setup.dtype)
         lines = "".join(json.dumps(line) + "\n" for line in run.log)
         write_bytes(join(output.directory, "log.jsonl"), lines.encode(), by_way_of=join(output.work, "log.jsonl"))
