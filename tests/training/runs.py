@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.distributed.tensor import DTensor
 
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
@@ -87,6 +88,8 @@ def moments_of(run: Run) -> dict[str, torch.Tensor]:
 
 def bytes_of(tensor: Any) -> int:
     """Bytes of a tensor here: of all that a subclass is made of, and of what bitsandbytes keeps beside a weight."""
+    if isinstance(tensor, DTensor):
+        return bytes_of(tensor.to_local())
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return sum(bytes_of(getattr(tensor, name)) for name in names)
