@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from vig_ray.compat.quiet import import_quietly
 from vig_ray.errors import StageError
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.training_model import TrainingModel
@@ -31,7 +30,6 @@ def make_optimizer(training_model: TrainingModel, config: TrainConfig) -> torch.
         for (rate, decay), members in groups.items()
     ]
     if config.optimizer == "adamw8bit":
-        import_quietly("torchao")
         from vig_ray.compat.torchao import AdamW8bit
 
         return AdamW8bit(described, block_of, betas=(0.9, 0.999), eps=1e-8)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vig_ray.compat.quiet import import_quietly
 from vig_ray.compat.transformers import spare_last_mlp
 from vig_ray.errors import StageError
 from vig_ray.model.attention import NAME
@@ -28,7 +27,6 @@ class Lora(NamedTuple):
 
 
 def _add_adapters(model: Any, lora: Lora) -> None:
-    import_quietly("torchao", "bitsandbytes")  # as PEFT does, where they are installed
     from peft import LoraConfig, inject_adapter_in_model
 
     decoder = model.get_decoder()
