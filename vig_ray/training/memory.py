@@ -110,7 +110,7 @@ def memory_of(
     - logits: 2 s + 12 bytes an element of the chunk that exists at a time: in `how.dtype`, in float32, their
       log-softmax, and both gradients.
 
-    Left out: CUDA's context and NCCL's buffers, 1 to 2 GB, the images themselves, adapters' outputs (of their rank),
+    Left out, 1 to 3 GB: CUDA's context and NCCL's buffers, the images themselves, adapters' outputs (of their rank),
     and what the allocator wastes. The formula of activations is a dense Llama's; other decoders are told as such.
     """
     sizes = {name: parameter.shape for name, parameter in model.named_parameters()}
