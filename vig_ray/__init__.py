@@ -1,7 +1,8 @@
 """vig-ray: visual information gain for vision-language datasets, on one machine or a Ray cluster."""
 
-from vig_ray.compat import torchvision
+from vig_ray.compat import quiet, torchvision
 
 __version__ = "0.1.0"
 
 torchvision.make_importable()
+quiet.be_quiet()

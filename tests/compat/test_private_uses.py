@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COMPAT = ROOT / "vig_ray" / "compat"
-LIBRARIES = ("ray", "vllm", "transformers", "datasets")
+LIBRARIES = ("ray", "vllm", "transformers", "datasets", "torchao", "bitsandbytes")
 
 # Packages that no library calls public, though their names have no underscore.
 INSIDE = (
@@ -21,6 +21,7 @@ INSIDE = (
     "datasets.utils",
     "ray.dashboard",
     "ray.train.v2",
+    "torchao.optim.subclass_8bit",
 )
 
 # Names of attributes, methods and arguments that have moved to vig_ray/compat.
@@ -30,6 +31,7 @@ NAMES = frozenset({
     "__serve_build_asgi_app__", "list_named_actors",
     "_get_mm_fields_config", "get_mm_processor", "outputs_queue", "engine_dead", "hf_to_vllm_mapper",
     "use_v2_model_runner", "is_mm_prefix_lm",
+    "_new_buffer", "OptimState8bit", "support_avx512bf16_for_cpu",
     "valid_processor_kwargs", "_merge_kwargs", "_process_images",
 })  # fmt: skip
 

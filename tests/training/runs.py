@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.distributed.tensor import DTensor
 
 from tests.forks import in_processes
 from vig_ray.demo import CHECKPOINT
@@ -61,8 +63,10 @@ def left_by(run: Run, out: Path, stage: str = "train") -> Path:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of a tensor without its sharding, on every worker."""
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+    """A copy of a tensor without its sharding, on every worker; of one in nf4 its packed bytes."""
+    return (
+        (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().as_subclass(torch.Tensor).clone()
+    )
 
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
@@ -70,8 +74,43 @@ def weights_of(run: Run) -> dict[str, torch.Tensor]:
     return {name: whole(tensor) for name, tensor in run.training_model.model.state_dict().items()}
 
 
+def moments_of(run: Run) -> dict[str, torch.Tensor]:
+    """The optimizer's state by names, whole, on every worker; of 8-bit moments codes and scales."""
+    options = StateDictOptions(ignore_frozen_params=True)
+    _, state = get_state_dict(run.training_model.model, run.optimizer, options=options)
+    in_parts = getattr(run.optimizer, "in_parts", None)
+    found: dict[str, torch.Tensor] = {}
+    for name, moments in (in_parts(state) if in_parts else state)["state"].items():
+        for key, value in moments.items():
+            parts = value if isinstance(value, dict) else {"": value}
+            found |= {f"{name} {key} {part}": whole(tensor) for part, tensor in parts.items()}
+    return found
+
+
+def bytes_of(tensor: Any) -> int:
+    """Bytes of a tensor here: of all that a subclass is made of, and of what bitsandbytes keeps beside a weight."""
+    if isinstance(tensor, DTensor):
+        return bytes_of(tensor.to_local())
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(bytes_of(getattr(tensor, name)) for name in names)
+    state = getattr(tensor, "quant_state", None)
+    beside = [] if state is None else [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+    return tensor.nbytes + sum(each.nbytes for each in beside)
+
+
+def held(run: Run) -> dict[str, int]:
+    """Bytes of this worker's weights and of its optimizer's state."""
+    states = run.optimizer.state.values()
+    return {
+        "weights": sum(map(bytes_of, run.training_model.parameters())),
+        "optimizer": sum(bytes_of(tensor) for state in states for tensor in state.values()),
+    }
+
+
 class Beginning(SilentLogger):
-    """Keeps a copy of what a run began with: every parameter, whole, and every buffer, by all their names."""
+    """Keeps a copy of what a run began with: every parameter, whole, and every buffer, by all their names; and how many
+    bytes this worker's gradients had at the last step."""
 
     def start(self, run: Run) -> None:
         model = run.training_model.model
@@ -80,6 +119,13 @@ class Beginning(SilentLogger):
         self.trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
         self.tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
         self.tensors = {name: whole(tensor) for name, tensor in {**parameters, **buffers}.items()}
+        self.gradients = 0
+
+        def count(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            self.gradients = sum(bytes_of(parameter.grad) for parameter in trained)
+
+        run.optimizer.register_step_pre_hook(count)
 
 
 def _counted_reduce_scatters() -> list[str]:
@@ -113,6 +159,7 @@ def _work(rank: int, workers: int, folder: str, setups: Sequence[tuple[str, Setu
                 began,
             )
             left = {"log": run.log, "weights": weights_of(run), "reduce_scatters": len(reduced), "began": vars(began)}
+            left |= {"moments": moments_of(run), "held": held(run)}
         except StageError as error:
             left = {"refused": str(error)}
         torch.save(left, os.path.join(folder, f"{name}.{rank}.pt"))

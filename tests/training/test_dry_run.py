@@ -11,6 +11,7 @@ import pytest
 from tests.command import call, refused
 from tests.docs.pages import ROOT
 from vig_ray.demo import CHECKPOINT
+from vig_ray.training.memory import Memory
 
 
 def words(chosen: Path, out: Path, *more: str) -> list[str]:
@@ -23,7 +24,8 @@ def test_what_would_be_trained_is_printed_and_nothing_written(chosen: Path, tmp_
     before = {path: path.stat().st_mtime_ns for path in chosen.rglob("*")}
     tower = ("--train", "tower,language,projector", "--tower-lr", "4e-6", "--held-out", "20", "--global-batch", "8")
     done = call(*words(chosen, out, *tower))
-    assert done.stdout.splitlines() == [
+    *said, title, header, one, two, four, eight = done.stdout.splitlines()
+    assert said == [
         "LlavaForConditionalGeneration    1.09 M",
         "  model                          1.01 M",
         "    vision_tower               407.10 K  tower      trained at 4e-6",
@@ -33,8 +35,15 @@ def test_what_would_be_trained_is_printed_and_nothing_written(chosen: Path, tmp_
         "1.09 M of 1.09 M parameters are trained",
         "300 samples, 20 held out; steps of up to 8 samples: 35",
     ]
+    told = "memory of a GPU in MB (bfloat16, microbatches of 16,384 tokens, activations computed again):"
+    assert title == told
+    assert header.split() == ["workers", *Memory._fields[:-1], "all"]
+    figures = [[float(cell.replace(",", "")) for cell in line.split()] for line in (one, two, four, eight)]
+    assert [workers for workers, *_ in figures] == [1, 2, 4, 8]
+    assert all(sum(parts) == pytest.approx(whole, abs=0.05) for _, *parts, whole in figures)
+    assert figures[0][1] == pytest.approx(4 * 1.09, rel=0.01)  # float32, all of it trained
     selection = ("--selection", str(chosen / "selection"), "--epochs", "2", "--lora", "--global-batch", "16")
-    *_, adapters, head, _, last = call(*words(chosen, out, *selection)).stdout.splitlines()
+    *_, adapters, head, _, last = call(*words(chosen, out, *selection)).stdout.splitlines()[:-6]
     assert re.fullmatch(r"    language_model +[\d.]+ M  language   adapters of [\d.]+ K trained at 2e-4", adapters)
     assert head.endswith("frozen")
     count = int(last.split()[0])
@@ -65,6 +74,8 @@ def test_a_finished_or_foreign_folder_is_left_as_it_is(chosen: Path, tmp_path: P
         (("--tower-lr", "1e-6"), "--tower-lr has no effect where --train doesn't name the tower"),
         (("--train", "language", "--projector-lr", "1e-6"), "--projector-lr has no effect where --train doesn't name"),
         (("--train", "tower", "--lr", "1e-6"), "--lr has no effect on what --train names"),
+        (("--quantise", "nf4"), "--quantise freezes the language model's weights; it needs --lora"),
+        (("--offload-optimizer", "--optimizer", "adamw8bit"), "--optimizer adamw8bit don't go together"),
         (("--held-out", "300"), "--held-out 300: there are only 300 samples"),
         (("--samples", "/no/such"), "/no/such"),
     ],

@@ -91,18 +91,25 @@ def on_this_machine(directory: str, name: str) -> Iterator[str]:
         yield folder
 
 
+def _as_written(optimizer: torch.optim.Optimizer, moments: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state as plain tensors: moments in 8 bits are none."""
+    in_parts = getattr(optimizer, "in_parts", None)
+    written: dict[str, Any] = moments if in_parts is None else in_parts(moments)
+    return written
+
+
 def read(folder: str, training_model: TrainingModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load a state, in place; returns its progress."""
     options = StateDictOptions(ignore_frozen_params=True)
     model, moments = get_state_dict(training_model.model, optimizer, options=options)
-    state: dict[str, Any] = {"model": model, "optimizer": moments}
+    state: dict[str, Any] = {"model": model, "optimizer": _as_written(optimizer, moments)}
     with alone_on_purpose():
         load_state(state, checkpoint_id=folder)
     set_state_dict(
         training_model.model,
         optimizer,
         model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
+        optim_state_dict={**state["optimizer"], "state": moments["state"]},  # whose tensors were filled in place
         options=StateDictOptions(ignore_frozen_params=True, strict=False),
     )
     with open(os.path.join(folder, _PROGRESS), encoding="utf-8") as file:
@@ -170,7 +177,7 @@ class CheckpointManager:
         try:
             os.makedirs(folder, exist_ok=True)
             with alone_on_purpose():
-                save_state({"model": model, "optimizer": moments}, checkpoint_id=folder)
+                save_state({"model": model, "optimizer": _as_written(optimizer, moments)}, checkpoint_id=folder)
             if self._distributed.rank == 0:
                 with open(os.path.join(folder, _PROGRESS), "w", encoding="utf-8") as file:
                     json.dump(progress, file)

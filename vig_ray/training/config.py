@@ -61,7 +61,9 @@ class TrainConfig(StageConfig):
         "--stage align the projector alone; --dry-run shows what belongs to which",
         json_schema_extra={"metavar": "projector|language|tower[:A..B][,...]"},
     )
-    dry_run: bool = Field(False, description="only print the model's parts, what would be trained, and how many steps")
+    dry_run: bool = Field(
+        False, description="only print the model's parts, what is trained, how many steps, and the memory it takes"
+    )
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's; not for biases and norms")
@@ -118,6 +120,18 @@ class TrainConfig(StageConfig):
     lora: bool = Field(False, description="train adapters (LoRA) on the language model's linear layers, and projector")
     lora_rank: int = Field(128, ge=1, description="LoRA's r")
     lora_alpha: float = Field(256.0, gt=0, description="LoRA's alpha")
+    quantise: Literal["nf4"] | None = Field(
+        None,
+        description="with --lora: keep the linear layers under adapters in 4 bits (QLoRA: nf4, double quantisation)",
+    )
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
+        "adamw", description="adamw8bit keeps AdamW's moments in 8 bits, 2 bytes a trained weight instead of 8"
+    )
+    offload_optimizer: bool = Field(
+        False,
+        description="keep the optimizer's state in the machine's memory and update there; weights and gradients come "
+        "to the GPU a layer at a time (FSDP2's CPU offload)",
+    )
     batch_tokens: int | None = Field(
         None, ge=1, description="tokens of one microbatch of one worker; by default 16384 on a GPU, 2048 on a CPU"
     )
@@ -186,6 +200,13 @@ class TrainConfig(StageConfig):
             raise ValueError("--lora puts adapters on the language model, which --train doesn't name")
         if self.align is not None and self.selection is None:
             raise ValueError("--align carries a selection's weights over; give --selection")
+        if self.quantise and not self.lora:
+            raise ValueError("--quantise freezes the language model's weights; it needs --lora to train anything of it")
+        if self.offload_optimizer and self.optimizer == "adamw8bit":
+            raise ValueError(
+                "--offload-optimizer and --optimizer adamw8bit don't go together: 8-bit moments save a GPU's memory, "
+                "and are slow to update on a CPU; give one"
+            )
         for part, rate in (("tower", self.tower_lr), ("projector", self.projector_lr)):
             if rate is not None and part not in parts:
                 raise ValueError(f"--{part}-lr has no effect where --train doesn't name the {part}")
@@ -221,6 +242,14 @@ class TrainConfig(StageConfig):
     def usual_template(self) -> Template:
         """The prompt where neither an option nor a selection says which."""
         return "plain" if self.aligns else "auto"
+
+    def microbatch_tokens(self, on_gpu: bool) -> int:
+        """Tokens of one microbatch of one worker."""
+        return self.batch_tokens or (16384 if on_gpu else 2048)
+
+    def recomputes(self, on_gpu: bool) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return self.activation_checkpointing == "on" or (self.activation_checkpointing == "auto" and on_gpu)
 
     @property
     def leading_rate(self) -> float:

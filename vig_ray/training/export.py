@@ -246,16 +246,27 @@ def _checkpoint(directory: str, step: Literal["last", "best"]) -> Checkpoint:
     return checkpoints[-1]
 
 
+def untrained_state(
+    base: str, lora: Lora | None, train: Collection[str], *, frozen: str = "float32", text_only: bool = False
+) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """The weights of `base` by the names that they have in training, adapters among them, and which are trained.
+
+    `frozen`: the precision of what isn't. `text_only`: of a language model.
+    """
+    from vig_ray.training.training_model import TrainingModel
+
+    model = load_model(base, dtype="auto" if frozen != "float32" else frozen, device="cpu", text_only=text_only)
+    training_model = TrainingModel(model, pack=False, lora=lora, dtype=getattr(torch, frozen), train=train)
+    state: dict[str, torch.Tensor] = {key: tensor.detach() for key, tensor in training_model.model.state_dict().items()}
+    trained = {key for key, parameter in training_model.model.named_parameters() if parameter.requires_grad}
+    return state, trained
+
+
 def _whole_state(
     directory: str, name: str, base: str, lora: Lora | None, train: Collection[str], *, text_only: bool
 ) -> dict[str, torch.Tensor]:
     """The model's weights after a checkpoint: those that were trained from there, the frozen ones from `base`."""
-    from vig_ray.training.training_model import TrainingModel
-
-    model = load_model(base, dtype="float32", device="cpu", text_only=text_only)
-    training_model = TrainingModel(model, pack=False, lora=lora, train=train)
-    state: dict[str, torch.Tensor] = {key: tensor.detach() for key, tensor in training_model.model.state_dict().items()}
-    trained = {key for key, parameter in training_model.model.named_parameters() if parameter.requires_grad}
+    state, trained = untrained_state(base, lora, train, text_only=text_only)
     with on_this_machine(directory, name) as folder, alone_on_purpose():
         load_state({"model": {key: state[key] for key in trained}}, checkpoint_id=folder, no_dist=True)
     return state

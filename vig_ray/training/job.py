@@ -43,13 +43,15 @@ from vig_ray.training.carry import Aligner, prompts_then
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import VDEP_OPTIONS, TrainConfig
 from vig_ray.training.distributed import DistributedContext
-from vig_ray.training.documents import Made
+from vig_ray.training.documents import Documents, Made
 from vig_ray.training.drawn import Drawn
-from vig_ray.training.export import ADAPTER, MODEL, write_results
+from vig_ray.training.export import ADAPTER, MODEL, untrained_state, write_results
 from vig_ray.training.index import Index, of_samples, of_selection
 from vig_ray.training.loader import SampleSource
+from vig_ray.training.memory import WORKERS, How, memory_of, told
 from vig_ray.training.metrics import JobMetricsLogger
-from vig_ray.training.parts import tree
+from vig_ray.training.optimizer import check_packages
+from vig_ray.training.parts import adapted_weights, tree
 from vig_ray.training.progress_actor import ProgressActor, shown
 from vig_ray.training.run import BadBatchError, Run, Setup
 from vig_ray.training.training_model import TRAINED, Lora, TrainingModel
@@ -63,7 +65,7 @@ _LOOKED_AT = 256  # samples, to tell how well tokens fit
 HOW = {
     "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "gradient_sync",
     "loaders", "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
-    "selection", "model", "dtype", "dry_run", "trust_remote_code", "vdep_norms_every",
+    "selection", "model", "dtype", "dry_run", "trust_remote_code", "vdep_norms_every", "offload_optimizer",
 }  # fmt: skip
 
 
@@ -137,6 +139,7 @@ def check(config: TrainConfig) -> Plan:
         config.trust_remote_code,
     )
     check_writable(config.out)
+    check_packages(config)
     formatter = load_formatter(*prompts)
     parts = described(config, prompts.model, formatter)
     tell(prompts.model, formatter)
@@ -164,7 +167,13 @@ def check(config: TrainConfig) -> Plan:
 
 def _unsaid(config: TrainConfig) -> set[str]:
     """Options that runs of before hadn't got, where they are as those runs were."""
-    same = {"train": config.train == TRAINED, "stage": config.stage == "tune", "align": config.align is None}
+    same = {
+        "train": config.train == TRAINED,
+        "stage": config.stage == "tune",
+        "align": config.align is None,
+        "quantise": config.quantise is None,
+        "optimizer": config.optimizer == "adamw",
+    }
     vdep = {"objective", *VDEP_OPTIONS} if config.objective != "vdep" else set()
     return {name for name, is_same in same.items() if is_same} | vdep
 
@@ -178,12 +187,32 @@ def described(config: TrainConfig, model: str, formatter: Formatter, *, text_onl
         if config.dry_run:
             raise
         return ""  # one worker, which loads it, may train it
-    lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
     objectives_of(config, built)
     mark_of(config, built, formatter)
-    training_model = TrainingModel(built, pack=False, lora=lora, train=config.train)
+    training_model = _made(config, built)
     trained = {name for name, parameter in training_model.model.named_parameters() if parameter.requires_grad}
     return tree(training_model.model, training_model.parts, trained, config.rates)
+
+
+def _made(config: TrainConfig, built: Any) -> TrainingModel:
+    lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
+    return TrainingModel(built, pack=False, lora=lora, train=config.train)
+
+
+def _memory(plan: Plan) -> str:
+    """The memory of a run on 1, 2, 4 and 8 workers, for a person."""
+    config = plan.config
+    built = without_weights(plan.prompts.model, text_only=isinstance(plan.prompts, Documents))
+    training_model, how = _made(config, built), How.of(config)
+    trained = {name for name, parameter in training_model.model.named_parameters() if parameter.requires_grad}
+    quantised = adapted_weights(training_model.model) if config.quantise else set()
+    of_workers = {
+        workers: memory_of(
+            training_model.model, training_model.layers(), trained, how, workers=workers, quantised=quantised
+        )
+        for workers in WORKERS
+    }
+    return told(of_workers, how, "worker" if config.device == "cpu" else "GPU")
 
 
 @dataclass(frozen=True)
@@ -196,6 +225,7 @@ class DryRun:
     held_out: int
     steps: int
     global_batch: int
+    memory: str
     untaken: int = 0
 
     def text(self) -> str:
@@ -204,7 +234,8 @@ class DryRun:
         held_out = f", {self.held_out:,} held out" if self.held_out else ""
         untaken = f", {self.untaken:,} not drawn" if self.untaken else ""
         samples = f"{self.samples:,} samples{held_out}{left_out}{untaken}"
-        return f"{self.described}\n{samples}; steps of up to {self.global_batch:,} samples: {self.steps:,}"
+        steps = f"steps of up to {self.global_batch:,} samples: {self.steps:,}"
+        return f"{self.described}\n{samples}; {steps}\n{self.memory}"
 
 
 def run(config: TrainConfig) -> Trained | DryRun:
@@ -223,7 +254,14 @@ def carry_out(plan: Plan) -> Trained | DryRun:
         index = _index(plan)
         steps = sampler_of(config, len(index) - config.held_out).steps
         return DryRun(
-            plan.described, len(index), index.left_out, config.held_out, steps, config.global_batch, index.untaken
+            plan.described,
+            len(index),
+            index.left_out,
+            config.held_out,
+            steps,
+            config.global_batch,
+            _memory(plan),
+            index.untaken,
         )
     output = claimed(plan)
     if output.complete:
@@ -337,7 +375,6 @@ def _train(
     """Run the group of workers to its end; returns the log of all steps, and what the last group of workers was."""
     config = plan.config
     on_gpu = device == "cuda"
-    recompute = config.activation_checkpointing == "on" or (config.activation_checkpointing == "auto" and on_gpu)
     setup = Setup(
         config,
         plan.prompts,
@@ -346,8 +383,8 @@ def _train(
         plan.selection,
         dtype=dtype,
         loaders=config.loaders if config.loaders is not None else (4 if on_gpu else 0),
-        batch_tokens=plan.batch_tokens or (16384 if on_gpu else 2048),
-        checkpoint_activations=recompute,
+        batch_tokens=plan.batch_tokens or config.microbatch_tokens(on_gpu),
+        checkpoint_activations=config.recomputes(on_gpu),
         then=plan.then,
     )
     least, most = parse_range(config.workers) if config.workers else (1, ray_has.gpus or 1 if on_gpu else 1)
@@ -367,7 +404,7 @@ def _train(
     trainer = Trainer(
         _work,
         train_loop_config=loop,
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=TorchConfig(backend=_backend(config, on_gpu)),
         scaling_config=ScalingConfig(
             num_workers=least if least == most else (least, most),
             use_gpu=on_gpu,
@@ -384,6 +421,13 @@ def _train(
         if records is not None:
             shutil.rmtree(records, ignore_errors=True)
     return _log_lines(plan), workers
+
+
+def _backend(config: TrainConfig, on_gpu: bool) -> str:
+    """What workers exchange tensors by; of shares that lie in the machines' memory too."""
+    if not on_gpu:
+        return "gloo"
+    return "cpu:gloo,cuda:nccl" if config.offload_optimizer else "nccl"
 
 
 def _fit(trainer: Trainer, progress_actor: Any) -> None:
@@ -453,11 +497,13 @@ def _work(loop: Mapping[str, Any]) -> None:
 def finish(run: Run, output: Claim) -> None:
     """Write the log and the trained model to where training claimed to; every worker calls it."""
     config, setup = run.setup.config, run.setup
-    state: Any = get_model_state_dict(
-        run.training_model.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=config.quantise is not None)
+    state: Any = get_model_state_dict(run.training_model.model, options=options)
     if run.distributed.rank == 0:
         lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
+        if config.quantise:  # adapters go onto the weights that were quantised, not onto what was left of them
+            untrained, _ = untrained_state(setup.prompts.model, lora, config.train, frozen=setup.dtype)
+            state = untrained | state
         write_results(state, setup.prompts.model, setup.prompts.template, lora, config.train, output, setup.dtype)
         lines = "".join(json.dumps(line) + "\n" for line in run.log)
         write_bytes(join(output.directory, "log.jsonl"), lines.encode(), by_way_of=join(output.work, "log.jsonl"))

@@ -137,6 +137,15 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
+def adapted_weights(model: Any) -> set[str]:
+    """The names of the weights under LoRA's adapters, those of the language model's linear layers."""
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if name.endswith(".base_layer") and isinstance(module, torch.nn.Linear)
+    }
+
+
 def whole_modules(model: Any, parts: Mapping[str, Part], part: str) -> list[str]:
     """The highest modules all of whose parameters are of `part`, by their paths; no single parameters, and of a list of
     modules each by itself, since PEFT keeps no lists."""

@@ -113,7 +113,7 @@ class Run:
     setup: Setup
     distributed: DistributedContext
     training_model: TrainingModel
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     batcher: Batcher
     packed: bool
     sharded: bool

@@ -8,12 +8,13 @@ however many workers they have, and a device holds one unit more than its shards
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from vig_ray.errors import StageError
 from vig_ray.model.head import applied_softcap
@@ -53,28 +54,57 @@ def read_by_one(
     return model, softcap
 
 
-def shard(training_model: TrainingModel, distributed: DistributedContext, dtype: torch.dtype) -> bool:
+def shard(
+    training_model: TrainingModel,
+    distributed: DistributedContext,
+    dtype: torch.dtype,
+    *,
+    quantise: bool = False,
+    offload: bool = False,
+) -> bool:
     """Spread weights, gradients and optimizer state over all workers (FSDP2); returns whether it did.
 
     One unit a decoder layer, and one for the rest. All values are the first worker's. Weights that are trained become
     float32, whatever the checkpoint's precision; forward and backward run in `dtype`. A single worker in float32 needs
     no FSDP.
 
+    `quantise`: put the linear layers under adapters in nf4; these every worker keeps whole, on its device. `offload`:
+    keep each worker's share of all else, with its gradients and optimizer state, in the memory of its machine.
+
     Raises StageError, on every worker, where a model built without weights has other tensors than the loaded one.
     """
     tensors = _same_everywhere(training_model, distributed)
-    sharded = distributed.workers > 1 or dtype != torch.float32
+    sharded = distributed.workers > 1 or dtype != torch.float32 or offload
     mesh = init_device_mesh(distributed.device.type, (distributed.workers,)) if sharded else None
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=GRADIENT_DTYPE, cast_forward_inputs=False)
+    host = CPUOffloadPolicy(pin_memory=distributed.device.type == "cuda") if offload else OffloadPolicy()
     names = {module: name for name, module in training_model.named_modules()}
     filled: set[torch.nn.Module] = set()
+    kept_whole: set[torch.nn.Parameter] = set()
     for unit in [*training_model.layers(), training_model]:
         modules = [module for module in unit.modules() if module not in filled]
         _fill({names[module]: module for module in modules}, tensors, distributed)
         filled.update(modules)
+        if quantise:
+            layers = _in_nf4(modules, dtype)
+            filled.update(layers)
+            kept_whole.update(layer.weight for layer in layers)
         if mesh is not None:
-            fully_shard(unit, mesh=mesh, mp_policy=precision)
+            fully_shard(unit, mesh=mesh, mp_policy=precision, offload_policy=host, ignored_params=kept_whole)
     return sharded
+
+
+def _in_nf4(modules: Iterable[torch.nn.Module], dtype: torch.dtype) -> list[Any]:
+    """Put the linear layers that these modules adapt in nf4, one after the other; returns what took their place."""
+    from vig_ray.compat.bitsandbytes import Nf4Linear
+
+    made = []
+    for module in modules:
+        linear = getattr(module, "base_layer", None)
+        if isinstance(linear, torch.nn.Linear):
+            module.base_layer = Nf4Linear(linear, dtype)
+            made.append(module.base_layer)
+    return made
 
 
 class _Tensor(NamedTuple):

@@ -65,3 +65,8 @@ class TrainTextConfig(TrainConfig):
     vdep_mode_token: ClassVar[None] = None  # type: ignore[misc]
     vdep_norms_every: ClassVar[Literal[100]] = 100  # type: ignore[misc]
     align: ClassVar[None] = None  # type: ignore[misc]
+
+    def microbatch_tokens(self, on_gpu: bool) -> int:
+        """Tokens of one microbatch of one worker: a row's."""
+        del on_gpu
+        return self.length

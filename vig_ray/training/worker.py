@@ -26,7 +26,7 @@ from vig_ray.training.loader import Loaded, Mismatch, Unusable, load_steps
 from vig_ray.training.memory import free_bytes, whole_gradients
 from vig_ray.training.metrics import MetricsLogger
 from vig_ray.training.objective import Sums, Totals, Weights, coefficients
-from vig_ray.training.optimizer import make_optimizer, rate_factor, set_rate
+from vig_ray.training.optimizer import check_packages, make_optimizer, rate_factor, set_rate
 from vig_ray.training.run import BadBatchError, HeldOut, Run, Setup, Step
 from vig_ray.training.sharding import read_by_one, shard
 from vig_ray.training.training_model import Lora, TrainingModel, refuse_uneven
@@ -103,6 +103,7 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
     have no room.
     """
     config = setup.config
+    check_packages(config)
     dtype = getattr(torch, setup.dtype)
     formatter = setup.source().formatter
     checked = _checked(setup, distributed, formatter)
@@ -121,7 +122,13 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
         train=config.train,
         objectives=objectives,
     )
-    sharded = shard(training_model, distributed, dtype)
+    sharded = shard(
+        training_model,
+        distributed,
+        dtype,
+        quantise=config.quantise is not None,
+        offload=config.offload_optimizer,
+    )
     kept = 0
     if config.gradient_sync == "step" and distributed.workers > 1:
         free = float(distributed.gather(np.array([free_bytes(distributed.device)])).min())
@@ -129,6 +136,8 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
             training_model,
             distributed.workers,
             free,
+            optimizer=config.optimizer,
+            offload=config.offload_optimizer,
         )
     optimizer = make_optimizer(training_model, config)
     packed = packs and config.packing
