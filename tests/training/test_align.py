@@ -350,13 +350,12 @@ def test_llava_1_5_7b_trains_what_the_papers_train(captions: Path, llava_7b: str
     words = ("train", "--model", llava_7b, "--samples", str(captions / "samples"), "--out", str(tmp_path), "--dry-run")
     lines = call(*words, "--stage", "align").stdout.splitlines()
     assert "multi_modal_projector 20.98 M projector trained at 0.001" in [" ".join(line.split()) for line in lines]
-    assert lines[-2:] == [
-        "20.98 M of 7.06 B parameters are trained", "75 samples; steps of up to 256 samples: 1",
-    ]  # fmt: skip
+    at = lines.index("20.98 M of 7.06 B parameters are trained")
+    assert lines[at + 1] == "75 samples; steps of up to 256 samples: 1"
     lines = call(*words, "--stage", "align", "--train", share_gpt4v, "--lr", "2e-5").stdout.splitlines()
     shown = [" ".join(line.split()) for line in lines]
     assert "0..12 151.15 M tower frozen" in shown
     assert "12..24 151.15 M tower trained at 2e-5" in shown
     assert "post_layernorm 2.05 K tower frozen" in shown
     assert "language_model 6.61 B language trained at 2e-5" in shown
-    assert lines[-2] == "6.91 B of 7.06 B parameters are trained"
+    assert "6.91 B of 7.06 B parameters are trained" in lines

@@ -23,7 +23,7 @@ from tests.training.runs import alone, left_by, setup_of, weights_of
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
-from vig_ray.model import assemble
+from vig_ray.model import assemble, assembled_parts
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.model.prompt import Prompt, PromptImage
 from vig_ray.scoring.engines.torch import TorchEngine
@@ -225,9 +225,9 @@ def test_a_written_model_is_a_base_again(trained: tuple[Run, Path], tmp_path: Pa
 
 
 def test_assemble_notes_a_clip_of_the_hub(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = assemble.local_folder
+    plain = assembled_parts.local_folder
     monkeypatch.setattr(
-        assemble,
+        assembled_parts,
         "local_folder",
         lambda model, **options: str(parts / "clip") if model == "openai/clip" else plain(model, **options),
     )

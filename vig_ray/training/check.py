@@ -64,7 +64,7 @@ def settled(model: str, formatter: Formatter) -> Found:
     _check_causality(made, formatter, prompts[0][1], expected[0])
     ours = [prompt for prompt, _ in prompts]
     packed = can_pack(made)
-    training_model = TrainingModel(made, pack=packed, softcap=applied_softcap(made)).eval()
+    training_model = TrainingModel(made, pack=packed, softcap=applied_softcap(made), train=("language",)).eval()
     worst = 0.0
     for how in {packed, False}:
         batcher = Batcher(made, formatter.collate, device="cpu", dtype=torch.float32, packed=how)

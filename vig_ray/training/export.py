@@ -215,7 +215,7 @@ def run(config: ExportConfig) -> Exported:
         return Exported(config.out, chosen.step)
     if config.format == "llava":
         read_base(base)  # before the weights, so that a model which LLaVA's code can't hold is told at once
-    train = tuple(trained.get("train", TRAINED))
+    train = tuple(trained.get("train", ("language",) if text_only else TRAINED))
     text_only = template is None
     state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora, train, text_only=text_only)
     output.begin(config)

@@ -502,7 +502,9 @@ def finish(run: Run, output: Claim) -> None:
     if run.distributed.rank == 0:
         lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
         if config.quantise:  # adapters go onto the weights that were quantised, not onto what was left of them
-            untrained, _ = untrained_state(setup.prompts.model, lora, config.train, frozen=setup.dtype)
+            untrained, _ = untrained_state(
+                setup.prompts.model, lora, config.train, frozen=setup.dtype, text_only=setup.prompts.template is None
+            )
             state = untrained | state
         write_results(state, setup.prompts.model, setup.prompts.template, lora, config.train, output, setup.dtype)
         lines = "".join(json.dumps(line) + "\n" for line in run.log)
