@@ -215,8 +215,8 @@ def run(config: ExportConfig) -> Exported:
         return Exported(config.out, chosen.step)
     if config.format == "llava":
         read_base(base)  # before the weights, so that a model which LLaVA's code can't hold is told at once
-    train = tuple(trained.get("train", ("language",) if text_only else TRAINED))
     text_only = template is None
+    train = tuple(trained.get("train", ("language",) if text_only else TRAINED))
     state = _whole_state(join(directory, "checkpoints"), chosen.name, base, lora, train, text_only=text_only)
     output.begin(config)
     if config.format == "adapter" and lora is not None:
