@@ -202,7 +202,7 @@ def _parse(
         for name, verb in _verbs().items()
     }
     submit = of_verbs.add_parser(
-        "submit", help="score, measure, select or train as a job of a Ray cluster", allow_abbrev=False
+        "submit", help="score, measure, select, train or train-text as a job of a Ray cluster", allow_abbrev=False
     )
     of_stages = submit.add_subparsers(metavar="STAGE", required=True)
     for stage, submitted in SUBMITTED.items():

@@ -142,7 +142,8 @@ def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any], left_open: Ite
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             inner = differing(old, new)
-            names += inner if name == "options" else [f"{name}: {', '.join(inner)}"]
+            # Without any where a value is None on one side, and isn't there on the other.
+            names += inner if name == "options" else [f"{name}: {', '.join(inner)}"] if inner else []
         else:
             names.append(name)
     return names

@@ -55,6 +55,13 @@ def test_a_mask_goes_by_the_half_of_a_tokens_characters() -> None:
     assert found.exact_T.tolist() == [False, False, False, False, True]
 
 
+def test_what_was_cut_off_makes_the_rest_no_heavier() -> None:
+    """Of four old tokens two were scored, with a mean of 1."""
+    cut = old([0.5, 1.5, 0.0, 0.0], [[0, 4], [4, 8], [8, 12], [12, 16]])._replace(scored=2)
+    found = carry_weights(cut, new([[0, 2], [2, 4], [4, 8], [8, 16]]))
+    np.testing.assert_allclose(found.weights_T, np.array([0.5, 0.5, 1.5, 0.0]) / (2.5 / 3))
+
+
 def test_other_weights_are_means_that_keep_the_samples_mean() -> None:
     found = carry_weights(old([0.5, 1.5], [[0, 4], [4, 8]]), new([[0, 4], [4, 6], [6, 8], [2, 6]]))
     means = np.array([0.5, 1.5, 1.5, 1.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.command import call, refused
+from tests.selection.made import copy_outputs
 from tests.training.runs import alone, left_by, together, weights_of
 from tests.training.texts import document, plain_text_training, text_setup, write_language_model
 from vig_ray.demo import CHECKPOINT
@@ -183,6 +185,11 @@ def test_what_does_not_fit_is_one_line(samples: Path, model: str, tmp_path: Path
     assert "takes images; --model needs a language model" in refused(*words(model=CHECKPOINT))
     assert "no samples/, scores/ or selection/ here" in refused(*words(exclude=tmp_path))
     assert "takes a percentage such as 1%" in refused(*words(sample="2"))
+    begun = tmp_path / "begun"
+    copy_outputs(samples.parent, begun, "samples")
+    record = json.loads((begun / "samples.stage.json").read_text())
+    (begun / "samples.stage.json").write_text(json.dumps(record | {"complete": False}))
+    assert "isn't finished" in refused(*words(exclude=begun))
     assert "no sample to train on" in refused(*words(exclude=samples), "--dry-run")
     assert "--tower-lr" in refused(*words(), "--tower-lr", "1e-5")
     assert not (tmp_path / "out").exists()

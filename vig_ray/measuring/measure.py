@@ -27,24 +27,29 @@ from vig_ray.storage import one_line
 
 
 class ModelMeasures:
-    """What the aligned model says of a sample. `collate`: the formatter's."""
+    """What the aligned model says of a sample. `collate`: the formatter's. `measures`: which of `OF_MODEL`."""
 
-    def __init__(self, model: Any, collate: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, collate: Any, measures: Sequence[str] = OF_MODEL) -> None:
+        self._model, self._measures = model, measures
         self._head = TargetLogProbs(model)
         self._forwards = Forwards(model, collate, self._head)
 
     def __call__(self, prompt: Prompt) -> dict[str, Any]:
-        """`attention`, float32 [T], the mean over layers and heads, and `el2n`. Raises PromptError."""
-        try:
-            with watched(self._model, prompt.answer_positions - 1, prompt.image_mask) as watch:
-                states_TD = self._forwards.states_plainly(prompt)
-            shares = watch.shares()
-        except ValueError as error:
-            raise error if isinstance(error, PromptError) else PromptError("Attention", one_line(error)) from error
-        targets = torch.from_numpy(prompt.answer_ids.astype(np.int64)).to(states_TD.device)
-        norms_T = self._head.error_norms(states_TD, targets)
-        return {"attention": shares.mean(axis=0), "el2n": float(norms_T.double().mean())}
+        """`attention`, float32 [T], the mean over layers and heads, and `el2n`, as asked for. Raises PromptError."""
+        measured: dict[str, Any] = {}
+        if "attention" in self._measures:
+            try:
+                with watched(self._model, prompt.answer_positions - 1, prompt.image_mask) as watch:
+                    states_TD = self._forwards.states_plainly(prompt)
+                measured["attention"] = watch.shares().mean(axis=0)
+            except ValueError as error:
+                raise error if isinstance(error, PromptError) else PromptError("Attention", one_line(error)) from error
+        else:
+            states_TD = self._forwards.states_plainly(prompt)
+        if "el2n" in self._measures:
+            targets = torch.from_numpy(prompt.answer_ids.astype(np.int64)).to(states_TD.device)
+            measured["el2n"] = float(self._head.error_norms(states_TD, targets).double().mean())
+        return measured
 
 
 def clip_measures(
@@ -97,7 +102,7 @@ class Measurer:
         self._of_model, self._clip = None, None
         if set(measures) & set(OF_MODEL):
             model = load_model(prompts.model, dtype=dtype, device=device)
-            self._of_model = ModelMeasures(model, self._formatter.collate)
+            self._of_model = ModelMeasures(model, self._formatter.collate, self._measures)
         if set(measures) - set(OF_MODEL):
             self._clip = Clip(clip_model, device)
         self._max_image_pixels, self._progress = max_image_pixels, progress

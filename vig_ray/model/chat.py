@@ -66,13 +66,13 @@ def _messages(
 
 
 def _placed(text: str, start: int, answer: str) -> tuple[int, int]:
-    """Where an answer's first character is, or would be, in a rendered text, and its length.
+    """Where an answer's first character is, or would be, in a rendered text, and its length up to its last there.
 
     A template that trims turns has put only the inner part at `start`.
     """
     if text.startswith(answer, start):
         return start, len(answer)
-    return start - (len(answer) - len(answer.lstrip())), len(answer)
+    return start - (len(answer) - len(answer.lstrip())), len(answer.rstrip())
 
 
 def _answers(conversation: Sequence[Turn]) -> list[str]:

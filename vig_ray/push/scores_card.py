@@ -8,6 +8,7 @@ from typing import Any
 from vig_ray.push import markdown
 from vig_ray.push.figures import NEAR_ZERO
 from vig_ray.report.format import format_gain, format_interval, format_share, row_name
+from vig_ray.tables.passes import TEXT
 
 Json = dict[str, Any]
 
@@ -127,6 +128,7 @@ def _figures(scores: Json) -> str:
                 f"{format_gain(of['mean_gain'])} nats, {of['samples']:,} samples",
             )
             for name, of in scores["references"].items()
+            if name != TEXT  # another model's loss: no gain
         ),
     ]
     parts = ["## Figures", markdown.table(("", ""), rows)]

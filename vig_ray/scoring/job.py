@@ -315,7 +315,7 @@ def _identity(plan: Plan, samples: str, average: bytes | None) -> dict[str, Any]
         "template": plan.template,
         "engine": None if config.engine == "auto" else config.engine,
         "vllm": {key: value for key, value in config.vllm.items() if key not in _SPEED_AND_MEMORY} or None,
-        "passes": "text" if config.passes == "text" else None,
+        **({"passes": "text"} if config.passes == "text" else {}),
         "references": _references(plan, average),
         "dtype": config.dtype,
         "max_length": config.max_length,
@@ -335,7 +335,7 @@ def _replaces_text(plan: Plan) -> bool:
 
 def _text_options(config: ScoreConfig, output: Claim) -> dict[str, Any]:
     """The options of a text pass that is there and that this run leaves as it is: the record is to tell them."""
-    if config.reference_model or TEXT not in references_of(output.record):
+    if config.reference_model or output.state != "extend" or TEXT not in references_of(output.record):
         return {}
     return {name: output.record["config"][name] for name in TEXT_OPTIONS}
 

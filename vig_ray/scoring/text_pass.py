@@ -7,6 +7,7 @@ two phases, each with one engine: first the model's own passes, then the text pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def check_text_pass(config: ScoreConfig, formatter: Formatter) -> dict[str, Any]
 
 def sized(formatter: Formatter) -> bool:
     """Whether a model's images are all as long, so that a prompt's length is known without them."""
-    return isinstance(formatter, LlavaFormatter)
+    return isinstance(getattr(formatter, "of", formatter), LlavaFormatter)  # its own prompt, or the plain one
 
 
 def check_tokenizers(model: str, tokenizer: Any, text_model: str, text_tokenizer: Any) -> None:
@@ -117,6 +118,29 @@ def counterparts(text: Prompt, prompt: Prompt, conversation: Sequence[Turn]) -> 
     found = np.empty(len(prompt.turns), dtype=np.int64)
     found[words_T], found[ends_T] = of_text, [ends[turn] for turn in turns.tolist()]
     return found
+
+
+def joined_ends(
+    text: Prompt, prompt: Prompt, conversation: Sequence[Turn]
+) -> tuple[Prompt, npt.NDArray[np.int64]] | None:
+    """The text-only prompt of a caption, and the characters, int64 [T, 2], of the tokens that its log-probs go to, for
+    a prompt that ends in a newline (`--template plain`) which is one token with the caption's last characters; None
+    where the tokens before aren't the same.
+
+    Byte-level vocabularies have such tokens, ".\\n" say. The newline counts as one more character, which is the end of
+    the text on the other side: the last token takes the log-probs of both.
+    """
+    length = len(conversation[-1].text)
+    chars_T, chars_U = prompt.answer_chars.astype(np.int64), text.answer_chars.astype(np.int64)
+    if prompt.truncated or chars_T[-1, 0] == length or len(chars_U) < 2:
+        return None
+    first = chars_T[-1, 0]
+    before_U = np.flatnonzero(chars_U[:-1, 1] <= first)
+    if not np.array_equal(text.answer_ids[before_U], prompt.answer_ids[:-1]) or first not in chars_U[:-1, 0]:
+        return None
+    chars_T[-1, 1] = length + 1
+    chars_U[-1] = length, length + 1
+    return replace(text, answer_chars=chars_U.astype(np.int32)), chars_T
 
 
 def carried(

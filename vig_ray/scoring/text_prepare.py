@@ -6,7 +6,7 @@ pictures answer tokens don't depend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,13 +15,14 @@ import pyarrow as pa
 
 from vig_ray.dataset.schema import Turn
 from vig_ray.model.load import load_formatter
+from vig_ray.model.plain import PlainFormatter
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage, truncate
 from vig_ray.model.text_only import Context, text_formatter
 from vig_ray.options import Template
 from vig_ray.scoring.prepare import TooLong
 from vig_ray.scoring.prepared import pack
 from vig_ray.scoring.schema import groups_schema, prepared_schema
-from vig_ray.scoring.text_pass import counterparts, sized
+from vig_ray.scoring.text_pass import counterparts, joined_ends, sized
 from vig_ray.tables.key_index import KeyedRows
 
 _SIDE = 224  # pixels: of a stand-in
@@ -131,6 +132,7 @@ class TextPreparer:
         if not prompt.images:
             return {"prompts": None}
         try:
+            conversation = _as_placed(conversation, prompt)
             text = self._text.prompt(conversation)
             if len(text.token_ids) > self._text.max_length:
                 raise PromptError(
@@ -140,6 +142,9 @@ class TextPreparer:
             if places is not None:
                 chosen = {name: getattr(text, name)[places] for name in ("answer_positions", "turns", "answer_chars")}
                 return {"prompts": (replace(text, **chosen),)}
+            joined = joined_ends(text, prompt, conversation) if isinstance(self._formatter, PlainFormatter) else None
+            if joined is not None:
+                return {"prompts": (joined[0],), "onto_chars": joined[1].reshape(-1)}
             if self._align == "none":
                 raise PromptError(
                     "Tokens", "the language model's tokenizer makes others of the answer (--align characters)"
@@ -147,6 +152,20 @@ class TextPreparer:
         except PromptError as error:
             return {"prompts": (error,)}
         return {"prompts": (text,), "onto_chars": prompt.answer_chars.reshape(-1)}
+
+
+def _as_placed(conversation: Sequence[Turn], prompt: Prompt) -> list[Turn]:
+    """The conversation with answers as the model's template has placed them: some leave out spaces at their ends."""
+    placed, answers = [], 0
+    for turn in conversation:
+        text = turn.text
+        if turn.role == "assistant":
+            of_turn = prompt.answer_chars[prompt.turns == answers]
+            past = int(of_turn[:, 1].max()) if len(of_turn) else len(text)
+            text = text[:past] if not text[past:].strip() else text
+            answers += 1
+        placed.append(Turn(turn.role, text))
+    return placed
 
 
 def _first_answers(prompt: Prompt, count: int) -> Prompt:

@@ -46,7 +46,8 @@ def count_rows(
     rows that lack a measure."""
     if lengths is None:
         lengths = pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    failed = table["error"].is_valid().to_numpy(zero_copy_only=False)
+    # A row that is scored may have the error of another reference.
+    failed = table["error"].is_valid().to_numpy(zero_copy_only=False) & ~scored
     active = lengths if weights is None else sums_of((weights > 0).astype(np.float64), lengths).astype(np.int64)
     text = ~scored & ~failed
     columns = {

@@ -76,7 +76,7 @@ def check(config: SelectConfig) -> Plan:
     needed |= {"token_ids", *strategy.reads} if strategy.weigh else set()
     needed -= {*strategy.measure_columns}
     view = View.of(record, scores, config.reference, gains=strategy.scored == "vig")
-    _check_text_pass(config, record, scores)
+    _check_text_pass(config, strategy, view, record, scores)
     missing = sorted({*view.stored(needed)} - set(schema.names))
     if missing:
         raise StageError(f"{paths[0]}: has no column {missing[0]!r}, which --strategy {config.strategy} needs")
@@ -107,8 +107,14 @@ def check(config: SelectConfig) -> Plan:
     )  # fmt: skip
 
 
-def _check_text_pass(config: SelectConfig, record: dict[str, Any], scores: str) -> None:
-    """Raise StageError where the strategy needs the losses of answers alone and the scores haven't got them."""
+def _check_text_pass(config: SelectConfig, strategy: Strategy, view: View, record: dict[str, Any], scores: str) -> None:
+    """Raise StageError where the strategy needs the losses of answers alone and the scores haven't got them, or gains
+    that the text pass doesn't give."""
+    if view.reference == TEXT and strategy.ranking == "vig":
+        raise StageError(
+            f"--strategy {config.strategy}: under the reference text a gain would be one model's loss less another's; "
+            "name another --reference, or take --strategy prior"
+        )
     if config.strategy != "ifd":
         return
     named = {reference["name"]: reference for reference in record.get("identity", {}).get("references", [])}

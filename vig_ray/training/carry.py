@@ -42,9 +42,16 @@ def carry_weights(old: AnswerTokens, prompt: Prompt) -> Carried:
             weights[here], exact[here] = _of_turn(old_weights[there], old_chars[there], prompt.answer_chars[here])
     if np.isin(old_weights, (0, 1)).all():
         return Carried((weights >= 0.5).astype(np.float32), exact)
-    scored = slice(0, old.scored)
-    mean = old_weights[scored].mean() if old.scored else 0.0
-    carried = weights.mean() if len(weights) else 0.0
+    # Both means are of what was scored: not of what the old length limit cut off.
+    was_scored = np.arange(len(old_weights)) < old.scored
+    of_scored = np.zeros(len(weights), dtype=bool)
+    for turn in sorted(set(prompt.turns.tolist())):
+        here, there = prompt.turns == turn, old_turns == turn
+        if there.any():
+            shares, _ = _of_turn(was_scored[there].astype(np.float64), old_chars[there], prompt.answer_chars[here])
+            of_scored[here] = shares >= 0.5
+    mean = old_weights[was_scored].mean() if was_scored.any() else 0.0
+    carried = weights[of_scored].mean() if of_scored.any() else 0.0
     return Carried((weights * (mean / carried if carried else 0.0)).astype(np.float32), exact)
 
 
@@ -94,7 +101,12 @@ class Aligner:
             raise StageError(f"{row['sample_key']}: its selection holds no token ids, so its weights can't be carried")
         if self._formatter is None:
             self._formatter = load_formatter(*self.then)
-        old = answer_tokens(row, chosen["token_ids"], chosen["token_weights"], self._formatter)
+        try:
+            old = answer_tokens(row, chosen["token_ids"], chosen["token_weights"], self._formatter)
+        except StageError:
+            raise
+        except Exception as error:  # of a processor that fails on one row
+            raise StageError(f"{row['sample_key']}: {type(error).__name__}: {error}"[:500]) from error
         return carry_weights(old, prompt)
 
 

@@ -47,7 +47,10 @@ class TrainConfig(StageConfig):
         description="highest learning rate; by default LLaVA-1.5's: 2e-5, with --lora 2e-4, with --stage align 1e-3",
     )
     projector_lr: float | None = Field(
-        None, gt=0, description="that of the projector; by default the same, with --lora LLaVA-1.5's 2e-5"
+        None,
+        gt=0,
+        description="that of the projector; by default the same, with --lora LLaVA-1.5's 2e-5, but not with --stage "
+        "align",
     )
     tower_lr: float | None = Field(
         None,

@@ -79,6 +79,8 @@ def _keys_of(given: str) -> Hashes:
     there = [directory for directory in named if (read_stage(directory) or {}).get("stage") in _WITH_KEYS]
     if not there:
         raise StageError(f"--exclude {given}: no samples/, scores/ or selection/ here")
+    if not (read_stage(there[0]) or {}).get("complete", True):
+        raise StageError(f"--exclude {given}: {there[0]} isn't finished, so that it lacks keys; finish it first")
     if there[0] != given and len(there) > 1:
         names = " and ".join(directory.rpartition("/")[2] for directory in there)
         raise StageError(f"--exclude {given}: holds {names}; name one of them")

@@ -127,7 +127,7 @@ def check(config: TrainConfig) -> Plan:
     else:
         samples = samples_beside(config.samples, config.samples, {})
     assert samples is not None  # one was given
-    of_then = record.get("prompts", {})
+    of_then = _prompts_of(record, config)
     # Workers may have another working directory.
     samples, selection = absolute(samples), selection and absolute(selection)
     model = absolute(config.model) if is_local(config.model) else config.model
@@ -163,6 +163,22 @@ def check(config: TrainConfig) -> Plan:
     directory = join(absolute(config.out), "training")
     batch_tokens = config.batch_tokens
     return Plan(config, prompts, samples, selection, record, identity, directory, parts, batch_tokens, then)
+
+
+def _prompts_of(record: Mapping[str, Any], config: TrainConfig) -> Mapping[str, Any]:
+    """What a selection was made with, where the model is to get the same; {} where it isn't.
+
+    Raises StageError where captions would be trained with another prompt than the stage's, and nobody says so.
+    """
+    then: Mapping[str, Any] = record.get("prompts", {})
+    template = then.get("template")
+    if config.aligns and config.template is None and template not in (None, "plain"):
+        raise StageError(
+            f"--stage align: the selection was made with the template {template}, and captions are trained with "
+            f"plain; give --template {template}, or score and select with --template plain"
+        )
+    other = config.align is not None or (config.template is not None and template not in (None, config.template))
+    return {} if other else then
 
 
 def _unsaid(config: TrainConfig) -> set[str]:

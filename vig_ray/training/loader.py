@@ -106,7 +106,7 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
                 continue
             try:
                 exact.append(self._aligner(row, own, self._prompt(row, images)).exact_T)
-            except (StageError, ValueError, OSError):  # which is told when it is to be trained on
+            except Exception:  # which is told when it is to be trained on
                 continue
         every = np.concatenate(exact)
         return float(every.mean()) if len(every) else 1.0

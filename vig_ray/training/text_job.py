@@ -21,6 +21,7 @@ from vig_ray.tables.directories import samples_beside
 from vig_ray.training.documents import Documents, formatter_of
 from vig_ray.training.drawn import drawn
 from vig_ray.training.job import HOW, DryRun, Plan, Trained, carry_out, described
+from vig_ray.training.optimizer import check_packages
 from vig_ray.training.text_config import TrainTextConfig
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def check(config: TrainTextConfig) -> Plan:
     model = absolute(config.model) if is_local(config.model) else config.model
     documents = Documents(model, config.context, config.length, config.trust_remote_code)
     check_writable(config.out)
+    check_packages(config)
     formatter = formatter_of(documents)
     parts = described(config, model, formatter, text_only=True)
     imported = read_stage(samples) or {}

@@ -185,12 +185,18 @@ def check_tokens(setup: Setup, distributed: DistributedContext, metrics: Metrics
         wrong = next((each for each in loaded if isinstance(each, Mismatch)), None)
         if wrong is not None:
             break
-    _refuse_mismatch(distributed.gather_objects(wrong))
+    _refuse_mismatch(distributed.gather_objects(wrong), carried=setup.then is not None)
 
 
-def _refuse_mismatch(mismatches: Sequence[Mismatch | None]) -> None:
-    """Raise StageError for the first sample whose tokens aren't its selection's, if there is one."""
+def _refuse_mismatch(mismatches: Sequence[Mismatch | None], *, carried: bool) -> None:
+    """Raise StageError for the first sample whose tokens aren't its selection's, if there is one. `carried`: its
+    weights were to be carried over."""
     first = next((mismatch for mismatch in mismatches if mismatch is not None), None)
+    if first is not None and carried:
+        raise StageError(
+            f"{first.key}: {first.cause}. --align makes the selection's own tokens of the samples again: take the "
+            "samples that were scored, or score and select again"
+        )
     if first is not None:
         raise StageError(
             f"{first.key}: {first.cause}. The selection was made with another tokenizer, template, end of turn or "
@@ -223,7 +229,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     )
     everyone = distributed.gather(np.concatenate([counts, positions]))
     if everyone[:, 6].any():
-        _refuse_mismatch(distributed.gather_objects(wrong))
+        _refuse_mismatch(distributed.gather_objects(wrong), carried=setup.then is not None)
     run.look = bool(everyone[:, 7].any())
     run.looked = time.monotonic() if run.look else run.looked
     tokens_and_samples = everyone[:, [1, 2, *range(8, len(counts))]].sum(axis=0).astype(np.int64).reshape(-1, 2)
@@ -363,7 +369,7 @@ def held_out_loss(run: Run) -> HeldOut:
     samples = [sample for sample in loaded if isinstance(sample, TrainingSample)]
     microbatches = _microbatches(run, samples)
     everyone = distributed.gather_objects((len(microbatches), mismatch, unusable_here))
-    _refuse_mismatch([worker_mismatch for _, worker_mismatch, _ in everyone])
+    _refuse_mismatch([each for _, each, _ in everyone], carried=setup.then is not None)
     sums = np.zeros(4)
     run.training_model.eval()
     most = max(count for count, _, _ in everyone)
