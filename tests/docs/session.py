@@ -19,7 +19,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import AutoTokenizer
 
 from tests.docs.pages import ROOT, Block, commands, words
 from tests.end_to_end.server import free_port
@@ -49,7 +48,6 @@ def furnish(folder: Path, samples: int) -> None:
     scene = world.Scene(world.Thing("green", "circle"), world.Thing("yellow", "triangle"), dot=False, seed=1)
     world.draw(scene).save(folder / "green-circle.png")
     _write_other_formats(folder)
-    write_language_model(str(folder / "models" / "llama"), AutoTokenizer.from_pretrained(CHECKPOINT))
 
 
 def _write_other_formats(folder: Path) -> None:

@@ -230,6 +230,7 @@ ON_RAY = (
     "scoring.job",
     "scoring.passes",
     "scoring.placement",
+    "scoring.steps",
     "training.job",
     "training.text_job",
     "training.progress_actor",
