@@ -125,7 +125,7 @@ def test_overwrite_given_again_starts_nothing_over(
     thread = threading.Thread(target=read_all_the_time, daemon=True)
     thread.start()
 
-    def killed(*_: Any) -> None:
+    def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(scoring, "summarise", killed)
