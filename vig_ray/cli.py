@@ -83,7 +83,7 @@ VERBS = {
         "vig_ray.selection.job:run",
     ),
     "train": Verb(
-        "instruction tuning on a selection's active tokens, model/",
+        "alignment, or instruction tuning on a selection's active tokens, model/",
         "vig_ray.training.config:TrainConfig",
         "vig_ray.training.job:run",
         resumes=True,
