@@ -34,7 +34,7 @@ from vig_ray.selection.schema import SELECTION
 from vig_ray.selection.strategy import Settings, Strategy, Tokens
 from vig_ray.stage import Claim, claim
 from vig_ray.tables.order import Hashes, Positions, among, hashes, positions
-from vig_ray.tables.passes import TEXT
+from vig_ray.tables.passes import TEXT, references_of
 from vig_ray.tables.scan import Files
 from vig_ray.tables.threshold import SCANS, Search, add_up, quota_of, value_of
 from vig_ray.whole_files import whole_files
@@ -58,7 +58,8 @@ def run(config: SelectConfig) -> Selection:
         if plan.measures is not None:
             files = dataclasses.replace(files, beside=plan.measures.beside(on_ray=on_ray))
         output.begin(config)
-        of_text = plan.strategy.name == "prior" and plan.view.reference == TEXT
+        beside_text = TEXT in references_of(plan.record) and plan.view.reference != TEXT
+        of_text = plan.strategy.name == "prior" and not beside_text
         known = overlap(plan.scores, plan.record) if of_text else None
         groups = _groups(plan)
         surveyed, thresholds = _thresholds(plan, files, groups)

@@ -78,6 +78,8 @@ class Ranks:
 def columns(strategy: Strategy, groups: Groups) -> list[str]:
     """The columns that `ranks` reads."""
     needed = {strategy.scored, *ranking_columns(strategy)}
+    if strategy.scored != "vig":
+        needed.add("error")
     if strategy.measure is not None:
         needed.add("measured_tokens")
     if strategy.ranking == "chance" or groups.keys is not None:
@@ -97,6 +99,8 @@ def ranking_columns(strategy: Strategy) -> tuple[str, ...]:
 def ranks(table: pa.Table, strategy: Strategy, groups: Groups, config: SelectConfig) -> Ranks:
     """Rank the rows of a block."""
     scored = _valid(table[strategy.scored])
+    if strategy.scored != "vig":
+        scored = scored & ~_valid(table["error"])
     unmeasured = None if strategy.measure is None else scored & ~_valid(table["measured_tokens"])
     eligible = scored if unmeasured is None else scored & ~unmeasured
     if strategy.ranking == "chance":
