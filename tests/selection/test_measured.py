@@ -99,7 +99,7 @@ def test_the_top_of_a_measure(made: Made, tmp_path: Path, strategy: Any, column:
     assert found.kept[0].thresholds == {"": least}
     lacking = sum(made.measures[row["sample_key"]]["measured_tokens"] is None for row in scored(made.rows))
     assert lacking > 5
-    assert f"{lacking} scored samples have no measure and are left out" in found.text()
+    assert f"{lacking} scored samples lack what the strategy needs and are left out" in found.text()
     assert ("more tokens than CLIP takes" in found.text()) == (strategy == "clip-score")
     assert select(made.scores, tmp_path, strategy=strategy, r=15).text() == found.text()  # from the record
     assert all(row["token_weights"] is None for row in selected(tmp_path))
@@ -179,6 +179,19 @@ def test_ifd_keeps_the_hardest_that_their_instruction_helps(tmp_path: Path, of: 
     assert found.kept[0].thresholds == {"": pytest.approx(least)}
     every = select(scores, tmp_path / "all", strategy="ifd", r=100, ifd_of=of, keep_negative=True)
     assert every.kept[0].counted.total("scored") == len(ratios)
+
+
+def test_samples_without_the_answers_own_loss_are_counted(tmp_path: Path) -> None:
+    """Their text pass has failed, and nothing else."""
+    rows = [row | {"text_loss": row["clean_loss"] and 2 * row["clean_loss"]} for row in made_up(60, seed=6)]
+    lost = scored(rows)[:3]
+    for row in lost:
+        row["text_loss"] = None
+    out = tmp_path / "out"
+    found = select(write(tmp_path, rows, references=("blur", "text")), out, strategy="ifd", r=100)
+    assert found.kept[0].counted.total("scored") == len(scored(rows)) - 3
+    assert not keys(selected(out)) & keys(lost)
+    assert "3 scored samples lack what the strategy needs and are left out" in found.text()
 
 
 def test_difficulty_of_losses_that_are_nothing() -> None:

@@ -173,7 +173,7 @@ class Selection:
                     f"{kept.counted.total('emptied'):,} of the samples kept at {kept.share:g} % have no active token"
                 )
         if read.total("unmeasured"):
-            lines.append(f"{read.total('unmeasured'):,} scored samples have no measure and are left out")
+            lines.append(f"{read.total('unmeasured'):,} scored samples lack what the strategy needs and are left out")
         lines += self.notes
         if len(self.kept) == 1 and len(read.by_source) > 1:
             lines += ["", *self._sources(last)]

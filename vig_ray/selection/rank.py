@@ -101,7 +101,9 @@ def ranks(table: pa.Table, strategy: Strategy, groups: Groups, config: SelectCon
     scored = _valid(table[strategy.scored])
     if strategy.scored != "vig":
         scored = scored & ~_valid(table["error"])
-    unmeasured = None if strategy.measure is None else scored & ~_valid(table["measured_tokens"])
+    # What the strategy needs beside the gains: a sample may lack it.
+    beside = "measured_tokens" if strategy.measure else loss_column(TEXT) if strategy.ranking == "ifd" else None
+    unmeasured = None if beside is None else scored & ~_valid(table[beside])
     eligible = scored if unmeasured is None else scored & ~unmeasured
     if strategy.ranking == "chance":
         bits = hashes(table["sample_key"], config.seed)
@@ -109,7 +111,6 @@ def ranks(table: pa.Table, strategy: Strategy, groups: Groups, config: SelectCon
         values = [_filled(table[name]) for name in ranking_columns(strategy)]
         value = np.zeros(table.num_rows)
         if strategy.ranking == "ifd":
-            eligible = eligible & _valid(table[loss_column(TEXT)])
             value = difficulty(*values, of=config.ifd_of)
         elif values:
             (value,) = values
