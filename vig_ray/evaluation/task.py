@@ -1,0 +1,70 @@
+"""What a task is: how its data is read, how its questions are put, and what answers are worth.
+
+A task is one small file in `tasks/`. It reads the files as the benchmark's authors publish them, and names them. What
+answers are worth is computed in two steps: `mark`, of one answer, on the workers; `metrics`, of all marks, in the
+driver, once for the table and once for each draw of the bootstrap, where answers have weights other than 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vig_ray.evaluation.question import Answer, Columns, Marks, Question
+
+Weights = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command says of one task's data. `data`: a file or a folder, a path or URI. `images`: the folder that
+    relative image paths start from, by default the data's. `options`: the task's own, such as {"synonyms": FILE}."""
+
+    data: str
+    images: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a task reports. `percent`: it is a share, shown times 100. `higher_is_better`: the other way for
+    CHAIR's. `main`: what a model's relative performance (VisNec's Rel.) takes of the task; one metric of a task is."""
+
+    name: str
+    percent: bool = True
+    higher_is_better: bool = True
+    main: bool = False
+
+
+class Task(Protocol):
+    """`name`: as --tasks has it. `source`: paper and address of what is implemented. `options`: its options, and
+    what each is. `max_new_tokens`: of an answer that is written. `metrics_of`: its numbers, in their order. `by`: for
+    tasks with choices, whether log-probs are compared by answer, "sum", by token, "token", or by "character"."""
+
+    name: str
+    source: str
+    options: Mapping[str, str]
+    max_new_tokens: int
+    metrics_of: tuple[Metric, ...]
+
+    def read(self, given: Given) -> Iterator[Question]:
+        """The questions, in the files' order. Raises StageError, naming file and line or key, where a file isn't there
+        or is of another layout."""
+
+    def mark(self, question: Question, answer: Answer) -> Marks:
+        """What an answer is worth: the same names for every answer."""
+
+    def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
+        """The numbers of `metrics_of` by name, of answers that count `weights_N` times each; NaN where a number can't
+        be had of them."""
+
+
+def mean(values_N: npt.NDArray[np.float64], weights_N: Weights) -> float:
+    """Weighted mean of what isn't NaN; NaN of nothing."""
+    known = ~np.isnan(values_N)
+    total = float(weights_N[known].sum())
+    return float((values_N[known] * weights_N[known]).sum() / total) if total else float("nan")
