@@ -25,6 +25,7 @@ from vig_ray.dataset.schema import Turn
 from vig_ray.errors import StageError
 from vig_ray.model.assemble import AssembleConfig, run
 from vig_ray.model.chat import ChatFormatter
+from vig_ray.model.chat_template import LLAVA_V1
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.model.prompt import PromptImage
 from vig_ray.scoring.engines.check import make_sure
@@ -176,3 +177,31 @@ def test_a_vicuna_with_a_new_projector_is_prompted_as_llava_is(tmp_path: Path) -
     assemble(tmp_path / "vicuna", tmp_path / "clip", published, projector=str(tmp_path / "mm_projector.bin"))
     for name in ("config.json", "processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer.model"):
         assert (published / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_llama_that_ends_as_vicuna_does_keeps_a_chat_template_of_its_own(tmp_path: Path, tower: str) -> None:
+    """TinyLlama's chat model is one: `</s>` ends its answers, and it is spoken to in another way than Vicuna."""
+    write_parts(tmp_path)
+    TOWERS[tower](tmp_path / tower)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "vicuna")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "vicuna")
+    assemble(tmp_path / "vicuna", tmp_path / tower, tmp_path / "out")
+    turns = [{"role": "user", "content": "Red?"}, {"role": "assistant", "content": "Yes."}]
+    asked = AutoProcessor.from_pretrained(tmp_path / "out").apply_chat_template(turns)
+    assert asked == "<|user|>\nRed?</s>\n<|assistant|>\nYes.</s>\n"
+    assert load_formatter(str(tmp_path / "out")).identity()["template"] != "llava_v1"
+
+
+def test_a_vicuna_whose_chat_template_says_the_same_is_one(tmp_path: Path) -> None:
+    """As published ones have: in other words of Jinja, with `<s>` before."""
+    write_parts(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "vicuna")
+    tokenizer.chat_template = "{{ bos_token }}" + LLAVA_V1
+    tokenizer.save_pretrained(tmp_path / "vicuna")
+    assemble(tmp_path / "vicuna", tmp_path / "clip", tmp_path / "out")
+    assert load_formatter(str(tmp_path / "out")).identity()["template"] == "llava_v1"

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from vig_ray.errors import StageError
+from vig_ray.model.chat_template import speaks_as_vicuna
 from vig_ray.model.checkpoint import local_folder
 from vig_ray.model.llava import MAX_LENGTH
 from vig_ray.model.projector import Projector
@@ -61,8 +62,9 @@ class Parts(NamedTuple):
 
     @property
     def is_vicuna(self) -> bool:
-        """A Llama that ends what it says with `</s>`."""
-        return bool(self.language_model.config.model_type == "llama" and self.tokenizer.eos_token == "</s>")
+        """A Llama that ends what it says with `</s>`, and has no chat template of other roles than Vicuna's."""
+        ends_so = self.language_model.config.model_type == "llama" and self.tokenizer.eos_token == "</s>"
+        return bool(ends_so and speaks_as_vicuna(self.tokenizer, self.tokenizer.chat_template))
 
     @property
     def is_llava_1_5(self) -> bool:

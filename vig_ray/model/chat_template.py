@@ -4,6 +4,9 @@ It renders what `llava.render` renders, so that a checkpoint says the same in vL
 trained on. The BOS token is left to the tokenizer.
 """
 
+import re
+from typing import Any
+
 from vig_ray.model.llava import SYSTEM
 
 LLAVA_V1 = (
@@ -53,3 +56,22 @@ def with_images(template: str) -> str:
     """A language model's chat template that takes images, too: they come first in their turn, each followed by a
     newline, as LLaVA's `preprocess_multimodal` puts them. What has no image is rendered as it was."""
     return _IMAGES_FIRST + template
+
+
+def speaks_as_vicuna(tokenizer: Any, template: str | None) -> bool:
+    """Whether a chat template has Vicuna's roles, or there is none, as in Vicuna's own checkpoint.
+
+    The hub's LLaVA-1.5 has a template that leaves LLaVA's system prompt out, and is a LLaVA-1.5 none the less; one of
+    other roles (TinyLlama's, a fine-tuned model's) is another model's, though its language model be a Llama, too.
+    """
+    if template is None:
+        return True
+    for made in (str, lambda text: [{"type": "text", "text": text}]):  # some take texts only, others parts only
+        turns = [{"role": "user", "content": made("Red?")}, {"role": "assistant", "content": made("Yes.")}]
+        try:
+            text = str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False))
+        except Exception:  # a template raises whatever its author wrote; what uses it says so
+            continue
+        if re.search(r"USER:\s*Red\?.*ASSISTANT:\s*Yes\.", text, re.DOTALL):
+            return True
+    return False

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from vig_ray.errors import StageError
 from vig_ray.model.chat import ChatFormatter
+from vig_ray.model.chat_template import speaks_as_vicuna
 from vig_ray.model.checkpoint import config_of, local_folder, read_config, read_text_config, trust, trusted, unusable
 from vig_ray.model.fuyu import FuyuImages
 from vig_ray.model.llava import LlavaFormatter
@@ -25,14 +26,16 @@ from vig_ray.storage import one_line
 log = logging.getLogger(__name__)
 
 
-def _template_for(config: Any, tokenizer: Any, template: Template) -> Template:
+def _template_for(config: Any, processor: Any, template: Template) -> Template:
     if template != "auto":
         return template
+    tokenizer = getattr(processor, "tokenizer", None)
     is_llava = (
         config.model_type == "llava"
         and config.vision_config.model_type == "clip_vision_model"
         and config.text_config.model_type == "llama"
         and tokenizer.eos_token == "</s>"
+        and speaks_as_vicuna(tokenizer, processor.chat_template or tokenizer.chat_template)
     )
     return "llava_v1" if is_llava else "chat"
 
@@ -89,7 +92,8 @@ def load_formatter(
 ) -> Formatter:
     """The formatter of checkpoint `model`.
 
-    `template` auto: vicuna_v1 for a LLaVA-1.5 (CLIP tower, Llama, `</s>`), else the checkpoint's own chat template.
+    `template` auto: vicuna_v1 for a LLaVA-1.5 (CLIP tower, Llama, `</s>`, no chat template of other roles than
+    Vicuna's), else the checkpoint's own chat template.
     plain: images and captions, for LLaVA's layout with any parts, and for Fuyu.
     `max_length`: tokens, images included; default 2048 for LLaVA-1.5, else what the language model was made for.
     `end_of_turn`: what is trained after each answer, by default what the chat template puts there, up to the first
@@ -106,8 +110,8 @@ def load_formatter(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted(folder))
         if not tokenizer.is_fast:
             raise StageError(f"{model}: its tokenizer gives no character offsets; add a tokenizer.json")
-        chosen = _template_for(config, tokenizer, template)
         processor = _load_processor(folder)
+        chosen = _template_for(config, processor, template)
         if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
             agree(tokenizer, folder)
             agree(processor.tokenizer, folder)
@@ -153,10 +157,9 @@ def _plain_formatter(model: str, folder: str, config: Any, processor: Any, max_l
             f"{model}: --template plain is for the models that LLaVA's alignment makes, and for Fuyu; "
             f"this is a {config.model_type!r}"
         )
-    tokenizer = processor.tokenizer
-    if _template_for(config, tokenizer, "auto") == "llava_v1":
-        return PlainFormatter(_llava_formatter(model, config, tokenizer, processor, max_length))
-    formatter = _chat_formatter(model, config, processor, max_length, _stops(folder, tokenizer), None)
+    if _template_for(config, processor, "auto") == "llava_v1":
+        return PlainFormatter(_llava_formatter(model, config, processor.tokenizer, processor, max_length))
+    formatter = _chat_formatter(model, config, processor, max_length, _stops(folder, processor.tokenizer), None)
     if not formatter.by_parts:
         raise StageError(f"{model}: --template plain needs an image's tokens by themselves; {formatter.told[0]}")
     return PlainFormatter(formatter)
