@@ -8,7 +8,6 @@ likeliest token is the right one, teacher-forced, where the image decides it and
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -16,22 +15,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from vig_ray.demo import CHECKPOINT, world
-from vig_ray.demo.truth import decided_tokens
+from vig_ray.demo import CHECKPOINT, held_out, world
 from vig_ray.model.load import Prompts, load_model
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
-from vig_ray.training.index import of_samples, of_selection
-from vig_ray.training.loader import SampleSource
+from vig_ray.training.index import of_selection
 from vig_ray.training.metrics import SilentLogger
 from vig_ray.training.run import Setup
 from vig_ray.training.worker import train
 
-CLEAN = ("color", "place", "caption", "turns", "prior", "knowledge")
 TEAM = DistributedContext(0, 1, torch.device("cpu"))
 
 
@@ -41,46 +36,17 @@ def vig(*words: object) -> None:
         sys.exit(done.stderr)
 
 
-class HeldOut:
-    """Samples that no run sees, with the truth about their tokens."""
+def held_out_data(folder: Path, count: int) -> str:
+    """Samples that no run sees, imported."""
+    data = world.write(str(folder / "data"), count, 31_000)
+    vig("import", "--data", data, "--out", folder)
+    return str(folder)
 
-    def __init__(self, folder: Path, count: int) -> None:
-        data = world.write(str(folder / "data"), count, 31_000)
-        vig("import", "--data", data, "--out", folder)
-        truth = [json.loads(line) for line in (folder / "data" / "truth.jsonl").read_text().splitlines()]
-        samples = str(folder / "samples")
-        self.source = SampleSource(of_samples(samples, 0), samples, None, Prompts(CHECKPOINT))
-        self.samples: list[tuple[Any, np.ndarray[Any, Any]]] = []
-        tokenizer: Any = self.source.formatter.tokenizer  # type: ignore[attr-defined]
-        for sample in self.source.__getitems__(range(len(self.source))):
-            known = truth[int(sample.key.rsplit("/", 1)[1])]
-            if known["kind"] in CLEAN and sample.prompt.images:  # type: ignore[union-attr]
-                pieces = tokenizer.convert_ids_to_tokens(sample.prompt.answer_ids)  # type: ignore[union-attr]
-                turns = sample.prompt.turns.tolist()  # type: ignore[union-attr]
-                self.samples.append((sample, decided_tokens(pieces, turns, known["decided"])))
 
-    @torch.no_grad()
-    def measure(self, model: Any) -> dict[str, float]:
-        model.eval()
-        right, nll, decided = [], [], []
-        for sample, is_decided in self.samples:
-            prompt = sample.prompt
-            ids = torch.from_numpy(prompt.token_ids.astype(np.int64))[None]
-            pixels = self.source.formatter.collate([image.inputs for image in prompt.images], "cpu", torch.float32)
-            logp = (
-                model(input_ids=ids, use_cache=False, **pixels).logits[0, prompt.answer_positions - 1].log_softmax(-1)
-            )
-            target = ids[0, prompt.answer_positions]
-            right.append((logp.argmax(-1) == target).numpy())
-            nll.append(-logp.gather(1, target[:, None])[:, 0].numpy())
-            decided.append(is_decided)
-        hits, losses, mask = np.concatenate(right), np.concatenate(nll), np.concatenate(decided)
-        return {
-            "accuracy, image decides": float(hits[mask].mean()),
-            "accuracy, others": float(hits[~mask].mean()),
-            "loss, image decides": float(losses[mask].mean()),
-            "loss, others": float(losses[~mask].mean()),
-        }
+def measured(folder: str, model: Any) -> dict[str, float]:
+    """Accuracy and loss, where the image decides and elsewhere."""
+    columns = held_out.measure(folder, model, Prompts(CHECKPOINT), held_out.CLEAN).columns()
+    return {name: value for name, value in columns.items() if name.startswith(("accuracy", "loss"))}
 
 
 def trained(folder: Path, selection: Path, *, batch: int, lr: float) -> tuple[Any, int]:
@@ -108,8 +74,8 @@ def main() -> None:
         folder, aside = Path(name) / "train", Path(name) / "held-out"
         data = world.write(str(folder / "data"), options.samples, 30_000)
         vig("score", "--data", data, "--model", CHECKPOINT, "--out", folder)
-        held_out = HeldOut(aside, options.held_out)
-        before = held_out.measure(load_model(CHECKPOINT, dtype="float32", device="cpu"))
+        apart = held_out_data(aside, options.held_out)
+        before = measured(apart, load_model(CHECKPOINT, dtype="float32", device="cpu"))
         columns = list(before)
         print(f"{'':10} {'active tokens':>14}  " + "  ".join(f"{column:>24}" for column in columns))
         print(f"{'aligned':10} {'':>14}  " + "  ".join(f"{before[column]:24.4f}" for column in columns), flush=True)
@@ -120,7 +86,7 @@ def main() -> None:
                 share = [] if strategy == "full" else ["--p", 70]
                 vig("select", "--scores", folder, "--strategy", strategy, *share, "--seed", seed, "--out", out)
                 model, tokens = trained(folder, out, batch=options.batch, lr=options.lr)
-                found.append(held_out.measure(model))
+                found.append(measured(apart, model))
                 active.append(tokens)
             cells = []
             for column in columns:

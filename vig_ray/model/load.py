@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def _template_for(config: Any, processor: Any, template: Template) -> Template:
     if template != "auto":
         return template
-    tokenizer = getattr(processor, "tokenizer", None)
+    tokenizer: Any = getattr(processor, "tokenizer", None)
     is_llava = (
         config.model_type == "llava"
         and config.vision_config.model_type == "clip_vision_model"
