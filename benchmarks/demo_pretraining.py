@@ -1,5 +1,5 @@
 """Alignment, PRIOR and VDEP on the demo world, from a new projector to instruction tuning, three seeds of it:
-`python benchmarks/demo_pretraining.py`, about half an hour on two cores.
+`python benchmarks/demo_pretraining.py`, about twenty minutes on two cores.
 
 A vision tower that sees shapes and a language model that has only read are put together with a random projector
 (`vig assemble`). It is aligned on captions in several ways, of which all see the same captions in the same order:
