@@ -174,14 +174,14 @@ class Figures:
 
     def text(self) -> Iterator[str]:
         """Both figures as tables."""
-        lengths, means = np.array(self.lengths), np.array(self.means)
-        correlation = np.corrcoef(lengths, means)[0, 1]
+        lengths, of_captions = np.array(self.lengths), np.array(self.means)
+        correlation = np.corrcoef(lengths, of_captions)[0, 1]
         told = f"correlation of a caption's length and its mean weight {correlation:+.3f} (the paper: -0.243)"
         yield f"weights of {len(lengths):,} captions (Figure 8): {told}"
         edges = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1])
         for low, high in itertools.pairwise(edges):
             within = (lengths >= low) & (lengths <= high)
-            yield f"  {low:3.0f} to {high:3.0f} tokens: mean weight {means[within].mean():.3f}"
+            yield f"  {low:3.0f} to {high:3.0f} tokens: mean weight {of_captions[within].mean():.3f}"
         for place, values in sorted(self.places.items()):
             yield f"  places {4 * place + 1:3d} to {4 * place + 4:3d}: mean weight {statistics.mean(values):.3f}"
         yield "loss of held-out captions' tokens by weight (Figure 9), nats, mean over seeds"
@@ -193,7 +193,8 @@ class Figures:
             for above in (True, False):
                 for of_seeds in self.losses.values():
                     sides = [loss[(weight >= threshold) == above] for loss, weight in of_seeds]
-                    cells.append(statistics.mean(float(side.mean()) for side in sides if len(side)))
+                    means = [float(side.mean()) for side in sides if len(side)]
+                    cells.append(statistics.mean(means) if means else float("nan"))
             yield f"  {threshold:9.1f}" + "".join(f"{cell:24.4f}" for cell in cells)
 
 
