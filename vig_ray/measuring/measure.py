@@ -15,9 +15,10 @@ import torch
 
 from vig_ray.dataset.images import ImageError, load_image
 from vig_ray.dataset.schema import Turn
-from vig_ray.measuring.clip import Clip, Floats, clip_score, over_characters
+from vig_ray.measuring.clip import Clip, Floats, clip_score
 from vig_ray.measuring.config import OF_MODEL
 from vig_ray.measuring.schema import measures_schema
+from vig_ray.model.by_characters import means
 from vig_ray.model.image_attention import watched
 from vig_ray.model.load import Prompts, load_formatter, load_model
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, truncate
@@ -67,7 +68,7 @@ def clip_measures(
             vectors_NP, chars_N = clip.tokens(answers[turn])
             of_token = (vectors_NP @ np.stack(images, axis=1)).max(axis=1) * clip.scale
             here = prompt.turns == turn
-            logits_T[here] = over_characters(of_token, chars_N, prompt.answer_chars[here], len(answers[turn]))
+            logits_T[here] = means(of_token, chars_N, prompt.answer_chars[here]).values
         measured["clip"] = logits_T
     if score:
         text = clip.text(" ".join(answers))

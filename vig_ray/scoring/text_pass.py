@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from vig_ray.dataset.schema import Turn
 from vig_ray.errors import StageError
+from vig_ray.model.by_characters import sums
 from vig_ray.model.checkpoint import fingerprint
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.load import template_fingerprint
 from vig_ray.model.prompt import Formatter, Prompt
 from vig_ray.model.text_only import text_formatter
-from vig_ray.scoring.align import carry
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.tables.passes import TEXT
 
@@ -151,5 +151,5 @@ def carried(
     if row.get("onto_chars") is None:
         return logp_U, len(logp_U)
     chars_T = np.asarray(row["onto_chars"], dtype=np.int64).reshape(-1, 2)
-    found = carry(logp_U, text.answer_chars, chars_T, turns_U=text.turns, turns_T=np.asarray(row["turn"]))
-    return found.values.astype(np.float32), int(found.exact.sum())
+    logp_T, exact_T = sums(logp_U, text.answer_chars, chars_T, turns_U=text.turns, turns_T=np.asarray(row["turn"]))
+    return logp_T.astype(np.float32), int(exact_T.sum())
