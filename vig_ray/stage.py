@@ -23,7 +23,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict
@@ -54,7 +54,13 @@ _PACKAGES = (
 
 
 class StageConfig(BaseModel):
-    """Base of every stage's config: unknown options are refused, values are frozen."""
+    """Base of every stage's config: unknown options are refused, values are frozen.
+
+    `shown_behind`: the options that --help shows behind this one of a base class, "" at the beginning, instead of
+    behind all of the base's.
+    """
+
+    shown_behind: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 

@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from vig_ray.errors import StageError
-from vig_ray.training.config import TrainConfig
 from vig_ray.training.next_token import LOGITS_AT_ONCE
 from vig_ray.training.optimizer import block_of
+from vig_ray.training.options import TrainingOptions
 from vig_ray.training.parts import parts_of
 from vig_ray.training.sharding import GRADIENT_DTYPE
 from vig_ray.training.training_model import TrainingModel
@@ -41,7 +41,7 @@ class How:
     whole_gradients: bool = False
 
     @classmethod
-    def of(cls, config: TrainConfig) -> How:
+    def of(cls, config: TrainingOptions) -> How:
         """As a run with these options has it: on GPUs, unless it asks for CPUs."""
         on_gpu = config.device != "cpu"
         return cls(

@@ -15,11 +15,11 @@ from vig_ray.model.prompt import Prompt
 from vig_ray.training.batch import Batcher
 from vig_ray.training.carry import Aligner
 from vig_ray.training.check import Checked
-from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.documents import Made
 from vig_ray.training.index import Index
 from vig_ray.training.loader import SampleSource
+from vig_ray.training.options import TrainingOptions
 from vig_ray.training.sampler import Positions, StepSampler
 from vig_ray.training.training_model import TrainingModel
 from vig_ray.training.vdep_options import sampler_of
@@ -30,7 +30,7 @@ class Setup:
     """What a worker needs to know, decided once by the job. `dtype`: of the forward; `index`: all positions. `then`:
     what the selection's prompts were made with, where its weights are carried over."""
 
-    config: TrainConfig
+    config: TrainingOptions
     prompts: Made
     index: Index
     samples: str

@@ -31,7 +31,7 @@ from vig_ray.training.run import BadBatchError, HeldOut, Run, Setup, Step
 from vig_ray.training.sharding import read_by_one, shard
 from vig_ray.training.training_model import Lora, TrainingModel, refuse_uneven
 from vig_ray.training.vdep_log import told
-from vig_ray.training.vdep_options import mark_of, objectives_of
+from vig_ray.training.vdep_options import mark_of, norms_every, objectives_of
 
 _CHECKED_AT_ONCE = 256
 _LOOK_EVERY_S = 15.0  # a cloud announces that it takes a machine away two minutes or half a minute before
@@ -119,7 +119,7 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
         lora=Lora(config.lora_rank, config.lora_alpha) if config.lora else None,
         dtype=dtype,
         softcap=softcap,
-        train=config.train,
+        train=config.to_train,
         objectives=objectives,
     )
     sharded = shard(
@@ -338,7 +338,7 @@ def _norms_apart(
 ) -> list[float] | None:
     """The norms of the gradients of each objective by itself, its factor included, by a pass over the whole step for
     each; None where it isn't time for it."""
-    every = run.setup.config.vdep_norms_every
+    every = norms_every(run.setup.config)
     if len(totals) == 1 or not every or run.step % every:
         return None
     norms = []
