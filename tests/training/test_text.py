@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.command import call, refused
 from tests.selection.made import copy_outputs
 from tests.training.runs import alone, left_by, together, weights_of
-from tests.training.texts import document, plain_text_training, text_setup, write_language_model
+from tests.training.texts import document, plain_text_training, text_setup, write_llama
 from vig_ray.demo import CHECKPOINT
 from vig_ray.model.load import load_model
 from vig_ray.tables.rows import Rows
@@ -32,7 +32,7 @@ from vig_ray.training.training_model import TrainingModel
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_language_model(tmp_path_factory.mktemp("language-model"))
+    return write_llama(tmp_path_factory.mktemp("language-model"))
 
 
 @pytest.fixture(scope="module")

@@ -33,10 +33,10 @@ def phases(config: ScoreConfig) -> list[ScoreConfig]:
     if TEXT not in config.reference or config.passes == "text":
         return [config]
     others = tuple(name for name in config.reference if name != TEXT)
-    own = {name: ScoreConfig.model_fields[name].default for name in TEXT_OPTIONS} | {"reference": others}
+    without_text = {name: ScoreConfig.model_fields[name].default for name in TEXT_OPTIONS} | {"reference": others}
     # Whatever is replaced, the first phase replaces; the second one adds to what that left.
     added = {"reference": (TEXT,), "overwrite": False}
-    return [config.model_copy(update=own), config.model_copy(update=added)]
+    return [config.model_copy(update=without_text), config.model_copy(update=added)]
 
 
 def check_text_pass(config: ScoreConfig, formatter: Formatter) -> dict[str, Any]:
@@ -115,9 +115,9 @@ def counterparts(text: Prompt, prompt: Prompt, conversation: Sequence[Turn]) -> 
     ends = {int(turn): int(place) for place, turn in zip(mine[end_U[mine]], text.turns[mine[end_U[mine]]], strict=True)}
     if not ends.keys() >= set(turns.tolist()):
         return None
-    found = np.empty(len(prompt.turns), dtype=np.int64)
-    found[words_T], found[ends_T] = of_text, [ends[turn] for turn in turns.tolist()]
-    return found
+    place_T = np.empty(len(prompt.turns), dtype=np.int64)
+    place_T[words_T], place_T[ends_T] = of_text, [ends[turn] for turn in turns.tolist()]
+    return place_T
 
 
 def joined_ends(

@@ -8,8 +8,8 @@ from typing import Any
 from vig_ray.errors import StageError
 from vig_ray.model.load import without_weights
 from vig_ray.model.prompt import Formatter
-from vig_ray.training.documents import Documents, Made
-from vig_ray.training.memory import WORKERS, How, memory_of, told
+from vig_ray.training.documents import Documents, Recipe
+from vig_ray.training.memory import WORKERS, How, memory_of, memory_table
 from vig_ray.training.options import TrainingOptions
 from vig_ray.training.parts import adapted_weights, tree
 from vig_ray.training.training_model import Lora, TrainingModel
@@ -55,9 +55,9 @@ def described(config: TrainingOptions, model: str, formatter: Formatter, *, text
     return tree(training_model.model, training_model.parts, trained, config.rates)
 
 
-def memory_by_workers(config: TrainingOptions, made: Made) -> str:
+def memory_by_workers(config: TrainingOptions, recipe: Recipe) -> str:
     """The memory of a run on 1, 2, 4 and 8 workers, for a person."""
-    built = without_weights(made.model, text_only=isinstance(made, Documents))
+    built = without_weights(recipe.model, text_only=isinstance(recipe, Documents))
     training_model, how = _training_model(config, built), How.of(config)
     trained = {name for name, parameter in training_model.model.named_parameters() if parameter.requires_grad}
     quantised = adapted_weights(training_model.model) if config.quantise else set()
@@ -67,7 +67,7 @@ def memory_by_workers(config: TrainingOptions, made: Made) -> str:
         )
         for workers in WORKERS
     }
-    return told(of_workers, how, "worker" if config.device == "cpu" else "GPU")
+    return memory_table(of_workers, how, "worker" if config.device == "cpu" else "GPU")
 
 
 def _training_model(config: TrainingOptions, built: Any) -> TrainingModel:

@@ -119,7 +119,7 @@ def carry_out(plan: Plan) -> Trained | DryRun:
         log.info("%s samples are drawn, %s are not", f"{len(index):,}", f"{index.untaken:,}")
     least, most = parse_range(config.workers) if config.workers else (1, 1)
     with machines(config.address, actors=most, least_cpus=least) as ray_has:
-        device = _device(config, ray_has)
+        device = ray_has.device(config.device, "training")
         # A dtype that isn't named is the earlier run's.
         earlier = output.record["identity"]["dtype"] if output.state == "go on" else None
         dtype = config.dtype or earlier or ("bfloat16" if device == "cuda" else "float32")
@@ -201,16 +201,6 @@ def claimed(plan: Plan) -> Claim:
         files=("training/log.jsonl",),
         left_open=("dtype",),
     )
-
-
-def _device(config: TrainingOptions, ray_has: Machines) -> str:
-    if config.device == "auto":
-        if not ray_has.gpus and ray_has.cores is None:
-            log.warning("no GPU in the cluster now: training on CPUs (--device cuda waits for GPUs instead)")
-        return "cuda" if ray_has.gpus else "cpu"
-    if config.device == "cuda" and not ray_has.gpus and ray_has.cores is not None:
-        raise StageError("--device cuda: this machine has no GPU that Ray sees")
-    return config.device
 
 
 def _train(

@@ -187,7 +187,7 @@ def _layers_of_tower(model: Any, trained: Collection[str]) -> int:
         return 0
     parts = parts_of(model)
     inside = [re.match(r"(.*?\.\d+)\.", name) for name in trained if parts[name] == "tower"]
-    return len({found[1] for found in inside if found is not None})
+    return len({match[1] for match in inside if match is not None})
 
 
 def _activations(config: Any, layers_of_tower: int, how: How) -> int:
@@ -212,7 +212,7 @@ def _of_layers(config: Any, layers: int, how: How) -> tuple[int, int]:
     return (layers * item * width, whole + under_way) if how.recompute else (layers * whole, under_way)
 
 
-def told(of_workers: dict[int, Memory], how: How, device: str) -> str:
+def memory_table(of_workers: dict[int, Memory], how: How, device: str) -> str:
     """The memory by the number of workers, for a person; `device`: what of it one worker has."""
     largest = max(max(each.device, each.host) for each in of_workers.values())
     size, unit = (1e9, "GB") if largest >= 1e9 else (1e6, "MB")

@@ -16,7 +16,7 @@ from vig_ray.storage import absolute, check_writable, join
 from vig_ray.tables.directories import samples_beside, selection_directory
 from vig_ray.training.carry import prompts_then
 from vig_ray.training.config import VDEP_OPTIONS, TrainConfig
-from vig_ray.training.documents import Made
+from vig_ray.training.documents import Recipe
 from vig_ray.training.drawn import Drawn
 from vig_ray.training.dry_run import described
 from vig_ray.training.optimizer import check_packages
@@ -42,7 +42,7 @@ class Plan:
     """
 
     config: TrainingOptions
-    prompts: Made
+    prompts: Recipe
     samples: str
     selection: str | None
     record: dict[str, Any]

@@ -16,7 +16,7 @@ from vig_ray.training.batch import Batcher
 from vig_ray.training.carry import Aligner
 from vig_ray.training.check import Checked
 from vig_ray.training.distributed import DistributedContext
-from vig_ray.training.documents import Made
+from vig_ray.training.documents import Recipe
 from vig_ray.training.index import Index
 from vig_ray.training.loader import SampleSource
 from vig_ray.training.options import TrainingOptions
@@ -31,7 +31,7 @@ class Setup:
     what the selection's prompts were made with, where its weights are carried over."""
 
     config: TrainingOptions
-    prompts: Made
+    prompts: Recipe
     index: Index
     samples: str
     selection: str | None
@@ -70,7 +70,7 @@ class Step(NamedTuple):
 
     `samples` of them were trained on, and `unusable` says of the others, by key, why not. Losses are in nats, `seconds`
     include the wait for the samples, and `tokens` are those that were computed, without padding. `vdep`: what is told
-    with that objective (`vdep_log.told`).
+    with that objective (`vdep_log.loss_parts`).
     """
 
     step: int

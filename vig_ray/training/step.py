@@ -19,7 +19,7 @@ from vig_ray.training.objective import Sums, Totals, Weights, coefficients
 from vig_ray.training.optimizer import rate_factor, set_rate
 from vig_ray.training.run import BadBatchError, Run, Step
 from vig_ray.training.sampler import Positions
-from vig_ray.training.vdep_log import told
+from vig_ray.training.vdep_log import loss_parts
 from vig_ray.training.vdep_options import norms_every
 
 LOOK_EVERY_S = 15.0  # a cloud announces that it takes a machine away two minutes or half a minute before
@@ -84,7 +84,7 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
         seconds=time.monotonic() - run.step_began,
         workers=run.distributed.workers,
         unusable=unusable,
-        vdep=told(*sums.total(run.distributed.total), whole.totals, norms) if len(whole.totals) > 1 else None,
+        vdep=loss_parts(*sums.total(run.distributed.total), whole.totals, norms) if len(whole.totals) > 1 else None,
     )
 
 

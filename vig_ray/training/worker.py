@@ -144,18 +144,18 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
 
 def _checked(setup: Setup, distributed: DistributedContext, formatter: Formatter) -> Checked:
     """What `make_sure` says, by the first worker. Raises StageError on all of them."""
-    found: Checked | StageError = Checked()
+    outcome: Checked | StageError = Checked()
     if distributed.rank == 0:
         try:
-            found = make_sure(setup.prompts.model, formatter)
+            outcome = make_sure(setup.prompts.model, formatter)
         except StageError as error:
-            found = error
+            outcome = error
         except Exception as error:  # of a model's own code, say: the others must not wait for this worker
-            found = StageError(f"{setup.prompts.model}: can't be checked: {type(error).__name__}: {one_line(error)}")
-    found = distributed.gather_objects(found)[0]
-    if isinstance(found, StageError):
-        raise found
-    return found
+            outcome = StageError(f"{setup.prompts.model}: can't be checked: {type(error).__name__}: {one_line(error)}")
+    outcome = distributed.gather_objects(outcome)[0]
+    if isinstance(outcome, StageError):
+        raise outcome
+    return outcome
 
 
 def check_tokens(setup: Setup, distributed: DistributedContext, metrics: MetricsLogger) -> None:
