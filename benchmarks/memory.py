@@ -7,7 +7,7 @@ models lie on torch's meta device: no weights, no GPU, half a minute.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -88,14 +88,14 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.1f}"
 
 
-def text() -> str:
+def text(rows: Iterable[Case]) -> str:
     """The table of the docs, in Markdown."""
     lines = [
         "| | trained | weights | gradients | optimizer | gathered | activations, logits | **one GPU** | 2 | 4 | 8 "
         "| host, one GPU |",
         "|" + "---|" * 12,
     ]
-    for name, trained, memory in cases():
+    for name, trained, memory in rows:
         one = memory[1]
         parts = [one.weights, one.gradients, one.optimizer, one.gathered, one.activations + one.logits]
         cells = [*map(_gb, parts), f"**{_gb(one.device)}**", *(_gb(memory[workers].device) for workers in WORKERS[1:])]
@@ -104,4 +104,4 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    print(text())
+    print(text(cases()))

@@ -20,12 +20,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.beside_trainer import Data, medians, ours, rate_of, trainers
 from benchmarks.llava_shape import llava
 from benchmarks.shape_files import write_checkpoint, write_dataset
 from vig_ray.dataset import importing
@@ -100,18 +100,9 @@ def setup_of(work: Work, *, steps: int, batch: int, packing: bool) -> Setup:
     return Setup(config, Prompts(model), index, samples, selection, "float32", 0, 2048, False)
 
 
-def ours(work: Work, *, steps: int, batch: int, packing: bool) -> float:
-    """Samples/s."""
-    distributed = DistributedContext(0, 1, torch.device("cpu"))
-    with tempfile.TemporaryDirectory() as out:
-        run = train(
-            setup_of(work, steps=steps, batch=batch, packing=packing),
-            distributed,
-            CheckpointManager(out, keep=1, distributed=distributed),
-            SilentLogger(),
-        )
-    lines = run.log[work.left_out :]
-    return sum(line["samples"] for line in lines) / sum(line["seconds"] for line in lines)
+def own(work: Work, **given: Any) -> float:
+    """Samples/s of this project."""
+    return ours(setup_of(work, **given), work.left_out)
 
 
 def _worker(rank: int, workers: int, folder: str, work: Work, given: dict[str, int]) -> None:
@@ -130,41 +121,16 @@ def by_workers(work: Work, workers: int, **given: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as out:
         torch.multiprocessing.spawn(_worker, (workers, out, work._replace(rows=[]), given), nprocs=workers)
         log = json.loads((Path(out) / "log.json").read_text())
-    lines = log[work.left_out :]
-    return sum(line["samples"] for line in lines) / sum(line["seconds"] for line in lines), log[-1]["loss"]
+    return rate_of(log, work.left_out), log[-1]["loss"]
 
 
-def theirs(work: Work, *, steps: int, batch: int, loaders: int = 0, grouped: bool = True, passes: int = 1) -> float:
+def theirs(work: Work, **given: Any) -> float:
     """Samples/s of transformers.Trainer."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-    from transformers.trainer_pt_utils import LengthGroupedSampler
-
-    class Grouped(Trainer):  # its own grouping wants a `datasets` dataset
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return LengthGroupedSampler(batch // passes, lengths=[row["length"] for row in work.rows])
-
-    ended: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ended.append(time.monotonic())
-
-    with tempfile.TemporaryDirectory() as out:
-        arguments = TrainingArguments(
-            output_dir=out, per_device_train_batch_size=batch // passes, gradient_accumulation_steps=passes,
-            max_steps=steps, learning_rate=2e-5, lr_scheduler_type="cosine", warmup_steps=0.03,
-            remove_unused_columns=False, report_to=[], use_cpu=True,
-            save_strategy="no", logging_strategy="no", dataloader_num_workers=loaders, disable_tqdm=True,
-        )  # fmt: skip
-        model = load_model(work.model, dtype="float32", device="cpu")
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("vision_tower" not in name)
-        trainer = (Grouped if grouped else Trainer)(
-            model, arguments, train_dataset=work.rows, data_collator=ActiveTokensCollator(work.model)
-        )
-        trainer.add_callback(Clock())
-        trainer.train()
-    return (len(ended) - work.left_out) * batch / (ended[-1] - ended[work.left_out - 1])
+    model = load_model(work.model, dtype="float32", device="cpu")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("vision_tower" not in name)
+    data = Data(work.rows, [row["length"] for row in work.rows], ActiveTokensCollator(work.model))
+    return trainers(model, data, left_out=work.left_out, **given)
 
 
 def main() -> None:
@@ -192,22 +158,18 @@ def main() -> None:
             "Trainer, grouped, 4 passes": lambda: theirs(work, passes=4, **given),
             "Trainer, grouped, 4 passes, 1 loader": lambda: theirs(work, passes=4, loaders=1, **given),
             "Trainer, grouped, 8 passes": lambda: theirs(work, passes=8, **given),
-            "vig-ray, padded": lambda: ours(work, packing=False, **given),
-            "vig-ray, packed": lambda: ours(work, packing=True, **given),
+            "vig-ray, padded": lambda: own(work, packing=False, **given),
+            "vig-ray, packed": lambda: own(work, packing=True, **given),
         }
         if larger:  # its samples are few and each is long: grouping, loading and more passes have nothing to give
             kept = ("Trainer, grouped by length", "Trainer, grouped, 4 passes", "vig-ray, padded", "vig-ray, packed")
             ways = {way: ways[way] for way in kept}
-        seen: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(options.rounds):
-            for way, measure in ways.items():
-                seen[way].append(measure())
+        rates = medians(ways, options.rounds)
         pairs = [
             [by_workers(work, workers, **given) for workers in (1, 2)] for _ in range(options.rounds * (not larger))
         ]
-    medians = {way: statistics.median(rates) for way, rates in seen.items()}
-    best = max(rate for way, rate in medians.items() if way.startswith("Trainer"))
-    for way, rate in medians.items():
+    best = max(rate for way, rate in rates.items() if way.startswith("Trainer"))
+    for way, rate in rates.items():
         print(f"{way:36} {rate:7.2f} samples/s   {rate / best:5.2f} of the Trainer's best")
     if pairs:
         one, two = (statistics.median(pair[which][0] for pair in pairs) for which in (0, 1))

@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from benchmarks.beside_trainer import Data, medians, ours, trainers
 from vig_ray.dataset import importing
 from vig_ray.model.load import load_model
-from vig_ray.training.checkpoints import CheckpointManager
-from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.documents import Documents
 from vig_ray.training.index import of_samples
-from vig_ray.training.metrics import SilentLogger
 from vig_ray.training.run import Setup
 from vig_ray.training.text_config import TrainTextConfig
-from vig_ray.training.worker import train
 
 WORDS = 8000
 LEFT_OUT = 2  # first steps, in which everything is warmed up
@@ -85,7 +80,7 @@ def make_work(folder: Path, count: int) -> Work:
     return Work(write_model(folder / "model"), imported.directory, documents)
 
 
-def ours(work: Work, *, steps: int, batch: int, length: int, packing: bool = True) -> float:
+def own(work: Work, *, steps: int, batch: int, length: int, packing: bool = True) -> float:
     """Captions/s of this project."""
     config = TrainTextConfig(
         model=work.model, samples=work.samples, out="-", max_steps=steps, global_batch=batch, length=length, lr=2e-5,
@@ -94,11 +89,7 @@ def ours(work: Work, *, steps: int, batch: int, length: int, packing: bool = Tru
     documents = Documents(work.model, config.context, config.length)
     index = of_samples(work.samples, config.seed)
     setup = Setup(config, documents, index, work.samples, None, "float32", 0, length, False)
-    distributed = DistributedContext(0, 1, torch.device("cpu"))
-    with tempfile.TemporaryDirectory() as out:
-        run = train(setup, distributed, CheckpointManager(out, keep=1, distributed=distributed), SilentLogger())
-    lines = run.log[LEFT_OUT:]
-    return float(sum(line["samples"] for line in lines) / sum(line["seconds"] for line in lines))
+    return ours(setup, LEFT_OUT)
 
 
 def padded(documents: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -112,35 +103,11 @@ def padded(documents: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
 
-def theirs(work: Work, *, steps: int, batch: int, grouped: bool, passes: int = 1) -> float:
+def theirs(work: Work, **given: Any) -> float:
     """Captions/s of transformers.Trainer."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-    from transformers.trainer_pt_utils import LengthGroupedSampler
-
-    class Grouped(Trainer):  # its own grouping wants a `datasets` dataset
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return LengthGroupedSampler(batch // passes, lengths=[len(each) for each in work.documents])
-
-    ended: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            ended.append(time.monotonic())
-
-    with tempfile.TemporaryDirectory() as out:
-        arguments = TrainingArguments(
-            output_dir=out, per_device_train_batch_size=batch // passes, gradient_accumulation_steps=passes,
-            max_steps=steps, learning_rate=2e-5, lr_scheduler_type="cosine", warmup_steps=0.03,
-            remove_unused_columns=False, report_to=[], use_cpu=True, save_strategy="no", logging_strategy="no",
-            disable_tqdm=True,
-        )  # fmt: skip
-        trainer = (Grouped if grouped else Trainer)(
-            load_model(work.model, dtype="float32", device="cpu", text_only=True), arguments,
-            train_dataset=[{"input_ids": each} for each in work.documents], data_collator=padded,
-        )  # fmt: skip
-        trainer.add_callback(Clock())
-        trainer.train()
-    return (len(ended) - LEFT_OUT) * batch / (ended[-1] - ended[LEFT_OUT - 1])
+    model = load_model(work.model, dtype="float32", device="cpu", text_only=True)
+    rows = [{"input_ids": each} for each in work.documents]
+    return trainers(model, Data(rows, [len(each) for each in work.documents], padded), left_out=LEFT_OUT, **given)
 
 
 def main() -> None:
@@ -160,19 +127,16 @@ def main() -> None:
             "Trainer, random order, 4 passes": lambda: theirs(work, grouped=False, passes=4, **given),
             "Trainer, grouped by length": lambda: theirs(work, grouped=True, **given),
             "Trainer, grouped, 4 passes": lambda: theirs(work, grouped=True, passes=4, **given),
-            "vig-ray, padded": lambda: ours(work, length=options.length, packing=False, **given),
-            "vig-ray, packed": lambda: ours(work, length=options.length, **given),
+            "vig-ray, padded": lambda: own(work, length=options.length, packing=False, **given),
+            "vig-ray, packed": lambda: own(work, length=options.length, **given),
         }
-        seen: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(options.rounds):
-            for way, measure in ways.items():
-                seen[way].append(measure())
-    medians = {way: statistics.median(rates) for way, rates in seen.items()}
-    for way, rate in medians.items():
-        print(f"{way:34} {rate:7.1f} captions/s   {rate / medians['vig-ray, packed']:5.2f} of packed")
+        rates = medians(ways, options.rounds)
+    packed = rates["vig-ray, packed"]
+    for way, rate in rates.items():
+        print(f"{way:34} {rate:7.1f} captions/s   {rate / packed:5.2f} of packed")
     for kind in ("random order", "grouped"):
-        best = max(rate for way, rate in medians.items() if way.startswith(f"Trainer, {kind}"))
-        print(f"packed: {medians['vig-ray, packed'] / best:5.2f} of the Trainer's best, {kind}")
+        best = max(rate for way, rate in rates.items() if way.startswith(f"Trainer, {kind}"))
+        print(f"packed: {packed / best:5.2f} of the Trainer's best, {kind}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -30,10 +31,21 @@ def in_processes(work: Callable[..., None], arguments: tuple[Any, ...], count: i
     )
 
 
+def begun(work: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """`work(*arguments)` in a process of its own, which goes on beside this one; its environment and folder are this
+    one's, its standard input is empty."""
+    multiprocessing.set_forkserver_preload(_MODULES)
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_begin, args=(None, dict(os.environ), os.getcwd(), work, arguments), daemon=True
+    )
+    process.start()
+    return process
+
+
 def _begin(
-    rank: int, environment: Mapping[str, str], folder: str, work: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int | None, environment: Mapping[str, str], folder: str, work: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    work(rank, *arguments)
+    work(*(() if rank is None else (rank,)), *arguments)

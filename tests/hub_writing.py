@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.hub import Answer, Hub, RefusedError, Repository, Request, as_json
+from tests.hub import Hub, Repository
+from tests.hub_http import Answer, RefusedError, Request, as_json
 
 ORGANISATION = "org"
 _OF_API = r"/api/(?P<kind>datasets|models)/(?P<name>[^/]+/[^/]+)"

@@ -135,7 +135,7 @@ def test_another_run_is_replaced_when_asked_and_its_files_only(out: str, killed_
 def test_a_kill_in_the_middle_of_replacing_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = str(tmp_path)
     earlier = run(claimed(out))
-    monkeypatch.setattr(stage, "_delete", lambda *_: 1 / 0)
+    monkeypatch.setattr(stage, "delete_owned", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         claimed(out, 2, overwrite=True).begin(Config())
     monkeypatch.undo()
@@ -248,7 +248,7 @@ def test_an_extension_killed_before_the_earlier_files_are_gone(out: str, monkeyp
     extension = claimed(out, names="b")
     extension.begin(Config())
     rows_of(extension)
-    monkeypatch.setattr(stage, "_delete", lambda *_: 1 / 0)
+    monkeypatch.setattr(stage, "delete_owned", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         extension.commit(Config())
     monkeypatch.undo()

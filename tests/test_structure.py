@@ -19,6 +19,7 @@ FLOORS: tuple[set[str], ...] = (
     {"vig_ray.storage"},
     {"vig_ray.hub"},
     {"vig_ray.compat"},
+    {"vig_ray.owned_files"},
     {"vig_ray.stage", "vig_ray.whole_files", "vig_ray.options", "vig_ray.processes"},
     {"vig_ray.cluster"},
     {"vig_ray.dataset"},

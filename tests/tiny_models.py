@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -230,29 +233,42 @@ def byte_level(specials: list[str], *, eos: str, bos: str | None = None) -> PreT
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, bos_token=bos)
 
 
-def write_language_model(folder: str, tokenizer: PreTrainedTokenizerFast, kind: str = "llama", seed: int = 0) -> str:
-    """A language model of two layers with random weights, an AutoModelForCausalLM; returns `folder`.
-
-    `kind`: of any family whose config has the names of Llama's.
-    """
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model(
-        kind,
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=1024,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():  # random weights as they come say next to nothing
+def sharpen(model: torch.nn.Module, by: float = 10.0) -> None:
+    """Make random weights say something: as they come, every token is as likely as the next."""
+    with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(4.0)
+            if parameter.ndim > 1:
+                parameter.mul_(by)
+
+
+def write_language_model(
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    kind: str = "llama",
+    *,
+    seed: int = 0,
+    by: float = 10.0,
+    stops: Sequence[int] | None = None,
+    **config: Any,
+) -> str:
+    """A language model of two layers with random weights, an AutoModelForCausalLM, and its tokenizer; returns `folder`.
+
+    `kind`: of any family whose config has the names of Llama's. `by`: see `sharpen`; 1 is for training. `stops`: the
+    ids of its generation config. `config`: what of it differs; without a `tokenizer` its vocabulary and special tokens.
+    """
+    settings: dict[str, Any] = {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "max_position_embeddings": 1024, "pad_token_id": None,
+    }  # fmt: skip
+    if tokenizer is not None:
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        settings |= {"vocab_size": len(tokenizer), **ids}
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings | config))
+    sharpen(model, by)
+    if stops is not None:
+        model.generation_config.eos_token_id = list(stops)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return str(folder)

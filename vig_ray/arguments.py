@@ -36,7 +36,8 @@ class Parser(argparse.ArgumentParser):
 
 def add_options(parser: argparse.ArgumentParser, config_class: type[StageConfig]) -> None:
     """Give `parser` an option for every field of the config, --config, a usage line and a description."""
-    for name, field in config_class.model_fields.items():
+    fields = _as_shown(config_class)
+    for name, field in fields:
         if _extra(field).get("positional"):
             many = None if field.is_required() else "?"
             parser.add_argument(name, metavar=name.upper(), nargs=many, help=_help(field))
@@ -54,12 +55,21 @@ def add_options(parser: argparse.ArgumentParser, config_class: type[StageConfig]
         metavar="FILE",
         help="YAML file with any of these options; the command line and VIG_<VERB>_<OPTION> variables win",
     )
-    fields = config_class.model_fields.items()
     required = [
         _in_usage(name, field) for name, field in fields if field.is_required() or _extra(field).get("positional")
     ]
     parser.usage = " ".join([parser.prog, *required, "[options]"])
     parser.description = (config_class.__doc__ or "").partition("\n")[0]
+
+
+def _as_shown(config_class: type[StageConfig]) -> list[tuple[str, FieldInfo]]:
+    """A config's fields in the order in which --help has them."""
+    names = list(config_class.model_fields)
+    for behind, own in config_class.shown_behind.items():
+        names = [name for name in names if name not in own]
+        place = names.index(behind) + 1 if behind else 0
+        names[place:place] = own
+    return [(name, config_class.model_fields[name]) for name in names]
 
 
 def read_config(verb: Sequence[str], config_class: type[StageConfig], given: Mapping[str, Any]) -> StageConfig:

@@ -49,6 +49,21 @@ class Machines:
         """Least and most actors of a pool: as an option spells it, else 1 to `by_default` (None: no bound)."""
         return parse_range(spelled) if spelled is not None else (1, by_default)
 
+    def device(self, asked: str, doing: str) -> str:
+        """Where models run, "cuda" or "cpu"; `asked` may be "auto". `doing`: what is done there, for a person.
+
+        Raises StageError where this machine has no GPU that is asked for; on a cluster one may still come.
+        """
+        if asked == "cpu" or (asked == "auto" and not self.gpus):
+            if asked == "auto" and self.cores is None:
+                log.warning("no GPU in the cluster now: %s on CPUs (--device cuda waits for GPUs instead)", doing)
+            return "cpu"
+        if not self.gpus:
+            if self.cores is not None:
+                raise StageError("--device cuda: there is no GPU that Ray can see on this machine")
+            log.warning("no GPU in the cluster now: waiting for a machine that has one")
+        return "cuda"
+
 
 def parse_range(spelled: str) -> tuple[int, int]:
     """ "4" as (4, 4), "1..8" as (1, 8)."""

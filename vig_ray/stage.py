@@ -19,20 +19,19 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict
 
 import vig_ray
 from vig_ray.errors import StageError
+from vig_ray.owned_files import check_owned, delete_owned, name_of, parent_of, runs_to_go, work_folder
 from vig_ray.storage import (
     absolute,
-    delete_empty_folders,
     delete_tree,
     exists,
     filesystem,
@@ -44,6 +43,7 @@ from vig_ray.storage import (
 )
 
 Record = dict[str, Any]
+State = Literal["new", "go on", "complete", "replace", "extend"]
 
 RECORD_SUFFIX = ".stage.json"
 _OLD_RECORD = "stage.json"  # inside the directory, where records lay before they lay beside it
@@ -54,7 +54,13 @@ _PACKAGES = (
 
 
 class StageConfig(BaseModel):
-    """Base of every stage's config: unknown options are refused, values are frozen."""
+    """Base of every stage's config: unknown options are refused, values are frozen.
+
+    `shown_behind`: the options that --help shows behind this one of a base class, "" at the beginning, instead of
+    behind all of the base's.
+    """
+
+    shown_behind: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -159,7 +165,7 @@ class Claim:
 
     directory: str
     stage: str
-    state: Literal["new", "go on", "complete", "replace", "extend"]
+    state: State
     run: str
     record: Record
     identity: Record
@@ -174,7 +180,7 @@ class Claim:
     @property
     def work(self) -> str:
         """A folder for what the run needs while it works; beside the output, so that files are moved, not copied."""
-        return join(_parent(self.directory), _work_folder(self.stage, self.run))
+        return join(parent_of(self.directory), work_folder(self.stage, self.run))
 
     @property
     def paths(self) -> list[str]:
@@ -193,14 +199,14 @@ class Claim:
         if self.state == "extend":
             if _extending(old) != self.run:
                 begun = {"run": self.run, "identity": self.identity}
-                _write_record(self.directory, old | {"extending": begun, "earlier": _earlier(old, committed=False)})
+                _write_record(self.directory, old | {"extending": begun, "earlier": runs_to_go(old, committed=False)})
         else:
             anew = self.state in ("new", "replace")
             record = {
                 "complete": False,
                 "run": self.run,
                 "runs": [self.run] if anew else old["runs"],
-                "earlier": _earlier(old, committed=True) if anew else old["earlier"],
+                "earlier": runs_to_go(old, committed=True) if anew else old["earlier"],
                 "files": list(self.files) if anew else sorted({*old["files"], *self.files}),
                 "stale_files": sorted({*old.get("stale_files", ()), *(old.get("files", ()) if anew else ())}),
                 "identity": self.identity,
@@ -214,7 +220,7 @@ class Claim:
         stale = record.get("stale_files", [])
         if not record.get("earlier") and not stale:
             return
-        _delete(_parent(self.directory), self.stage, self.folders, record["earlier"], stale)
+        delete_owned(parent_of(self.directory), self.stage, self.folders, record["earlier"], stale)
         if stale:
             _write_record(self.directory, record | {"stale_files": []})
 
@@ -227,8 +233,8 @@ class Claim:
         record = self._present()
         listed = set(record.get("files", ()))
         for name in names:
-            if name not in listed and exists(join(_parent(self.directory), name)).name != "NotFound":
-                raise StageError(f"{join(_parent(self.directory), name)}: not written by this run; move it away")
+            if name not in listed and exists(join(parent_of(self.directory), name)).name != "NotFound":
+                raise StageError(f"{join(parent_of(self.directory), name)}: not written by this run; move it away")
         _write_record(self.directory, record | {"files": sorted({*listed, *names})})
 
     def publish(self, made: str, folder: str) -> None:
@@ -236,7 +242,7 @@ class Claim:
 
         What this run published there before goes. Raises StageError where anything else lies there.
         """
-        parent = _parent(self.directory)
+        parent = parent_of(self.directory)
         self.will_write([f"{folder}/{name}" for name in list_files(made)])
         before = [name for name in self._present()["files"] if name.startswith(f"{folder}/")]
         fs, path = filesystem(join(parent, folder))
@@ -244,7 +250,7 @@ class Claim:
             if not isinstance(fs, pafs.LocalFileSystem):
                 pafs.copy_files(made, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
                 return
-            _delete(parent, self.stage, (), (), before)
+            delete_owned(parent, self.stage, (), (), before)
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.rename(made, path)  # as one; fails where a folder that isn't empty is in the way
         except OSError as error:
@@ -258,7 +264,7 @@ class Claim:
         record = self._present()
         if self.state == "extend":
             begun = record.pop("extending")
-            record |= {"run": self.run, "runs": [self.run], "earlier": _earlier(record, committed=True)}
+            record |= {"run": self.run, "runs": [self.run], "earlier": runs_to_go(record, committed=True)}
             record["identity"] = begun["identity"]
         kept = {name: value for name, value in record.items() if name not in ("stage", "config", "versions")}
         write_stage(self.directory, self.stage, config, **(kept | facts | {"complete": True}))
@@ -305,26 +311,18 @@ def claim(
     the folder that `directory` lies in. `grows`: a list of tables in the identity, each with its `name`; what is there
     keeps its place, so a claim with `overwrite` whose first entry is another one replaces. It may be empty.
     """
-    folders = [_name(directory)] if folders is None else folders
+    folders = [name_of(directory)] if folders is None else folders
     record = _record_to_go_on_with(directory, stage)
     finished = bool(record.get("complete"))
-    theirs = record.get("identity", {})
-    there = theirs.get(grows, []) if grows else []
-    holds = grows is not None and finished and grows in theirs
-    asked = identity[grows][:1] if grows else []
-    if grows and holds and not (overwrite and asked and asked != there[:1]):
-        identity = _grown(theirs, identity, grows, left_open)
-    changed = differing(theirs, identity, left_open)
-    lacks = bool(grows and holds and identity[grows][: len(there)] == there and grows in changed)
-    changed = [name for name in changed if not (lacks and name == grows)]
+    identity, changed, lacks = _compared(record, identity, overwrite=overwrite, left_open=left_open, grows=grows)
     if record and not changed and finished and not (lacks or again):
         done = Claim(directory, stage, "complete", record.get("run", ""), record, identity, tuple(folders), ())
         if done.run:  # a kill just after the commit leaves these
             done._delete_what_goes()
             delete_tree(done.work)
         return done
-    left = _check_owned(directory, stage, record, folders, files)
-    state: Literal["new", "go on", "replace", "extend"]
+    left = check_owned(directory, stage, record, folders, files)
+    state: State
     if not record:
         state = "new"
     elif lacks and not changed:
@@ -334,18 +332,42 @@ def claim(
     elif overwrite or (not finished and not left):
         state = "replace"
     else:
-        if not finished and changed == [grows]:
-            names = ",".join(entry["name"] for entry in there) or "that its command names"
-            raise StageError(
-                f"{directory}: holds an unfinished run of `vig {stage}` with the {grows} {names}; finish it with the "
-                "command that began it, then others can be added; or --overwrite to replace it"
-            )
-        advice = "choose another --out" if overwrite is None else "choose another --out, or --overwrite to replace it"
-        raise StageError(f"{directory}: holds another run of `vig {stage}` ({'; '.join(changed)} differ); {advice}")
+        raise StageError(_why_not(directory, stage, record, changed, overwrite, grows))
     run = record["run"] if state == "go on" else secrets.token_hex(4)
     if state == "extend" and record.get("extending", {}).get("identity") == identity:
         run = record["extending"]["run"]
     return Claim(directory, stage, state, run, record, identity, tuple(folders), tuple(files))
+
+
+def _compared(
+    record: Record, identity: Record, *, overwrite: bool | None, left_open: Sequence[str], grows: str | None
+) -> tuple[Record, list[str], bool]:
+    """Our identity, in which what is there keeps its place in the list `grows`; the names of what differs from what is
+    there; and whether what is there is finished and only lacks entries of that list, which doesn't count as one."""
+    theirs = record.get("identity", {})
+    if not (grows and record.get("complete") and grows in theirs):
+        return identity, differing(theirs, identity, left_open), False
+    there, asked = theirs[grows], identity[grows][:1]
+    if not (overwrite and asked and asked != there[:1]):
+        identity = _grown(theirs, identity, grows, left_open)
+    changed = differing(theirs, identity, left_open)
+    lacks = identity[grows][: len(there)] == there and grows in changed
+    return identity, [name for name in changed if not (lacks and name == grows)], lacks
+
+
+def _why_not(
+    directory: str, stage: str, record: Record, changed: Sequence[str], overwrite: bool | None, grows: str | None
+) -> str:
+    """Why an output that holds another run isn't written to, and what to do."""
+    if not record.get("complete") and changed == [grows]:
+        there = record.get("identity", {}).get(grows, ())
+        names = ",".join(entry["name"] for entry in there) or "that its command names"
+        return (
+            f"{directory}: holds an unfinished run of `vig {stage}` with the {grows} {names}; finish it with the "
+            "command that began it, then others can be added; or --overwrite to replace it"
+        )
+    advice = "choose another --out" if overwrite is None else "choose another --out, or --overwrite to replace it"
+    return f"{directory}: holds another run of `vig {stage}` ({'; '.join(changed)} differ); {advice}"
 
 
 def _grown(theirs: Record, ours: Record, grows: str, left_open: Sequence[str]) -> Record:
@@ -375,61 +397,3 @@ def _record_to_go_on_with(directory: str, stage: str) -> Record:
     if record is not None and record["stage"] != stage:
         raise StageError(f"{directory}: holds the output of 'vig {record['stage']}'; choose another --out")
     return record or {}
-
-
-def _check_owned(directory: str, stage: str, record: Record, folders: Sequence[str], files: Sequence[str]) -> list[str]:
-    """The files that runs of the stage left in their places. Raises StageError, naming the first, where others lie."""
-    parent = _parent(directory)
-    listed = {*record.get("files", ()), *record.get("stale_files", ())}
-    holds_run = _pattern([*record.get("runs", ()), *_earlier(record, committed=False)])
-    present = [f"{folder}/{name}".rstrip("/") for folder in folders for name in list_files(join(parent, folder))]
-    present += [name for name in files if exists(join(parent, name)).name != "NotFound"]
-    for name in sorted(present):
-        if name not in listed and not holds_run.search(name):
-            raise StageError(
-                f"{directory}: {join(parent, name)} was not written by `vig {stage}`; move it away, or choose another "
-                "--out"
-            )
-    return present
-
-
-def _earlier(record: Record, *, committed: bool) -> list[str]:
-    """The runs whose files are to go: those replaced before, an extension that wasn't committed, and, with
-    `committed`, the ones that make up the output."""
-    runs = [*record.get("earlier", ()), *([record["extending"]["run"]] if "extending" in record else [])]
-    return sorted({*runs, *(record.get("runs", ()) if committed else ())})
-
-
-def _delete(parent: str, stage: str, folders: Iterable[str], runs: Sequence[str], files: Iterable[str]) -> None:
-    """Delete what is called after `runs`, the listed files, and the folders that this leaves empty."""
-    holds_run = _pattern(runs)
-    gone = [f"{folder}/{name}" for folder in folders for name in list_files(join(parent, folder))]
-    gone = [name for name in gone if holds_run.search(name)]
-    fs, path = filesystem(parent)
-    try:
-        for name in (*gone, *files):
-            if fs.get_file_info(f"{path}/{name}").is_file:
-                fs.delete_file(f"{path}/{name}")
-    except OSError as error:
-        raise StageError(f"{parent}: can't be cleared: {one_line(error)}") from error
-    delete_empty_folders(parent, (*gone, *files))
-    for run in runs:
-        delete_tree(join(parent, _work_folder(stage, run)))
-
-
-def _pattern(runs: Iterable[str]) -> re.Pattern[str]:
-    """Matches names that hold one of these run ids, as a word of its own."""
-    return re.compile(rf"(?<![0-9a-z])(?:{'|'.join(map(re.escape, runs)) or '(?!)'})(?![0-9a-z])")
-
-
-def _work_folder(stage: str, run: str) -> str:
-    return f".{stage}-{run}"
-
-
-def _name(directory: str) -> str:
-    return filesystem(directory)[1].rstrip("/").rpartition("/")[2]
-
-
-def _parent(directory: str) -> str:
-    """The folder that an output lies in."""
-    return record_file(directory).rpartition("/")[0] or "/"

@@ -16,7 +16,7 @@ NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def run(preforked: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return executed(NOTEBOOK, tmp_path_factory.mktemp("notebook"))
 
 

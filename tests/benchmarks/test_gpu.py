@@ -32,7 +32,9 @@ def run(tmp_path: Path, without: str, *words: str) -> tuple[subprocess.Completed
 
 
 def test_it_runs_without_ray(tmp_path: Path) -> None:
-    done, record = run(tmp_path, '("ray", "vllm")', "--references", "blur", "no-image")
+    done, record = run(
+        tmp_path, '("ray", "vllm")', "--references", "blur", "no-image", "--samples", "3", "--looped", "1"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = record["figures"]
     assert isinstance(rows, list)

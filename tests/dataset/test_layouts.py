@@ -14,7 +14,9 @@ import pytest
 from datasets import Dataset, Features, load_dataset
 from datasets.info import DatasetInfosDict
 
-from tests.dataset.sets import SETS, URL, Expected, Set, asked, kept, picture
+from tests.dataset.conversation_sets import CONVERSATIONS
+from tests.dataset.question_sets import QUESTIONS
+from tests.dataset.sets import URL, Expected, Set, asked, kept, picture
 from vig_ray.dataset.fields import structs
 from vig_ray.dataset.image_folder import ImageFolder
 from vig_ray.dataset.inputs import read_rows
@@ -24,6 +26,8 @@ from vig_ray.dataset.rows import Row, to_sample
 from vig_ray.dataset.schema import Image, RowError
 from vig_ray.dataset.spec import parse
 from vig_ray.errors import StageError
+
+SETS = CONVERSATIONS | QUESTIONS
 
 CARDS = Path(__file__).parent / "cards"
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from tests.docs.pages import ROOT, Block, commands, words
 from tests.end_to_end.server import free_port
-from tests.training.texts import write_language_model
+from tests.training.texts import write_llama
 from vig_ray import cli
 from vig_ray.demo import CHECKPOINT, world
 
@@ -44,7 +44,7 @@ def furnish(folder: Path, samples: int) -> None:
     for name in ("vig_ray/demo/checkpoint", "llava-hf/llava-1.5-7b-hf", "models/aligned"):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).symlink_to(CHECKPOINT)
-    write_language_model(folder / "models" / "llama")
+    write_llama(folder / "models" / "llama")
     scene = world.Scene(world.Thing("green", "circle"), world.Thing("yellow", "triangle"), dot=False, seed=1)
     world.draw(scene).save(folder / "green-circle.png")
     _write_other_formats(folder)

@@ -12,6 +12,8 @@ import pytest
 from tests.command import call
 from tests.end_to_end.conftest import read_scores
 from vig_ray.demo import CHECKPOINT, world
+from vig_ray.scoring import job
+from vig_ray.scoring.config import ScoreConfig
 from vig_ray.stage import read_stage
 
 SAMPLES = 60
@@ -34,7 +36,7 @@ def test_scores_are_the_same_in_both_orders(tmp_path: Path, local_ray: None) -> 
         out = str(tmp_path / order)
         done = call("import", "--data", data, "--out", out, "--order", order)
         assert ("order of samples/: image" in done.stderr) == (order == "image")
-        call("score", "--data", out, "--model", CHECKPOINT, "--out", out, *ONE)
+        job.run(ScoreConfig(data=out, model=CHECKPOINT, out=out), in_process=True)
     straight = str(tmp_path / "straight")
     call("score", "--data", data, "--model", CHECKPOINT, "--out", straight, *ONE)
     as_is, by_image, imported_here = (samples_in(tmp_path / name) for name in ("as-is", "image", "straight"))

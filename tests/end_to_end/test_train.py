@@ -29,7 +29,7 @@ from tests.end_to_end.server import wait_until
 from tests.image_store import ImageStore, hold_images, image_store
 from tests.selection.made import selected, write_selected
 from tests.training.runs import alone, setup_of, weights_of
-from tests.training.texts import text_setup, write_language_model
+from tests.training.texts import text_setup, write_llama
 from vig_ray.demo import CHECKPOINT
 from vig_ray.model.export import hub_name
 from vig_ray.tables.rows import Rows
@@ -150,7 +150,7 @@ def test_a_worker_and_then_the_driver_killed(
 
 def test_a_language_model_whose_worker_and_driver_are_killed(tmp_path: Path, data: Path) -> None:
     """Each once checkpoints are there; with one worker less it comes to what it does alone, in this process."""
-    model = write_language_model(tmp_path / "language-model")
+    model = write_llama(tmp_path / "language-model")
     options = {"global_batch": 16, "max_steps": TEXT_STEPS, "lr": LR, "dtype": "float32"}
     setup = text_setup(data / "samples", model, **options)
     expected = alone(setup, tmp_path / "undisturbed")

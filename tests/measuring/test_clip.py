@@ -15,7 +15,7 @@ from tests.measuring.tiny_clip import LIMIT
 from tests.scoring.prompts import LONG, ask, picture
 from vig_ray.demo import world
 from vig_ray.errors import StageError
-from vig_ray.measuring.clip import Clip, clip_score, over_characters
+from vig_ray.measuring.clip import Clip, clip_score
 from vig_ray.measuring.measure import clip_measures
 
 SHORT = "The red circle."
@@ -72,13 +72,6 @@ def test_tokens_are_projected_states_of_pieces_that_clip_can_take(clip: Clip, th
         start += LIMIT - 2
     words = "".join(LONG[first:past] for first, past in chars.tolist())
     assert words == LONG.replace(" ", "")
-
-
-def test_values_over_characters_by_hand() -> None:
-    values = np.array([1.0, 3.0], dtype=np.float32)
-    onto = np.array([[0, 3], [0, 5], [3, 4], [4, 6], [6, 6]])
-    found = over_characters(values, np.array([[0, 3], [4, 6]]), onto, 6)
-    np.testing.assert_allclose(found, [1.0, (3 * 1.0 + 3.0) / 4, np.nan, 3.0, np.nan])
 
 
 def test_a_samples_tokens_get_the_logits_of_their_characters(

@@ -7,27 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM
+from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests.model.llava_rules import small_model
+from tests.tiny_models import sharpen, write_language_model
 from vig_ray.model.assemble import AssembleConfig
 
 WIDE, DEEP = 32, 48
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
 
 
-def write_language_model(folder: Path, *, rows: int = 1000, tokenizer: bool = True, **config: Any) -> None:
+def write_vicuna(folder: Path, *, rows: int = 1000, tokenizer: bool = True, **config: Any) -> None:
     """A Llama with `rows` rows, and of its 1000 tokens nothing but a SentencePiece model, as LLaMA's first ones."""
-    torch.manual_seed(0)
-    language = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=rows, hidden_size=DEEP, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=4, bos_token_id=1, eos_token_id=2, **config,
-        )
-    )  # fmt: skip
-    sharpen(language)
-    language.save_pretrained(folder)
+    shape = {"vocab_size": rows, "hidden_size": DEEP, "intermediate_size": 64, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 4, "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}
+    write_language_model(folder, **shape | config)
     if tokenizer:
         small_model(folder)
         settings = TOKENS | {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False}
@@ -60,7 +55,7 @@ def write_projector(file: Path) -> None:
 
 def write_parts(folder: Path, **language_model: Any) -> None:
     """All three: vicuna/, clip/ and mm_projector.bin."""
-    write_language_model(folder / "vicuna", **language_model)
+    write_vicuna(folder / "vicuna", **language_model)
     write_clip(folder / "clip")
     write_projector(folder / "mm_projector.bin")
 
@@ -75,11 +70,3 @@ def config_of(parts: Path, out: Path, **changes: str) -> AssembleConfig:
         "dtype": "float32",
     }
     return AssembleConfig(**(values | changes))
-
-
-def sharpen(model: torch.nn.Module) -> None:
-    """Make random weights say something: as they come, every token is as likely as the next."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(10.0)

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, SiglipConfig, SiglipModel
+from transformers import SiglipConfig, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tests.model.families.base import TEXT, tokenizer_of
-from tests.model.llava_parts import sharpen, write_clip
+from tests.model.llava_parts import write_clip
+from tests.tiny_models import sharpen, write_language_model
 
 # As language models have it: a turn's content is a text, and a list is not looked into.
 TEMPLATE = (
@@ -20,7 +21,7 @@ TEMPLATE = (
 )
 
 
-def write_language_model(
+def write_own(
     folder: Path, kind: str = "qwen2", *, bos: str | None = None, template: str | None = TEMPLATE, **config: Any
 ) -> None:
     """A language model of two layers, with more rows than tokens; its tokenizer puts `bos` before a text."""
@@ -32,14 +33,9 @@ def write_language_model(
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{bos} $A", pair=None, special_tokens=[(bos, tokenizer.bos_token_id)]
         )
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    settings = {**TEXT, "vocab_size": len(tokenizer) + 8, "pad_token_id": tokenizer.pad_token_id, **ids, **config}
-    torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
-    sharpen(model)
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    shape = {**TEXT, "vocab_size": len(tokenizer) + 8, "pad_token_id": tokenizer.pad_token_id}
+    write_language_model(folder, tokenizer, kind, seed=3, stops=stops, **shape | config)
 
 
 def write_siglip(folder: Path) -> None:

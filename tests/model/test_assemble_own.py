@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from tests.model.llava_parts import write_clip, write_parts
-from tests.model.own_parts import TOWERS, write_language_model
+from tests.model.own_parts import TOWERS, write_own
 from vig_ray.dataset.schema import Turn
 from vig_ray.errors import StageError
 from vig_ray.model.assemble import AssembleConfig, run
@@ -45,7 +45,7 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """A folder with language/, tower/ and what they were put together to, model/."""
     kind, tower, bos = OWN[request.param]
     folder: Path = tmp_path_factory.mktemp("own")
-    write_language_model(folder / "language", kind, bos=bos)
+    write_own(folder / "language", kind, bos=bos)
     TOWERS[tower](folder / "tower")
     assemble(folder / "language", folder / "tower", folder / "model")
     return folder
@@ -133,7 +133,7 @@ def test_a_new_projector_begins_as_torch_has_it_and_by_its_seed(own: Path, tmp_p
 
 
 def test_tied_embeddings_become_two(tmp_path: Path) -> None:
-    write_language_model(tmp_path / "language", tie_word_embeddings=True)
+    write_own(tmp_path / "language", tie_word_embeddings=True)
     write_clip(tmp_path / "clip")
     assemble(tmp_path / "language", tmp_path / "clip", tmp_path / "out")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
@@ -160,7 +160,7 @@ REFUSED = {
 @pytest.mark.parametrize("why", REFUSED)
 def test_what_llava_cannot_hold_is_refused(tmp_path: Path, why: str) -> None:
     language, options, told = REFUSED[why]
-    write_language_model(tmp_path / "language", **language)  # type: ignore[arg-type]
+    write_own(tmp_path / "language", **language)  # type: ignore[arg-type]
     write_clip(tmp_path / "clip")
     tower = tmp_path / str(options.get("vision_tower", "clip"))
     with pytest.raises(StageError) as refused:

@@ -24,7 +24,7 @@ from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_formatter, load_model, template_fingerprint
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
-from vig_ray.training import job
+from vig_ray.training import plan
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.export import write_model
 
@@ -360,7 +360,7 @@ def test_by_the_commands(tmp_path: Path, qwen_checkpoint: str, local_ray: None) 
     given = {"model": qwen_checkpoint, "samples": f"{out}/samples", "selection": f"{out}/selection", "max_steps": 1}
     for option, expected in ((None, ""), ("<|im_end|>", "<|im_end|>")):
         config = TrainConfig(**given, out=f"{out}/trained", end_of_turn=option)
-        assert job.check(config).prompts.end_of_turn == expected
+        assert plan.check(config).prompts.end_of_turn == expected
 
 
 def test_it_is_not_for_llavas_own_prompt() -> None:

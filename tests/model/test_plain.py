@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from tests.model.llava_rules import BOS, IMAGE, SlowTokens, small_model
-from tests.model.own_parts import write_language_model, write_siglip
+from tests.model.own_parts import write_own, write_siglip
 from tests.model.test_llava_rules import CLIP
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT
@@ -92,7 +92,7 @@ def tokenizer_image_token(text: str, tokenizer: Any) -> list[int]:
 
 @pytest.mark.parametrize("bos", [None, "<s>"])
 def test_any_language_models_tokens_follow_the_same_rule(bos: str | None, tmp_path: Path) -> None:
-    write_language_model(tmp_path / "language", "llama" if bos else "qwen2", bos=bos)
+    write_own(tmp_path / "language", "llama" if bos else "qwen2", bos=bos)
     write_siglip(tmp_path / "siglip")
     run(
         AssembleConfig(

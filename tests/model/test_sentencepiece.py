@@ -18,15 +18,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
-from tests.model.llava_parts import DEEP, TOKENS, config_of, sharpen, write_clip, write_parts, write_projector
+from tests.model.llava_parts import DEEP, TOKENS, config_of, write_clip, write_parts, write_projector
 from tests.model.llava_rules import corpus
 from tests.model.random_text import random_strings
-from tests.tiny_models import byte_level_tokenizer
+from tests.tiny_models import byte_level_tokenizer, write_language_model
 from vig_ray.errors import StageError
 from vig_ray.model.assemble import run
 from vig_ray.model.load import load_formatter
@@ -214,16 +212,8 @@ def test_a_free_row_is_taken_first(tmp_path: Path) -> None:
 def other_language_model(folder: Path, tokenizer: Tokenizer, *, rows: int | None = None) -> None:
     """Parts with a language model that has `tokenizer`."""
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=rows or len(fast), hidden_size=DEEP, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2,
-        )
-    )  # fmt: skip
-    sharpen(model)
-    model.save_pretrained(folder / "vicuna")
-    fast.save_pretrained(folder / "vicuna")
+    shape = {"hidden_size": DEEP, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    write_language_model(folder / "vicuna", fast, **shape, vocab_size=rows or len(fast))
     write_clip(folder / "clip")
     write_projector(folder / "mm_projector.bin")
 

@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import scipy.stats
 import sklearn.metrics
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.command import call, refused
 from tests.report.reporting import assert_mean, report
@@ -28,15 +25,12 @@ from vig_ray.errors import StageError
 from vig_ray.report import compare, inspect, kept_scans, top
 from vig_ray.report.compare import CompareConfig
 from vig_ray.report.figures import figures
-from vig_ray.report.format import kept_value_names
 from vig_ray.report.inspect import InspectConfig
-from vig_ray.report.kept import spearman
 from vig_ray.report.top import TopConfig
 from vig_ray.selection import job as selecting
 from vig_ray.selection.config import SelectConfig
 from vig_ray.stage import read_stage
 from vig_ray.tables import scan
-from vig_ray.tables.kept import KINDS, Values, texts_of
 
 QUANTILES = {"q05": 0.05, "q1": 0.25, "median": 0.5, "q3": 0.75, "q95": 0.95}
 
@@ -253,56 +247,6 @@ def test_a_column_that_no_scored_sample_has_is_told(tmp_path: Path) -> None:
     assert "rating: none of the scored samples has a value." in (tmp_path / "r.html").read_text()
 
 
-NUMBERS = st.integers(-9, 9) | st.floats(-1e6, 1e6)
-JSON = st.one_of(
-    st.none(), NUMBERS, st.booleans(), st.text(), st.lists(st.none() | NUMBERS, max_size=4), st.lists(st.text()),
-    st.dictionaries(st.text(), NUMBERS, max_size=2), st.lists(st.lists(NUMBERS, max_size=1), max_size=2),
-)  # fmt: skip
-
-
-@given(st.lists(JSON, max_size=12))
-def test_values_are_what_pythons_json_reads(values: list[Any]) -> None:
-    found = Values.of(pa.array([json_text(value) for value in values], pa.string()))
-    for at, value in enumerate(values):
-        text = found.texts[at].as_py()
-        kind = KINDS[found.kind[at]] if found.kind[at] >= 0 else None
-        flat = isinstance(value, list) and all(one is None or isinstance(one, (int, float)) for one in value)
-        expected = number(value) if flat or not isinstance(value, list) else None
-        if expected is None:
-            assert math.isnan(found.numbers[at])
-        else:
-            assert found.numbers[at] == pytest.approx(expected, rel=1e-12)
-        if value is None or (flat and expected is None):
-            assert (text, kind) == (None, None if value is None else "empty")
-        elif expected is None:
-            assert json.loads(text) == value
-            assert kind == ("text" if isinstance(value, str) else "other")
-        else:
-            assert text is None
-            assert kind == ("boolean" if isinstance(value, bool) else "list" if flat else "number")
-
-
-def test_texts_of_a_slice_and_of_nulls() -> None:
-    kind = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
-    cells = [None, [("a", "1")], [], [("b", "2"), ("a", "3")], [("b", "4")], None]
-    array = pa.array([c and [{"name": n, "value": v} for n, v in c] for c in cells], kind)
-    assert texts_of(array, "a").to_pylist() == [None, "1", None, "3", None, None]
-    assert texts_of(array.slice(2, 3), "a").to_pylist() == [None, "3", None]
-    assert texts_of(pa.chunked_array([array.slice(0, 1), array.slice(3)]), "b").to_pylist() == [None, "2", "4", None]
-    assert texts_of(array.slice(0, 0), "a").to_pylist() == []
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(1, 4)), min_size=1, max_size=20))
-def test_rank_correlation_of_counts(cells: list[tuple[int, int, int]]) -> None:
-    one, other, count = (np.array(part) for part in zip(*cells, strict=True))
-    found = spearman(one, other, count)
-    a, b = np.repeat(one, count), np.repeat(other, count)
-    if len(set(a.tolist())) == 1 or len(set(b.tolist())) == 1:
-        assert found is None
-    else:
-        assert found == pytest.approx(scipy.stats.spearmanr(a, b).statistic, abs=1e-9)
-
-
 def compared(scores: str, name: str, **options: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(
         compare.run(CompareConfig(a=scores, column=name, as_json=True, **options)).text()
@@ -401,10 +345,3 @@ def test_scores_of_earlier_versions_have_none(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"--column rating: no kept column of .*; they have none \(vig import --keep"):
         compared(scores, "rating")
     assert (read_stage(f"{tmp_path}/selection") or {})["complete"]
-
-
-def test_values_that_differ_late_have_different_names() -> None:
-    numbers = [1700000000001.0, 1700000000002.0, 0.1, 3.0]
-    names = kept_value_names({"values": [{"value": one} for one in numbers], "boolean": False})
-    assert [float(name) for name in names] == numbers
-    assert kept_value_names({"values": [{"value": 0.1 + 0.2}, {"value": 3.0}], "boolean": False}) == ["0.3", "3"]

@@ -1,17 +1,13 @@
-"""The application behind a real HTTP server: in this process, or `python -m tests.serving.http_server OPTIONS` alone.
-
-OPTIONS: of `AppConfig`, as JSON. It prints its address once it listens, and stops when its standard input is closed.
-"""
+"""The application behind a real HTTP server: in this process, or in one of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import multiprocessing
 import socket
-import subprocess
-import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +17,9 @@ from serve_app.api import Api
 from serve_app.auth import key_hashes
 from serve_app.options import AppConfig
 from serve_app.routes import make_app
+from tests import forks
 from tests.serving.conftest import LocalBackend
 from vig_ray.demo import CHECKPOINT
-
-ROOT = Path(__file__).parents[2]
 
 
 class Served:
@@ -54,12 +49,11 @@ class ServedAlone:
     """The application in a process of its own, whose memory can be read."""
 
     def __init__(self, **options: Any) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.serving.http_server", json.dumps(options)],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self._process.stdout is not None
-        self.url = self._process.stdout.readline().strip()
+        ours, its = multiprocessing.Pipe()
+        self._process = forks.begun(_serve, options, its)
+        its.close()
+        self._pipe = ours
+        self.url = ours.recv()
 
     @property
     def peak_memory(self) -> int:
@@ -69,20 +63,16 @@ class ServedAlone:
         return int(line.split()[1]) * 1024
 
     def stop(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
+        self._pipe.send(None)
+        self._process.join(30)
 
 
-def main() -> None:
+def _serve(options: dict[str, Any], pipe: Connection) -> None:
+    """Send the address once it listens, and end with the next message."""
     from vig_ray.model.load import load_formatter, load_model
     from vig_ray.scoring.engines.torch import TorchEngine
 
     formatter = load_formatter(CHECKPOINT)
     engine = TorchEngine(load_model(CHECKPOINT, dtype="float32", device="cpu"), formatter.collate)
-    print(Served(engine, formatter, **json.loads(sys.argv[1])).url, flush=True)
-    sys.stdin.read()
-
-
-if __name__ == "__main__":
-    main()
+    pipe.send(Served(engine, formatter, **options).url)
+    pipe.recv()

@@ -21,7 +21,7 @@ Serving = Callable[..., tuple[TestClient, LocalBackend]]
 
 
 def test_malformed_requests(serving: Serving) -> None:
-    """The first of those that tests/end_to_end/test_serve_malformed.py sends to real replicas."""
+    """The first of those that tests/end_to_end/test_serve.py sends to real replicas."""
     client, _ = serving(max_items=4, max_answer_tokens=64)
     rng = random.Random(0)
     statuses: Counter[int] = Counter()

@@ -94,6 +94,6 @@ def test_the_memory_of_the_process_stays_bounded(alone: ServedAlone) -> None:
     assert post("/v1/score", sample_with(*[image] * 2000)) == 413
     assert post("/v1/score/batch", {"items": [sample_with(*[image] * 30)] * 60}) == 413
     with ThreadPoolExecutor(3) as pool:  # each within the limits
-        assert set(pool.map(lambda _: post("/v1/score", sample_with(image)), range(6))) == {200}
+        assert set(pool.map(lambda _: post("/v1/score", sample_with(image)), range(3))) == {200}
     assert post("/v1/score", sample_with(one_bit_png(2, 60_000))) == 413  # 10.8 GB as a square
     assert alone.peak_memory - once < 300e6

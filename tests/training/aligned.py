@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from tests.model.own_parts import TOWERS, write_language_model
+from tests.model.own_parts import TOWERS, write_own
 from vig_ray.dataset import importing
 from vig_ray.dataset.importing import ImportConfig
 from vig_ray.demo import world
@@ -15,7 +15,7 @@ from vig_ray.model.assemble import AssembleConfig, run
 
 def write_model(folder: Path, kind: str = "llama", tower: str = "clip") -> str:
     """`folder`/model, put together from `folder`/language and `folder`/tower."""
-    write_language_model(folder / "language", kind, bos="<s>")
+    write_own(folder / "language", kind, bos="<s>")
     TOWERS[tower](folder / "tower")
     config = {"language_model": "language", "vision_tower": "tower", "out": "model"}
     given = {name: str(folder / value) for name, value in config.items()}

@@ -16,7 +16,7 @@ from vig_ray.model.load import Prompts, load_formatter
 from vig_ray.model.prompt import Prompt
 from vig_ray.selection.answer_tokens import AnswerTokens, answer_tokens
 from vig_ray.tables.rows import Rows
-from vig_ray.training import job
+from vig_ray.training import plan as planning
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.carry import carry_weights, prompts_then
 from vig_ray.training.config import TrainConfig
@@ -136,10 +136,10 @@ def test_what_cannot_be_carried_is_one_line(chosen: Path, tmp_path: Path) -> Non
 
 def test_the_plan_says_what_the_weights_were_made_with(chosen: Path, tmp_path: Path, other: Prompts) -> None:
     options = {"samples": str(chosen), "selection": str(chosen), "out": str(tmp_path)}
-    plan = job.check(TrainConfig(model=other.model, align="characters", **options))
+    plan = planning.check(TrainConfig(model=other.model, align="characters", **options))
     assert plan.then is not None
     assert plan.then.model == CHECKPOINT
     assert plan.identity["options"]["align"] == "characters"
-    same = job.check(TrainConfig(model=CHECKPOINT, **options))
+    same = planning.check(TrainConfig(model=CHECKPOINT, **options))
     assert same.then is None
     assert "align" not in same.identity["options"]

@@ -13,7 +13,7 @@ import torch
 
 from tests.training.runs import alone, setup_of, together, weights_of
 from vig_ray.errors import StageError
-from vig_ray.training import checkpoints, worker
+from vig_ray.training import checkpoints
 from vig_ray.training.checkpoints import Checkpoint, CheckpointManager, committed_checkpoints, to_keep
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.metrics import SilentLogger
@@ -75,7 +75,7 @@ def test_what_one_worker_wrote_three_read_and_the_other_way_round(chosen: Path, 
 def test_a_machine_that_is_to_go_gets_a_checkpoint_at_once(
     chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("vig_ray.training.step.LOOK_EVERY_S", 0.0)
     setup, asked = setup_of(chosen, max_steps=8, save_every=5, held_out=8), []
 
     def leaving() -> bool:

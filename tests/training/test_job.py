@@ -16,6 +16,7 @@ from vig_ray.errors import StageError
 from vig_ray.storage import write_bytes
 from vig_ray.training import job
 from vig_ray.training.config import TrainConfig
+from vig_ray.training.plan import check
 
 
 def config(chosen: Path, out: Path, **options: Any) -> TrainConfig:
@@ -30,7 +31,7 @@ def test_what_does_not_fit_is_one_line(chosen: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
     refused("no such folder", model="/no/such")
-    assert job.check(config(chosen, tmp_path, samples=str(chosen))).samples == str(chosen / "samples")
+    assert check(config(chosen, tmp_path, samples=str(chosen))).samples == str(chosen / "samples")
     refused("no samples here", samples=str(tmp_path))
     refused("no selection here", selection=str(tmp_path))
     refused("there are only", held_out=10**6)
@@ -53,7 +54,7 @@ def test_what_is_in_the_way_stays(chosen: Path, tmp_path: Path) -> None:
 
 
 def test_another_run_is_not_gone_on_with(chosen: Path, tmp_path: Path) -> None:
-    plan = job.check(config(chosen, tmp_path))
+    plan = check(config(chosen, tmp_path))
     begun = job.claimed(plan)
     begun.begin(plan.config, identity=begun.identity | {"dtype": "float32"})
     write_bytes(f"{plan.out}/checkpoints/step-00000001-{begun.run}-5f2a91/whole.json", b"{}")
@@ -66,13 +67,13 @@ def test_another_run_is_not_gone_on_with(chosen: Path, tmp_path: Path) -> None:
         {"dtype": "float32"},
     ]
     for how in hows:
-        again = job.claimed(job.check(config(chosen, tmp_path, **how)))
+        again = job.claimed(check(config(chosen, tmp_path, **how)))
         assert (again.state, again.run) == ("go on", begun.run)
     changes = {"lr": 1e-3, "global_batch": 64, "selection": None, "lora": True, "seed": 5, "dtype": "bfloat16"}
     for option, value in changes.items():
         with pytest.raises(StageError, match=f"another run of `vig train` .*{option}"):
-            job.claimed(job.check(config(chosen, tmp_path, **{option: value})))
-        assert job.claimed(job.check(config(chosen, tmp_path, overwrite=True, **{option: value}))).state == "replace"
+            job.claimed(check(config(chosen, tmp_path, **{option: value})))
+        assert job.claimed(check(config(chosen, tmp_path, overwrite=True, **{option: value}))).state == "replace"
 
 
 def test_options_that_contradict_each_other() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.command import call, refused
 from tests.selection.made import copy_outputs
 from tests.training.runs import alone, left_by, together, weights_of
-from tests.training.texts import document, plain_text_training, text_setup, write_language_model
+from tests.training.texts import document, plain_text_training, text_setup, write_llama
 from vig_ray.demo import CHECKPOINT
 from vig_ray.model.load import load_model
 from vig_ray.tables.rows import Rows
@@ -24,13 +25,14 @@ from vig_ray.training.batch import Batcher, TrainingSample
 from vig_ray.training.config import VDEP_OPTIONS, TrainConfig
 from vig_ray.training.export import ExportConfig
 from vig_ray.training.loader import TEXT_COLUMNS, Unusable
+from vig_ray.training.options import TrainingOptions
 from vig_ray.training.text_config import TrainTextConfig
 from vig_ray.training.training_model import TrainingModel
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_language_model(tmp_path_factory.mktemp("language-model"))
+    return write_llama(tmp_path_factory.mktemp("language-model"))
 
 
 @pytest.fixture(scope="module")
@@ -149,31 +151,24 @@ def test_the_model_that_is_written_is_a_language_model(samples: Path, model: str
     assert "takes no images" in told
 
 
-ONLY_WITH_IMAGES = {
-    "selection", "train", "projector_lr", "tower_lr", "batch_tokens", "template", "max_length", "end_of_turn", "stage",
-    "objective", *VDEP_OPTIONS, "align",
-}  # fmt: skip
-SHARED = {
-    "model", "samples", "out", "workers", "epochs", "max_steps", "global_batch", "lr", "dry_run", "warmup", "schedule",
-    "weight_decay", "max_grad_norm", "normalisation", "dtype", "device", "lora", "lora_rank", "lora_alpha",
-    "micro_batch", "packing", "activation_checkpointing", "gradient_sync", "loaders", "trust_remote_code", "held_out",
-    "eval_every", "save_every", "keep", "max_failures", "resize_every", "watch", "seed", "name", "address", "overwrite",
-    "optimizer", "offload_optimizer", "quantise",
-}  # fmt: skip
-ONLY_OF_TEXT = ["context", "length", "sample", "exclude"]
-
-
-def test_its_options_are_those_of_training_but_for_images() -> None:
+def test_its_options_are_those_of_all_training_and_its_own() -> None:
     """Whoever gives `vig train` another option decides here whether it has a meaning for a language model alone."""
-    assert {*TrainConfig.model_fields} == ONLY_WITH_IMAGES | SHARED
-    inherited = [name for name in TrainConfig.model_fields if name in SHARED]
-    assert list(TrainTextConfig.model_fields) == [*inherited, *ONLY_OF_TEXT]
+    shared = list(TrainingOptions.model_fields)
+    assert list(TrainTextConfig.model_fields) == [*shared, "context", "length", "sample", "exclude"]
+    only_with_images = {*TrainConfig.model_fields} - {*shared}
+    assert {name for name in only_with_images if name.startswith("vdep_")} == {*VDEP_OPTIONS}
+    assert sorted(only_with_images) == sorted(itertools.chain(*TrainConfig.shown_behind.values()))
+    printed = call("train", "--help").stdout
+    places = [
+        printed.index(f"\n  --{name} ")
+        for name in ("stage", "model", "samples", "selection", "out", "align", "held-out")
+    ]
+    assert places == sorted(places)
     for name in ("batch_tokens", "selection", "train"):
         with pytest.raises(ValueError, match=name):
             TrainTextConfig(model="m", samples="s", out="o", **{name: "language"})
     config = TrainTextConfig(model="m", samples="s", out="o")
-    assert (config.rates["language"], config.leading_rate, config.train) == (2e-5, 2e-5, ("language",))
-    assert not {*config.model_dump()} & ONLY_WITH_IMAGES
+    assert (config.rates["language"], config.leading_rate, config.to_train) == (2e-5, 2e-5, ("language",))
     assert TrainTextConfig(model="m", samples="s", out="o", sample="60%", exclude="a,b").exclude == ("a", "b")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.tiny_models import write_language_model
 from vig_ray.demo import CHECKPOINT
 from vig_ray.tables.rows import Rows
 from vig_ray.training.documents import Documents
@@ -18,14 +18,9 @@ from vig_ray.training.run import Setup
 from vig_ray.training.text_config import TrainTextConfig
 
 
-def write_language_model(folder: Path) -> str:
-    """A Llama of the demo model's shape, with random weights and its tokenizer."""
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(CHECKPOINT).text_config
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path(CHECKPOINT) / name, folder / name)
-    return str(folder)
+def write_llama(folder: Path) -> str:
+    """A Llama with the demo model's tokenizer, to be trained."""
+    return write_language_model(folder, AutoTokenizer.from_pretrained(CHECKPOINT), by=1.0)
 
 
 def text_setup(samples: Path, model: str, **options: Any) -> Setup:

@@ -98,21 +98,3 @@ def clip_score(image: Floats, text: Floats) -> float:
     """2.5 max(cosine, 0) of two unit vectors: equation 1 of CLIPScore, without its prefix "A photo depicts", since
     answers are no captions. Between 0 and 2.5."""
     return SCORE_SCALE * max(float(np.dot(image, text)), 0.0)
-
-
-def over_characters(
-    values_N: Floats, chars_N: npt.NDArray[np.integer], onto_T: npt.NDArray[np.integer], length: int
-) -> Floats:
-    """The mean of tokens' values over the characters of others, float32 [T]; NaN where none of them has one.
-
-    `chars_N`, `onto_T`, [N, 2] and [T, 2]: each token's characters in a text of `length`.
-    """
-    of_character = np.full(length, np.nan)
-    for value, (first, past) in zip(values_N, chars_N.tolist(), strict=True):
-        of_character[first:past] = value
-    means = np.full(len(onto_T), np.nan, dtype=np.float32)
-    for token, (first, past) in enumerate(onto_T.tolist()):
-        inside = of_character[first:past]
-        if np.isfinite(inside).any():
-            means[token] = np.nanmean(inside)
-    return means

@@ -128,7 +128,7 @@ def run(config: MeasureConfig) -> MeasureSummary:
     earlier = output.record["identity"]["dtype"] if output.state == "go on" else None
     least, most = parse_range(config.workers) if config.workers else (1, os.cpu_count() or 1)
     with machines(config.address, actors=most, least_cpus=least + _CPUS_OF_RAY_DATA) as ray_has:
-        device = _device(config, ray_has)
+        device = ray_has.device(config.device, "measuring")
         dtype = config.dtype or earlier or default_dtype(plan.prompts.model, device)
         output.begin(config, identity=output.identity | {"dtype": dtype})
         run_steps(
@@ -148,14 +148,6 @@ def run(config: MeasureConfig) -> MeasureSummary:
         raise StageError(f"{plan.out}: no sample could be measured, {summary.failures.most_common(1)[0][0]}")
     output.commit(config, counts=summary.counts())
     return summary
-
-
-def _device(config: MeasureConfig, ray_has: Machines) -> str:
-    if config.device == "auto":
-        return "cuda" if ray_has.gpus else "cpu"
-    if config.device == "cuda" and not ray_has.gpus and ray_has.cores is not None:
-        raise StageError("--device cuda: this machine has no GPU that Ray sees")
-    return config.device
 
 
 def _step(plan: Plan, ray_has: Machines, device: str, dtype: str, counter: Any) -> Step:

@@ -5,7 +5,6 @@ Samples are run one by one, unpadded, as their family's own forward takes them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,14 +12,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from vig_ray.dataset.images import ImageError, load_image
+from vig_ray.dataset.images import ImageError
 from vig_ray.dataset.schema import Turn
-from vig_ray.measuring.clip import Clip, Floats, clip_score, over_characters
+from vig_ray.measuring.clip import Clip, Floats, clip_score
 from vig_ray.measuring.config import OF_MODEL
 from vig_ray.measuring.schema import measures_schema
+from vig_ray.model.by_characters import means
 from vig_ray.model.image_attention import watched
 from vig_ray.model.load import Prompts, load_formatter, load_model
-from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, truncate
+from vig_ray.model.prompt import Formatter, Prompt, PromptError, truncate
+from vig_ray.model.shared_images import SharedImages
 from vig_ray.scoring.engines.forwards import Forwards
 from vig_ray.scoring.engines.target_logprobs import TargetLogProbs
 from vig_ray.storage import one_line
@@ -67,7 +68,7 @@ def clip_measures(
             vectors_NP, chars_N = clip.tokens(answers[turn])
             of_token = (vectors_NP @ np.stack(images, axis=1)).max(axis=1) * clip.scale
             here = prompt.turns == turn
-            logits_T[here] = over_characters(of_token, chars_N, prompt.answer_chars[here], len(answers[turn]))
+            logits_T[here] = means(of_token, chars_N, prompt.answer_chars[here]).values
         measured["clip"] = logits_T
     if score:
         text = clip.text(" ".join(answers))
@@ -111,7 +112,7 @@ class Measurer:
 
     def __call__(self, samples: pa.Table) -> pa.Table:
         """Measure a block; samples that name the same image share its decoding and its embedding."""
-        images: dict[str, PromptImage] = {}
+        images = SharedImages(self._formatter.preprocess, self._max_image_pixels)
         embeddings: dict[str, Floats] = {}
         rows = [self._row(row, images, embeddings) for row in samples.to_pylist()]
         if self._progress is not None:
@@ -120,9 +121,7 @@ class Measurer:
             self._progress.add.remote(len(rows), tokens=tokens, failed=failed, by_engine=True)
         return pa.Table.from_pylist(rows, schema=self._schema)
 
-    def _row(
-        self, row: Mapping[str, Any], images: dict[str, PromptImage], embeddings: dict[str, Floats]
-    ) -> dict[str, Any]:
+    def _row(self, row: Mapping[str, Any], images: SharedImages, embeddings: dict[str, Floats]) -> dict[str, Any]:
         out = dict.fromkeys(self._schema.names) | {"sample_key": row["sample_key"], "error": row["error"]}
         if row["error"] is not None or not row["images"]:
             return out
@@ -134,12 +133,9 @@ class Measurer:
             return out | {"error": f"{type(error).__name__}: {one_line(error)}"[:500]}
         return out | {name: value for name, value in measured.items() if name in out}
 
-    def _measured(
-        self, row: Mapping[str, Any], images: dict[str, PromptImage], embeddings: dict[str, Floats]
-    ) -> dict[str, Any]:
-        pictures = [self._image(image, images) for image in row["images"]]
+    def _measured(self, row: Mapping[str, Any], images: SharedImages, embeddings: dict[str, Floats]) -> dict[str, Any]:
         turns = [Turn(turn["role"], turn["text"]) for turn in row["conversation"]]
-        prompt = truncate(self._formatter.prompt(turns, pictures), self._formatter.max_length)
+        prompt = truncate(self._formatter.prompt(turns, images.of(row)), self._formatter.max_length)
         if not len(prompt.answer_positions):
             raise PromptError("NoAnswer", "no answer token")
         if not prompt.images:
@@ -163,13 +159,3 @@ class Measurer:
             if name in measured and not np.isfinite(measured[name]).all():
                 raise PromptError("NotFinite", f"{name} overflows; --dtype bfloat16 or float32 has the range")
         return measured
-
-    def _image(self, image: Mapping[str, Any], images: dict[str, PromptImage]) -> PromptImage:
-        key = image["uri"] or hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
-        if key not in images:
-
-            def load() -> np.ndarray[Any, np.dtype[np.uint8]]:
-                return load_image(image, max_pixels=self._max_image_pixels)
-
-            images[key] = PromptImage(key, load, self._formatter.preprocess)
-        return images[key]

@@ -21,9 +21,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from vig_ray.compat.transformers import image_options, process_image
-from vig_ray.dataset.schema import IMAGE_MARK, Turn
+from vig_ray.dataset.schema import Turn
 from vig_ray.errors import StageError
 from vig_ray.model.arrays import tensors
+from vig_ray.model.messages import answers_of, check_marks, check_sides, messages_of
 from vig_ray.model.processor import Noted, NotingProcessor, as_array
 from vig_ray.model.prompt import (
     ImageArrays,
@@ -46,25 +47,6 @@ def _any_of(texts: Collection[str]) -> str:
     return "|".join(sorted(map(re.escape, texts), key=len, reverse=True)) or "(?!)"
 
 
-def _messages(
-    conversation: Sequence[Turn], answers: Sequence[str], pictures: Sequence[Image.Image] | None = None
-) -> list[dict[str, Any]]:
-    """The conversation as content lists, its assistant turns replaced by `answers`; with `pictures` at its marks."""
-    remaining = iter(answers)
-    images = iter(pictures or ())
-    messages = []
-    for turn in conversation:
-        text = next(remaining) if turn.role == "assistant" else turn.text
-        parts: list[dict[str, Any]] = []
-        for index, piece in enumerate(text.split(IMAGE_MARK)):
-            if index:
-                parts.append({"type": "image"} if pictures is None else {"type": "image", "image": next(images)})
-            if piece:
-                parts.append({"type": "text", "text": piece})
-        messages.append({"role": turn.role, "content": parts})
-    return messages
-
-
 def _placed(text: str, start: int, answer: str) -> tuple[int, int]:
     """Where an answer's first character is, or would be, in a rendered text, and its length up to its last there.
 
@@ -73,31 +55,6 @@ def _placed(text: str, start: int, answer: str) -> tuple[int, int]:
     if text.startswith(answer, start):
         return start, len(answer)
     return start - (len(answer) - len(answer.lstrip())), len(answer.rstrip())
-
-
-def _answers(conversation: Sequence[Turn]) -> list[str]:
-    answers = [turn.text for turn in conversation if turn.role == "assistant"]
-    if not answers:
-        raise PromptError("NoAnswer", "no assistant turn")
-    for index, answer in enumerate(answers):
-        if not answer.strip():
-            raise PromptError("EmptyAnswer", f"assistant turn {index}: no text")
-        if IMAGE_MARK in answer:
-            raise PromptError("ImageInAnswer", f"assistant turn {index}: {IMAGE_MARK} in its text")
-    return answers
-
-
-def _check_marks(conversation: Sequence[Turn], images: Sequence[PromptImage]) -> None:
-    marks = sum(turn.text.count(IMAGE_MARK) for turn in conversation)
-    if marks != len(images):
-        raise PromptError("ImageCount", f"{marks} {IMAGE_MARK} in the conversation, and {len(images)} images")
-
-
-def _check_sides(pixels: Pixels) -> None:
-    """Some processors take a height of 1 or 3 for the colours' dimension. Raises PromptError."""
-    height, width = pixels.shape[:2]
-    if height in (1, 3):
-        raise PromptError("TooSmall", f"an image of {width}x{height} pixels, which may be taken for its colours")
 
 
 class ChatFormatter:
@@ -188,7 +145,9 @@ class ChatFormatter:
 
     def given_ids(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> npt.NDArray[np.int64]:
         """The token ids that the processor's own call gives, int64 [L]."""
-        messages = _messages(conversation, _answers(conversation), [Image.fromarray(image.pixels) for image in images])
+        messages = messages_of(
+            conversation, answers_of(conversation), [Image.fromarray(image.pixels) for image in images]
+        )
         out = self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
         return np.asarray(out["input_ids"]).astype(np.int64).reshape(-1)
 
@@ -205,7 +164,7 @@ class ChatFormatter:
 
         Raises PromptError where the template refuses the conversation or rewrites an answer.
         """
-        answers = _answers(conversation)
+        answers = answers_of(conversation)
         marked = self._apply(conversation, [_MARK.format(i) for i in range(len(answers))])
         rendered = self._apply(conversation, answers)
         return rendered, self._spans(marked, rendered, answers)
@@ -230,7 +189,7 @@ class ChatFormatter:
 
     def _apply(self, conversation: Sequence[Turn], answers: Sequence[str]) -> str:
         try:
-            text = self.processor.apply_chat_template(_messages(conversation, answers), tokenize=False)
+            text = self.processor.apply_chat_template(messages_of(conversation, answers), tokenize=False)
         except Exception as error:  # a template raises whatever its author wrote
             raise PromptError("Template", f"the chat template refuses this conversation: {error}") from error
         return str(text)
@@ -241,14 +200,16 @@ class ChatFormatter:
 
     def as_a_whole(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """By the processor's own call; its arrays are in `whole`."""
-        answers = _answers(conversation)
-        _check_marks(conversation, images)
+        answers = answers_of(conversation)
+        check_marks(conversation, images)
 
         def processed(texts: Sequence[str], given: Sequence[PromptImage]) -> Noted:
             for image in given:
-                _check_sides(image.pixels)
+                check_sides(image.pixels)
             try:
-                return self._noting(_messages(conversation, texts, [Image.fromarray(image.pixels) for image in given]))
+                return self._noting(
+                    messages_of(conversation, texts, [Image.fromarray(image.pixels) for image in given])
+                )
             except PromptError:
                 raise
             except Exception as error:  # a processor raises whatever its author wrote
@@ -280,7 +241,7 @@ class ChatFormatter:
 
     def from_parts(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """Render, expand each image token to the image's features, tokenise once, mark the answers."""
-        _check_marks(conversation, images)
+        check_marks(conversation, images)
         text, spans = self.render(conversation)
         pieces = text.split(self.image_token)
         if len(pieces) - 1 != len(images):
@@ -318,7 +279,7 @@ class ChatFormatter:
             if not len(inside):
                 raise PromptError("Template", f"image {index} has no image token in the prompt")
             image_spans.append((int(inside[0]), int(inside[-1]) + 1))
-        answers = _answers(conversation)
+        answers = answers_of(conversation)
         return Prompt.marked(
             token_ids,
             turn_of,
@@ -355,7 +316,7 @@ class ChatFormatter:
 
     def arrays_of(self, pixels: Pixels) -> ImageInputs:
         """One image through the image half of the checkpoint's processor; with the text that stands for it."""
-        _check_sides(pixels)
+        check_sides(pixels)
         tensors, text = process_image(self.processor, Image.fromarray(pixels), self._image_options)
         arrays = {name: as_array(value) for name, value in tensors.items()}
         return ImageArrays(arrays, text)
@@ -390,8 +351,8 @@ class ChatFormatter:
         """
         given = []
         for turns, pictures in zip(conversations, images, strict=True):
-            _check_marks(turns, pictures)
-            given.append(_messages(turns, _answers(turns), [Image.fromarray(image.pixels) for image in pictures]))
+            check_marks(turns, pictures)
+            given.append(messages_of(turns, answers_of(turns), [Image.fromarray(image.pixels) for image in pictures]))
         padding = {"padding": True, "padding_side": "right"}
         try:
             out = self.processor.apply_chat_template(

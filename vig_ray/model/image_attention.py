@@ -137,12 +137,12 @@ def image_attention(
     It is that of the state that predicts the token, one place before it. `forward`: runs `model` over one prompt alone,
     unpadded. Raises PromptError where the model's attention can't be told.
     """
-    told = []
+    shares = []
     for prompt in prompts:
         try:
             with watched(model, prompt.answer_positions - 1, prompt.image_mask) as watch:
                 forward(prompt)
-            told.append(watch.shares())
+            shares.append(watch.shares())
         except ValueError as error:
             raise PromptError("Attention", str(error)) from error
-    return told
+    return shares

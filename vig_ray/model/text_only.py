@@ -148,8 +148,8 @@ def text_formatter(
         raise
     except Exception as error:  # code that comes with a model raises whatever its author wrote
         raise unusable(model, "tokenizer can't be loaded", error) from error
-    own = min(getattr(config, "max_position_embeddings", None) or _LONGEST, tokenizer.model_max_length)
-    longest = max_length or (own if own < _MOST else _LONGEST)
+    stated = min(getattr(config, "max_position_embeddings", None) or _LONGEST, tokenizer.model_max_length)
+    longest = max_length or (stated if stated < _MOST else _LONGEST)
     try:
         return TextOnly(tokenizer, context=context, max_length=longest)
     except StageError as error:

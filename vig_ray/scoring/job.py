@@ -28,7 +28,7 @@ from vig_ray.scoring.engines.load import check_engine, engine_for
 from vig_ray.scoring.engines.prefixes import told
 from vig_ray.scoring.in_process import FEW, run_steps_here, this_process
 from vig_ray.scoring.passes import Passes, rows_here, stored_rows
-from vig_ray.scoring.placement import ONE_OF_EACH, Placement, device_for, engine_there, pools_for
+from vig_ray.scoring.placement import ONE_OF_EACH, Placement, engine_there, pools_for
 from vig_ray.scoring.reference import blur_mean_parameters, make_reference
 from vig_ray.scoring.references.average import IMAGES, blur_mean_image, to_png
 from vig_ray.scoring.schema import scores_schema
@@ -222,7 +222,7 @@ def _machines(config: ScoreConfig) -> AbstractContextManager[Machines]:
 
 def _placement(plan: Plan, todo: _ToDo, ray_has: Machines, *, here: bool) -> Placement:
     config = plan.config
-    device = device_for(config, ray_has)
+    device = ray_has.device(config.device, "scoring")
     engine, why = ("torch", "in this process") if here else engine_there(todo.engine, todo.new, ray_has, device)
     if config.engine != plan.engine and todo.new != (TEXT,):
         why = f"{config.engine}: the model's processor makes each sample as a whole"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
 
 from vig_ray.cluster import Machines, failure
-from vig_ray.errors import StageError
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.load import choose_engine, gpus_an_engine
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,19 +47,6 @@ class Placement:
     def text(self) -> str:
         """For a person."""
         return f"{self.engine} engine ({self.why}) on {self.device} in {self.dtype}, {self.pools.text()} at a time"
-
-
-def device_for(config: ScoreConfig, ray_has: Machines) -> str:
-    """Where the engines run: "cuda" or "cpu". Raises StageError where this machine has no GPU that is asked for."""
-    if config.device == "cpu" or (config.device == "auto" and not ray_has.gpus):
-        if config.device == "auto" and ray_has.cores is None:
-            log.warning("no GPU in the cluster now: scoring on CPUs (--device cuda waits for GPUs instead)")
-        return "cpu"
-    if not ray_has.gpus:
-        if ray_has.cores is not None:
-            raise StageError("--device cuda: there is no GPU that Ray can see on this machine")
-        log.warning("no GPU in the cluster now: waiting for a machine that has one")
-    return "cuda"
 
 
 def engine_there(asked: str, references: Sequence[str], ray_has: Machines, device: str) -> tuple[str, str]:

@@ -5,18 +5,17 @@ A row that can't be prepared keeps its place, with `error` set.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import cv2
-import numpy as np
 import pyarrow as pa
 
-from vig_ray.dataset.images import ImageError, load_image
+from vig_ray.dataset.images import ImageError
 from vig_ray.dataset.schema import Turn
 from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, truncate
+from vig_ray.model.shared_images import SharedImages
 from vig_ray.options import BlurName, ReferenceName, Template
 from vig_ray.scoring.prepared import pack
 from vig_ray.scoring.reference import make_reference
@@ -137,7 +136,7 @@ class Preparer:
 
     def __call__(self, samples: pa.Table) -> pa.Table:
         """Prepare a block; samples that name the same image share its decoding and its blur."""
-        shared: dict[str, PromptImage] = {}
+        shared = SharedImages(self._formatter.preprocess, self._max_image_pixels)
         rows = samples.to_pylist()
         if self._earlier is None:
             rows = [self._row(row, shared) for row in rows]
@@ -146,7 +145,7 @@ class Preparer:
             rows = [self._added(*both, shared) for both in zip(rows, earlier, strict=True)]
         return pack(rows, self._schema)
 
-    def _row(self, row: Mapping[str, Any], shared: dict[str, PromptImage]) -> dict[str, Any]:
+    def _row(self, row: Mapping[str, Any], shared: SharedImages) -> dict[str, Any]:
         out: dict[str, Any] = {name: row[name] for name in ("sample_key", "id", "source", "kept", "error")} | {
             "prompts": None
         }
@@ -163,9 +162,7 @@ class Preparer:
             "prompts": prepared.prompts,
         }
 
-    def _added(
-        self, row: Mapping[str, Any], earlier: Mapping[str, Any], shared: dict[str, PromptImage]
-    ) -> dict[str, Any]:
+    def _added(self, row: Mapping[str, Any], earlier: Mapping[str, Any], shared: SharedImages) -> dict[str, Any]:
         """An earlier row with the prompts of the passes that it lacks.
 
         What is kept is the sample's: scores of versions that kept nothing lack it.
@@ -184,23 +181,13 @@ class Preparer:
             return out | {"prompts": prepared.prompts}
         return out | {"prompts": (failed,) * len(self._passes)}
 
-    def _prepared(self, row: Mapping[str, Any], shared: dict[str, PromptImage]) -> Prepared | str:
+    def _prepared(self, row: Mapping[str, Any], shared: SharedImages) -> Prepared | str:
         """A sample with the prompts of its passes, or why it can't be scored."""
         try:
-            images = [self._image(image, shared) for image in row["images"] or ()]
+            images = shared.of(row)
             conversation = [Turn(turn["role"], turn["text"]) for turn in row["conversation"]]
             return prepare(self._formatter, self._passes, conversation, images, too_long=self._too_long)
         except (ImageError, PromptError) as error:
             return str(error)
         except Exception as error:  # a processor or template that fails on one row must not end the job
             return f"{type(error).__name__}: {error}"[:500]
-
-    def _image(self, image: Mapping[str, Any], shared: dict[str, PromptImage]) -> PromptImage:
-        key = image["uri"] or hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
-        if key not in shared:
-
-            def load() -> np.ndarray[Any, np.dtype[np.uint8]]:
-                return load_image(image, max_pixels=self._max_image_pixels)
-
-            shared[key] = PromptImage(key, load, self._formatter.preprocess)
-        return shared[key]

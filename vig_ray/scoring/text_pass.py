@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from vig_ray.dataset.schema import Turn
 from vig_ray.errors import StageError
+from vig_ray.model.by_characters import sums
 from vig_ray.model.checkpoint import fingerprint
 from vig_ray.model.llava import LlavaFormatter
 from vig_ray.model.load import template_fingerprint
 from vig_ray.model.prompt import Formatter, Prompt
 from vig_ray.model.text_only import text_formatter
-from vig_ray.scoring.align import carry
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.tables.passes import TEXT
 
@@ -33,10 +33,10 @@ def phases(config: ScoreConfig) -> list[ScoreConfig]:
     if TEXT not in config.reference or config.passes == "text":
         return [config]
     others = tuple(name for name in config.reference if name != TEXT)
-    own = {name: ScoreConfig.model_fields[name].default for name in TEXT_OPTIONS} | {"reference": others}
+    without_text = {name: ScoreConfig.model_fields[name].default for name in TEXT_OPTIONS} | {"reference": others}
     # Whatever is replaced, the first phase replaces; the second one adds to what that left.
     added = {"reference": (TEXT,), "overwrite": False}
-    return [config.model_copy(update=own), config.model_copy(update=added)]
+    return [config.model_copy(update=without_text), config.model_copy(update=added)]
 
 
 def check_text_pass(config: ScoreConfig, formatter: Formatter) -> dict[str, Any]:
@@ -115,9 +115,9 @@ def counterparts(text: Prompt, prompt: Prompt, conversation: Sequence[Turn]) -> 
     ends = {int(turn): int(place) for place, turn in zip(mine[end_U[mine]], text.turns[mine[end_U[mine]]], strict=True)}
     if not ends.keys() >= set(turns.tolist()):
         return None
-    found = np.empty(len(prompt.turns), dtype=np.int64)
-    found[words_T], found[ends_T] = of_text, [ends[turn] for turn in turns.tolist()]
-    return found
+    place_T = np.empty(len(prompt.turns), dtype=np.int64)
+    place_T[words_T], place_T[ends_T] = of_text, [ends[turn] for turn in turns.tolist()]
+    return place_T
 
 
 def joined_ends(
@@ -151,5 +151,5 @@ def carried(
     if row.get("onto_chars") is None:
         return logp_U, len(logp_U)
     chars_T = np.asarray(row["onto_chars"], dtype=np.int64).reshape(-1, 2)
-    found = carry(logp_U, text.answer_chars, chars_T, turns_U=text.turns, turns_T=np.asarray(row["turn"]))
-    return found.values.astype(np.float32), int(found.exact.sum())
+    logp_T, exact_T = sums(logp_U, text.answer_chars, chars_T, turns_U=text.turns, turns_T=np.asarray(row["turn"]))
+    return logp_T.astype(np.float32), int(exact_T.sum())

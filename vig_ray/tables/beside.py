@@ -34,10 +34,10 @@ class Beside:
         if not len(index.ascending) or not len(keys):
             return pa.table([pa.nulls(len(keys), field.type) for field in schema], schema=schema)
         places = index.places(keys)
-        found = self._rows(places, ["sample_key", *columns])
-        is_its_own = pc.equal(found["sample_key"], keys.combine_chunks()).combine_chunks()
+        rows = self._rows(places, ["sample_key", *columns])
+        is_its_own = pc.equal(rows["sample_key"], keys.combine_chunks()).combine_chunks()
         nothing = {field.name: pa.scalar(None, field.type) for field in schema}
-        chosen = [pc.if_else(is_its_own, found[name].combine_chunks(), nothing[name]) for name in columns]
+        chosen = [pc.if_else(is_its_own, rows[name].combine_chunks(), nothing[name]) for name in columns]
         return pa.table(chosen, schema=schema)
 
     def _rows(self, places: Places, columns: list[str]) -> pa.Table:
@@ -72,6 +72,6 @@ class Joined:
     def __call__(self, table: pa.Table) -> object:
         """The function's result for a block."""
         theirs = [name for name in self.columns if name in self.beside.schema.names]
-        found = self.beside.of(table["sample_key"], theirs)
-        every = [found[name] if name in theirs else table[name] for name in self.columns]
+        beside = self.beside.of(table["sample_key"], theirs)
+        every = [beside[name] if name in theirs else table[name] for name in self.columns]
         return self.function(pa.table(every, names=list(self.columns)))

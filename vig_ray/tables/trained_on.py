@@ -57,8 +57,8 @@ class TrainedOn:
     def __call__(self, keys: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.bool_]:
         """Whether the model was trained on each of these keys, bool [rows]; wrong once in 1e19 by the number of them,
         since keys are compared by hash."""
-        found: npt.NDArray[np.bool_] = np.isin(hashes(keys, 0), self.ascending)
-        return found
+        trained_on: npt.NDArray[np.bool_] = np.isin(hashes(keys, 0), self.ascending)
+        return trained_on
 
 
 def _training_of(model: str) -> str | None:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vig_ray.errors import StageError
+from vig_ray.model.by_characters import means
 from vig_ray.model.checkpoint import is_local
 from vig_ray.model.load import Prompts, load_formatter, template_fingerprint
 from vig_ray.model.prompt import Formatter, Prompt
@@ -33,50 +34,32 @@ class Carried(NamedTuple):
 
 def carry_weights(old: AnswerTokens, prompt: Prompt) -> Carried:
     """The weights of a sample's old answer tokens on those of `prompt`."""
-    old_weights, old_chars, old_turns = np.asarray(old.weights), np.asarray(old.chars), np.asarray(old.turns)
-    weights = np.zeros(len(prompt.turns))
-    exact = np.zeros(len(prompt.turns), dtype=bool)
-    for turn in sorted(set(prompt.turns.tolist())):
-        here, there = prompt.turns == turn, old_turns == turn
-        if there.any():
-            weights[here], exact[here] = _of_turn(old_weights[there], old_chars[there], prompt.answer_chars[here])
+    old_weights = np.asarray(old.weights)
+    weights, exact = _of_turns(old_weights, old, prompt)
     if np.isin(old_weights, (0, 1)).all():
         return Carried((weights >= 0.5).astype(np.float32), exact)
     # Both means are of what was scored: not of what the old length limit cut off.
     was_scored = np.arange(len(old_weights)) < old.scored
-    of_scored = np.zeros(len(weights), dtype=bool)
-    for turn in sorted(set(prompt.turns.tolist())):
-        here, there = prompt.turns == turn, old_turns == turn
-        if there.any():
-            shares, _ = _of_turn(was_scored[there].astype(np.float64), old_chars[there], prompt.answer_chars[here])
-            of_scored[here] = shares >= 0.5
+    of_scored = _of_turns(was_scored.astype(np.float64), old, prompt)[0] >= 0.5
     mean = old_weights[was_scored].mean() if was_scored.any() else 0.0
     carried = weights[of_scored].mean() if of_scored.any() else 0.0
     return Carried((weights * (mean / carried if carried else 0.0)).astype(np.float32), exact)
 
 
-def _of_turn(
-    weights_N: npt.NDArray[np.float64], chars_N: npt.NDArray[np.int64], onto_T: npt.NDArray[np.integer]
+def _of_turns(
+    values_U: npt.NDArray[np.float64], old: AnswerTokens, prompt: Prompt
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """The weights of T tokens of a turn from its N old ones, and which of them are exact."""
-    length = int(max(chars_N.max(), onto_T.max(), 0))
-    of_character = np.full(length, np.nan)
-    covers = chars_N[:, 0] < chars_N[:, 1]
-    for weight, (first, past) in zip(weights_N[covers], chars_N[covers].tolist(), strict=True):
-        of_character[first:past] = weight
-    # A space that no old token covers goes with what is before it, or, at the beginning, behind it.
-    known = np.flatnonzero(np.isfinite(of_character))
-    if len(known):
-        before = np.maximum(np.searchsorted(known, np.arange(length), side="right") - 1, 0)
-        of_character = of_character[known[before]]
-    bare = weights_N[~covers].mean() if (~covers).any() else weights_N.mean()
-    ends = set(chars_N[covers].ravel().tolist())
-    weights, exact = np.zeros(len(onto_T)), np.zeros(len(onto_T), dtype=bool)
-    for token, (first, past) in enumerate(onto_T.tolist()):
-        covered = first < past and len(known) > 0
-        weights[token] = of_character[first:past].mean() if covered else bare
-        exact[token] = (first in ends and past in ends) if first < past else bool((~covers).any())
-    return weights, exact
+    """The values of the U old tokens on those of `prompt`, [T], and which of these are exact.
+
+    Where a turn has nothing to make a token's of, it takes the mean of the turn; of a turn that isn't there, 0.
+    """
+    turns_U = np.asarray(old.turns, dtype=np.int64)
+    chars_U = np.asarray(old.chars, dtype=np.int64).reshape(-1, 2)
+    values_T, exact_T = means(values_U, chars_U, prompt.answer_chars, turns_U=turns_U, turns_T=prompt.turns, gaps=True)
+    for turn in np.unique(prompt.turns[np.isnan(values_T)]).tolist():
+        of_turn = values_U[turns_U == turn]
+        values_T[np.isnan(values_T) & (prompt.turns == turn)] = of_turn.mean() if len(of_turn) else 0.0
+    return values_T, exact_T
 
 
 class Aligner:

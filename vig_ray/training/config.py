@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vig_ray.options import CommaSeparated, Device, EndOfTurn, NotEmpty, Template, TrustRemoteCode, WorkerRange
-from vig_ray.stage import StageConfig
+from vig_ray.options import CommaSeparated, EndOfTurn, NotEmpty, Template
+from vig_ray.training.options import TrainingOptions
 from vig_ray.training.trained import in_order, trained_parts
 
 # LLaVA-1.5's first stage, where it isn't its second's: `scripts/v1_5/pretrain.sh`.
 _ALIGNMENT = {"train": ("projector",), "global_batch": 256}
 _ALIGNMENT_LR = 1e-3
 
+VDEP_OPTIONS = (
+    "vdep_alpha", "vdep_reduction", "vdep_shift", "vdep_batches", "vdep_ratio", "vdep_doubled", "vdep_target",
+    "vdep_layer", "vdep_mode_token", "vdep_norms_every",
+)  # fmt: skip
+"""What says how `--objective vdep` trains."""
 
-class TrainConfig(StageConfig):
+
+class TrainConfig(TrainingOptions):
     """Instruction tuning on a selection, loss on its active tokens; without one, on all answer tokens.
 
     With `stage` align, alignment: the defaults are LLaVA-1.5's first stage, and a selection is of captions.
     """
+
+    shown_behind: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "": ("stage",),
+        "samples": ("selection",),
+        "lr": ("projector_lr", "tower_lr", "train"),
+        "normalisation": ("objective", *VDEP_OPTIONS),
+        "offload_optimizer": ("batch_tokens",),
+        "loaders": ("template", "max_length", "end_of_turn", "align"),
+    }
 
     stage: Literal["align", "tune"] = Field(
         "tune",
@@ -27,17 +43,9 @@ class TrainConfig(StageConfig):
         "256, --template plain), or tune, its second",
     )
     model: str = Field(description="the aligned model: a checkpoint's folder or a hub id")
-    samples: str = Field(description="samples/, as `vig import` or `vig score` wrote it")
     selection: str | None = Field(
         None, description="selection/, as `vig select` wrote it; by default all samples and all their answer tokens"
     )
-    out: str = Field(description="directory that gets the checkpoints, the logs and the trained model, model/")
-    workers: WorkerRange | None = Field(
-        None,
-        description="processes that train, a number or an elastic range such as 2..8; by default one a GPU, or one",
-    )
-    epochs: int = Field(1, ge=1, description="times each sample is trained on")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps of the run, instead of whole epochs")
     global_batch: int = Field(
         128, ge=1, description="samples an optimizer step, over all workers; with --stage align 256"
     )
@@ -63,16 +71,6 @@ class TrainConfig(StageConfig):
         description="parts of the model that are trained, of the tower all or layers A up to B as tower:A..B, with "
         "--stage align the projector alone; --dry-run shows what belongs to which",
         json_schema_extra={"metavar": "projector|language|tower[:A..B][,...]"},
-    )
-    dry_run: bool = Field(
-        False, description="only print the model's parts, what is trained, how many steps, and the memory it takes"
-    )
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps over which the learning rate rises")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's; not for biases and norms")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradients are scaled down to this norm; 0: they aren't")
-    normalisation: Literal["tokens", "samples"] = Field(
-        "tokens", description="the loss of a global batch: mean over its active tokens, or over each sample's first"
     )
     objective: Literal["next-token", "vdep"] = Field(
         "next-token",
@@ -114,42 +112,8 @@ class TrainConfig(StageConfig):
     vdep_norms_every: int = Field(
         100, ge=0, description="steps between measurements of each loss's gradient norm; 0: none"
     )
-    dtype: Literal["float32", "bfloat16"] | None = Field(
-        None,
-        description="precision of forward and backward; weights and optimizer are float32 in any case; by default "
-        "bfloat16 on GPUs, float32 on CPUs",
-    )
-    device: Device = Field("auto", description="auto takes GPUs if Ray has any at the start")
-    lora: bool = Field(False, description="train adapters (LoRA) on the language model's linear layers, and projector")
-    lora_rank: int = Field(128, ge=1, description="LoRA's r")
-    lora_alpha: float = Field(256.0, gt=0, description="LoRA's alpha")
-    quantise: Literal["nf4"] | None = Field(
-        None,
-        description="with --lora: keep the linear layers under adapters in 4 bits (QLoRA: nf4, double quantisation)",
-    )
-    optimizer: Literal["adamw", "adamw8bit"] = Field(
-        "adamw", description="adamw8bit keeps AdamW's moments in 8 bits, 2 bytes a trained weight instead of 8"
-    )
-    offload_optimizer: bool = Field(
-        False,
-        description="keep the optimizer's state in the machine's memory and update there; weights and gradients come "
-        "to the GPU a layer at a time (FSDP2's CPU offload)",
-    )
     batch_tokens: int | None = Field(
         None, ge=1, description="tokens of one microbatch of one worker; by default 16384 on a GPU, 2048 on a CPU"
-    )
-    micro_batch: int | None = Field(None, ge=1, description="most samples of one microbatch of one worker")
-    packing: bool = Field(True, description="lay samples end to end instead of padding them; the result is the same")
-    activation_checkpointing: Literal["auto", "on", "off"] = Field(
-        "auto", description="compute activations again in the backward pass instead of keeping them; auto: on GPUs"
-    )
-    gradient_sync: Literal["microbatch", "step"] = Field(
-        "microbatch",
-        description="when workers add up their gradients: after each microbatch, or once a step, which sends less and "
-        "keeps whole gradients on every worker meanwhile, 4 bytes a trained weight: 28 GB for 7 billion",
-    )
-    loaders: int | None = Field(
-        None, ge=0, description="processes a worker that read and decode ahead; by default 4 with a GPU, else none"
     )
     template: Template | None = Field(
         None, description="prompt; by default what the selection was made with, or auto, with --stage align plain"
@@ -163,30 +127,6 @@ class TrainConfig(StageConfig):
         description="carry the selection's token weights over to a model with another tokenizer, template or end of "
         "turn, by the characters that tokens cover; by default such a model is refused where there are weights",
     )
-    trust_remote_code: TrustRemoteCode = False
-    held_out: int = Field(0, ge=0, description="samples at the order's end that are not trained on but measured")
-    eval_every: int = Field(
-        100, ge=1, description="steps between measurements of the held-out loss; it is measured at checkpoints as well"
-    )
-    save_every: int = Field(100, ge=1, description="steps between checkpoints: what a lost worker costs at most")
-    keep: int = Field(2, ge=1, description="checkpoints that are kept, the last ones; the best one is kept too")
-    max_failures: int = Field(
-        8, ge=-1, description="workers or nodes that may be lost before the run gives up; -1: any number"
-    )
-    resize_every: float = Field(
-        60.0, ge=0, description="seconds between looks whether machines came or went, where --workers is a range"
-    )
-    watch: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow", "none"], ...], CommaSeparated, NotEmpty] = Field(
-        ("tensorboard",),
-        description="where figures go besides log.jsonl: tensorboard (files in OUT/tensorboard), wandb, mlflow",
-        json_schema_extra={"metavar": "tensorboard|wandb|mlflow|none[,...]"},
-    )
-    seed: int = Field(0, ge=0, description="order of later epochs, and of the first one without a selection")
-    name: str | None = Field(None, description="name of the run; by default that of --out")
-    address: str | None = Field(
-        None, description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or a Ray of its own here"
-    )
-    overwrite: bool = Field(False, description="replace what an earlier run with other options left in --out")
 
     @model_validator(mode="before")
     @classmethod
@@ -197,19 +137,10 @@ class TrainConfig(StageConfig):
     @model_validator(mode="after")
     def _whole(self) -> TrainConfig:
         parts = trained_parts(self.train)
-        if self.max_steps is not None and self.epochs != 1:
-            raise ValueError("--max-steps and --epochs both say when to end; give one")
         if self.lora and "language" not in parts:
             raise ValueError("--lora puts adapters on the language model, which --train doesn't name")
         if self.align is not None and self.selection is None:
             raise ValueError("--align carries a selection's weights over; give --selection")
-        if self.quantise and not self.lora:
-            raise ValueError("--quantise freezes the language model's weights; it needs --lora to train anything of it")
-        if self.offload_optimizer and self.optimizer == "adamw8bit":
-            raise ValueError(
-                "--offload-optimizer and --optimizer adamw8bit don't go together: 8-bit moments save a GPU's memory, "
-                "and are slow to update on a CPU; give one"
-            )
         for part, rate in (("tower", self.tower_lr), ("projector", self.projector_lr)):
             if rate is not None and part not in parts:
                 raise ValueError(f"--{part}-lr has no effect where --train doesn't name the {part}")
@@ -226,8 +157,8 @@ class TrainConfig(StageConfig):
 
     @model_validator(mode="after")
     def _objective_has_its_options(self) -> TrainConfig:
-        fields = type(self).model_fields
-        given = [name for name in VDEP_OPTIONS if name in fields and getattr(self, name) != fields[name].default]
+        fields = TrainConfig.model_fields
+        given = [name for name in VDEP_OPTIONS if getattr(self, name) != fields[name].default]
         if self.objective != "vdep" and given:
             raise ValueError(f"{_flag(given[0])} has no effect without --objective vdep")
         if self.vdep_batches == "joint":
@@ -235,6 +166,11 @@ class TrainConfig(StageConfig):
             if hybrid:
                 raise ValueError(f"{_flag(hybrid[0])} has no effect with --vdep-batches joint, which has one mode")
         return self
+
+    @property
+    def to_train(self) -> tuple[str, ...]:
+        """What `--train` names."""
+        return self.train
 
     @property
     def aligns(self) -> bool:
@@ -250,16 +186,6 @@ class TrainConfig(StageConfig):
         """Tokens of one microbatch of one worker."""
         return self.batch_tokens or (16384 if on_gpu else 2048)
 
-    def recomputes(self, on_gpu: bool) -> bool:
-        """Whether activations are computed again in the backward pass."""
-        return self.activation_checkpointing == "on" or (self.activation_checkpointing == "auto" and on_gpu)
-
-    @property
-    def leading_rate(self) -> float:
-        """The highest learning rate that is logged: of the language model, else of what is trained in its place."""
-        parts = trained_parts(self.train)
-        return next(self.rates[part] for part in ("language", "projector", "tower") if part in parts)
-
     @property
     def rates(self) -> dict[str, float]:
         """The highest learning rate of each part; of the language model or its adapters."""
@@ -272,10 +198,6 @@ class TrainConfig(StageConfig):
             "projector": self.projector_lr or (2e-5 if self.lora else main),
             "tower": self.tower_lr or 2e-6,
         }
-
-
-VDEP_OPTIONS = tuple(name for name in TrainConfig.model_fields if name.startswith("vdep_"))
-"""What says how `--objective vdep` trains."""
 
 
 def _flag(name: str) -> str:

@@ -24,26 +24,28 @@ class Documents(NamedTuple):
         return
 
 
-Made = Prompts | Documents
+Recipe = Prompts | Documents
 """What decides the tokens of a sample."""
 
 
-def formatter_of(made: Made) -> Formatter:
+def formatter_of(recipe: Recipe) -> Formatter:
     """The formatter that makes them. Raises StageError where the checkpoint has none that works."""
-    if isinstance(made, Prompts):
-        return load_formatter(*made)
-    formatter = text_formatter(made.model, made.context, option="--model", trust_remote_code=made.trust_remote_code)
-    formatter.max_length = min(formatter.max_length, made.max_length)
+    if isinstance(recipe, Prompts):
+        return load_formatter(*recipe)
+    formatter = text_formatter(
+        recipe.model, recipe.context, option="--model", trust_remote_code=recipe.trust_remote_code
+    )
+    formatter.max_length = min(formatter.max_length, recipe.max_length)
     return formatter
 
 
-def fitted(prompt: Prompt, made: Made, max_length: int) -> Prompt:
+def fitted(prompt: Prompt, recipe: Recipe, max_length: int) -> Prompt:
     """The prompt within the limit: a vision-language model's is cut there, as LLaVA's code does it.
 
     A document never is, since its end would be missing and nobody told. Raises PromptError for a longer one, and where
     the cut leaves no answer token.
     """
-    if isinstance(made, Prompts):
+    if isinstance(recipe, Prompts):
         return truncate(prompt, max_length)
     if len(prompt.token_ids) > max_length:
         raise PromptError("TooLong", f"{len(prompt.token_ids):,} tokens, and a document has {max_length:,} at most")

@@ -29,66 +29,31 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from vig_ray.cluster import Machines, machines, parse_range, with_the_driver
 from vig_ray.compat.ray import being_preempted, worker_errors
 from vig_ray.compat.ray_train import Trainer
-from vig_ray.dataset.importing import chosen_rows
 from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import fingerprint, is_local
-from vig_ray.model.load import Prompts, load_formatter, tell, template_fingerprint, without_weights
-from vig_ray.model.prompt import Formatter
-from vig_ray.stage import Claim, claim, read_stage
-from vig_ray.storage import absolute, check_writable, filesystem, join, read_bytes, write_bytes
-from vig_ray.tables.directories import samples_beside, selection_directory
+from vig_ray.stage import Claim, claim
+from vig_ray.storage import filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.rows import Places
 from vig_ray.tables.trained_on import write_trained_keys
-from vig_ray.training.carry import Aligner, prompts_then
+from vig_ray.training.carry import Aligner
 from vig_ray.training.checkpoints import CheckpointManager
-from vig_ray.training.config import VDEP_OPTIONS, TrainConfig
+from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
-from vig_ray.training.documents import Documents, Made
-from vig_ray.training.drawn import Drawn
+from vig_ray.training.dry_run import DryRun, memory_by_workers
 from vig_ray.training.export import ADAPTER, MODEL, untrained_state, write_results
 from vig_ray.training.index import Index, of_samples, of_selection
 from vig_ray.training.loader import SampleSource
-from vig_ray.training.memory import WORKERS, How, memory_of, told
 from vig_ray.training.metrics import JobMetricsLogger
-from vig_ray.training.optimizer import check_packages
-from vig_ray.training.parts import adapted_weights, tree
+from vig_ray.training.options import TrainingOptions
+from vig_ray.training.plan import Plan, check
 from vig_ray.training.progress_actor import ProgressActor, shown
 from vig_ray.training.run import BadBatchError, Run, Setup
-from vig_ray.training.training_model import TRAINED, Lora, TrainingModel
-from vig_ray.training.vdep_options import mark_of, objectives_of, sampler_of
+from vig_ray.training.training_model import Lora
+from vig_ray.training.vdep_options import sampler_of
 from vig_ray.training.worker import train
 
 log = logging.getLogger(__name__)
 
 _LOOKED_AT = 256  # samples, to tell how well tokens fit
-# What a run may be gone on with though it differs: it changes how the work is done, not what comes out.
-HOW = {
-    "out", "workers", "device", "batch_tokens", "micro_batch", "packing", "activation_checkpointing", "gradient_sync",
-    "loaders", "save_every", "keep", "max_failures", "resize_every", "watch", "name", "address", "overwrite", "samples",
-    "selection", "model", "dtype", "dry_run", "trust_remote_code", "vdep_norms_every", "offload_optimizer",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A config that has been checked against what is really there. `record`: the selection's, {} without one.
-
-    `then`: what the selection's prompts were made with, where its weights are carried over. `batch_tokens`: of a
-    microbatch, None for the device's default. `drawn`: the samples that are taken, None for all.
-    """
-
-    config: TrainConfig
-    prompts: Made
-    samples: str
-    selection: str | None
-    record: dict[str, Any]
-    identity: dict[str, Any]
-    out: str
-    described: str
-    batch_tokens: int | None
-    then: Prompts | None = None
-    stage: str = "train"
-    drawn: Drawn | None = None
 
 
 @dataclass(frozen=True)
@@ -117,143 +82,6 @@ class Trained:
         return f"{text}\nmodel: {self.model}"
 
 
-def check(config: TrainConfig) -> Plan:
-    """Everything that can be wrong with a config and takes only seconds to see; raises StageError."""
-    selection: str | None = None
-    record: dict[str, Any] = {}
-    if config.selection is not None:
-        selection, record = selection_directory(config.selection)
-        samples = samples_beside(selection, config.samples, record["identity"]["scores"])
-    else:
-        samples = samples_beside(config.samples, config.samples, {})
-    assert samples is not None  # one was given
-    of_then = _prompts_of(record, config)
-    # Workers may have another working directory.
-    samples, selection = absolute(samples), selection and absolute(selection)
-    model = absolute(config.model) if is_local(config.model) else config.model
-    prompts = Prompts(
-        model,
-        config.template or of_then.get("template") or config.usual_template,
-        config.max_length or of_then.get("max_length"),
-        of_then.get("end_of_turn") if config.end_of_turn is None else config.end_of_turn,
-        config.trust_remote_code,
-    )
-    check_writable(config.out)
-    check_packages(config)
-    formatter = load_formatter(*prompts)
-    parts = described(config, prompts.model, formatter)
-    tell(prompts.model, formatter)
-    template = template_fingerprint(formatter)
-    if record and record.get("template") != template and config.align is None:
-        log.warning(
-            "%s was made with another prompt or tokenizer than %s has; before the first step the tokens of every "
-            "sample that has token weights are compared (--align characters carries them over)",
-            selection,
-            config.model,
-        )
-    then = prompts_then(record, selection or "", config.trust_remote_code) if config.align is not None else None
-    imported = read_stage(samples) or {}
-    identity = {
-        "options": config.model_dump(mode="json", exclude=HOW | _unsaid(config)),
-        "model": fingerprint(config.model),
-        "template": template,
-        "samples": {name: imported.get(name) for name in ("inputs", "name", "counts")} | chosen_rows(imported),
-        "selection": {name: record.get(name) for name in ("identity", "selection")} if record else None,
-    }
-    directory = join(absolute(config.out), "training")
-    batch_tokens = config.batch_tokens
-    return Plan(config, prompts, samples, selection, record, identity, directory, parts, batch_tokens, then)
-
-
-def _prompts_of(record: Mapping[str, Any], config: TrainConfig) -> Mapping[str, Any]:
-    """What a selection was made with, where the model is to get the same; {} where it isn't.
-
-    Raises StageError where captions would be trained with another prompt than the stage's, and nobody says so.
-    """
-    then: Mapping[str, Any] = record.get("prompts", {})
-    template = then.get("template")
-    if config.aligns and config.template is None and template not in (None, "plain"):
-        raise StageError(
-            f"--stage align: the selection was made with the template {template}, and captions are trained with "
-            f"plain; give --template {template}, or score and select with --template plain"
-        )
-    other = config.align is not None or (config.template is not None and template not in (None, config.template))
-    return {} if other else then
-
-
-def _unsaid(config: TrainConfig) -> set[str]:
-    """Options that runs of before hadn't got, where they are as those runs were."""
-    same = {
-        "train": config.train == TRAINED,
-        "stage": config.stage == "tune",
-        "align": config.align is None,
-        "quantise": config.quantise is None,
-        "optimizer": config.optimizer == "adamw",
-    }
-    vdep = {"objective", *VDEP_OPTIONS} if config.objective != "vdep" else set()
-    return {name for name, is_same in same.items() if is_same} | vdep
-
-
-def described(config: TrainConfig, model: str, formatter: Formatter, *, text_only: bool = False) -> str:
-    """The model's parts and what of them is trained, for a person. Raises StageError where they can't be told, or where
-    the objective can't be had of this model."""
-    try:
-        built = without_weights(model, text_only=text_only)
-    except StageError:
-        if config.dry_run:
-            raise
-        return ""  # one worker, which loads it, may train it
-    objectives_of(config, built)
-    mark_of(config, built, formatter)
-    training_model = _made(config, built)
-    trained = {name for name, parameter in training_model.model.named_parameters() if parameter.requires_grad}
-    return tree(training_model.model, training_model.parts, trained, config.rates)
-
-
-def _made(config: TrainConfig, built: Any) -> TrainingModel:
-    lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
-    return TrainingModel(built, pack=False, lora=lora, train=config.train)
-
-
-def _memory(plan: Plan) -> str:
-    """The memory of a run on 1, 2, 4 and 8 workers, for a person."""
-    config = plan.config
-    built = without_weights(plan.prompts.model, text_only=isinstance(plan.prompts, Documents))
-    training_model, how = _made(config, built), How.of(config)
-    trained = {name for name, parameter in training_model.model.named_parameters() if parameter.requires_grad}
-    quantised = adapted_weights(training_model.model) if config.quantise else set()
-    of_workers = {
-        workers: memory_of(
-            training_model.model, training_model.layers(), trained, how, workers=workers, quantised=quantised
-        )
-        for workers in WORKERS
-    }
-    return told(of_workers, how, "worker" if config.device == "cpu" else "GPU")
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What `--dry-run` shows."""
-
-    described: str
-    samples: int
-    left_out: int
-    held_out: int
-    steps: int
-    global_batch: int
-    memory: str
-    untaken: int = 0
-
-    def text(self) -> str:
-        """For a person."""
-        left_out = f", {self.left_out:,} with an error left out" if self.left_out else ""
-        held_out = f", {self.held_out:,} held out" if self.held_out else ""
-        untaken = f", {self.untaken:,} not drawn" if self.untaken else ""
-        samples = f"{self.samples:,} samples{held_out}{left_out}{untaken}"
-        steps = f"steps of up to {self.global_batch:,} samples: {self.steps:,}"
-        return f"{self.described}\n{samples}; {steps}\n{self.memory}"
-
-
 def run(config: TrainConfig) -> Trained | DryRun:
     """Train; returns what came of it, or with `dry_run` what would be trained.
 
@@ -276,7 +104,7 @@ def carry_out(plan: Plan) -> Trained | DryRun:
             config.held_out,
             steps,
             config.global_batch,
-            _memory(plan),
+            memory_by_workers(config, plan.prompts),
             index.untaken,
         )
     output = claimed(plan)
@@ -291,7 +119,7 @@ def carry_out(plan: Plan) -> Trained | DryRun:
         log.info("%s samples are drawn, %s are not", f"{len(index):,}", f"{index.untaken:,}")
     least, most = parse_range(config.workers) if config.workers else (1, 1)
     with machines(config.address, actors=most, least_cpus=least) as ray_has:
-        device = _device(config, ray_has)
+        device = ray_has.device(config.device, "training")
         # A dtype that isn't named is the earlier run's.
         earlier = output.record["identity"]["dtype"] if output.state == "go on" else None
         dtype = config.dtype or earlier or ("bfloat16" if device == "cuda" else "float32")
@@ -375,16 +203,6 @@ def claimed(plan: Plan) -> Claim:
     )
 
 
-def _device(config: TrainConfig, ray_has: Machines) -> str:
-    if config.device == "auto":
-        if not ray_has.gpus and ray_has.cores is None:
-            log.warning("no GPU in the cluster now: training on CPUs (--device cuda waits for GPUs instead)")
-        return "cuda" if ray_has.gpus else "cpu"
-    if config.device == "cuda" and not ray_has.gpus and ray_has.cores is not None:
-        raise StageError("--device cuda: this machine has no GPU that Ray sees")
-    return config.device
-
-
 def _train(
     plan: Plan, output: Claim, index: Index, ray_has: Machines, device: str, dtype: str
 ) -> tuple[list[dict[str, Any]], str]:
@@ -439,7 +257,7 @@ def _train(
     return _log_lines(plan), workers
 
 
-def _backend(config: TrainConfig, on_gpu: bool) -> str:
+def _backend(config: TrainingOptions, on_gpu: bool) -> str:
     """What workers exchange tensors by; of shares that lie in the machines' memory too."""
     if not on_gpu:
         return "gloo"
@@ -519,10 +337,10 @@ def finish(run: Run, output: Claim) -> None:
         lora = Lora(config.lora_rank, config.lora_alpha) if config.lora else None
         if config.quantise:  # adapters go onto the weights that were quantised, not onto what was left of them
             untrained, _ = untrained_state(
-                setup.prompts.model, lora, config.train, frozen=setup.dtype, text_only=setup.prompts.template is None
+                setup.prompts.model, lora, config.to_train, frozen=setup.dtype, text_only=setup.prompts.template is None
             )
             state = untrained | state
-        write_results(state, setup.prompts.model, setup.prompts.template, lora, config.train, output, setup.dtype)
+        write_results(state, setup.prompts.model, setup.prompts.template, lora, config.to_train, output, setup.dtype)
         lines = "".join(json.dumps(line) + "\n" for line in run.log)
         write_bytes(join(output.directory, "log.jsonl"), lines.encode(), by_way_of=join(output.work, "log.jsonl"))
     run.distributed.gather_objects(None)

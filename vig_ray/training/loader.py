@@ -22,7 +22,7 @@ from vig_ray.storage import scheme_of
 from vig_ray.tables.rows import Rows
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.carry import Aligner
-from vig_ray.training.documents import Made, fitted, formatter_of
+from vig_ray.training.documents import Recipe, fitted, formatter_of
 from vig_ray.training.index import Index
 from vig_ray.training.objective import Weights
 from vig_ray.training.sampler import Positions
@@ -58,7 +58,7 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
         index: Index,
         samples: str,
         selection: str | None,
-        prompts: Made,
+        prompts: Recipe,
         *,
         images: bool = True,
         aligner: Aligner | None = None,
@@ -101,11 +101,11 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
         those of the selection do; 1 where there are none. Samples that can't be trained on are passed over."""
         exact: list[Any] = [np.zeros(0, dtype=bool)]
         rows, chosen = self._rows(positions)
-        for row, own, images in zip(rows, chosen, self._images_of(rows), strict=True):
-            if self._aligner is None or own is None or own["token_weights"] is None or row["error"] is not None:
+        for row, weighed, images in zip(rows, chosen, self._images_of(rows), strict=True):
+            if self._aligner is None or weighed is None or weighed["token_weights"] is None or row["error"] is not None:
                 continue
             try:
-                exact.append(self._aligner(row, own, self._prompt(row, images)).exact_T)
+                exact.append(self._aligner(row, weighed, self._prompt(row, images)).exact_T)
             except Exception:  # which is told when it is to be trained on
                 continue
         every = np.concatenate(exact)
@@ -192,7 +192,7 @@ class SampleSource(torch.utils.data.Dataset[Loaded]):
 
 
 def _remade(
-    index: Index, samples: str, selection: str | None, prompts: Made, images: bool, aligner: Aligner | None
+    index: Index, samples: str, selection: str | None, prompts: Recipe, images: bool, aligner: Aligner | None
 ) -> SampleSource:
     return SampleSource(index, samples, selection, prompts, images=images, aligner=aligner)
 

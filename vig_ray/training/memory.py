@@ -1,4 +1,29 @@
-"""What training takes of a device's memory, by arithmetic, and what `--gradient-sync step` adds to it."""
+"""What training takes of a device's memory, by arithmetic, and what `--gradient-sync step` adds to it.
+
+What `memory_of` counts for a worker, `how` being a `How`. A parameter of n elements in r rows is shared by rows, so
+that a worker has n' = ceil(r / workers) / r n of them; s are the bytes of `how.dtype`.
+
+- weights: 4 n' where it is trained (float32), else s n'; in nf4, whole on each worker, n / 2 + b + 4 ceil(b / 256)
+  with b = ceil(n / 64) scales of 8 bits and their own scales, and 1,092 for the tables of values and the mean.
+- gradients: 4 n' of what is trained; 4 n more where they are kept whole until a step's end.
+- optimizer: 8 n' for AdamW's moments and 4 for the count of steps; in 8 bits 2 (n' + 4 n' / block + 1024) + 4 of
+  each matrix whose rows come out even (`block_of`). With `offload` the three above, but for nf4, are in `host`.
+- gathered: what of the model is whole at a time, in `how.dtype`: all but the decoder layers, from the forward's
+  start to the backward's end, two layers, of which one is gathered ahead, and of the unit with the most trained
+  weights their gradients in `how.dtype` and in float32, as they are added up. Of nf4 the largest matrix, for a
+  product. One worker in float32 gathers nothing.
+- activations, for each of `how.tokens` tokens (D width, Q and K width of queries and of keys, I width of the MLP):
+  a decoder layer keeps 8 D + s (4 D + 3 Q + 2 K + 4 I) for its backward pass: the norms' inputs in float32; the
+  norms' outputs and what they scale; queries, keys and values, the attention's output twice; the MLP's gate, up,
+  the gate's activation and their product. Recomputed, s D a layer are kept and the above of one, else of all; and
+  s (3 I + 2 D) for gradients under way. The tower's layers that are trained likewise, as many tokens long. In
+  front and behind, D (4 + 5 s): embeddings, projector, last norm.
+- logits: 2 s + 12 bytes an element of the chunk that exists at a time: in `how.dtype`, in float32, their
+  log-softmax, and both gradients.
+
+Left out, 1 to 3 GB: CUDA's context and NCCL's buffers, the images themselves, adapters' outputs (of their rank),
+and what the allocator wastes. The formula of activations is a dense Llama's; other decoders are told as such.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +36,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from vig_ray.errors import StageError
-from vig_ray.training.config import TrainConfig
 from vig_ray.training.next_token import LOGITS_AT_ONCE
 from vig_ray.training.optimizer import block_of
+from vig_ray.training.options import TrainingOptions
 from vig_ray.training.parts import parts_of
 from vig_ray.training.sharding import GRADIENT_DTYPE
 from vig_ray.training.training_model import TrainingModel
@@ -41,7 +66,7 @@ class How:
     whole_gradients: bool = False
 
     @classmethod
-    def of(cls, config: TrainConfig) -> How:
+    def of(cls, config: TrainingOptions) -> How:
         """As a run with these options has it: on GPUs, unless it asks for CPUs."""
         on_gpu = config.device != "cpu"
         return cls(
@@ -86,32 +111,9 @@ def memory_of(
     workers: int = 1,
     quantised: Collection[str] = (),
 ) -> Memory:
-    """What each of `workers` takes to train `model`, which may lie on torch's meta device.
+    """What each of `workers` takes to train `model`, which may lie on torch's meta device: see above.
 
     `layers`: its decoder layers, the units that FSDP2 shards; `trained` and `quantised`: names of its parameters.
-    A parameter of n elements in r rows is shared by rows, so that a worker has n' = ceil(r / workers) / r n of them; s
-    are the bytes of `how.dtype`.
-
-    - weights: 4 n' where it is trained (float32), else s n'; in nf4, whole on each worker, n / 2 + b + 4 ceil(b / 256)
-      with b = ceil(n / 64) scales of 8 bits and their own scales, and 1,092 for the tables of values and the mean.
-    - gradients: 4 n' of what is trained; 4 n more where they are kept whole until a step's end.
-    - optimizer: 8 n' for AdamW's moments and 4 for the count of steps; in 8 bits 2 (n' + 4 n' / block + 1024) + 4 of
-      each matrix whose rows come out even (`block_of`). With `offload` the three above, but for nf4, are in `host`.
-    - gathered: what of the model is whole at a time, in `how.dtype`: all but the decoder layers, from the forward's
-      start to the backward's end, two layers, of which one is gathered ahead, and of the unit with the most trained
-      weights their gradients in `how.dtype` and in float32, as they are added up. Of nf4 the largest matrix, for a
-      product. One worker in float32 gathers nothing.
-    - activations, for each of `how.tokens` tokens (D width, Q and K width of queries and of keys, I width of the MLP):
-      a decoder layer keeps 8 D + s (4 D + 3 Q + 2 K + 4 I) for its backward pass: the norms' inputs in float32; the
-      norms' outputs and what they scale; queries, keys and values, the attention's output twice; the MLP's gate, up,
-      the gate's activation and their product. Recomputed, s D a layer are kept and the above of one, else of all; and
-      s (3 I + 2 D) for gradients under way. The tower's layers that are trained likewise, as many tokens long. In
-      front and behind, D (4 + 5 s): embeddings, projector, last norm.
-    - logits: 2 s + 12 bytes an element of the chunk that exists at a time: in `how.dtype`, in float32, their
-      log-softmax, and both gradients.
-
-    Left out, 1 to 3 GB: CUDA's context and NCCL's buffers, the images themselves, adapters' outputs (of their rank),
-    and what the allocator wastes. The formula of activations is a dense Llama's; other decoders are told as such.
     """
     sizes = {name: parameter.shape for name, parameter in model.named_parameters()}
     item = how.dtype.itemsize
@@ -185,7 +187,7 @@ def _layers_of_tower(model: Any, trained: Collection[str]) -> int:
         return 0
     parts = parts_of(model)
     inside = [re.match(r"(.*?\.\d+)\.", name) for name in trained if parts[name] == "tower"]
-    return len({found[1] for found in inside if found is not None})
+    return len({match[1] for match in inside if match is not None})
 
 
 def _activations(config: Any, layers_of_tower: int, how: How) -> int:
@@ -210,7 +212,7 @@ def _of_layers(config: Any, layers: int, how: How) -> tuple[int, int]:
     return (layers * item * width, whole + under_way) if how.recompute else (layers * whole, under_way)
 
 
-def told(of_workers: dict[int, Memory], how: How, device: str) -> str:
+def memory_table(of_workers: dict[int, Memory], how: How, device: str) -> str:
     """The memory by the number of workers, for a person; `device`: what of it one worker has."""
     largest = max(max(each.device, each.host) for each in of_workers.values())
     size, unit = (1e9, "GB") if largest >= 1e9 else (1e6, "MB")

@@ -16,10 +16,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from vig_ray.model.prompt import Prompt
-from vig_ray.training.objective import Head, Mode, Predictions, Weights
+from vig_ray.training.objective import Head, Mode, Predictions, Weights, weighted_sum
 
 LOGITS_AT_ONCE = 1 << 24
 """Elements of the logits that exist at a time: 64 MB of float32."""
@@ -40,17 +39,11 @@ def weighted_cross_entropy(
     logits of it. Logits exist for a chunk of rows at a time, in the backward pass too, where they are made again; in
     float32, since bfloat16 can't tell log-probs apart that lie closer than 0.06 at logits near 16.
     """
-    rows = max(1, logits_at_once // vocabulary)
 
-    def of_chunk(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def nll_of(hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(head(hidden).float(), target, reduction="none")
 
-    if len(hidden_ND) <= rows:  # no row at all, too: the head still gets its gradient, zeros
-        nll_N = of_chunk(hidden_ND, target_N)
-    else:
-        chunks = zip(torch.split(hidden_ND, rows), torch.split(target_N, rows), strict=True)
-        nll_N = torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
-    return (coefficient_N * nll_N).sum(), nll_N.detach()
+    return weighted_sum(nll_of, coefficient_N, hidden_ND, target_N, rows=max(1, logits_at_once // vocabulary))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from vig_ray.model.prompt import Prompt
 
@@ -64,6 +65,22 @@ def coefficients(weights_T: Weights, totals: Totals, normalisation: Normalisatio
     share = totals.active_tokens if normalisation == "tokens" else active * totals.active_samples
     normalised_T: Weights = (weights_T.astype(np.float64) / share).astype(np.float32)
     return normalised_T
+
+
+def weighted_sum(
+    loss_of: Callable[..., torch.Tensor], coefficient_N: torch.Tensor, *of_N: torch.Tensor, rows: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of c_n times the losses that `loss_of` makes of `of_N`, tensors [N, ...], a float32 scalar, and these losses,
+    float32 [N], without gradient.
+
+    What is made on the way exists for `rows` of them at a time, in the backward pass too, where it is made again.
+    """
+    if len(coefficient_N) <= rows:  # no row at all, too: what the losses are made of still gets its gradient, zeros
+        loss_N = loss_of(*of_N)
+    else:
+        chunks = zip(*(torch.split(each, rows) for each in of_N), strict=True)
+        loss_N = torch.cat([checkpoint(loss_of, *chunk, use_reentrant=False) for chunk in chunks])
+    return (coefficient_N * loss_N).sum(), loss_N.detach()
 
 
 class Predictions(NamedTuple):

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from vig_ray.errors import StageError
-from vig_ray.training.config import TrainConfig
+from vig_ray.training.options import TrainingOptions
 from vig_ray.training.training_model import TrainingModel
 
 _LEAST_IN_8_BITS = 4096  # as in the libraries that have 8-bit moments
 
 
-def make_optimizer(training_model: TrainingModel, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(training_model: TrainingModel, config: TrainingOptions) -> torch.optim.Optimizer:
     """AdamW over what is trained, fused or with moments in 8 bits; each group's `highest` is the rate that the schedule
     leads up to."""
     rates = config.rates
@@ -45,7 +45,7 @@ def block_of(shape: Sequence[int]) -> int | None:
     return next((block for block in (256, 128, 64) if row % block == 0), None)
 
 
-def check_packages(config: TrainConfig) -> None:
+def check_packages(config: TrainingOptions) -> None:
     """Raise StageError where an option needs a package that isn't installed here."""
     asked = {
         "--quantise nf4": ("bitsandbytes", config.quantise == "nf4"),

@@ -15,11 +15,11 @@ from vig_ray.model.prompt import Prompt
 from vig_ray.training.batch import Batcher
 from vig_ray.training.carry import Aligner
 from vig_ray.training.check import Checked
-from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
-from vig_ray.training.documents import Made
+from vig_ray.training.documents import Recipe
 from vig_ray.training.index import Index
 from vig_ray.training.loader import SampleSource
+from vig_ray.training.options import TrainingOptions
 from vig_ray.training.sampler import Positions, StepSampler
 from vig_ray.training.training_model import TrainingModel
 from vig_ray.training.vdep_options import sampler_of
@@ -30,8 +30,8 @@ class Setup:
     """What a worker needs to know, decided once by the job. `dtype`: of the forward; `index`: all positions. `then`:
     what the selection's prompts were made with, where its weights are carried over."""
 
-    config: TrainConfig
-    prompts: Made
+    config: TrainingOptions
+    prompts: Recipe
     index: Index
     samples: str
     selection: str | None
@@ -70,7 +70,7 @@ class Step(NamedTuple):
 
     `samples` of them were trained on, and `unusable` says of the others, by key, why not. Losses are in nats, `seconds`
     include the wait for the samples, and `tokens` are those that were computed, without padding. `vdep`: what is told
-    with that objective (`vdep_log.told`).
+    with that objective (`vdep_log.loss_parts`).
     """
 
     step: int

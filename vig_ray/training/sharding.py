@@ -98,13 +98,13 @@ def _in_nf4(modules: Iterable[torch.nn.Module], dtype: torch.dtype) -> list[Any]
     """Put the linear layers that these modules adapt in nf4, one after the other; returns what took their place."""
     from vig_ray.compat.bitsandbytes import Nf4Linear
 
-    made = []
+    quantised: list[Any] = []
     for module in modules:
         linear = getattr(module, "base_layer", None)
         if isinstance(linear, torch.nn.Linear):
             module.base_layer = Nf4Linear(linear, dtype)
-            made.append(module.base_layer)
-    return made
+            quantised.append(module.base_layer)
+    return quantised
 
 
 class _Tensor(NamedTuple):

@@ -1,18 +1,18 @@
-"""The options of `vig train-text`: those of `vig train` but for what has to do with images, and its own."""
+"""The options of `vig train-text`: those that all training has, and its own."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from vig_ray.dataset.options import Share
 from vig_ray.model.text_only import Context
 from vig_ray.options import CommaSeparated
-from vig_ray.training.config import TrainConfig
+from vig_ray.training.options import TrainingOptions
 
 
-class TrainTextConfig(TrainConfig):
+class TrainTextConfig(TrainingOptions):
     """Next-token training of a language model on answer texts alone: PRIOR's reference model (its equation 2)."""
 
     model: str = Field(description="the language model to begin with: a checkpoint's folder or a hub id")
@@ -42,29 +42,6 @@ class TrainTextConfig(TrainConfig):
         description="samples/, scores/ or selection/ whose samples are left out: those that the model is to weigh",
         json_schema_extra={"metavar": "DIR[,...]"},
     )
-
-    # What `vig train` has as options, and is settled here.
-    selection: ClassVar[None] = None  # type: ignore[misc]
-    train: ClassVar[tuple[Literal["language"], ...]] = ("language",)  # type: ignore[misc]
-    projector_lr: ClassVar[None] = None  # type: ignore[misc]
-    tower_lr: ClassVar[None] = None  # type: ignore[misc]
-    batch_tokens: ClassVar[None] = None  # type: ignore[misc]
-    template: ClassVar[None] = None  # type: ignore[misc]
-    max_length: ClassVar[None] = None  # type: ignore[misc]
-    end_of_turn: ClassVar[None] = None  # type: ignore[misc]
-    stage: ClassVar[Literal["tune"]] = "tune"  # type: ignore[misc]
-    objective: ClassVar[Literal["next-token"]] = "next-token"  # type: ignore[misc]
-    vdep_alpha: ClassVar[float] = 0.001  # type: ignore[misc]
-    vdep_reduction: ClassVar[Literal["sum"]] = "sum"  # type: ignore[misc]
-    vdep_shift: ClassVar[Literal[1]] = 1  # type: ignore[misc]
-    vdep_batches: ClassVar[Literal["hybrid"]] = "hybrid"  # type: ignore[misc]
-    vdep_ratio: ClassVar[float] = 1.0  # type: ignore[misc]
-    vdep_doubled: ClassVar[bool] = False  # type: ignore[misc]
-    vdep_target: ClassVar[Literal["detached"]] = "detached"  # type: ignore[misc]
-    vdep_layer: ClassVar[None] = None  # type: ignore[misc]
-    vdep_mode_token: ClassVar[None] = None  # type: ignore[misc]
-    vdep_norms_every: ClassVar[Literal[100]] = 100  # type: ignore[misc]
-    align: ClassVar[None] = None  # type: ignore[misc]
 
     def microbatch_tokens(self, on_gpu: bool) -> int:
         """Tokens of one microbatch of one worker: a row's."""

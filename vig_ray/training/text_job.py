@@ -20,8 +20,10 @@ from vig_ray.storage import absolute, check_writable, join
 from vig_ray.tables.directories import samples_beside
 from vig_ray.training.documents import Documents, formatter_of
 from vig_ray.training.drawn import drawn
-from vig_ray.training.job import HOW, DryRun, Plan, Trained, carry_out, described
+from vig_ray.training.dry_run import DryRun, described
+from vig_ray.training.job import Trained, carry_out
 from vig_ray.training.optimizer import check_packages
+from vig_ray.training.plan import HOW, Plan
 from vig_ray.training.text_config import TrainTextConfig
 
 log = logging.getLogger(__name__)

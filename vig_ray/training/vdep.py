@@ -17,10 +17,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from vig_ray.model.prompt import Prompt
-from vig_ray.training.objective import Head, Mode, Predictions, Weights
+from vig_ray.training.objective import Head, Mode, Predictions, Weights, weighted_sum
 
 Reduction = Literal["sum", "mean"]
 
@@ -43,17 +42,12 @@ def weighted_squared_distance(
     chunk of rows at a time, in the backward pass too, where they are made again.
     """
 
-    def of_chunk(state: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def distance_of(state: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         squares = (state.float() - target.float()).square()
         return squares.sum(-1) if reduction == "sum" else squares.mean(-1)
 
     rows = max(1, elements_at_once // state_ND.shape[-1])
-    if len(state_ND) <= rows:  # no row at all, too: the states still get their gradient, zeros
-        distance_N = of_chunk(state_ND, target_ND)
-    else:
-        chunks = zip(torch.split(state_ND, rows), torch.split(target_ND, rows), strict=True)
-        distance_N = torch.cat([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
-    return (coefficient_N * distance_N).sum(), distance_N.detach()
+    return weighted_sum(distance_of, coefficient_N, state_ND, target_ND, rows=rows)
 
 
 @dataclass(frozen=True)

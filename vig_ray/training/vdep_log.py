@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from vig_ray.training.objective import Totals
 
-Told = dict[str, float | None]
+LossParts = dict[str, float | None]
 
 
-def told(
+def loss_parts(
     losses: Sequence[float], variance: float | None, totals: Sequence[Totals], norms: Sequence[float] | None
-) -> Told | None:
+) -> LossParts | None:
     """The parts of a step's loss; None where it has but one.
 
     `text_loss` is L_t, a mean over the active tokens of the samples in text mode, and `image_loss` L_i, a mean over the
@@ -22,7 +22,7 @@ def told(
     if len(losses) == 1:
         return None
     (text_loss, image_loss), (text, image) = losses, totals
-    step: Told = {
+    step: LossParts = {
         "text_loss": text_loss,
         "image_loss": image_loss,
         "embedding_variance": variance,
@@ -35,6 +35,6 @@ def told(
     return step
 
 
-def figures(step: Told | None) -> dict[str, float]:
+def figures(step: LossParts | None) -> dict[str, float]:
     """The same for trackers."""
     return {f"vdep/{name}": value for name, value in (step or {}).items() if value is not None}

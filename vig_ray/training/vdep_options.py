@@ -14,6 +14,7 @@ from vig_ray.training.config import TrainConfig
 from vig_ray.training.hybrid import HybridSampler, JointSampler, with_first_token
 from vig_ray.training.next_token import NextToken
 from vig_ray.training.objective import Objective
+from vig_ray.training.options import TrainingOptions
 from vig_ray.training.sampler import StepSampler
 from vig_ray.training.vdep import ImageEmbeddings
 
@@ -24,38 +25,52 @@ _PLAIN = {
 }  # fmt: skip
 
 
-def sampler_of(config: TrainConfig, samples: int) -> StepSampler:
+def _vdep(config: TrainingOptions) -> TrainConfig | None:
+    """The options with those of VDEP, where it is the objective."""
+    return config if isinstance(config, TrainConfig) and config.objective == "vdep" else None
+
+
+def sampler_of(config: TrainingOptions, samples: int) -> StepSampler:
     """The order of a run over `samples` positions, and with `vdep` which of them are in image mode."""
     given = samples, config.global_batch, config.epochs, config.seed, config.max_steps
-    if config.objective != "vdep":
+    vdep = _vdep(config)
+    if vdep is None:
         return StepSampler(*given)
-    if config.vdep_batches == "joint":
+    if vdep.vdep_batches == "joint":
         return JointSampler(*given)
-    return HybridSampler(*given, ratio=config.vdep_ratio, doubled=config.vdep_doubled)
+    return HybridSampler(*given, ratio=vdep.vdep_ratio, doubled=vdep.vdep_doubled)
 
 
-def objectives_of(config: TrainConfig, model: Any) -> tuple[Objective, ...]:
+def norms_every(config: TrainingOptions) -> int:
+    """Steps between measurements of each term's gradient norm; 0: none."""
+    vdep = _vdep(config)
+    return 0 if vdep is None else vdep.vdep_norms_every
+
+
+def objectives_of(config: TrainingOptions, model: Any) -> tuple[Objective, ...]:
     """The terms of the loss, the cross-entropy first. Raises StageError where `model` can't be trained so."""
-    if config.objective != "vdep":
+    vdep = _vdep(config)
+    if vdep is None:
         return (NextToken(),)
-    _refuse(config, model)
+    _refuse(vdep, model)
     layers = len(model.get_decoder().layers)
-    layer = config.vdep_layer
+    layer = vdep.vdep_layer
     if layer is not None and layer > layers:
         raise StageError(f"--vdep-layer {layer}: {type(model).__name__} has {layers} layers")
     images = ImageEmbeddings(
-        factor=config.vdep_alpha,
-        reduction=config.vdep_reduction,
-        shift=config.vdep_shift,
-        live=config.vdep_target == "live",
+        factor=vdep.vdep_alpha,
+        reduction=vdep.vdep_reduction,
+        shift=vdep.vdep_shift,
+        live=vdep.vdep_target == "live",
         layer=None if layer == layers else layer,
     )
     return (NextToken(), images)
 
 
-def mark_of(config: TrainConfig, model: Any, formatter: Formatter) -> Callable[[Prompt], Prompt] | None:
+def mark_of(config: TrainingOptions, model: Any, formatter: Formatter) -> Callable[[Prompt], Prompt] | None:
     """What shows a prompt to be in image mode: the mode token at its beginning; None without one. Raises StageError."""
-    token = config.vdep_mode_token
+    vdep = _vdep(config)
+    token = None if vdep is None else vdep.vdep_mode_token
     if token is None:
         return None
     if not getattr(formatter, "by_parts", True):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,25 +14,22 @@ from vig_ray.model.attention import can_pack
 from vig_ray.model.prompt import Formatter
 from vig_ray.storage import one_line
 from vig_ray.training import checkpoints
-from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind, trimmed, weights_of
+from vig_ray.training.batch import Batcher, TrainingSample
 from vig_ray.training.check import Checked, make_sure
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.documents import Documents
-from vig_ray.training.hybrid import in_mode
-from vig_ray.training.loader import Loaded, Mismatch, Unusable, load_steps
+from vig_ray.training.loader import Mismatch, Unusable, load_steps
 from vig_ray.training.memory import free_bytes, whole_gradients
 from vig_ray.training.metrics import MetricsLogger
-from vig_ray.training.objective import Sums, Totals, Weights, coefficients
-from vig_ray.training.optimizer import check_packages, make_optimizer, rate_factor, set_rate
-from vig_ray.training.run import BadBatchError, HeldOut, Run, Setup, Step
+from vig_ray.training.optimizer import check_packages, make_optimizer
+from vig_ray.training.run import HeldOut, Run, Setup
 from vig_ray.training.sharding import read_by_one, shard
+from vig_ray.training.step import microbatches_of, one_step, refuse_mismatch
 from vig_ray.training.training_model import Lora, TrainingModel, refuse_uneven
-from vig_ray.training.vdep_log import told
 from vig_ray.training.vdep_options import mark_of, objectives_of
 
 _CHECKED_AT_ONCE = 256
-_LOOK_EVERY_S = 15.0  # a cloud announces that it takes a machine away two minutes or half a minute before
 
 
 def train(
@@ -47,7 +42,7 @@ def train(
     """Train to the end, from the newest checkpoint where there is one; every worker calls it.
 
     `leaving`: whether a worker's machine is about to go, for which a checkpoint is made at once. It is asked every
-    `_LOOK_EVERY_S` seconds, by all workers after the same step, and must answer them alike.
+    `step.LOOK_EVERY_S` seconds, by all workers after the same step, and must answer them alike.
 
     Raises StageError where a sample's tokens aren't those of its selection (before the first step), and
     BadBatchError where a loss isn't a number.
@@ -119,7 +114,7 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
         lora=Lora(config.lora_rank, config.lora_alpha) if config.lora else None,
         dtype=dtype,
         softcap=softcap,
-        train=config.train,
+        train=config.to_train,
         objectives=objectives,
     )
     sharded = shard(
@@ -149,18 +144,18 @@ def prepare(setup: Setup, distributed: DistributedContext) -> Run:
 
 def _checked(setup: Setup, distributed: DistributedContext, formatter: Formatter) -> Checked:
     """What `make_sure` says, by the first worker. Raises StageError on all of them."""
-    found: Checked | StageError = Checked()
+    outcome: Checked | StageError = Checked()
     if distributed.rank == 0:
         try:
-            found = make_sure(setup.prompts.model, formatter)
+            outcome = make_sure(setup.prompts.model, formatter)
         except StageError as error:
-            found = error
+            outcome = error
         except Exception as error:  # of a model's own code, say: the others must not wait for this worker
-            found = StageError(f"{setup.prompts.model}: can't be checked: {type(error).__name__}: {one_line(error)}")
-    found = distributed.gather_objects(found)[0]
-    if isinstance(found, StageError):
-        raise found
-    return found
+            outcome = StageError(f"{setup.prompts.model}: can't be checked: {type(error).__name__}: {one_line(error)}")
+    outcome = distributed.gather_objects(outcome)[0]
+    if isinstance(outcome, StageError):
+        raise outcome
+    return outcome
 
 
 def check_tokens(setup: Setup, distributed: DistributedContext, metrics: MetricsLogger) -> None:
@@ -185,175 +180,7 @@ def check_tokens(setup: Setup, distributed: DistributedContext, metrics: Metrics
         wrong = next((each for each in loaded if isinstance(each, Mismatch)), None)
         if wrong is not None:
             break
-    _refuse_mismatch(distributed.gather_objects(wrong), carried=setup.then is not None)
-
-
-def _refuse_mismatch(mismatches: Sequence[Mismatch | None], *, carried: bool) -> None:
-    """Raise StageError for the first sample whose tokens aren't its selection's, if there is one. `carried`: its
-    weights were to be carried over."""
-    first = next((mismatch for mismatch in mismatches if mismatch is not None), None)
-    if first is not None and carried:
-        raise StageError(
-            f"{first.key}: {first.cause}. --align makes the selection's own tokens of the samples again: take the "
-            "samples that were scored, or score and select again"
-        )
-    if first is not None:
-        raise StageError(
-            f"{first.key}: {first.cause}. The selection was made with another tokenizer, template, end of turn or "
-            "length, or by an earlier vig-ray; score and select with this --model, give the --template, --end-of-turn "
-            "and --max-length that the samples were scored with, or let --align characters carry its weights over"
-        )
-
-
-def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
-    """Forward, backward and update over this worker's part of the step."""
-    setup, distributed = run.setup, run.distributed
-    sampler = setup.sampler
-    objectives = run.training_model.objectives
-    samples = _in_modes(run, loaded)
-    unusable = {each.key: each.cause for each in loaded if isinstance(each, Unusable)}
-    needed = [each for each in (trimmed(sample, objectives) for sample in samples) if each is not None]
-    microbatches = _microbatches(run, needed)
-    most = -(-sampler.batch // distributed.workers)
-    rank_totals, *further = [Totals.of([weights_of(each, sample) for sample in samples]) for each in objectives]
-    answers = sum(len(sample.weights_T) for sample in samples)
-    tokens = sum(sample.length for sample in needed)
-    positions = np.full(most, -1.0)
-    positions[: len(samples)] = [sample.position for sample in samples]
-    wrong = next((each for each in loaded if isinstance(each, Mismatch)), None)
-    due = time.monotonic() > run.looked + _LOOK_EVERY_S
-    counts = np.array(
-        [len(microbatches), *rank_totals, answers, tokens, len(unusable), wrong is not None, due]
-        + [number for each in further for number in each],
-        dtype=np.float64,
-    )
-    everyone = distributed.gather(np.concatenate([counts, positions]))
-    if everyone[:, 6].any():
-        _refuse_mismatch(distributed.gather_objects(wrong), carried=setup.then is not None)
-    run.look = bool(everyone[:, 7].any())
-    run.looked = time.monotonic() if run.look else run.looked
-    tokens_and_samples = everyone[:, [1, 2, *range(8, len(counts))]].sum(axis=0).astype(np.int64).reshape(-1, 2)
-    totals = [Totals(*pair) for pair in tokens_and_samples.tolist()]
-    consumed = everyone[:, len(counts) :].ravel()
-    expected = sampler.positions(run.step)
-    consumed = np.sort(consumed[consumed >= 0]).astype(np.int64)
-    if len(consumed) + int(everyone[:, 5].sum()) != len(expected) or not np.isin(consumed, expected).all():
-        raise RuntimeError(f"step {run.step} trained on other positions than its own")  # a fault of this program
-    most_microbatches = int(everyone[:, 0].max())
-    norms = _norms_apart(run, needed, microbatches, most_microbatches, totals)
-    sums = Sums(len(objectives), distributed.device)
-    loss = _accumulate(run, needed, microbatches, most_microbatches, totals, sums=sums)
-    norm = _grad_norm(run, setup.config.max_grad_norm or math.inf)
-    _refuse_non_finite(run, loss, norm, samples)
-    factor = rate_factor(run.step, sampler.steps, setup.config.warmup, setup.config.schedule)
-    set_rate(run.optimizer, factor)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    if everyone[:, 5].any():
-        unusable = {key: cause for part in distributed.gather_objects(unusable) for key, cause in part.items()}
-    return Step(
-        step=run.step,
-        first=run.step * sampler.batch,
-        end=run.step * sampler.batch + len(expected),
-        loss=loss,
-        lr=setup.config.leading_rate * factor,
-        grad_norm=norm,
-        samples=len(consumed),
-        active_tokens=totals[0].active_tokens,
-        answer_tokens=int(everyone[:, 3].sum()),
-        tokens=int(everyone[:, 4].sum()),
-        seconds=time.monotonic() - run.step_began,
-        workers=distributed.workers,
-        unusable=unusable,
-        vdep=told(*sums.total(distributed.total), totals, norms) if further else None,
-    )
-
-
-def _in_modes(run: Run, loaded: Sequence[Loaded]) -> list[TrainingSample]:
-    """What can be trained on of this worker's part of the step, each sample in its mode."""
-    modes = run.setup.sampler.rank_modes(run.step, run.distributed.rank, run.distributed.workers)
-    pairs = zip(loaded, modes, strict=True)
-    return [in_mode(each, mode, run.mark) for each, mode in pairs if isinstance(each, TrainingSample)]
-
-
-def _microbatches(run: Run, samples: Sequence[TrainingSample]) -> list[list[int]]:
-    return plan_by_kind(
-        samples,
-        max_tokens=run.setup.batch_tokens,
-        max_samples=run.setup.config.micro_batch,
-        packed=run.packed,
-        whole_together=run.checked.whole_together,
-    )
-
-
-def _refuse_non_finite(run: Run, loss: float, norm: float, samples: Sequence[TrainingSample]) -> None:
-    """Raises BadBatchError, on all workers, with the keys of the whole step's samples; loss and norm are alike."""
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    keys = [key for part in run.distributed.gather_objects([sample.key for sample in samples]) for key in part]
-    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
-    raise BadBatchError(run.step, what, keys)
-
-
-def _accumulate(
-    run: Run,
-    samples: Sequence[TrainingSample],
-    microbatches: list[list[int]],
-    most: int,
-    totals: Sequence[Totals],
-    *,
-    sums: Sums | None = None,
-    only: int | None = None,
-) -> float:
-    """Run `most` microbatches, empty ones after this worker's, leaving the gradient of the global batch's loss.
-
-    `totals` of each objective; `sums` is given each one's part. `only`: of that objective's part alone.
-    """
-    objectives = run.training_model.objectives
-    normalisation = run.setup.config.normalisation
-    loss = torch.zeros((), device=run.distributed.device)
-    most = max(most, 1)
-    for number, members in enumerate(itertools.islice(itertools.chain(microbatches, itertools.repeat([])), most)):
-        if run.whole_gradients:
-            run.training_model.set_requires_gradient_sync(number + 1 == most)  # type: ignore[operator]  # FSDP2's
-        batch = run.batcher.empty()
-        if members:
-            chosen = [samples[index] for index in members]
-            coefficients_of: list[list[Weights]] = [
-                [coefficients(weights_of(objective, sample), of_all, normalisation) for sample in chosen]
-                for objective, of_all in zip(objectives, totals, strict=True)
-            ]
-            batch = run.batcher(chosen, *coefficients_of)
-        if only is not None:
-            batch = batch.of(only)
-        part, _ = run.training_model(batch, sums)
-        # FSDP takes the mean over workers, and the loss is a sum.
-        (part * run.distributed.workers if run.sharded else part).backward()
-        loss += part.detach()
-    return float(run.distributed.total(loss))
-
-
-def _norms_apart(
-    run: Run, samples: Sequence[TrainingSample], microbatches: list[list[int]], most: int, totals: Sequence[Totals]
-) -> list[float] | None:
-    """The norms of the gradients of each objective by itself, its factor included, by a pass over the whole step for
-    each; None where it isn't time for it."""
-    every = run.setup.config.vdep_norms_every
-    if len(totals) == 1 or not every or run.step % every:
-        return None
-    norms = []
-    for number in range(len(totals)):
-        _accumulate(run, samples, microbatches, most, totals, only=number)
-        norms.append(_grad_norm(run, math.inf))
-        run.optimizer.zero_grad(set_to_none=True)
-    return norms
-
-
-def _grad_norm(run: Run, limit: float) -> float:
-    """The norm of the whole gradient, which is scaled down to `limit`."""
-    trained = [parameter for parameter in run.training_model.parameters() if parameter.requires_grad]
-    norm: Any = torch.nn.utils.clip_grad_norm_(trained, limit)
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    refuse_mismatch(distributed.gather_objects(wrong), carried=setup.then is not None)
 
 
 @torch.no_grad()
@@ -367,9 +194,9 @@ def held_out_loss(run: Run) -> HeldOut:
     mismatch = next((sample for sample in loaded if isinstance(sample, Mismatch)), None)
     unusable_here = {sample.key: sample.cause for sample in loaded if isinstance(sample, Unusable)}
     samples = [sample for sample in loaded if isinstance(sample, TrainingSample)]
-    microbatches = _microbatches(run, samples)
+    microbatches = microbatches_of(run, samples)
     everyone = distributed.gather_objects((len(microbatches), mismatch, unusable_here))
-    _refuse_mismatch([each for _, each, _ in everyone], carried=setup.then is not None)
+    refuse_mismatch([each for _, each, _ in everyone], carried=setup.then is not None)
     sums = np.zeros(4)
     run.training_model.eval()
     most = max(count for count, _, _ in everyone)

@@ -1,4 +1,4 @@
-"""Values carried over by characters: sums, identity, and what is exact, against a few lines that share out by hand."""
+"""Values carried over by characters: sums, means, identity, and what is exact, against a few lines by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vig_ray.scoring.align import carry
+from vig_ray.model.by_characters import means, sums
 
 Spans = list[tuple[int, int]]
 
@@ -41,7 +41,7 @@ def two_sides(draw: Any) -> tuple[list[float], Spans, Spans]:
 
 
 def of(values: Any, ours: Spans, theirs: Spans, **options: Any) -> Any:
-    return carry(values, np.array(ours), np.array(theirs), **options)
+    return sums(values, np.array(ours), np.array(theirs), **options)
 
 
 @given(two_sides())
@@ -53,10 +53,9 @@ def test_sums_are_kept(made: tuple[list[float], Spans, Spans]) -> None:
 @given(two_sides())
 def test_the_same_tokens_keep_their_values(made: tuple[list[float], Spans, Spans]) -> None:
     values, ours, _ = made
-    for kind in ("total", "level"):
-        found = of(values, ours, ours, kind=kind)
-        assert found.values.tolist() == values
-        assert found.exact.all()
+    found = of(values, ours, ours)
+    assert found.values.tolist() == values
+    assert found.exact.all()
 
 
 @given(two_sides())
@@ -69,10 +68,29 @@ def test_a_text_as_one_token_takes_it_all(made: tuple[list[float], Spans, Spans]
 
 
 @given(two_sides())
-def test_a_level_stays_between_its_least_and_greatest(made: tuple[list[float], Spans, Spans]) -> None:
+def test_means_are_of_the_characters_of_a_token(made: tuple[list[float], Spans, Spans]) -> None:
+    """By a loop over characters, of which the last token that covers one has it."""
     values, ours, theirs = made
-    found = of(values, ours, theirs, kind="level").values
-    assert min(values) - 1e-9 <= found.min() <= found.max() <= max(values) + 1e-9
+    on_char = {place: value for value, (first, past) in zip(values, ours, strict=True) for place in range(first, past)}
+    bare = [value for value, (first, past) in zip(values, ours, strict=True) if first == past]
+    found = means(values, np.array(ours), np.array(theirs))
+    expected = [np.mean([on_char[place] for place in range(*span)] if span[0] < span[1] else bare) for span in theirs]
+    assert found.values == pytest.approx(expected, abs=1e-9)
+    edges = {edge for span in ours for edge in span if span[0] < span[1]}
+    assert found.exact.tolist() == [{*span} <= edges or span[0] == span[1] for span in theirs]
+
+
+def test_means_where_nothing_is_known() -> None:
+    """Without `gaps` characters that no token covers have no part; with them they go with what is before."""
+    values, ours = [1.0, 3.0], np.array([[0, 3], [4, 6]])
+    theirs = np.array([[0, 3], [0, 5], [3, 4], [4, 6], [6, 8], [6, 6]])
+    np.testing.assert_allclose(means(values, ours, theirs).values, [1.0, 1.5, np.nan, 3.0, np.nan, np.nan])
+    through = means(values, ours, theirs, gaps=True)
+    np.testing.assert_allclose(through.values, [1.0, 7 / 5, 1.0, 3.0, 3.0, np.nan])
+    assert through.exact.tolist() == [True, False, True, True, False, False]
+    turns = {"turns_U": np.array([0, 0]), "turns_T": np.array([0, 0, 0, 0, 0, 1])}
+    assert np.isnan(means(values, ours, theirs, **turns, gaps=True).values).tolist() == [False] * 5 + [True]
+    assert means([2.0, 4.0], np.array([[0, 2], [2, 2]]), np.array([[2, 2]])).values.tolist() == [4.0]
 
 
 @given(two_sides())
@@ -122,16 +140,11 @@ def test_ends_and_turns() -> None:
     """Ends go to ends of their own turn; of a cut-off answer what lies behind it is left out."""
     turns = {"turns_U": np.array([0, 0, 1, 1]), "turns_T": np.array([0, 0, 0, 2])}
     chars = np.array([(0, 2), (2, 2), (0, 2), (2, 2)])
-    found = carry([-1.0, -3.0, -5.0, -7.0], chars, np.array([(0, 2), (2, 2), (2, 2), (0, 3)]), **turns)
+    found = sums([-1.0, -3.0, -5.0, -7.0], chars, np.array([(0, 2), (2, 2), (2, 2), (0, 3)]), **turns)
     assert found.values.tolist() == [-1.0, -1.5, -1.5, 0.0]
     assert found.exact.tolist() == [True, False, False, False]
     cut = of([-1.0, -4.0, -9.0], [(0, 1), (1, 5), (5, 5)], [(0, 1), (1, 3)])
     assert cut.values.tolist() == [-1.0, -2.0]
-
-
-def test_a_mask_is_carried_as_a_level() -> None:
-    found = of([0.0, 1.0, 0.0], [(0, 2), (2, 4), (4, 4)], [(0, 1), (1, 3), (3, 4), (4, 4)], kind="level")
-    assert found.values.tolist() == [0.0, 0.5, 1.0, 0.0]
 
 
 def test_what_does_not_fit_is_refused() -> None:
