@@ -64,7 +64,8 @@ def mark_of(config: TrainConfig, model: Any, formatter: Formatter) -> Callable[[
             "put into it; leave the option out"
         )
     bos = formatter.tokenizer.bos_token_id
-    return partial(with_first_token, token=_row_of(token, model, formatter.tokenizer), bos=bos)
+    row = _row_of(token, model, formatter.tokenizer)
+    return partial(with_first_token, token=row, bos=bos, max_length=formatter.max_length)
 
 
 def _row_of(token: str, model: Any, tokenizer: Any) -> int:

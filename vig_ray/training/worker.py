@@ -21,7 +21,7 @@ from vig_ray.training.check import Checked, make_sure
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.documents import Documents
-from vig_ray.training.hybrid import in_mode
+from vig_ray.training.hybrid import in_modes
 from vig_ray.training.loader import Loaded, Mismatch, Unusable, load_steps
 from vig_ray.training.memory import free_bytes, whole_gradients
 from vig_ray.training.metrics import MetricsLogger
@@ -210,7 +210,9 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
     setup, distributed = run.setup, run.distributed
     sampler = setup.sampler
     objectives = run.training_model.objectives
-    samples = _in_modes(run, loaded)
+    modes = sampler.rank_modes(run.step, distributed.rank, distributed.workers)
+    loaded = in_modes(loaded, modes, run.mark)
+    samples = [each for each in loaded if isinstance(each, TrainingSample)]
     unusable = {each.key: each.cause for each in loaded if isinstance(each, Unusable)}
     needed = [each for each in (trimmed(sample, objectives) for sample in samples) if each is not None]
     microbatches = _microbatches(run, needed)
@@ -267,13 +269,6 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
         unusable=unusable,
         vdep=told(*sums.total(distributed.total), totals, norms) if further else None,
     )
-
-
-def _in_modes(run: Run, loaded: Sequence[Loaded]) -> list[TrainingSample]:
-    """What can be trained on of this worker's part of the step, each sample in its mode."""
-    modes = run.setup.sampler.rank_modes(run.step, run.distributed.rank, run.distributed.workers)
-    pairs = zip(loaded, modes, strict=True)
-    return [in_mode(each, mode, run.mark) for each, mode in pairs if isinstance(each, TrainingSample)]
 
 
 def _microbatches(run: Run, samples: Sequence[TrainingSample]) -> list[list[int]]:
