@@ -30,7 +30,8 @@ def with_turns(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
             row["num_answer_tokens"] = len(row["token_ids"])
         row["turn"] = sorted(rng.integers(0, 3, row["num_answer_tokens"]).tolist())
         row["num_truncated_tokens"] = int(number % 40 == 0)
-    rows[3] |= {"error": "TooLarge: too large", "vig": None, "clean_logprobs": None, "blur_logprobs": None}
+    rows[3] |= dict.fromkeys(("vig", "clean_loss", "clean_logprobs", "blur_loss", "blur_logprobs"))
+    rows[3]["error"] = "TooLarge: too large"
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,41 @@ def test_a_cut_off_answer_keeps_what_is_left(
         np.testing.assert_allclose(row["text_logprobs"], plain(turns)[1][: len(row["token_ids"])], rtol=1e-5, atol=1e-5)
         cut += row["num_truncated_tokens"] > 0
     assert cut
+
+
+def test_an_image_costs_the_text_pass_nothing(
+    data: str, language_model: str, demo_formatter: Any, tmp_path: Path
+) -> None:
+    """A sample whose image the limit has cut off has none, whenever the pass is made; and images that have gone since,
+    or whose files are cut off, aren't opened."""
+    folder = Path(shutil.copytree(Path(data).parent, tmp_path / "world"))
+    changed = json.loads((folder / Path(data).name).read_text())[:8]
+    said = ["Say it. " * 30, "Yes.", "<image>\nWhich colour?", "Red."]
+    roles = ("human", "gpt", "human", "gpt")
+    changed[0] |= {"image": changed[6]["image"], "conversations": [
+        {"from": role, "value": text} for role, text in zip(roles, said, strict=True)
+    ]}  # fmt: skip
+    (folder / Path(data).name).write_text(json.dumps(changed))
+    turns = [Turn({"human": "user", "gpt": "assistant"}[role], text) for role, text in zip(roles, said, strict=True)]
+    whole = demo_formatter.prompt(turns, [PromptImage("", lambda: np.zeros(0), lambda _: {})])
+    limit = int(whole.image_spans[0, 1]) - 1
+    options = {"max_length": limit, "too_long": "truncate"}
+    given = str(folder / Path(data).name)
+    score(given, tmp_path / "added", **options)
+    before = rows(tmp_path / "added")
+    options |= {"reference_model": language_model}
+    for number, path in enumerate(sorted((folder / "images").iterdir())):
+        path.write_bytes(path.read_bytes()[:99]) if number % 2 else path.unlink()
+    score(given, tmp_path / "added", reference="text", **options)
+    score(given, tmp_path / "alone", passes="text", **options)
+    added, alone = rows(tmp_path / "added"), rows(tmp_path / "alone")
+    cut = added["data/0000000000"]
+    assert (len(cut["token_ids"]), cut["num_truncated_tokens"]) == (3, 6)
+    for key, row in added.items():
+        assert {name: row[name] for name in before[key]} == before[key]
+        if key != "data/0000000003":  # whose image was never there
+            assert (row["text_loss"] is None) == (row["vig"] is None) == (alone[key]["text_loss"] is None)
+            assert alone[key]["error"] == row["error"]
 
 
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])

@@ -181,17 +181,56 @@ def test_ifd_keeps_the_hardest_that_their_instruction_helps(tmp_path: Path, of: 
     assert every.kept[0].counted.total("scored") == len(ratios)
 
 
-def test_samples_without_the_answers_own_loss_are_counted(tmp_path: Path) -> None:
-    """Their text pass has failed, and nothing else."""
+def without(row: Row, *passes: str) -> str:
+    """Take these passes' results from a row, as where they failed; returns its key."""
+    row |= {f"{name}_{kind}": None for name in passes for kind in ("loss", "logprobs")}
+    row |= {"error": "; ".join(f"{name.capitalize()}: NotFinite: overflow" for name in passes)}
+    row["vig"] = row["vig"] if {"blur", "clean"}.isdisjoint(passes) else None
+    return str(row["sample_key"])
+
+
+def test_a_pass_that_failed_costs_what_needs_it_and_nothing_else(tmp_path: Path) -> None:
     rows = [row | {"text_loss": row["clean_loss"] and 2 * row["clean_loss"]} for row in made_up(60, seed=6)]
-    lost = scored(rows)[:3]
-    for row in lost:
-        row["text_loss"] = None
-    out = tmp_path / "out"
-    found = select(write(tmp_path, rows, references=("blur", "text")), out, strategy="ifd", r=100)
-    assert found.kept[0].counted.total("scored") == len(scored(rows)) - 3
-    assert not keys(selected(out)) & keys(lost)
+    for row in rows:
+        row["text_logprobs"] = row["clean_logprobs"] and [2 * value for value in row["clean_logprobs"]]
+    every, texts = keys(scored(rows)), keys(text_only(rows))
+    few = scored(rows)[:9]
+    for row, passes in zip(few, [("text",), ("blur",), ("clean", "blur")] * 3, strict=True):
+        without(row, *passes)
+    scores = write(tmp_path, rows, references=("blur", "text"))
+    found = select(scores, tmp_path / "ifd", strategy="ifd", r=100)
+    assert keys(selected(tmp_path / "ifd")) == (every - keys(few[0::3] + few[2::3])) | texts
+    assert found.read.total("scored") == len(every) - 3
     assert "3 scored samples lack what the strategy needs and are left out" in found.text()
+    found = select(scores, tmp_path / "prior", strategy="prior", reference="text")
+    assert keys(selected(tmp_path / "prior")) == (every - keys(few[0::3])) | texts
+    assert found.read.total("failed") == len(rows) - len(every) - len(texts) + 3
+
+
+def test_why_nothing_can_be_kept_is_told(made: Made, tmp_path: Path) -> None:
+    rows = [row | {"text_loss": row["clean_loss"] and row["clean_loss"] / 2} for row in made_up(60, seed=6)]
+    for row in scored(rows):
+        row["vig"] = -1.0
+    scores = write(tmp_path, rows, references=("blur", "text"))
+
+    def refused(told: str, scores: str, **options: Any) -> None:
+        with pytest.raises(StageError, match=told):
+            select(scores, tmp_path / "out", **options)
+
+    refused(r": no sample has a score above 0; --keep-negative", scores, strategy="top")
+    refused(r": no sample has an IFD of 1 or less; --keep-negative", scores, strategy="ifd")
+    without(scored(rows)[0], "text")
+    scores = write(tmp_path / "one", rows, references=("blur", "text"))
+    refused(r"an IFD of 1 or less, and 1 lack the loss of its answers alone; --keep", scores, strategy="ifd")
+    for row in scored(rows):
+        without(row, "text")
+    scores = write(tmp_path / "none", rows, references=("blur", "text"))
+    refused(rf"none of {len(scored(rows))} scored samples has the loss of its answers alone", scores, strategy="ifd")
+    lacking = {key: dict.fromkeys(row) | {"sample_key": key, "error": "X: y"} for key, row in made.measures.items()}
+    write_measures(tmp_path, lacking)
+    for strategy in ("clip-score", "el2n", "attention"):
+        told = rf"none of {len(scored(made.rows))} scored samples has {strategy} in .*measures, which --strategy"
+        refused(told, made.scores, strategy=strategy, measures=str(tmp_path))
 
 
 def test_difficulty_of_losses_that_are_nothing() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.selection.made import copy_outputs
 from tests.training.runs import setup_of
 from tests.training.test_data import changed
 from vig_ray.demo import CHECKPOINT
@@ -18,7 +21,7 @@ from vig_ray.selection.answer_tokens import AnswerTokens, answer_tokens
 from vig_ray.tables.rows import Rows
 from vig_ray.training import plan as planning
 from vig_ray.training.batch import TrainingSample
-from vig_ray.training.carry import carry_weights, prompts_then
+from vig_ray.training.carry import aligner_of, carry_weights, prompts_then
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.loader import SAMPLE_COLUMNS, SELECTION_COLUMNS, Mismatch
 
@@ -131,7 +134,7 @@ def test_what_cannot_be_carried_is_one_line(chosen: Path, tmp_path: Path) -> Non
         prompts_then({}, "there", False)
     named = {"prompts": {"model": CHECKPOINT, "template": "auto"}, "template": "of another"}
     with pytest.raises(StageError, match="isn't the model that there was made with any more"):
-        prompts_then(named, "there", False)
+        aligner_of(prompts_then(named, "there", False), named, "there")
 
 
 def test_the_plan_says_what_the_weights_were_made_with(chosen: Path, tmp_path: Path, other: Prompts) -> None:
@@ -143,3 +146,36 @@ def test_the_plan_says_what_the_weights_were_made_with(chosen: Path, tmp_path: P
     same = planning.check(TrainConfig(model=CHECKPOINT, **options))
     assert same.then is None
     assert "align" not in same.identity["options"]
+
+
+def test_the_selections_model_is_loaded_where_weights_are_carried_and_once_the_output_is_had(
+    chosen: Path, tmp_path: Path, other: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be gone by then."""
+    for name, strategy in (("masks", "vig"), ("whole", "vig-samples")):
+        record = copy_selection(chosen, tmp_path / name)
+        told = json.loads(record.read_text())
+        told["prompts"]["model"] = str(tmp_path / "gone")
+        told["selection"]["strategy"] = strategy
+        record.write_text(json.dumps(told))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "another's").touch()
+    options = {"model": other.model, "samples": str(chosen), "align": "characters", "max_steps": 1}
+
+    def given(selection: str, **more: Any) -> TrainConfig:
+        return TrainConfig(**options | {"selection": str(tmp_path / selection), "out": str(tmp_path)} | more)
+
+    with pytest.raises(StageError, match="model/another's"):  # the output first
+        job.run(given("masks"))
+    for more in ({"dry_run": True}, {"out": str(tmp_path / "new")}):
+        with pytest.raises(StageError, match=f"{tmp_path}/gone: "):
+            job.run(given("masks", **more))
+    with caplog.at_level("INFO"):
+        assert isinstance(job.run(given("whole", dry_run=True)), job.DryRun)
+    assert "has no token weights, so there is nothing to carry over" in caplog.text
+
+
+def copy_selection(source: Path, target: Path) -> Path:
+    """A selection of its own; returns its record."""
+    copy_outputs(source, target, "selection")
+    return target / "selection.stage.json"

@@ -21,9 +21,11 @@ from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.model.attention import can_pack
 from vig_ray.model.load import load_formatter, load_model, without_weights
+from vig_ray.model.prompt import truncate
 from vig_ray.training.batch import Batch, Batcher, TrainingSample, trimmed, weights_of
 from vig_ray.training.config import TrainConfig
-from vig_ray.training.hybrid import with_first_token
+from vig_ray.training.hybrid import in_modes, with_first_token
+from vig_ray.training.loader import Unusable
 from vig_ray.training.objective import Mode, Sums, Totals, coefficients
 from vig_ray.training.training_model import TrainingModel
 from vig_ray.training.vdep_options import mark_of, objectives_of
@@ -213,14 +215,41 @@ def test_nothing_is_computed_behind_the_images_of_a_sample_in_image_mode(demo_mo
 
 def test_the_mode_token_is_put_behind_the_beginning(demo_model: Any, demo_formatter: Any) -> None:
     prompt = some_samples(demo_formatter)[4].prompt
-    marked = with_first_token(prompt, 77, demo_formatter.tokenizer.bos_token_id)
+    marked = with_first_token(prompt, 77, demo_formatter.tokenizer.bos_token_id, 999)
     bos, *rest = prompt.token_ids.tolist()
     assert marked.token_ids.tolist() == [bos, 77, *rest]
     assert marked.answer_ids.tolist() == prompt.answer_ids.tolist()
     assert marked.token_ids[marked.image_mask].tolist() == prompt.token_ids[prompt.image_mask].tolist()
     ((first, past),) = marked.image_spans.tolist()
     assert marked.image_mask[first:past].all()
-    assert with_first_token(prompt, 77, None).token_ids.tolist() == [77, bos, *rest]
+    assert with_first_token(prompt, 77, None, 999).token_ids.tolist() == [77, bos, *rest]
+
+
+def test_a_mode_token_that_makes_a_sample_too_long_cuts_its_end(demo_model: Any, demo_formatter: Any) -> None:
+    two_images, later = some_samples(demo_formatter)[3:5]
+
+    def in_image_mode(sample: TrainingSample, limit: int) -> Any:
+        mark = mark_of(config_of(vdep_mode_token="</s>"), demo_model, load_formatter(CHECKPOINT, max_length=limit))
+        cut = truncate(sample.prompt, limit)
+        loaded = TrainingSample(3, "3", cut, sample.weights_T[: len(cut.answer_positions)])
+        text, image = in_modes([loaded] * 2, ["text", "image"], mark)
+        assert isinstance(text, TrainingSample)
+        assert text.prompt is cut
+        return image
+
+    ids, answers = two_images.prompt.token_ids, two_images.prompt.answer_positions
+    for limit in (len(ids) + 1, len(ids), len(ids) - 1):
+        image = in_image_mode(two_images, limit)
+        assert image.prompt.token_ids.tolist() == [ids[0], 2, *ids[1 : limit - 1]]
+        assert image.mode == "image"
+        assert len(image.weights_T) == len(image.prompt.answer_positions) == (answers < limit - 1).sum()
+    assert in_image_mode(two_images, int(answers[0]) + 1) == Unusable(
+        "3", f"TooLong: {answers[0] + 1} tokens, and the limit of {answers[0]} leaves no answer, beside the mode token"
+    )
+    end = int(later.prompt.image_spans[-1, 1])
+    assert in_image_mode(later, end + 1).mode == "image"
+    left = in_image_mode(later, end)  # it has no image beside the mark, and isn't marked
+    assert (left.mode, len(left.prompt.token_ids), len(left.prompt.images)) == ("text", end, 1)
 
 
 def test_a_mode_token_needs_a_row_that_no_text_comes_to(demo_model: Any, demo_formatter: Any) -> None:

@@ -24,6 +24,7 @@ from vig_ray.scoring.prepared import pack
 from vig_ray.scoring.schema import groups_schema, prepared_schema
 from vig_ray.scoring.text_pass import counterparts, joined_ends, sized
 from vig_ray.tables.key_index import KeyedRows
+from vig_ray.tables.passes import CLEAN, loss_column
 
 _SIDE = 224  # pixels: of a stand-in
 
@@ -90,7 +91,8 @@ class TextPreparer:
         """An earlier row with its text-only prompt."""
         out = {name: earlier[name] for name in self._columns if name in earlier}
         out |= {"kept": row["kept"], "prompts": None}
-        if earlier["token_ids"] is None or not row["images"]:  # it never came to a pass
+        cut_off = earlier["error"] is None and earlier[loss_column(CLEAN)] is None  # its images, at the length limit
+        if earlier["token_ids"] is None or not row["images"] or cut_off:  # it never came to a pass
             return out
         conversation = _conversation(row)
         try:

@@ -134,12 +134,12 @@ def _thresholds(plan: Plan, files: Files, groups: Groups) -> tuple[Counted, list
     for source in groups.sources:
         if not surveyed.by_source.get(source, {}).get("scored"):
             raise StageError(f"--quota {source}: no sample of this source has a score in {plan.scores}")
+    if surveyed.total("unmeasured") == surveyed.total("scored") or (strategy.ranking is not None and not first):
+        raise StageError(f"{plan.scores}: {_why_none(plan, surveyed)}")
     size = (len(groups.sources) + 1) * groups.clusters
     shares = config.p if strategy.share == "p" else (config.r,)
     if strategy.ranking is None:
         return surveyed, [np.full(size, EVERYTHING, dtype=np.uint64)]
-    if not first:
-        raise StageError(f"{plan.scores}: no sample has a score above 0; --keep-negative ranks the others too")
     searches = {
         (share, group): (
             group,
@@ -159,6 +159,17 @@ def _thresholds(plan: Plan, files: Files, groups: Groups) -> tuple[Counted, list
                 bits[group] = search.bits
         thresholds.append(bits)
     return surveyed, thresholds
+
+
+def _why_none(plan: Plan, surveyed: Counted) -> str:
+    """Why no sample with a score may be kept."""
+    strategy, scored, lacking = plan.strategy, surveyed.total("scored"), surveyed.total("unmeasured")
+    measure = f"{strategy.measure} in {plan.measures.directory}" if plan.measures else "the loss of its answers alone"
+    if lacking == scored:
+        return f"none of {scored:,} scored samples has {measure}, which --strategy {strategy.name} needs"
+    within = "an IFD of 1 or less" if strategy.ranking == "ifd" else "a score above 0"
+    beside = f", and {lacking:,} lack {measure}" if lacking else ""
+    return f"no sample has {within}{beside}; --keep-negative ranks the others too"
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def check(config: SelectConfig) -> Plan:
     needed = {"sample_key", "source", "num_answer_tokens", "error", *columns(strategy, Groups())}
     needed |= {"token_ids", *strategy.reads} if strategy.weigh else set()
     needed -= {*strategy.measure_columns}
-    view = View.of(record, scores, config.reference, gains=strategy.scored == "vig")
+    view = View.of(record, scores, config.reference, gains=strategy.scored != "reference_loss")
     _check_text_pass(config, strategy, view, record, scores)
     missing = sorted({*view.stored(needed)} - set(schema.names))
     if missing:

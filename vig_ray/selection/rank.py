@@ -78,8 +78,6 @@ class Ranks:
 def columns(strategy: Strategy, groups: Groups) -> list[str]:
     """The columns that `ranks` reads."""
     needed = {strategy.scored, *ranking_columns(strategy)}
-    if strategy.scored != "vig":
-        needed.add("error")
     if strategy.measure is not None:
         needed.add("measured_tokens")
     if strategy.ranking == "chance" or groups.keys is not None:
@@ -98,10 +96,9 @@ def ranking_columns(strategy: Strategy) -> tuple[str, ...]:
 
 def ranks(table: pa.Table, strategy: Strategy, groups: Groups, config: SelectConfig) -> Ranks:
     """Rank the rows of a block."""
+    # Whatever the row's error: it may be another pass's.
     scored = _valid(table[strategy.scored])
-    if strategy.scored != "vig":
-        scored = scored & ~_valid(table["error"])
-    # What the strategy needs beside the gains: a sample may lack it.
+    # What the strategy needs beside that: a sample may lack it.
     beside = "measured_tokens" if strategy.measure else loss_column(TEXT) if strategy.ranking == "ifd" else None
     unmeasured = None if beside is None else scored & ~_valid(table[beside])
     eligible = scored if unmeasured is None else scored & ~unmeasured

@@ -61,7 +61,7 @@ class Strategy:
     shares: bool = False
     measure: Literal["attention", "clip", "clip-score", "el2n"] | None = None
     counts: bool = False
-    scored: Literal["vig", "reference_loss"] = "vig"
+    scored: Literal["vig", "clean_loss", "reference_loss"] = "vig"
 
     @property
     def measure_columns(self) -> tuple[str, ...]:

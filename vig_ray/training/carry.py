@@ -8,6 +8,7 @@ weight of the old ones of its turn that cover none. What the old length limit cu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,8 +22,11 @@ from vig_ray.model.load import Prompts, load_formatter, template_fingerprint
 from vig_ray.model.prompt import Formatter, Prompt
 from vig_ray.options import Template
 from vig_ray.selection.answer_tokens import AnswerTokens, answer_tokens
+from vig_ray.selection.strategies import strategies
 from vig_ray.storage import absolute
 from vig_ray.training.objective import Weights
+
+log = logging.getLogger(__name__)
 
 
 class Carried(NamedTuple):
@@ -82,25 +86,47 @@ class Aligner:
         """
         if chosen["token_ids"] is None:
             raise StageError(f"{row['sample_key']}: its selection holds no token ids, so its weights can't be carried")
-        if self._formatter is None:
-            self._formatter = load_formatter(*self.then)
         try:
-            old = answer_tokens(row, chosen["token_ids"], chosen["token_weights"], self._formatter)
+            old = answer_tokens(row, chosen["token_ids"], chosen["token_weights"], self.formatter)
         except StageError:
             raise
         except Exception as error:  # of a processor that fails on one row
             raise StageError(f"{row['sample_key']}: {type(error).__name__}: {error}"[:500]) from error
         return carry_weights(old, prompt)
 
+    @property
+    def formatter(self) -> Formatter:
+        """The one that the selection's prompts were made by."""
+        if self._formatter is None:
+            self._formatter = load_formatter(*self.then)
+        return self._formatter
 
-def prompts_then(record: Mapping[str, Any], selection: str, trust_remote_code: bool) -> Prompts:
-    """What a selection's prompts were made with, by its record. Raises StageError where they can't be made again."""
+
+def prompts_then(record: Mapping[str, Any], selection: str, trust_remote_code: bool) -> Prompts | None:
+    """What a selection's prompts were made with, by its record; None where it has no weights that could be carried.
+
+    Raises StageError where the record doesn't say it.
+    """
+    strategy = strategies().get(record.get("selection", {}).get("strategy"))
+    if strategy is not None and strategy.weigh is None:
+        log.info("--align: %s has no token weights, so there is nothing to carry over", selection)
+        return None
     named = record.get("prompts", {})
     if not named.get("model"):
         raise StageError(f"--align: {selection} doesn't say by which model it was made; select again")
     model = absolute(named["model"]) if is_local(named["model"]) else named["model"]  # workers may be elsewhere
     template: Template = named.get("template") or "auto"
-    then = Prompts(model, template, named.get("max_length"), named.get("end_of_turn"), trust_remote_code)
-    if template_fingerprint(load_formatter(*then)) != record.get("template"):
-        raise StageError(f"--align: {model} isn't the model that {selection} was made with any more")
-    return then
+    return Prompts(model, template, named.get("max_length"), named.get("end_of_turn"), trust_remote_code)
+
+
+def aligner_of(then: Prompts | None, record: Mapping[str, Any], selection: str | None) -> Aligner | None:
+    """What carries a selection's weights over; None where there is nothing to carry. `record`: the selection's.
+
+    It loads the tokenizer of the selection's model. Raises StageError where that makes other prompts by now.
+    """
+    if then is None:
+        return None
+    aligner = Aligner(then)
+    if template_fingerprint(aligner.formatter) != record.get("template"):
+        raise StageError(f"--align: {then.model} isn't the model that {selection} was made with any more")
+    return aligner

@@ -9,14 +9,15 @@ their own; both are taken side by side, so that with ratio 1 each sample comes o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
 
-from vig_ray.model.prompt import Prompt
+from vig_ray.model.prompt import Prompt, PromptError, truncate
 from vig_ray.training.batch import TrainingSample
+from vig_ray.training.loader import Loaded, Unusable
 from vig_ray.training.objective import Mode
 from vig_ray.training.sampler import Positions, StepSampler
 
@@ -108,17 +109,39 @@ class JointSampler(StepSampler):
         return ["joint"] * len(self.positions(step))
 
 
+def in_modes(loaded: Sequence[Loaded], modes: Sequence[Mode], mark: Callable[[Prompt], Prompt] | None) -> list[Loaded]:
+    """What was loaded, each sample in its mode (`in_mode`); one that `mark` makes too long can't be trained on."""
+    found: list[Loaded] = []
+    for each, mode in zip(loaded, modes, strict=True):
+        try:
+            found.append(in_mode(each, mode, mark) if isinstance(each, TrainingSample) else each)
+        except PromptError as error:
+            found.append(Unusable(each.key, f"{error}, beside the mode token"))
+    return found
+
+
 def in_mode(sample: TrainingSample, mode: Mode, mark: Callable[[Prompt], Prompt] | None) -> TrainingSample:
     """The sample as it is trained on in `mode`; a sample without an image is in text mode. `mark`: what shows a prompt
-    to be in image mode, None for nothing."""
+    to be in image mode, None for nothing.
+
+    Raises PromptError where the mark makes it too long, and what is left within the limit has no answer token.
+    """
     if not sample.prompt.image_mask.any():
         return sample
-    prompt = mark(sample.prompt) if mark is not None and mode == "image" else sample.prompt
-    return replace(sample, prompt=prompt, mode=mode)
+    if mark is None or mode != "image":
+        return replace(sample, mode=mode)
+    prompt = mark(sample.prompt)
+    if not prompt.image_mask.any():  # its image ended at the limit
+        return sample
+    return replace(sample, prompt=prompt, weights_T=sample.weights_T[: len(prompt.answer_positions)], mode=mode)
 
 
-def with_first_token(prompt: Prompt, token: int, bos: int | None) -> Prompt:
-    """The prompt with one more token at its beginning, behind the BOS token where it begins with that."""
+def with_first_token(prompt: Prompt, token: int, bos: int | None, max_length: int) -> Prompt:
+    """The prompt with one more token at its beginning, behind the BOS token where it begins with that.
+
+    It is cut like any other where that makes it longer than `max_length`; raises PromptError where no answer is left.
+    """
+    prompt = truncate(prompt, max_length - 1)
     at = int(len(prompt.token_ids) > 0 and prompt.token_ids[0] == bos)
     return replace(
         prompt,

@@ -34,7 +34,7 @@ from vig_ray.stage import Claim, claim
 from vig_ray.storage import filesystem, join, read_bytes, write_bytes
 from vig_ray.tables.rows import Places
 from vig_ray.tables.trained_on import write_trained_keys
-from vig_ray.training.carry import Aligner
+from vig_ray.training.carry import Aligner, aligner_of
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
@@ -95,6 +95,7 @@ def carry_out(plan: Plan) -> Trained | DryRun:
     """Train as a plan says; see `run`."""
     config = plan.config
     if config.dry_run:
+        aligner_of(plan.then, plan.record, plan.selection)
         index = _index(plan)
         steps = sampler_of(config, len(index) - config.held_out).steps
         return DryRun(
@@ -112,6 +113,7 @@ def carry_out(plan: Plan) -> Trained | DryRun:
         log.info("%s: already complete, nothing to train", plan.out)
         result = output.record["result"]
         return Trained(**{**result, "held_out": _pair(result["held_out"])})
+    aligner = aligner_of(plan.then, plan.record, plan.selection)
     index = _index(plan)
     if index.left_out:
         log.warning("%s samples have an error and are left out", f"{index.left_out:,}")
@@ -124,7 +126,7 @@ def carry_out(plan: Plan) -> Trained | DryRun:
         earlier = output.record["identity"]["dtype"] if output.state == "go on" else None
         dtype = config.dtype or earlier or ("bfloat16" if device == "cuda" else "float32")
         identity = output.identity | {"dtype": dtype}
-        aligned = _alignment(plan, index)
+        aligned = _alignment(plan, index, aligner)
         output.begin(config, identity=identity, prompts=plan.prompts._asdict(), dtype=dtype, **aligned)
         done, workers = _train(plan, output, index, ray_has, device, dtype)
     trained = _trained(plan, done)
@@ -147,13 +149,11 @@ def _index(plan: Plan) -> Index:
     return index
 
 
-def _alignment(plan: Plan, index: Index) -> dict[str, Any]:
-    """How well the selection's tokens fit the model's, by some samples, for the record; {} without --align."""
-    if plan.then is None:
+def _alignment(plan: Plan, index: Index, aligner: Aligner | None) -> dict[str, Any]:
+    """How well the selection's tokens fit the model's, by some samples, for the record; {} where none are carried."""
+    if aligner is None:
         return {}
-    source = SampleSource(
-        index, plan.samples, plan.selection, plan.prompts, images=False, aligner=Aligner(plan.then)
-    )  # fmt: skip
+    source = SampleSource(index, plan.samples, plan.selection, plan.prompts, images=False, aligner=aligner)
     looked_at = np.unique(np.linspace(0, len(index) - 1, min(_LOOKED_AT, len(index))).astype(np.int64))
     share = source.exact_share(looked_at.tolist())
     log.info(

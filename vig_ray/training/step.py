@@ -13,7 +13,7 @@ import torch
 
 from vig_ray.errors import StageError
 from vig_ray.training.batch import TrainingSample, plan_by_kind, trimmed, weights_of
-from vig_ray.training.hybrid import in_mode
+from vig_ray.training.hybrid import in_modes
 from vig_ray.training.loader import Loaded, Mismatch, Unusable
 from vig_ray.training.objective import Sums, Totals, Weights, coefficients
 from vig_ray.training.optimizer import rate_factor, set_rate
@@ -90,7 +90,9 @@ def one_step(run: Run, loaded: Sequence[Loaded]) -> Step:
 
 def _share(run: Run, loaded: Sequence[Loaded]) -> _Share:
     """This worker's part of the step."""
-    samples = _in_modes(run, loaded)
+    modes = run.setup.sampler.rank_modes(run.step, run.distributed.rank, run.distributed.workers)
+    loaded = in_modes(loaded, modes, run.mark)
+    samples = [each for each in loaded if isinstance(each, TrainingSample)]
     cut = [trimmed(sample, run.training_model.objectives) for sample in samples]
     needed = [each for each in cut if each is not None]
     unusable = {each.key: each.cause for each in loaded if isinstance(each, Unusable)}
@@ -154,13 +156,6 @@ def refuse_mismatch(mismatches: Sequence[Mismatch | None], *, carried: bool) -> 
             "length, or by an earlier vig-ray; score and select with this --model, give the --template, --end-of-turn "
             "and --max-length that the samples were scored with, or let --align characters carry its weights over"
         )
-
-
-def _in_modes(run: Run, loaded: Sequence[Loaded]) -> list[TrainingSample]:
-    """What can be trained on of this worker's part of the step, each sample in its mode."""
-    modes = run.setup.sampler.rank_modes(run.step, run.distributed.rank, run.distributed.workers)
-    pairs = zip(loaded, modes, strict=True)
-    return [in_mode(each, mode, run.mark) for each, mode in pairs if isinstance(each, TrainingSample)]
 
 
 def microbatches_of(run: Run, samples: Sequence[TrainingSample]) -> list[list[int]]:

@@ -79,7 +79,8 @@ def mark_of(config: TrainingOptions, model: Any, formatter: Formatter) -> Callab
             "put into it; leave the option out"
         )
     bos = formatter.tokenizer.bos_token_id
-    return partial(with_first_token, token=_row_of(token, model, formatter.tokenizer), bos=bos)
+    row = _row_of(token, model, formatter.tokenizer)
+    return partial(with_first_token, token=row, bos=bos, max_length=formatter.max_length)
 
 
 def _row_of(token: str, model: Any, tokenizer: Any) -> int:

@@ -9,4 +9,4 @@ from __future__ import annotations
 
 from vig_ray.selection.strategy import Strategy
 
-STRATEGY = Strategy("ifd", "top r % by IFD, those up to 1", "ifd", "r", positive=True)
+STRATEGY = Strategy("ifd", "top r % by IFD, those up to 1", "ifd", "r", positive=True, scored="clean_loss")
