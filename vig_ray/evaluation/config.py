@@ -102,8 +102,8 @@ class EvalConfig(StageConfig):
     )
     engine: EngineName = Field(
         "auto",
-        description="what answers: auto takes vllm where it is installed and there is a GPU, else torch; MODULE:NAME is "
-        "one of your own",
+        description="what answers: auto takes vllm where it is installed and there is a GPU, else torch; MODULE:NAME "
+        "is one of your own",
     )
     vllm: EngineOptions = Field(default_factory=dict, description="options of vLLM's engine, as vig score takes them")
     dtype: Precision | None = Field(
