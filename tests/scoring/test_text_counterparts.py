@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 from tests import tiny_models
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT
-from vig_ray.model.chat import _placed
 from vig_ray.model.prompt import Prompt
 from vig_ray.model.text_only import TextOnly
 from vig_ray.scoring import text_pass
@@ -68,16 +67,16 @@ def test_a_newline_that_is_one_token_with_the_captions_last_characters() -> None
 def test_spaces_at_the_end_of_an_answer_that_a_template_trims(trims: bool) -> None:
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     said = "A red circle. \n"
-    placed = said.strip() if trims else said
-    rendered = f"{placed}{tokenizer.eos_token}"
+    kept = said.strip() if trims else said
+    rendered = f"{kept}{tokenizer.eos_token}"
     encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
     prompt = Prompt.marked(
         np.array([0, *encoded["input_ids"]], np.int32), np.array([-1, *[0] * len(encoded["input_ids"])], np.int32),
-        image_token_id=-1, image_spans=[], images=[], answers={0: _placed(rendered, 0, said)},
+        image_token_id=-1, image_spans=[], images=[], answers={0: placed(rendered, 0, said)},
         offsets=np.array([(0, 0), *encoded["offset_mapping"]]),
     )  # fmt: skip
-    assert prompt.answer_chars[-1].tolist() == [len(placed)] * 2
+    assert prompt.answer_chars[-1].tolist() == [len(kept)] * 2
     turns = _as_placed([Turn("user", "?"), Turn("assistant", said)], prompt)
-    assert turns[1].text == placed
+    assert turns[1].text == kept
     text = TextOnly(tokenizer, max_length=99).prompt(turns)
     assert text_pass.counterparts(text, prompt, turns) is not None

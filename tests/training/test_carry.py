@@ -19,6 +19,7 @@ from vig_ray.model.load import Prompts, load_formatter
 from vig_ray.model.prompt import Prompt
 from vig_ray.selection.answer_tokens import AnswerTokens, answer_tokens
 from vig_ray.tables.rows import Rows
+from vig_ray.training import job
 from vig_ray.training import plan as planning
 from vig_ray.training.batch import TrainingSample
 from vig_ray.training.carry import aligner_of, carry_weights, prompts_then

@@ -12,8 +12,7 @@ where `probe.py` finds it to give what the processor gives.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,17 @@ from PIL import Image
 
 from vig_ray.compat.transformers import image_options, process_image
 from vig_ray.dataset.schema import Turn
-from vig_ray.errors import StageError
 from vig_ray.model.arrays import tensors
-from vig_ray.model.messages import answers_of, check_marks, check_sides, messages_of
+from vig_ray.model.end_of_turn import EndOfTurn
+from vig_ray.model.messages import (
+    answers_of,
+    as_messages,
+    check_marks,
+    check_question,
+    check_sides,
+    earlier_answers,
+    placed,
+)
 from vig_ray.model.processor import Noted, NotingProcessor, as_array
 from vig_ray.model.prompt import (
     ImageArrays,
@@ -40,21 +47,6 @@ from vig_ray.storage import one_line
 
 _MARK = "\ue0f0{}\ue0f1"  # private-use characters: no chat template writes them
 _ANY_MARK = re.compile("\ue0f0(\\d+)\ue0f1")
-
-
-def _any_of(texts: Collection[str]) -> str:
-    """A pattern of any of these texts, the longest that fits; of nothing where there are none."""
-    return "|".join(sorted(map(re.escape, texts), key=len, reverse=True)) or "(?!)"
-
-
-def _placed(text: str, start: int, answer: str) -> tuple[int, int]:
-    """Where an answer's first character is, or would be, in a rendered text, and its length up to its last there.
-
-    A template that trims turns has put only the inner part at `start`.
-    """
-    if text.startswith(answer, start):
-        return start, len(answer)
-    return start - (len(answer) - len(answer.lstrip())), len(answer.rstrip())
 
 
 class ChatFormatter:
@@ -91,18 +83,8 @@ class ChatFormatter:
         self._model_inputs = set(processor.image_processor.model_input_names) - self.unused_names
         if not (getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)):
             raise PromptError("Template", "the checkpoint has no chat template; add a chat_template.jinja to it")
-        self._end_of_turn = end_of_turn
-        self._stops = list(dict.fromkeys(stops))
-        added = self.tokenizer.added_tokens_decoder.values()
-        specials = {str(token) for token in added if token.special}
-        specials.update(self.tokenizer.all_special_tokens, self._stops)
-        self._specials = re.compile(rf"(?:\s*(?:{_any_of(specials)}))+")
-        self._stop = re.compile(_any_of(self._stops))
-        self._followed = self._after_answers()
-        self._before_next = self._written_before_next(specials.union(map(str, added)))
-        if end_of_turn and not any(after.startswith(end_of_turn) for after in self._followed):
-            written = " or ".join(dict.fromkeys(map(repr, self._followed))) or "nothing"
-            raise StageError(f"--end-of-turn {end_of_turn!r}: the chat template writes {written} after an answer")
+        self.end_of_turn = EndOfTurn(self._after_answers(), self.tokenizer, stops=stops, asked=end_of_turn)
+        self.stop_ids = self.end_of_turn.token_ids()
 
     def _after_answers(self) -> list[str]:
         """What the template writes after an answer up to the next question's text, and after the last one; only the
@@ -118,46 +100,17 @@ class ChatFormatter:
                 return [piece.partition("\ue0f3")[0] for piece in pieces[2::2]]
         return []
 
-    def _written_before_next(self, tokens: Collection[str]) -> str:
-        """What the template ends a turn with, whoever comes next: the tokens, or else characters, that all begin with.
-
-        Two tokens such as <|user|> and <|endoftext|> have nothing in common, though their spellings do.
-        """
-        unit = re.compile(rf"{_any_of(tokens)}|.", re.DOTALL)
-        split = [unit.findall(after) for after in self._followed]
-        alike = takewhile(lambda units: len(set(units)) == 1, zip(*split, strict=False))
-        return "".join(units[0] for units in alike)
-
-    def _end(self, after: str) -> int:
-        """How much of what follows an answer is trained with it."""
-        if self._end_of_turn is not None:
-            return len(self._end_of_turn) if after.startswith(self._end_of_turn) else 0
-        specials = self._specials.match(after)
-        stop = self._stop.search(after, 0, specials.end()) if specials else None
-        if stop is not None:
-            return stop.end()
-        return len(self._before_next) if after.startswith(self._before_next) else 0
-
-    def end_of(self, number: int, answers: int) -> str:
-        """What is trained after an answer of so many."""
-        after = self._followed[-1 if number + 1 == answers else 0] if self._followed else ""
-        return after[: self._end(after)]
-
     def given_ids(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> npt.NDArray[np.int64]:
-        """The token ids that the processor's own call gives, int64 [L]."""
-        messages = messages_of(
-            conversation, answers_of(conversation), [Image.fromarray(image.pixels) for image in images]
+        """The token ids that the processor's own call gives, of a question where no answer is last, int64 [L]."""
+        if conversation[-1].role == "user":
+            answers, options = earlier_answers(conversation), {"add_generation_prompt": True}
+        else:
+            answers, options = answers_of(conversation), {}
+        messages = as_messages(conversation, answers, [Image.fromarray(image.pixels) for image in images])
+        out = self.processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_tensors="pt", **options
         )
-        out = self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
         return np.asarray(out["input_ids"]).astype(np.int64).reshape(-1)
-
-    def trained_after(self) -> str:
-        """What is trained after an answer, for a person."""
-        ends = [after[: self._end(after)] for after in self._followed] or [""]
-        if len(set(ends)) == 1:
-            return f"{ends[0]!r} is trained after each answer" if ends[0] else "nothing is trained after an answer"
-        inner, last = (repr(end) if end else "nothing" for end in ends)
-        return f"{inner} is trained after an answer, {last} after the last"
 
     def render(self, conversation: Sequence[Turn]) -> tuple[str, list[tuple[int, int, int]]]:
         """The template's text, one image token an image, and its trained spans (start, end, assistant turn).
@@ -179,7 +132,7 @@ class ChatFormatter:
             for turn, (answer, after) in enumerate(zip(texts, pieces[2::2], strict=True)):
                 start = len(text)
                 text += answer
-                spans.append((start, len(text) + self._end(after), turn))
+                spans.append((start, len(text) + self.end_of_turn.length(after), turn))
                 text += after
             if text == rendered:
                 return spans
@@ -187,9 +140,9 @@ class ChatFormatter:
             "Template", "the chat template rewrites assistant turns, so answer tokens can't be told apart"
         )
 
-    def _apply(self, conversation: Sequence[Turn], answers: Sequence[str]) -> str:
+    def _apply(self, conversation: Sequence[Turn], answers: Sequence[str], **options: Any) -> str:
         try:
-            text = self.processor.apply_chat_template(messages_of(conversation, answers), tokenize=False)
+            text = self.processor.apply_chat_template(as_messages(conversation, answers), tokenize=False, **options)
         except Exception as error:  # a template raises whatever its author wrote
             raise PromptError("Template", f"the chat template refuses this conversation: {error}") from error
         return str(text)
@@ -198,32 +151,63 @@ class ChatFormatter:
         """The conversation's prompt, its answers marked."""
         return self.from_parts(conversation, images) if self.by_parts else self.as_a_whole(conversation, images)
 
+    def question(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
+        """See `Formatter.question`: what the processor makes of it with `add_generation_prompt`."""
+        check_question(conversation)
+        answers = earlier_answers(conversation)
+        check_marks(conversation, images)
+        if self.by_parts:
+            text = self._apply(conversation, answers, add_generation_prompt=True)
+            return self._from_text(text, [], answers, images)
+        noted = self._processed(conversation, answers, images, add_generation_prompt=True)
+        return self._whole(conversation, answers, images, noted, [], add_generation_prompt=True)
+
+    def before_answers(self) -> tuple[str, str]:
+        """What the template writes between a question's text and its answer: where the answer is to be written, and
+        where it is trained. Thinking templates differ in the two."""
+        turns = [Turn("user", "\ue0f2"), Turn("assistant", "")]
+        asked = self._apply(turns[:1], [], add_generation_prompt=True)
+        trained = _ANY_MARK.split(self._apply(turns, [_MARK.format(0)]))[0]
+        return asked.rpartition("\ue0f2")[2], trained.rpartition("\ue0f2")[2]
+
     def as_a_whole(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """By the processor's own call; its arrays are in `whole`."""
         answers = answers_of(conversation)
         check_marks(conversation, images)
+        noted = self._processed(conversation, answers, images)
+        marked = self._processed(conversation, [_MARK.format(i) for i in range(len(answers))], images)
+        return self._whole(conversation, answers, images, noted, self._spans(marked.text, noted.text, answers))
 
-        def processed(texts: Sequence[str], given: Sequence[PromptImage]) -> Noted:
-            for image in given:
-                check_sides(image.pixels)
-            try:
-                return self._noting(
-                    messages_of(conversation, texts, [Image.fromarray(image.pixels) for image in given])
-                )
-            except PromptError:
-                raise
-            except Exception as error:  # a processor raises whatever its author wrote
-                cause = f"{type(error).__name__}: {one_line(error)[:300]}"
-                raise PromptError("Processor", f"the processor refuses this sample: {cause}") from error
+    def _processed(
+        self, conversation: Sequence[Turn], texts: Sequence[str], images: Sequence[PromptImage], **options: Any
+    ) -> Noted:
+        """What the processor makes of the conversation with these texts for answers. Raises PromptError."""
+        for image in images:
+            check_sides(image.pixels)
+        pictures = [Image.fromarray(image.pixels) for image in images]
+        try:
+            return self._noting(as_messages(conversation, texts, pictures), **options)
+        except PromptError:
+            raise
+        except Exception as error:  # a processor raises whatever its author wrote
+            cause = f"{type(error).__name__}: {one_line(error)[:300]}"
+            raise PromptError("Processor", f"the processor refuses this sample: {cause}") from error
 
-        noted = processed(answers, images)
-        marked = processed([_MARK.format(i) for i in range(len(answers))], images)
-        spans = self._spans(marked.text, noted.text, answers)
+    def _whole(
+        self,
+        conversation: Sequence[Turn],
+        answers: Sequence[str],
+        images: Sequence[PromptImage],
+        noted: Noted,
+        spans: Sequence[tuple[int, int, int]],
+        **options: Any,
+    ) -> Prompt:
+        """The prompt of what the processor made, its answers at `spans` of the text."""
 
         def arrays_of(others: Sequence[PromptImage]) -> ImageInputs:
             if tuple(others) == tuple(images):
                 return noted.arrays
-            again = processed(answers, others)
+            again = self._processed(conversation, answers, others, **options)
             if not np.array_equal(again.token_ids, noted.token_ids):
                 raise PromptError("Processor", "another picture of the same size gives other token ids")
             return again.arrays
@@ -235,7 +219,7 @@ class ChatFormatter:
             image_spans=(),
             images=images,
             offsets=noted.offsets,
-            answers={turn: _placed(noted.text, start, answers[turn]) for start, _, turn in spans},
+            answers={turn: placed(noted.text, start, answers[turn]) for start, _, turn in spans},
             whole=WholeInputs(arrays_of, images) if noted.arrays else None,
         )
 
@@ -243,6 +227,16 @@ class ChatFormatter:
         """Render, expand each image token to the image's features, tokenise once, mark the answers."""
         check_marks(conversation, images)
         text, spans = self.render(conversation)
+        return self._from_text(text, spans, answers_of(conversation), images)
+
+    def _from_text(
+        self,
+        text: str,
+        spans: Sequence[tuple[int, int, int]],
+        answers: Sequence[str],
+        images: Sequence[PromptImage],
+    ) -> Prompt:
+        """The prompt of a rendered text, its answers at `spans`."""
         pieces = text.split(self.image_token)
         if len(pieces) - 1 != len(images):
             raise PromptError("ImageCount", f"{len(pieces) - 1} images in the rendered prompt, but {len(images)} given")
@@ -279,7 +273,6 @@ class ChatFormatter:
             if not len(inside):
                 raise PromptError("Template", f"image {index} has no image token in the prompt")
             image_spans.append((int(inside[0]), int(inside[-1]) + 1))
-        answers = answers_of(conversation)
         return Prompt.marked(
             token_ids,
             turn_of,
@@ -287,7 +280,7 @@ class ChatFormatter:
             image_spans=image_spans,
             images=images,
             offsets=np.asarray(offsets, dtype=np.int64).reshape(-1, 2),
-            answers={turn: _placed(expanded, start, answers[turn]) for start, _, turn in moved},
+            answers={turn: placed(expanded, start, answers[turn]) for start, _, turn in moved},
         )
 
     def encode(self, text: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -352,7 +345,7 @@ class ChatFormatter:
         given = []
         for turns, pictures in zip(conversations, images, strict=True):
             check_marks(turns, pictures)
-            given.append(messages_of(turns, answers_of(turns), [Image.fromarray(image.pixels) for image in pictures]))
+            given.append(as_messages(turns, answers_of(turns), [Image.fromarray(image.pixels) for image in pictures]))
         padding = {"padding": True, "padding_side": "right"}
         try:
             out = self.processor.apply_chat_template(
@@ -371,7 +364,7 @@ class ChatFormatter:
             "processor": settings,
             "template": getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template,
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
-            "end_of_turn": [self._end_of_turn, self._stops],
+            "end_of_turn": [self.end_of_turn.asked, self.end_of_turn.stops],
             "image_token_id": self.image_token_id,
             "image_processor": self.processor.image_processor.to_dict(),
         }

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import ray
 
 from vig_ray.cluster import Machines, failure
-from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.load import choose_engine, gpus_an_engine
+
+
+class Placed(Protocol):
+    """What of a stage's config says where it runs, as `vig_ray.scoring.config.ScoreConfig` has it."""
+
+    @property
+    def workers(self) -> str | None:
+        """How many engines."""
+
+    @property
+    def prepare_workers(self) -> str | None:
+        """How many processes that prepare."""
+
+    @property
+    def vllm(self) -> Mapping[str, Any]:
+        """Options of vLLM's engine."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,7 @@ def engine_there(asked: str, references: Sequence[str], ray_has: Machines, devic
     return answer
 
 
-def pools_for(config: ScoreConfig, ray_has: Machines, device: str, engine: str) -> Pools:
+def pools_for(config: Placed, ray_has: Machines, device: str, engine: str) -> Pools:
     """One engine a GPU, or as many GPUs an engine as vLLM's parallel sizes ask for; on CPUs one torch engine a core.
 
     Raises StageError where this machine has too few GPUs for one engine.

@@ -82,18 +82,16 @@ def prepare(
         prompt = truncate(prompt, formatter.max_length)
     if not prompt.images:
         return Prepared(prompt, None)
-    prompts = tuple(_made(one, prompt) for one in passes)
+    prompts = tuple(made_by(one, prompt) for one in passes)
     for image in images:
         image.release()
     return Prepared(prompt, prompts)
 
 
-def _made(one: Pass, prompt: Prompt) -> Prompt | PromptError:
+def made_by(one: Pass, prompt: Prompt) -> Prompt | PromptError:
     """The prompt of a pass with its arrays: computed now, so that a broken image is this row's error."""
     try:
-        made = one(prompt)
-        _ = [image.inputs for image in made.images]
-        _ = made.whole and made.whole.arrays
+        made = with_arrays(one(prompt))
     except ImageError:
         raise
     except Exception as error:  # a reference that fails leaves the other passes as they are
@@ -101,6 +99,13 @@ def _made(one: Pass, prompt: Prompt) -> Prompt | PromptError:
             raise
         return error if isinstance(error, PromptError) else PromptError(type(error).__name__, str(error)[:500])
     return made
+
+
+def with_arrays(prompt: Prompt) -> Prompt:
+    """The same prompt, the arrays of its images computed. Raises ImageError, and whatever a processor raises."""
+    _ = [image.inputs for image in prompt.images]
+    _ = prompt.whole and prompt.whole.arrays
+    return prompt
 
 
 class Preparer:
