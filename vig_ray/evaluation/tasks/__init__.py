@@ -8,7 +8,15 @@ from typing import cast
 from vig_ray.errors import StageError
 from vig_ray.evaluation.task import Task
 
-TASKS: dict[str, str] = {}
+TASKS: dict[str, str] = {
+    "amber": "amber:Amber",
+    "chair": "chair:Chair",
+    "hallusionbench": "hallusionbench:HallusionBench",
+    "mme": "mme:Mme",
+    "mmstar": "mmstar:MmStar",
+    "pope": "pope:Pope",
+    "seed": "seed:Seed",
+}
 """From a task's name to MODULE:NAME of its class."""
 
 
