@@ -27,7 +27,7 @@ _DETERMINERS = frozenset(
     ("a", "an", "the", "this", "that", "one", "two", "three", "another", "each", "his", "her", "its", "their", "my")
 )
 # Of the list's words, what captions have as verbs mostly: a noun only after one of these. "hot" and "leave" never are.
-_AFTER = {word: _DETERMINERS for word in ("watch", "drink", "ski", "drawing")} | {
+_AFTER = dict.fromkeys(("watch", "drink", "ski", "drawing"), _DETERMINERS) | {
     "can": _DETERMINERS | {"trash", "garbage", "soda", "beer", "tin", "watering", "paint", "spray"}
 }
 _NEVER = frozenset(("hot", "leave"))

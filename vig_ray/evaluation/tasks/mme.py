@@ -31,8 +31,8 @@ class Mme:
     name = "mme"
     source = "Fu et al. 2023, MME, arXiv:2306.13394"
     options: Mapping[str, str] = {
-        "prompt": "short (default): asks for a single word or phrase, as lmms-eval; plain: the question as it is, which "
-        "asks for yes or no",
+        "prompt": "short (default): asks for a single word or phrase, as lmms-eval; plain: the question as it is, "
+        "which asks for yes or no",
         "answered": ANSWERED,
     }
     max_new_tokens = 16
