@@ -113,10 +113,10 @@ class Amber:
             "Cog": ratio(marks["tempted"], marks["tempting"], weights_N),
         }
         asked_N = weights_N * (marks["dimension"] >= 0)
-        found |= counts_of(marks, asked_N, positive="no")._asdict()
+        found |= counts_of(marks, asked_N, "no", unread_is_missed=True)._asdict()
         found["unread"] = mean(1 - marks["said_yes"] - marks["said_no"], asked_N)
         for number, name in enumerate(DIMENSIONS):
-            of_dimension = counts_of(marks, weights_N * (marks["dimension"] == number), positive="no")
+            of_dimension = counts_of(marks, weights_N * (marks["dimension"] == number), "no", unread_is_missed=True)
             found |= {f"{name} {count}": value for count, value in of_dimension._asdict().items()}
         known = [value for value in (1 - found["CHAIR"], found["f1"]) if value == value]
         found["AMBER"] = sum(known) / len(known) if known else float("nan")
