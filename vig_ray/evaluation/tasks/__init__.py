@@ -11,7 +11,10 @@ from vig_ray.evaluation.task import Task
 TASKS: dict[str, str] = {
     "amber": "amber:Amber",
     "chair": "chair:Chair",
+    "choices": "choices:Choices",
+    "exact": "exact:Exact",
     "hallusionbench": "hallusionbench:HallusionBench",
+    "held-out": "held_out:HeldOut",
     "mme": "mme:Mme",
     "mmstar": "mmstar:MmStar",
     "pope": "pope:Pope",
