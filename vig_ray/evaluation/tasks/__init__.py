@@ -9,9 +9,16 @@ from vig_ray.errors import StageError
 from vig_ray.evaluation.task import Task
 
 TASKS: dict[str, str] = {
+    "amber": "amber:Amber",
+    "chair": "chair:Chair",
     "choices": "choices:Choices",
     "exact": "exact:Exact",
+    "hallusionbench": "hallusionbench:HallusionBench",
     "held-out": "held_out:HeldOut",
+    "mme": "mme:Mme",
+    "mmstar": "mmstar:MmStar",
+    "pope": "pope:Pope",
+    "seed": "seed:Seed",
 }
 """From a task's name to MODULE:NAME of its class."""
 
