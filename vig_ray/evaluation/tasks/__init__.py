@@ -8,7 +8,18 @@ from typing import cast
 from vig_ray.errors import StageError
 from vig_ray.evaluation.task import Task
 
-TASKS: dict[str, str] = {}
+TASKS: dict[str, str] = {
+    "chartqa": "chartqa:ChartQA",
+    "docvqa": "docvqa:DocVQA",
+    "gqa": "gqa:GQA",
+    "llava-bench": "llava_bench:LLaVABench",
+    "mm-vet": "mm_vet:MMVet",
+    "mmbench": "mmbench:MMBench",
+    "mmhal": "mmhal:MMHal",
+    "scienceqa": "scienceqa:ScienceQA",
+    "textvqa": "textvqa:TextVQA",
+    "vqav2": "vqav2:VQAv2",
+}
 """From a task's name to MODULE:NAME of its class."""
 
 
