@@ -57,8 +57,14 @@ class Metric:
 
 class Task(Protocol):
     """`name`: as --tasks has it. `source`: paper and address of what is implemented. `options`: its options, and
-    what each is. `max_new_tokens`: of an answer that is written. `metrics_of`: its numbers, in their order. `by`: for
-    tasks with choices, whether log-probs are compared by answer, "sum", by token, "token", or by "character"."""
+    what each is; of those that it names, "synonyms", "judge" and "judge_model" have options of the command's own.
+    `max_new_tokens`: of an answer that is written. `metrics_of`: its numbers, in their order.
+
+    A task may have more: `by`, for those with choices, whether log-probs are compared by answer, "sum" (the default),
+    by token, "token", by "character", or by the "first" token, as for yes and no. `begin(given)`: called once in each
+    process before any `mark`, with what the command says of the task; where a judge or a list is needed, say.
+    `at_once`: how many threads may `mark` at a time, 1 by default; for those who wait for a judge.
+    """
 
     name: str
     source: str
@@ -71,11 +77,12 @@ class Task(Protocol):
         or is of another layout."""
 
     def mark(self, question: Question, answer: Answer) -> Marks:
-        """What an answer is worth: the same names for every answer."""
+        """What an answer is worth: the same names for every answer. Raises StageError where no answer can be marked (a
+        judge that is down), which ends the run; whatever else it raises becomes the error of the row."""
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
         """The numbers of `metrics_of` by name, of answers that count `weights_N` times each; NaN where a number can't
-        be had of them."""
+        be had of them. The answers are in the order of their questions; failed ones are left out."""
 
 
 def mean(values_N: npt.NDArray[np.float64], weights_N: Weights) -> float:
