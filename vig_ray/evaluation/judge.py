@@ -246,7 +246,8 @@ def _content(data: bytes) -> str:
         content = json.loads(data)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise _AgainError(f"its answer is no chat completion: {data[:120]!r}") from error
-    return content if isinstance(content, str) else ""
+    # JSON can hold half a surrogate pair; the row that keeps the reply can't.
+    return content.encode("utf-8", "replace").decode() if isinstance(content, str) else ""
 
 
 def _message(data: bytes) -> str:

@@ -85,8 +85,6 @@ def _rows(task: str, given: Given) -> Iterator[tuple[str | None, Record, tuple[s
     parquet = given.data.lower().endswith(".parquet")
     if parquet or (folder == given.data and "problems.json" not in names_in(folder)):
         files = [given.data] if parquet else parquet_files(task, folder)
-        if not files:
-            raise StageError(f"{folder}: neither problems.json nor Parquet files are here")
         for file in files:
             yield from ((None, record, ()) for record in records(file))
         return
