@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -17,6 +17,7 @@ from vig_ray.evaluation.question import Question
 from vig_ray.evaluation.questions import from_row
 from vig_ray.evaluation.schema import ANSWERED
 from vig_ray.model.prompt import Prompt, PromptError
+from vig_ray.scoring.engines import LogProbs
 from vig_ray.scoring.mortal import Blocks, Rows
 from vig_ray.scoring.prepared import unpack
 from vig_ray.scoring.score import Outcome, run_passes
@@ -51,15 +52,15 @@ class Answerer:
         return pa.Table.from_pylist(self._blocks(unpack(prepared)), schema=ANSWERED)
 
     def _rows(self, rows: Rows) -> list[dict[str, Any]]:
-        asked = [(row, from_row(row), row["prompts"]) for row in rows if row["prompts"] is not None]
-        writes = [question.writes and not question.choices for _, question, _ in asked]
-        written = self._write(
-            [(row, prompts[0]) for (row, _, prompts), writing in zip(asked, writes, strict=True) if writing]
-        )
-        told = run_passes(self._model, [prompts[writing:] for (*_, prompts), writing in zip(asked, writes, strict=True)])
+        asked = [_Asked.of(row) for row in rows if row["prompts"] is not None]
+        samplings = [
+            sampling_of(self._sampling, one.key, self._max_new_tokens[one.task]) for one in asked if one.to_write
+        ]
+        written = iter(self._model.generate([one.to_write for one in asked if one.to_write], samplings))
+        told = run_passes(self._model, [one.to_score for one in asked])
         answers = iter(
-            _answer(question, prompts[writing:], next(written) if writing else None, outcomes)
-            for (_, question, prompts), writing, outcomes in zip(asked, writes, told, strict=True)
+            _columns(one, next(written) if one.to_write else None, outcomes)
+            for one, outcomes in zip(asked, told, strict=True)
         )
         out = []
         for row in rows:
@@ -67,38 +68,53 @@ class Answerer:
             out.append(answered if row["prompts"] is None else answered | next(answers))
         return out
 
-    def _write(self, asked: Sequence[tuple[Mapping[str, Any], Prompt]]) -> Any:
-        """What is written to each prompt, in order."""
-        samplings = [
-            sampling_of(self._sampling, row["sample_key"], self._max_new_tokens[row["source"]]) for row, _ in asked
-        ]
-        return iter(self._model.generate([prompt for _, prompt in asked], samplings) if asked else [])
+
+class _Asked(NamedTuple):
+    """A question with its prompts: the one to write an answer to, if any, and those of choices, then of passes."""
+
+    key: str
+    task: str
+    question: Question
+    to_write: Prompt | None
+    to_score: tuple[Prompt | PromptError, ...]
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> _Asked:
+        question, prompts = from_row(row), row["prompts"]
+        writes = question.writes and not question.choices
+        to_write, to_score = (prompts[0], prompts[1:]) if writes else (None, prompts)
+        return cls(row["sample_key"], row["source"], question, to_write, to_score)
 
 
-def _answer(
-    question: Question, prompts: Sequence[Prompt], written: Written | PromptError | None, outcomes: Sequence[Outcome]
-) -> dict[str, Any]:
-    """The columns of a row that the model decides. `prompts`, `outcomes`: of choices, then of passes."""
-    failed = next((one for one in (written, *prompts, *outcomes) if isinstance(one, PromptError)), None)
-    if failed is not None:
-        return {"error": str(failed)}
+def _columns(asked: _Asked, written: Written | PromptError | None, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The columns of a row that the model decides. `outcomes`: of what is scored."""
+    prompts: list[Prompt] = []
+    logprobs: list[LogProbs] = []
+    if isinstance(written, PromptError):
+        return {"error": str(written)}
+    for prompt, outcome in zip(asked.to_score, outcomes, strict=True):
+        if isinstance(prompt, PromptError):
+            return {"error": str(prompt)}
+        if isinstance(outcome, PromptError):
+            return {"error": str(outcome)}
+        prompts.append(prompt)
+        logprobs.append(outcome)
     columns: dict[str, Any] = {"finished": True}
-    if isinstance(written, Written):
+    if written is not None:
         columns |= {"answer": written.text, "finished": written.finished, "new_tokens": len(written.token_ids)}
-    count = len(question.choices)
+    count = len(asked.question.choices)
     if count:
-        told = zip(question.choices, prompts, outcomes, strict=False)
+        told = zip(asked.question.choices, prompts, logprobs, strict=False)
         columns["choices"] = [measured(*each)._asdict() for each in told]
-    if question.passes:
+    if len(prompts) > count:
         try:
             known = known_answer(prompts[count])
         except PromptError as error:
             return {"error": str(error)}
-        names = passes_of(question)
         columns |= {"token_ids": known.token_ids, "tokens_before": known.before}
         columns["passes"] = [
-            {"name": name, "logprobs": outcome[known.before :]}
-            for name, outcome in zip(names, outcomes[count:], strict=True)
+            {"name": name, "logprobs": logp_T[known.before :]}
+            for name, logp_T in zip(passes_of(asked.question), logprobs[count:], strict=True)
         ]
     return columns
 
@@ -106,6 +122,8 @@ def _answer(
 def _tokens(rows: Rows) -> int:
     """Answer tokens that were written, or whose log-probs were computed."""
     return sum(
-        (row.get("new_tokens") or 0) + len(row.get("token_ids") or ()) + sum(c["tokens"] for c in row.get("choices") or ())
+        (row.get("new_tokens") or 0)
+        + len(row.get("token_ids", ()))
+        + sum(choice["tokens"] for choice in row.get("choices", ()))
         for row in rows
     )

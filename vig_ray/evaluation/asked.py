@@ -37,7 +37,7 @@ class Asked:
 
     def identity(self) -> dict[str, Any]:
         """What of the command decides the questions and marks: options, and the content of files that they name."""
-        files = {name: _digest(value) for name, value in self.given.options.items() if exists(value).name == "File"}
+        files = {name: _digest(value) for name, value in self.given.options.items() if _is_file(value)}
         options = {name: value for name, value in self.given.options.items() if name not in files}
         return {
             "name": self.name,
@@ -45,6 +45,10 @@ class Asked:
             **({"files": files} if files else {}),
             **({"limit": self.limit} if self.limit is not None else {}),
         }
+
+
+def _is_file(value: str) -> bool:
+    return not value.startswith(("http://", "https://")) and exists(value).name == "File"
 
 
 def _digest(path: str) -> str:
@@ -81,8 +85,15 @@ def made_given(made: Task, data: str, images: str | None, options: Mapping[str, 
         if option not in made.options:
             there = ", ".join(f"{made.name}.{each} ({words})" for each, words in made.options.items()) or "none"
             raise StageError(f"{flag} {made.name}.{option}: the task has no such option; it has {there}")
-    full = {name: absolute(value) if exists(value).name == "File" else value for name, value in options.items()}
-    return Given(absolute(data), images and absolute(images), full)
+    return Given(
+        absolute(data), images and absolute(images), {name: _in_full(value) for name, value in options.items()}
+    )
+
+
+def _in_full(value: str) -> str:
+    """The value of an option, for workers in another folder, where it is a path."""
+    kind = exists(value).name if "://" not in value else "NotFound"
+    return absolute(value) if kind == "File" or (kind == "Directory" and "/" in value) else value
 
 
 @dataclass(frozen=True)

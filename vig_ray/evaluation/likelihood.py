@@ -30,7 +30,7 @@ class Choice(NamedTuple):
     tokens: int
 
     def worth(self, by: By) -> float:
-        """What it is compared by: its log-prob as a whole, by token, by character of its text, or of its first token."""
+        """What it is compared by: its log-prob as a whole, by token or character, or its first token's."""
         if by == "first":
             return self.first
         return self.logprob / {"sum": 1, "token": self.tokens, "character": max(1, len(self.text))}[by]
@@ -40,7 +40,9 @@ def compared_by(task: object) -> By:
     """What a task compares choices by. Raises StageError where it says something else."""
     by = getattr(task, "by", "sum")
     if by not in get_args(By):
-        raise StageError(f"{getattr(task, 'name', task)}: choices are compared by {', '.join(get_args(By))}, not {by!r}")
+        raise StageError(
+            f"{getattr(task, 'name', task)}: choices are compared by {', '.join(get_args(By))}, not {by!r}"
+        )
     return cast(By, by)
 
 

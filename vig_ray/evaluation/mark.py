@@ -13,7 +13,7 @@ import pyarrow as pa
 from vig_ray.errors import StageError
 from vig_ray.evaluation.asked import Asked
 from vig_ray.evaluation.likelihood import Choice, compared_by, likeliest
-from vig_ray.evaluation.question import Answer, Question
+from vig_ray.evaluation.question import Answer
 from vig_ray.evaluation.questions import from_row
 from vig_ray.evaluation.schema import ANSWERS
 from vig_ray.evaluation.task import Task
@@ -66,7 +66,7 @@ def mark_row(task: Task, row: Mapping[str, Any]) -> dict[str, Any]:
     }
     if row["error"] is not None:
         return out
-    answer = answer_of(task, question, row)
+    answer = answer_of(task, row)
     try:
         marks = {name: float(value) for name, value in task.mark(question, answer).items()}
         score = marks["score"]
@@ -78,7 +78,7 @@ def mark_row(task: Task, row: Mapping[str, Any]) -> dict[str, Any]:
     return out | {"answer": answer.text, "score": score, "marks": numbers}
 
 
-def answer_of(task: Task, question: Question, row: Mapping[str, Any]) -> Answer:
+def answer_of(task: Task, row: Mapping[str, Any]) -> Answer:
     """The answer in a row of `ANSWERED` or `ANSWERS`."""
     choices = [Choice(each["text"], each["logprob"], each["first"], each["tokens"]) for each in row["choices"] or ()]
     text = choices[likeliest(choices, compared_by(task))].text if choices else row["answer"] or ""

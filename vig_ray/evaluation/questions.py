@@ -34,13 +34,14 @@ _BYTES_A_FILE = 128 << 20
 
 
 class Read(NamedTuple):
-    """A task's questions as they were read. `files`: where the rows are; `identity`: what tells them from others.
-    `writes`, `scores`: whether any is answered by writing, and whether any by log-probs. `passes`: that are asked for.
+    """A task's questions as they were read. `directory`: where their rows are; `identity`: what tells them from others.
+    `number`: of questions. `writes`, `scores`: whether any is answered by writing, and whether any by log-probs.
+    `passes`: that are asked for.
     """
 
     directory: str
     identity: dict[str, Any]
-    count: int
+    number: int
     writes: bool
     scores: bool
     passes: frozenset[str]
@@ -116,7 +117,7 @@ def write(read: Read, asked: Asked, config: StageConfig, *, overwrite: bool) -> 
         for number, question in enumerate(questions_of(asked)):
             sample, kept = to_sample(question, asked.name)
             writer.sample(f"{asked.name}/{number:010d}", sample, kept)
-    output.commit(config, counts={"read": read.count})
+    output.commit(config, counts={"read": read.number})
 
 
 def to_sample(question: Question, task: str) -> tuple[Sample, dict[str, str]]:
@@ -142,12 +143,12 @@ def _plain(value: Any) -> Any:
 def from_row(row: Mapping[str, Any]) -> Question:
     """The question of a row of questions/."""
     *before, (_, prompt) = [(turn["role"], turn["text"]) for turn in row["conversation"]]
-    kept = kept_values(row["kept"])
+    kept: dict[str, Any] = kept_values(row["kept"])
+    given: dict[str, Any] = {name: tuple(value) if name in _TUPLES else value for name, value in kept.items()}
     return Question(
         id=row["id"],
         prompt=prompt,
         images=tuple(Image(image["uri"], image["bytes"]) for image in row["images"] or ()),
-        expected=kept.pop("expected", None),
         before=tuple(Turn(*turn) for turn in before),
-        **{name: tuple(value) if name in _TUPLES else value for name, value in kept.items()},
+        **{"expected": None, **given},
     )

@@ -77,4 +77,3 @@ ANSWERS = pa.schema(
     ]
 )
 """A row of OUT/evaluation/MODEL: one a question."""
-

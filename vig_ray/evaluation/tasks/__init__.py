@@ -10,8 +10,11 @@ from vig_ray.evaluation.task import Task
 
 TASKS: dict[str, str] = {
     "chartqa": "chartqa:ChartQA",
+    "choices": "choices:Choices",
     "docvqa": "docvqa:DocVQA",
+    "exact": "exact:Exact",
     "gqa": "gqa:GQA",
+    "held-out": "held_out:HeldOut",
     "llava-bench": "llava_bench:LLaVABench",
     "mm-vet": "mm_vet:MMVet",
     "mmbench": "mmbench:MMBench",
