@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.evaluation import published
+from tests.evaluation import published_b as published
 from tests.evaluation.judge_server import JudgeServer, answer, cut, error, judge_server, silent
 from vig_ray.errors import StageError
 from vig_ray.evaluation.judge import KEY, Judge, JudgeError, JudgeOptions, JudgePrompt

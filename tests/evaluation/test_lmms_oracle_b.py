@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.evaluation import published
+from tests.evaluation import published_b as published
 from tests.evaluation.judge_server import JudgeServer, judge_server
 from vig_ray.evaluation.question import Answer, Question
 from vig_ray.evaluation.task import Given, Task

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.evaluation import published
+from tests.evaluation import published_b as published
 from vig_ray.errors import StageError
 from vig_ray.evaluation.question import Answer, Question
 from vig_ray.evaluation.task import Given, Task

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.evaluation.published import phrase, ten
+from tests.evaluation.published_b import phrase, ten
 from tests.evaluation.test_lmms_oracle_b import variants
 from vig_ray.evaluation.tasks.docvqa import anls, levenshtein
 from vig_ray.evaluation.vqa import accuracy, normalised
