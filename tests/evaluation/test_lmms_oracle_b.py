@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.evaluation import published_b as published
+from tests.evaluation.asking import read
 from tests.evaluation.judge_server import JudgeServer, judge_server
 from vig_ray.evaluation.question import Answer, Question
 from vig_ray.evaluation.task import Given, Task
@@ -49,11 +50,6 @@ def defaults(module: str, file: str) -> dict[str, Any]:
     config = yaml.load((folder / file).read_text(encoding="utf-8"), _Loader)
     of: dict[str, Any] = config["lmms_eval_specific_kwargs"]["default"]
     return of
-
-
-def read(name: str, data: Path, **options: str) -> tuple[Task, list[Question]]:
-    made = task(name)
-    return made, list(made.read(Given(str(data), None, options)))
 
 
 def text_of(question: Question) -> str:
@@ -248,9 +244,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[JudgeServer]:
 
 def judged(name: str, data: Path, server: JudgeServer, **options: str) -> tuple[Any, list[Question]]:
     judge = {"judge": server.url, "judge_model": "m", "judge_cache": str(data / "cache")}
-    made, questions = read(name, data, **judge, **options)
-    made.begin(Given(str(data), None, judge))  # type: ignore[attr-defined]
-    return made, questions
+    return read(name, data, **judge, **options)
 
 
 def test_llava_bench(tmp_path: Path, judge: JudgeServer) -> None:

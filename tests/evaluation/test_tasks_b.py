@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.evaluation import published_b as published
+from tests.evaluation.asking import answered, read
 from vig_ray.errors import StageError
 from vig_ray.evaluation.question import Answer, Question
 from vig_ray.evaluation.task import Given, Task
@@ -22,22 +23,8 @@ from vig_ray.evaluation.tasks import TASKS, task
 MINE = ("chartqa", "docvqa", "gqa", "llava-bench", "mm-vet", "mmbench", "mmhal", "scienceqa", "textvqa", "vqav2")
 
 
-def read(name: str, data: Path | str, images: Path | None = None, **options: str) -> tuple[Task, list[Question]]:
-    made = task(name)
-    return made, list(made.read(Given(str(data), images and str(images), options)))
-
-
 def columns(marks: list[Any]) -> dict[str, np.ndarray]:
     return {name: np.array([mark[name] for mark in marks], dtype=np.float64) for name in marks[0]}
-
-
-def metrics(
-    made: Task, questions: list[Question], answers: list[str], weights: list[float] | None = None
-) -> dict[str, float]:
-    marks = [made.mark(question, Answer(text)) for question, text in zip(questions, answers, strict=True)]
-    found = made.metrics(columns(marks), np.array(weights or [1.0] * len(marks)))
-    assert list(found) == [metric.name for metric in made.metrics_of]
-    return found
 
 
 def file_of(question: Question, number: int = 0) -> Path:
@@ -65,7 +52,7 @@ def test_docvqa(tmp_path: Path) -> None:
     assert questions[0].unit == questions[1].unit != questions[2].unit
     assert questions[2].group == rows[2]["question_types"][0]
     answers = [rows[0]["answers"][0].upper(), "qqqqqqqq", *(row["answers"][-1] for row in rows[2:])]
-    found = metrics(made, questions, answers, [2, 1, 1, 1, 1])
+    found = answered(made, questions, answers, [2, 1, 1, 1, 1])
     assert found == {"anls": pytest.approx(5 / 6), "accuracy": pytest.approx(5 / 6)}
 
 
@@ -109,8 +96,8 @@ def test_textvqa(tmp_path: Path) -> None:
     _, told = read("textvqa", tmp_path, ocr=str(tmp_path / "ocr/TextVQA_Rosetta_OCR_v0.2_val.json"))
     assert f"say?\nReference OCR token: {', '.join(rows[1]['ocr_tokens'])}\nAnswer" in told[1].prompt
     everybody = [max(row["answers"], key=row["answers"].count) for row in rows]
-    assert metrics(made, questions, everybody)["accuracy"] > 0.8
-    assert metrics(made, questions, ["qqq"] * 6) == {"accuracy": 0}
+    assert answered(made, questions, everybody)["accuracy"] > 0.8
+    assert answered(made, questions, ["qqq"] * 6) == {"accuracy": 0}
     published.written(tmp_path / "empty.json", {"data": []})
     with pytest.raises(StageError, match=r"entry 1: textvqa.ocr's file has no image '0{16}'"):
         read(
@@ -127,7 +114,7 @@ def test_vqav2(tmp_path: Path) -> None:
     assert [question.answer for question in questions] == [row["multiple_choice_answer"] for row in rows]
     assert file_of(questions[5]) == tmp_path / "val2014/COCO_val2014_000000262149.jpg"
     assert questions[0].unit == questions[2].unit != questions[3].unit
-    found = metrics(made, questions, [row["multiple_choice_answer"] for row in rows])
+    found = answered(made, questions, [row["multiple_choice_answer"] for row in rows])
     for kind in ("yes/no", "number", "other"):
         of = [n for n, row in enumerate(rows) if row["answer_type"] == kind]
         scores = [made.mark(questions[n], Answer(rows[n]["multiple_choice_answer"]))["score"] for n in of]
@@ -143,7 +130,7 @@ def test_gqa(tmp_path: Path) -> None:
     assert [(each.id, each.unit, each.group) for each in questions] == [
         (row["id"], row["imageId"], row["types"]["structural"]) for row in rows
     ]
-    assert metrics(made, questions, [f"{row['answer'].upper()}." for row in rows[:3]] + ["qqq"]) == {"accuracy": 0.75}
+    assert answered(made, questions, [f"{row['answer'].upper()}." for row in rows[:3]] + ["qqq"]) == {"accuracy": 0.75}
 
 
 def test_chartqa(tmp_path: Path) -> None:
@@ -152,7 +139,7 @@ def test_chartqa(tmp_path: Path) -> None:
     assert [each.id for each in questions] == [f"{kind}/{n}" for kind in ("human", "augmented") for n in range(4)]
     assert file_of(questions[0]) == tmp_path / "test/png/chart_0.png"
     answers = [question.expected for question in questions[:4]] + ["qqq"] * 3 + [questions[7].expected]
-    assert metrics(made, questions, answers) == {"relaxed": 5 / 8, "human": 1, "augmented": 1 / 4}
+    assert answered(made, questions, answers) == {"relaxed": 5 / 8, "human": 1, "augmented": 1 / 4}
     _, human = read("chartqa", tmp_path / "test/test_human.json")
     assert human == questions[:4]
     with pytest.raises(StageError, match=r"x\.json: the file's name says neither human nor augmented"):
@@ -168,7 +155,11 @@ def test_scienceqa(tmp_path: Path) -> None:
     first = with_image.index(True)
     assert file_of(questions[first]) == tmp_path / f"images/test/{rows[first]['id']}/image.png"
     answers = [f"{question.expected}. " if question.images else "x" for question in questions]
-    assert metrics(made, questions, answers) == {"image": 1, "accuracy": pytest.approx(sum(with_image) / 12)}
+    assert answered(made, questions, answers) == {
+        "image": 1,
+        "accuracy": pytest.approx(sum(with_image) / 12),
+        "unread": 0,
+    }
     _, subset = read("scienceqa", tmp_path, subset="image")
     assert subset == [question for question in questions if question.images]
     _, mini = read("scienceqa", tmp_path / "problems.json", split="minitest")
@@ -188,12 +179,12 @@ def test_mmbench_counts_a_question_by_all_its_copies(tmp_path: Path) -> None:
     assert [question.unit for question in questions] == sorted((str(row["index"] % 1_000_000) for row in rows), key=int)
     assert all(question.images[0].bytes == published.picture(colour=int(question.unit or "")) for question in questions)
     right = [question.expected for question in questions]
-    assert metrics(made, questions, right) == {"circular": 1, "vanilla": 1}
+    assert answered(made, questions, right) == {"circular": 1, "vanilla": 1, "unread": 0}
     last = max(n for n, question in enumerate(questions) if question.unit == "0")
-    assert metrics(made, questions, [*right[:last], "E", *right[last + 1 :]]) == {"circular": 5 / 6, "vanilla": 1}
+    assert answered(made, questions, [*right[:last], "?", *right[last + 1 :]]) == {"circular": 5 / 6, "vanilla": 1, "unread": 1 / len(rows)}
     # A question that the bootstrap draws twice counts twice.
     weights = [2.0 if question.unit == "0" else 1.0 for question in questions]
-    assert metrics(made, questions, [*right[:last], "E", *right[last + 1 :]], weights)["circular"] == 5 / 7
+    assert answered(made, questions, [*right[:last], "?", *right[last + 1 :]], weights)["circular"] == 5 / 7
 
 
 def test_mmbench_makes_the_copies_that_a_file_has_not(tmp_path: Path) -> None:
@@ -230,6 +221,19 @@ def test_a_row_of_mmbench_that_is_none(tmp_path: Path, change: Callable[[Any], A
     file = published.written(tmp_path / "a.tsv", "\t".join(row) + "\n" + "\t".join(row.values()) + "\n")
     with pytest.raises(StageError, match=message):
         read("mmbench", file)
+
+
+def test_choices_by_likelihood_are_the_letters_that_there_are(tmp_path: Path) -> None:
+    for name, write in (("mmbench", published.mmbench), ("scienceqa", published.scienceqa)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, 6)
+        made, written = read(name, tmp_path / name)
+        _, compared = read(name, tmp_path / name, answered="likelihood")
+        assert [question.prompt for question in compared] == [question.prompt for question in written]
+        for question in compared:
+            assert question.expected in question.choices
+            assert all(f"\n{letter}. " in question.prompt for letter in question.choices)
+            assert [made.mark(question, Answer(letter))["score"] for letter in question.choices].count(1) == 1
 
 
 def test_llava_bench_reads_what_its_judge_is_told(tmp_path: Path) -> None:

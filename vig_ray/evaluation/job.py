@@ -133,6 +133,8 @@ def run(config: EvalConfig, *, in_process: bool = False) -> EvalSummary:
         if output.complete:
             log.info("%s: has answered already, nothing to ask", model.model.name)
     if waiting:
+        for asked in plan.tasks:
+            asked.check()
         with this_process() if in_process else _machines(config) as ray_has:
             if ray_has.cores is None:
                 warn_of_few_cpus(3 + _CPUS_OF_RAY_DATA)  # an actor of each pool
