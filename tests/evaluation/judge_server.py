@@ -11,7 +11,8 @@ from typing import Any
 
 
 class JudgeServer:
-    """`reply`: from a request's body to what the judge says. `faults`: what the next requests get instead."""
+    """`reply`: from a request's body to what the judge says, or to a fault. `faults`: what the next requests get
+    instead."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/v1"
@@ -45,6 +46,9 @@ class _Handler(BaseHTTPRequestHandler):
                 fault(self)
                 return
             content = judge.reply(body)
+            if callable(content):
+                content(self)
+                return
             message = {"role": "assistant", "content": content}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}
             usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}

@@ -20,8 +20,6 @@ from tests.evaluation import published_b as published
 from tests.evaluation.asking import read
 from tests.evaluation.judge_server import JudgeServer, judge_server
 from vig_ray.evaluation.question import Answer, Question
-from vig_ray.evaluation.task import Given, Task
-from vig_ray.evaluation.tasks import task
 
 pytestmark = pytest.mark.lmms
 

@@ -17,7 +17,6 @@ from tests.evaluation import published_b as published
 from tests.evaluation.asking import answered, read
 from vig_ray.errors import StageError
 from vig_ray.evaluation.question import Answer, Question
-from vig_ray.evaluation.task import Given, Task
 from vig_ray.evaluation.tasks import TASKS, task
 
 MINE = ("chartqa", "docvqa", "gqa", "llava-bench", "mm-vet", "mmbench", "mmhal", "scienceqa", "textvqa", "vqav2")
@@ -181,7 +180,11 @@ def test_mmbench_counts_a_question_by_all_its_copies(tmp_path: Path) -> None:
     right = [question.expected for question in questions]
     assert answered(made, questions, right) == {"circular": 1, "vanilla": 1, "unread": 0}
     last = max(n for n, question in enumerate(questions) if question.unit == "0")
-    assert answered(made, questions, [*right[:last], "?", *right[last + 1 :]]) == {"circular": 5 / 6, "vanilla": 1, "unread": 1 / len(rows)}
+    assert answered(made, questions, [*right[:last], "?", *right[last + 1 :]]) == {
+        "circular": 5 / 6,
+        "vanilla": 1,
+        "unread": 1 / len(rows),
+    }
     # A question that the bootstrap draws twice counts twice.
     weights = [2.0 if question.unit == "0" else 1.0 for question in questions]
     assert answered(made, questions, [*right[:last], "?", *right[last + 1 :]], weights)["circular"] == 5 / 7
