@@ -20,7 +20,6 @@ from vig_ray.model.prompt import Prompt, PromptError
 from vig_ray.scoring.engines.forwards import Forwards
 from vig_ray.scoring.engines.target_logprobs import TargetLogProbs
 
-
 FAMILIES = ("demo", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "gemma3")
 """LLaVA; grouped heads and M-RoPE; layers that don't attend; tiles; a sliding window and images that see both ways."""
 
