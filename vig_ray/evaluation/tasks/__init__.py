@@ -9,9 +9,19 @@ from vig_ray.errors import StageError
 from vig_ray.evaluation.task import Task
 
 TASKS: dict[str, str] = {
+    "chartqa": "chartqa:ChartQA",
     "choices": "choices:Choices",
+    "docvqa": "docvqa:DocVQA",
     "exact": "exact:Exact",
+    "gqa": "gqa:GQA",
     "held-out": "held_out:HeldOut",
+    "llava-bench": "llava_bench:LLaVABench",
+    "mm-vet": "mm_vet:MMVet",
+    "mmbench": "mmbench:MMBench",
+    "mmhal": "mmhal:MMHal",
+    "scienceqa": "scienceqa:ScienceQA",
+    "textvqa": "textvqa:TextVQA",
+    "vqav2": "vqav2:VQAv2",
 }
 """From a task's name to MODULE:NAME of its class."""
 
