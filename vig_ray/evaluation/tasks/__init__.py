@@ -9,17 +9,24 @@ from vig_ray.errors import StageError
 from vig_ray.evaluation.task import Task
 
 TASKS: dict[str, str] = {
+    "amber": "amber:Amber",
+    "chair": "chair:Chair",
     "chartqa": "chartqa:ChartQA",
     "choices": "choices:Choices",
     "docvqa": "docvqa:DocVQA",
     "exact": "exact:Exact",
     "gqa": "gqa:GQA",
+    "hallusionbench": "hallusionbench:HallusionBench",
     "held-out": "held_out:HeldOut",
     "llava-bench": "llava_bench:LLaVABench",
     "mm-vet": "mm_vet:MMVet",
     "mmbench": "mmbench:MMBench",
+    "mme": "mme:Mme",
     "mmhal": "mmhal:MMHal",
+    "mmstar": "mmstar:MmStar",
+    "pope": "pope:Pope",
     "scienceqa": "scienceqa:ScienceQA",
+    "seed": "seed:Seed",
     "textvqa": "textvqa:TextVQA",
     "vqav2": "vqav2:VQAv2",
 }
