@@ -177,6 +177,8 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines) -> N
         if model.engine == "vllm":
             raise StageError("--engine vllm: --decoding is for --engine torch")
         engine, why = "torch", "--decoding is by torch"
+    if any(read.attends for read in plan.questions) and engine == "vllm":
+        engine, why = "torch", "attention is told by torch alone"
     dtype = config.dtype or earlier.get("dtype") or default_dtype(model.model.checkpoint, device)
     pools = pools_for(config, ray_has, device, engine)
     held = {task["name"] for task in output.record["identity"]["tasks"]} if output.state == "extend" else set()
@@ -188,6 +190,7 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines) -> N
         "prompts": model.prompts,
         "writes": any(read.writes for read in new),
         "scores": any(read.scores for read in new),
+        "attends": any(read.attends for read in new),
         "dtype": dtype,
         "device": device,
         "batch_tokens": config.batch_tokens,
