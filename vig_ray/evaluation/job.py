@@ -16,6 +16,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vig_ray.cluster import Machines, joins, machines, parse_range, warn_of_few_cpus
@@ -45,6 +46,8 @@ _ROWS_PREPARED_AT_ONCE = 64
 _CPUS_OF_RAY_DATA = 4  # to read, to cut into blocks, to filter the rows done before and to write, all at once
 SUMMARY = "summary.json"
 """The table as JSON, in OUT/evaluation."""
+ATTENTION = "attention.parquet"
+"""Curves over layers, beside it."""
 
 
 @dataclass(frozen=True)
@@ -271,10 +274,12 @@ def _check_rows(output: Claim, expected: int) -> None:
 def _summarised(plan: Plan) -> EvalSummary:
     """Compute the numbers, and write them to summary.json."""
     config, names = plan.config, [model.model.name for model in plan.models]
-    tasks = []
+    tasks, curves = [], []
     for asked in plan.tasks:
-        marked = {name: read_marked(join(plan.directory, name), asked.name) for name in names}
-        tasks.append(compared(asked.begun(), marked, plan.baseline, draws=config.draws, seed=config.seed))
+        marked, task = {name: read_marked(join(plan.directory, name), asked.name) for name in names}, asked.begun()
+        tasks.append(compared(task, marked, plan.baseline, draws=config.draws, seed=config.seed))
+        if hasattr(task, "curves"):
+            curves.append(task.curves(marked, plan.baseline, draws=config.draws, seed=config.seed))
     checkpoints = {model.model.name: model.model.checkpoint for model in plan.models}
     summary = EvalSummary(plan.directory, checkpoints, plan.baseline, tuple(tasks), config.draws, config.seed)
     output = claim(
@@ -283,12 +288,15 @@ def _summarised(plan: Plan) -> EvalSummary:
         {},
         overwrite=True,
         folders=(),
-        files=[SUMMARY],
+        files=[SUMMARY, ATTENTION],
         resumes=False,
         again=True,
     )
     output.begin(config)
     text = json.dumps(summary.json(), indent=1, ensure_ascii=False)
     write_bytes(join(plan.directory, SUMMARY), f"{text}\n".encode())
+    if curves:
+        fs, path = filesystem(join(plan.directory, ATTENTION))
+        pq.write_table(pa.concat_tables(curves), path, filesystem=fs)
     output.commit(config)
     return summary
