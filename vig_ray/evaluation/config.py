@@ -33,7 +33,7 @@ def _several(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _by_name(value: Any) -> Any:
+def by_name(value: Any) -> Any:
     """{"pope": "x"} from itself, from ["pope=x"] or from "pope=x"; a value without a name is under ""."""
     if isinstance(value, dict):
         return {str(name): str(each) for name, each in value.items()}
@@ -48,7 +48,8 @@ def _by_name(value: Any) -> Any:
     return found
 
 
-def _repeated(metavar: str) -> dict[str, Any]:
+def repeated(metavar: str) -> dict[str, Any]:
+    """What a field says of an option that takes several values."""
     return {"metavar": metavar, "repeated": True}
 
 
@@ -57,36 +58,44 @@ class EvalConfig(StageConfig):
 
     model: Annotated[tuple[str, ...], BeforeValidator(_several), NotEmpty] = Field(
         description="models to ask, each a checkpoint's folder or a hub id; NAME=MODEL names its row of the table",
-        json_schema_extra=_repeated("MODEL"),
+        json_schema_extra=repeated("MODEL"),
     )
     tasks: Annotated[tuple[str, ...], CommaSeparated, NotEmpty] = Field(
         description="what they are asked; docs/evaluating.md lists the tasks",
         json_schema_extra={"metavar": "NAME[,...]"},
     )
-    data: Annotated[dict[str, str], BeforeValidator(_by_name)] = Field(
+    data: Annotated[dict[str, str], BeforeValidator(by_name)] = Field(
         default_factory=dict,
         description="each task's data, the files as its authors publish them: a path or URI; PATH alone for one task",
-        json_schema_extra=_repeated("TASK=PATH"),
+        json_schema_extra=repeated("TASK=PATH"),
     )
-    images: Annotated[dict[str, str], BeforeValidator(_by_name)] = Field(
+    images: Annotated[dict[str, str], BeforeValidator(by_name)] = Field(
         default_factory=dict,
         description="folder that a task's relative image paths start from; by default that of its data",
-        json_schema_extra=_repeated("TASK=FOLDER"),
+        json_schema_extra=repeated("TASK=FOLDER"),
     )
-    task_options: Annotated[dict[str, str], BeforeValidator(_by_name)] = Field(
+    task_options: Annotated[dict[str, str], BeforeValidator(by_name)] = Field(
         default_factory=dict,
         description="options of single tasks, which docs/evaluating.md lists",
-        json_schema_extra=_repeated("TASK.NAME=VALUE"),
+        json_schema_extra=repeated("TASK.NAME=VALUE"),
     )
-    synonyms: str | None = Field(None, description="chair: file of objects and their synonyms, as its authors have it")
+    synonyms: str | None = Field(
+        None,
+        description="chair: file of objects and their synonyms, as its authors have it",
+        json_schema_extra={"metavar": "FILE"},
+    )
     judge: str | None = Field(
-        None, description="for tasks that are judged: address of an OpenAI-compatible API, such as http://HOST:8000/v1"
+        None,
+        description="for tasks that are judged: address of an OpenAI-compatible API, such as http://HOST:8000/v1",
+        json_schema_extra={"metavar": "URL"},
     )
-    judge_model: str | None = Field(None, description="the judge's name there")
+    judge_model: str | None = Field(None, description="the judge's name there", json_schema_extra={"metavar": "NAME"})
     out: str = Field(description="directory that gets evaluation/")
     limit: int | None = Field(None, ge=1, description="ask the first N questions of each task, and no more")
     baseline: str | None = Field(
-        None, description="the model that others are compared with, by its name in the table; by default the first"
+        None,
+        description="the model that others are compared with, by its name in the table; by default the first",
+        json_schema_extra={"metavar": "NAME"},
     )
     draws: int = Field(1000, ge=0, description="draws of the bootstrap; 0: no intervals")
     seed: int = Field(0, ge=0, lt=1 << 63, description="seed of the bootstrap and, with a temperature, of answers")

@@ -35,7 +35,8 @@ from vig_ray.model.checkpoint import fingerprint
 from vig_ray.model.load import Prompts, default_dtype, load_formatter, prompts_of, tell, template_fingerprint
 from vig_ray.pipeline import Step, commit_block, run_steps
 from vig_ray.scoring.engines.load import check_engine, engine_for
-from vig_ray.scoring.placement import Pools, device_for, engine_there, pools_for
+from vig_ray.scoring.in_process import run_steps_here, this_process
+from vig_ray.scoring.placement import ONE_OF_EACH, Pools, device_for, engine_there, pools_for
 from vig_ray.stage import Claim, claim, parquet_files, read_stage
 from vig_ray.storage import check_writable, filesystem, join, write_bytes
 from vig_ray.whole_files import whole_files
@@ -116,13 +117,17 @@ def _model_plan(config: EvalConfig, model: Model) -> ModelPlan:
     return ModelPlan(model, prompts, identity, engine_for(config.engine, formatter, model.checkpoint))
 
 
-def run(config: EvalConfig) -> EvalSummary:
+def run(config: EvalConfig, *, in_process: bool = False) -> EvalSummary:
     """Ask, mark and compare; returns the table, which OUT/evaluation/summary.json holds, too.
 
+    `in_process`: without a Ray, by one engine in this process: for a few questions, as a notebook has them.
+
     Raises StageError, before any model is loaded, where the config, the tasks' data, a model or what is in `OUT` is
-    wrong, and where none of a task's questions could be answered.
+    wrong, and where none of a model's questions could be answered.
     """
     plan = check(config)
+    if in_process and (config.address or config.engine == "vllm"):
+        raise StageError("in_process: neither with --address nor with --engine vllm, which run elsewhere")
     outputs = [_claim(plan, model) for model in plan.models]
     for asked, read in zip(plan.tasks, plan.questions, strict=True):
         write(read, asked, config, overwrite=config.overwrite)
@@ -131,11 +136,11 @@ def run(config: EvalConfig) -> EvalSummary:
         if output.complete:
             log.info("%s: has answered already, nothing to ask", model.model.name)
     if waiting:
-        with _machines(config) as ray_has:
+        with this_process() if in_process else _machines(config) as ray_has:
             if ray_has.cores is None:
                 warn_of_few_cpus(3 + _CPUS_OF_RAY_DATA)  # an actor of each pool
             for model, output in waiting:
-                _answer(plan, model, output, ray_has)
+                _answer(plan, model, output, ray_has, here=in_process)
     return _summarised(plan)
 
 
@@ -169,13 +174,13 @@ def _machines(config: EvalConfig) -> Any:
     return machines(config.address, actors=actors, least_cpus=at_once + _CPUS_OF_RAY_DATA)
 
 
-def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines) -> None:
+def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, here: bool) -> None:
     """Ask one model all questions that it hasn't answered. Raises StageError."""
     config = plan.config
     earlier = output.record["identity"] if output.state in ("go on", "extend") else {}
     device = device_for(config, ray_has)
-    asked = earlier.get("engine") if earlier and model.engine == "auto" else model.engine
-    engine, why = engine_there(asked or "auto", plan.passes, ray_has, device)
+    asked = model.engine if model.engine != "auto" else earlier.get("engine")
+    engine, why = engine_there(asked or ("torch" if here else "auto"), plan.passes, ray_has, device)
     if config.decoding is not None and engine == "vllm":
         if model.engine == "vllm":
             raise StageError("--engine vllm: --decoding is for --engine torch")
@@ -183,7 +188,7 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines) -> N
     if any(read.attends for read in plan.questions) and engine == "vllm":
         engine, why = "torch", "attention is told by torch alone"
     dtype = config.dtype or earlier.get("dtype") or default_dtype(model.model.checkpoint, device)
-    pools = pools_for(config, ray_has, device, engine)
+    pools = ONE_OF_EACH if here else pools_for(config, ray_has, device, engine)
     held = {task["name"] for task in output.record["identity"]["tasks"]} if output.state == "extend" else set()
     new = [read for asked, read in zip(plan.tasks, plan.questions, strict=True) if asked.name not in held]
     output.begin(config, identity=output.identity | {"engine": engine, "dtype": dtype})
@@ -201,13 +206,17 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines) -> N
         "vllm": config.vllm,
         "decoding": config.decoding,
     }
-    run_steps(
-        [read.directory for read in new],
-        output,
-        ANSWERS,
-        lambda counter: _steps(plan, model.prompts, load, pools, counter),
-        rows_per_block=config.rows_per_file,
-    )
+    directories, rows = [read.directory for read in new], config.rows_per_file
+    if here:
+        run_steps_here(directories, output, ANSWERS, _steps(plan, model.prompts, load, pools, None), rows_per_file=rows)
+    else:
+        run_steps(
+            directories,
+            output,
+            ANSWERS,
+            lambda counter: _steps(plan, model.prompts, load, pools, counter),
+            rows_per_block=rows,
+        )
     expected = sum(read.number for read in new) + _carry_over(output)
     _check_rows(output, expected)
     output.commit(config, counts={"read": expected})

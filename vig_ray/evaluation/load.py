@@ -65,7 +65,7 @@ def load_answering(
     if ":" in name:
         return _own(name, prompts, writes=writes, scores=scores, **options)
     engine = load_engine(name, **prompts._asdict(), **options, vllm=vllm)
-    raise NotImplementedError(engine)
+    return Answering(engine, None, engine.description)
 
 
 def _own(name: str, prompts: Prompts, *, writes: bool, scores: bool, **options: Any) -> Answering:
