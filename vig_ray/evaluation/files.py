@@ -63,6 +63,13 @@ class Record:
             raise self.fault(f"'{key}' is {type_name(value)}, not a string or a whole number")
         return str(value)
 
+    def whole(self, key: str) -> int:
+        """The whole number under a key, written as a number or as text."""
+        text = self.name(key).strip()
+        if not text.isdecimal():
+            raise self.fault(f"'{key}' is {shorten(text)}, not a whole number")
+        return int(text)
+
     def texts(self, key: str) -> list[str]:
         """The list of texts under a key."""
         value = self.value(key)

@@ -95,6 +95,12 @@ def mean(values_N: npt.NDArray[np.float64], weights_N: Weights) -> float:
     return float((values_N[known] * weights_N[known]).sum() / total) if total else float("nan")
 
 
+def ratio(parts_N: npt.NDArray[np.float64], wholes_N: npt.NDArray[np.float64], weights_N: Weights) -> float:
+    """The weighted sum of parts over that of wholes; NaN where that is 0."""
+    total = float(np.nansum(wholes_N * weights_N))
+    return float(np.nansum(parts_N * weights_N)) / total if total else float("nan")
+
+
 def share_of_groups(values_N: npt.NDArray[np.float64], groups_N: npt.NDArray[np.float64], weights_N: Weights) -> float:
     """Of groups of answers, numbered in `groups_N`, the share that is right in all of its answers (value 1).
 

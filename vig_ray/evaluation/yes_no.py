@@ -45,17 +45,20 @@ class Counts(NamedTuple):
     f1: float
 
 
-def counts_of(marks: Columns, weights_N: Weights, positive: YesNo = "yes") -> Counts:
+def counts_of(marks: Columns, weights_N: Weights, positive: YesNo, *, unread_is_missed: bool) -> Counts:
     """Accuracy, and precision, recall and F1 of one of the two answers; NaN where there are no questions.
 
-    Precision is 0 where the answer was never given, and so is F1. An answer that is neither yes nor no is wrong, but
-    counts neither for precision nor for recall, as in lmms-eval.
+    Precision is 0 where the answer was never given, and so is F1. An answer that is neither yes nor no is wrong;
+    `unread_is_missed`: whether recall counts it as well (AMBER's does, lmms-eval's of POPE doesn't).
     """
     said, missed = ("said_yes", "said_no") if positive == "yes" else ("said_no", "said_yes")
     wanted_N = marks["is_yes"] == (positive == "yes")
     found = _total(marks[said] * wanted_N, weights_N)
     given = _total(marks[said], weights_N)
-    there = found + _total(marks[missed] * wanted_N, weights_N)
+    if unread_is_missed:
+        there = _total(wanted_N * ~np.isnan(marks["score"]), weights_N)
+    else:
+        there = found + _total(marks[missed] * wanted_N, weights_N)
     accuracy = mean(marks["score"], weights_N)
     if np.isnan(accuracy):
         return Counts(accuracy, accuracy, accuracy, accuracy)

@@ -84,7 +84,8 @@ class Pope:
 
 
 def _counts(marks: Columns, weights_N: Weights) -> dict[str, float]:
-    return counts_of(marks, weights_N)._asdict() | {"yes": mean(marks["said_yes"], weights_N)}
+    counts = counts_of(marks, weights_N, "yes", unread_is_missed=False)
+    return counts._asdict() | {"yes": mean(marks["said_yes"], weights_N)}
 
 
 def _rows(given: Given) -> Iterator[tuple[str, str, Record]]:
