@@ -93,6 +93,9 @@ def check(config: EvalConfig) -> Plan:
     questions = [survey(directory, asked) for asked in tasks]
     passes = sorted(frozenset[str]().union(*(read.passes for read in questions)))
     check_engine(config.engine, passes, config.vllm, joins_cluster=joins(config.address))
+    for asked, read in zip(tasks, questions, strict=True):
+        if read.attends and config.engine not in ("auto", "torch"):
+            raise StageError(f"--engine {config.engine}: {asked.name} asks for shares of attention, which torch alone tells")
     return Plan(
         config, directory, tuple(tasks), tuple(questions), tuple(_model_plan(config, model) for model in models)
     )

@@ -8,7 +8,7 @@ from typing import Any
 from vig_ray.errors import StageError
 from vig_ray.evaluation.attention import ImageAttention
 from vig_ray.evaluation.generation import Generator, Sampling, Written
-from vig_ray.model.load import Prompts
+from vig_ray.model.load import Prompts, load_formatter
 from vig_ray.model.prompt import Prompt, PromptError
 from vig_ray.scoring.engines import Engine, LogProbs
 from vig_ray.scoring.engines.load import load_engine, own_engine
@@ -58,14 +58,15 @@ def load_answering(
 ) -> Answering:
     """What answers with the checkpoint of `prompts`. `name`: torch, vllm or MODULE:NAME.
 
-    `writes`, `scores`, `attends`: what is asked of it. `decoding`: as --decoding has it. The rest is `load_engine`'s. Raises
-    StageError where the checkpoint or an option is wrong.
+    `writes`, `scores`, `attends`: what is asked of it. `decoding`: as --decoding has it. The rest is `load_engine`'s.
+    Raises StageError where the checkpoint or an option is wrong.
     """
     options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_tokens": batch_tokens, "threads": threads}
     if ":" in name:
         return _own(name, prompts, writes=writes, scores=scores, **options)
     engine = load_engine(name, **prompts._asdict(), **options, vllm=vllm)
-    return Answering(engine, None, engine.description)
+    attention = ImageAttention(getattr(engine, "model"), load_formatter(*prompts).collate) if attends else None  # noqa: B009
+    return Answering(engine, None, engine.description, attention)
 
 
 def _own(name: str, prompts: Prompts, *, writes: bool, scores: bool, **options: Any) -> Answering:
