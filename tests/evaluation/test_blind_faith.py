@@ -102,8 +102,8 @@ def test_open_questions_get_another_answer_of_their_kind(tmp_path: Path) -> None
         said = "A description of the image says: " + stated(question, false)
         assert corrupted.prompt == f"<image>\n{said}\n{question}"
     assert questions == read("blind-faith:exact", tmp_path / "data.json")[1]  # the same at every reading
-    others = read("blind-faith:exact", tmp_path / "data.json", faith_seed="5")[1]
-    assert [each.more for each in others] != [each.more for each in questions]
+    others = [read("blind-faith:exact", tmp_path / "data.json", faith_seed=f"{seed}")[1] for seed in range(1, 9)]
+    assert any([each.more for each in other] != [each.more for each in questions] for other in others)
     # Right where asked plainly but for the last two; with the text the first is right, the second is neither, and all
     # others say what it says.
     answers = []
