@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vig_ray.evaluation.question import Answer, Question
+from vig_ray.evaluation.questions import from_row, to_sample
 from vig_ray.evaluation.task import Given, Task
 from vig_ray.evaluation.tasks import task
 
@@ -25,9 +26,23 @@ def read(name: str, data: Path, images: Path | None = None, **options: str) -> t
     made = begun(name, given)
     questions = list(made.read(given))
     assert len({question.id for question in questions}) == len(questions)
-    for question in questions:
-        assert question.prompt.count("<image>") == len(question.images)
-    return made, questions
+    return made, [_through_samples(question, name) for question in questions]
+
+
+def _through_samples(question: Question, task: str) -> Question:
+    """The question as it comes out of samples/ again."""
+    assert question.prompt.count("<image>") == len(question.images)
+    sample, kept = to_sample(question, task)
+    found = from_row(
+        {
+            "id": sample.id,
+            "images": [image._asdict() for image in sample.images],
+            "conversation": [turn._asdict() for turn in sample.conversation],
+            "kept": [{"name": name, "value": value} for name, value in kept.items()],
+        }
+    )
+    assert found == question
+    return found
 
 
 def answered(made: Task, questions: Sequence[Question], texts: Sequence[str], weights: Any = None) -> dict[str, float]:

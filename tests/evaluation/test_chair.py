@@ -230,7 +230,10 @@ def test_no_name_of_cocos_is_lost() -> None:
     [
         ({"synonyms.txt": ", man\n"}, "synonyms.txt, line 1: begins with a comma"),
         ({"synonyms.txt": "\n"}, "synonyms.txt: no line"),
-        ({"synonyms.txt": "person, man\n"}, "instances_val2014.json: an object 'bus', which no line of the synonyms"),
+        (
+            {"synonyms.txt": "person, man\n"},
+            ", which no line of the synonyms",
+        ),
         ({"captions_val2014.json": None}, "captions_val2014.json: no such file"),
         ({"captions_val2014.json": '{"annotations": [{"image_id": 1}]}'}, "captions_val2014.json, annotation 1: no"),
         ({"instances_train2014.json": "{}"}, "expected one instances_*.json, found instances_train2014.json, inst"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -200,7 +201,7 @@ POPE = published.pope_rows(["yes"])[0]
         ("pope", "all.json", [POPE], "all.json: the file's name has none of random, popular, adversarial"),
         ("pope", "random.json", [{**POPE, "text": None}], "entry 1: no 'question' (there are question_id, image"),
         ("pope", "random.json", [{**POPE, "text": 3}], "entry 1: 'text' is a number, not a string"),
-        ("pope", "random.jsonl", '{"a": 1}\n{"b"', "random.jsonl, line 2: not JSON"),
+        ("pope", "random.jsonl", json.dumps(POPE) + '\n{"b"', "random.jsonl, line 2: not JSON"),
         ("pope", "random.jsonl", "[1]", "random.jsonl, entry 1: a number, not an object"),
         ("pope", "random.json", [POPE | {"image": "../x.jpg"}], "lies outside the images folder"),
         ("pope", "random.xml", "", "no file in this folder ends with .json"),

@@ -12,12 +12,13 @@ from vig_ray.errors import StageError
 from vig_ray.evaluation.task import Given, Task
 from vig_ray.evaluation.tasks import task
 from vig_ray.model.checkpoint import is_local
-from vig_ray.storage import absolute, exists, read_bytes
+from vig_ray.storage import absolute, exists, join, read_bytes
 
 QUESTIONS = "questions"
 """The folder beside the models' that holds what they are asked."""
 _MODEL = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
 _GENERIC = re.compile(r"(?i)models?|checkpoints?|checkpoint-\d+|final|latest|last|best|hf|exported?|weights|snapshots")
+_JUDGE_CACHE = "judge_cache"  # where replies are kept decides nothing
 _OF_COMMAND = {"synonyms": "synonyms", "judge": "judge", "judge_model": "judge_model"}  # a task's option: the command's
 
 
@@ -35,10 +36,14 @@ class Asked:
         getattr(made, "begin", lambda _: None)(self.given)
         return made
 
+    def check(self) -> None:
+        """Ask what marks the answers, a judge say, whether it is there. Raises StageError."""
+        getattr(self.begun(), "check", lambda _: None)(self.given)
+
     def identity(self) -> dict[str, Any]:
         """What of the command decides the questions and marks: options, and the content of files that they name."""
         files = {name: _digest(value) for name, value in self.given.options.items() if _is_file(value)}
-        options = {name: value for name, value in self.given.options.items() if name not in files}
+        options = {name: value for name, value in self.given.options.items() if name not in {*files, _JUDGE_CACHE}}
         return {
             "name": self.name,
             **({"options": options} if options else {}),
@@ -75,6 +80,8 @@ def _asked(config: Any, name: str) -> Asked:
         whose, _, option = full.partition(".")
         if whose == name:
             options[option] = value
+    if _JUDGE_CACHE in made.options:  # in OUT, which all machines reach
+        options[_JUDGE_CACHE] = absolute(options.get(_JUDGE_CACHE) or join(config.out, "evaluation", ".judge"))
     return Asked(name, made_given(made, data, images, options, "--task-options"), config.limit)
 
 

@@ -74,22 +74,25 @@ def rows_of(task: str, given: Given, *patterns: str, under: str | None = None) -
     are of several splits.
     """
     if exists(given.data).name == "Directory":
-        named = any(fnmatchcase(name.lower(), pattern.lower()) for name in names_in(given.data) for pattern in patterns)
-        files = [] if named else parquet_files(task, given.data)
-        if files:
-            for file in files:
+        names = [name.lower() for name in names_in(given.data)]
+        if not any(fnmatchcase(name, pattern.lower()) for name in names for pattern in patterns):
+            for file in parquet_files(task, given.data):
                 yield from records(file)
             return
     yield from records(file_of(task, given.data, *patterns), under)
 
 
 def parquet_files(task: str, folder: str) -> list[str]:
-    """The Parquet files below a folder, of one split, as the hub names them. Raises StageError."""
+    """The Parquet files below a folder, of one split, as the hub names them. Raises StageError where there are none."""
     files = [join(folder, name) for name in list_files(folder) if name.lower().endswith(".parquet")]
     splits = sorted({file.rpartition("/")[2].partition("-")[0] for file in files})
     if len(splits) > 1:
         raise StageError(
             f"{folder}: Parquet files of several splits, {', '.join(splits[:6])}; name one, --data {task}="
+        )
+    if not files:
+        raise StageError(
+            f"{folder}: no file of {task} is here, and no Parquet files; --data {task}= names what holds them"
         )
     return files
 

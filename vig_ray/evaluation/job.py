@@ -132,12 +132,14 @@ def run(config: EvalConfig, *, in_process: bool = False) -> EvalSummary:
     if in_process and (config.address or config.engine == "vllm"):
         raise StageError("in_process: neither with --address nor with --engine vllm, which run elsewhere")
     outputs = [_claim(plan, model) for model in plan.models]
-    for asked, read in zip(plan.tasks, plan.questions, strict=True):
-        write(read, asked, config, overwrite=config.overwrite)
     waiting = [(model, output) for model, output in zip(plan.models, outputs, strict=True) if not output.complete]
     for model, output in zip(plan.models, outputs, strict=True):
         if output.complete:
             log.info("%s: has answered already, nothing to ask", model.model.name)
+    for asked in plan.tasks if waiting else ():
+        asked.check()
+    for asked, read in zip(plan.tasks, plan.questions, strict=True):
+        write(read, asked, config, overwrite=config.overwrite)
     if waiting:
         with this_process() if in_process else _machines(config) as ray_has:
             if ray_has.cores is None:

@@ -34,6 +34,7 @@ _MOST_BYTES = 8 << 20  # of a reply
 _LONGEST_REST_S = 120.0
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _REFUSED = frozenset({400, 413, 422})  # this request, and not the next
+_TRIES_OF_CHECK = 2
 _READINGS = 3  # replies that are asked for until one can be read
 
 
@@ -85,8 +86,9 @@ class Judge:
 
     def check(self) -> None:
         """Ask for one word. Raises StageError, in one line, where the judge can't be asked."""
+        self._over.clear()
         try:
-            self._post(self._body(JudgePrompt("Reply with the one word: ready.", max_tokens=16)))
+            self._post(self._body(JudgePrompt("Reply with the one word: ready.", max_tokens=16)), _TRIES_OF_CHECK)
         except _RefusedError as error:
             raise StageError(f"{self._name}: {error}") from error
 
@@ -122,7 +124,7 @@ class Judge:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.info("%s: can't be read, so the judge is asked again: %s", kept, one_line(error))
-        reply = self._post(body)
+        reply = self._post(body, self._options.tries)
         content = {"url": self._endpoint, "request": body, "reply": reply}
         try:
             write_bytes(kept, json.dumps(content, indent=1).encode())
@@ -143,11 +145,11 @@ class Judge:
     def _name(self) -> str:
         return f"--judge {self._options.url}, {self._options.model}"
 
-    def _post(self, body: dict[str, Any]) -> str:
+    def _post(self, body: dict[str, Any], tries: int) -> str:
         """The judge's reply to a request, tried again where it may help. Raises StageError where the judge is down, and
-        _RefusedError where it has answered others meanwhile."""
+        _RefusedError where it has answered others between the last two tries."""
         rest, told, answered = self._options.backoff_s, "", self._answered
-        for trial in range(self._options.tries):
+        for trial in range(tries):
             if self._over.is_set():
                 break
             try:
@@ -156,12 +158,13 @@ class Judge:
                 return reply
             except _AgainError as error:
                 told = str(error)
-                if trial + 1 < self._options.tries:
+                if trial + 1 < tries:
+                    answered = self._answered
                     pause = rest * random.uniform(0.75, 1.25) if error.seconds is None else error.seconds
                     self._over.wait(min(pause, _LONGEST_REST_S))
                     rest *= 2
         if told and self._answered > answered:
-            raise _RefusedError(f"{told}, {self._options.tries} times")
+            raise _RefusedError(f"{told}, {tries} times")
         self._over.set()
         raise StageError(
             f"{self._name}: gives no answer{told and f': {told}'}; what it has said is kept in {self._options.cache}, "
@@ -246,7 +249,8 @@ def _content(data: bytes) -> str:
         content = json.loads(data)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise _AgainError(f"its answer is no chat completion: {data[:120]!r}") from error
-    return content if isinstance(content, str) else ""
+    # JSON can hold half a surrogate pair; the row that keeps the reply can't.
+    return content.encode("utf-8", "replace").decode() if isinstance(content, str) else ""
 
 
 def _message(data: bytes) -> str:

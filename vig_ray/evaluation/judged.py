@@ -57,7 +57,7 @@ class Judged:
             raise StageError(
                 f"--tasks {self.name}: a judge marks its answers; --judge URL --judge-model NAME says which"
             )
-        _checked(judge_of(given))
+        judge_of(given).check()
 
     def mark(self, question: Question, answer: Answer) -> JudgedMarks:
         """What the judge says of an answer. Raises JudgeError, and StageError where the judge is down."""
@@ -85,11 +85,6 @@ class Judged:
 @functools.lru_cache(maxsize=16)
 def _one_judge(options: JudgeOptions) -> Judge:
     return Judge(options)
-
-
-@functools.lru_cache(maxsize=16)
-def _checked(judge: Judge) -> None:
-    judge.check()
 
 
 def judge_of(given: Given) -> Judge:

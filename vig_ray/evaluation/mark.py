@@ -68,14 +68,21 @@ def mark_row(task: Task, row: Mapping[str, Any]) -> dict[str, Any]:
         return out
     answer = answer_of(task, row)
     try:
-        marks = {name: float(value) for name, value in task.mark(question, answer).items()}
+        found = task.mark(question, answer)
+        marks = {name: float(value) for name, value in found.items()}
         score = marks["score"]
     except StageError:
         raise
     except Exception as error:  # one answer that a task doesn't expect must not end the job
-        return out | {"answer": answer.text, "error": f"Mark: {type(error).__name__}: {one_line(error)}"[:500]}
+        told = f"Mark: {type(error).__name__}: {one_line(error)}"[:500]
+        return out | _judged(error) | {"answer": answer.text, "error": told}
     numbers = [{"name": name, "value": value} for name, value in marks.items()]
-    return out | {"answer": answer.text, "score": score, "marks": numbers}
+    return out | _judged(found) | {"answer": answer.text, "score": score, "marks": numbers}
+
+
+def _judged(by: Any) -> dict[str, str | None]:
+    """What a judge was asked and said, which its marks and errors tell (`vig_ray.evaluation.judged`)."""
+    return {"judge_prompt": getattr(by, "asked", None), "judge_reply": getattr(by, "replied", None)}
 
 
 def answer_of(task: Task, row: Mapping[str, Any]) -> Answer:

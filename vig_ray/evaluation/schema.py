@@ -74,6 +74,9 @@ ANSWERS = pa.schema(
         pa.field("score", pa.float64()),
         # all of them, by which the task's metrics are computed
         pa.field("marks", _NUMBERS),
+        # of tasks that a judge marks: what it was asked about this answer, and what it said
+        pa.field("judge_prompt", pa.string()),
+        pa.field("judge_reply", pa.string()),
         # null, or why this question has no marks: "Class: cause"
         pa.field("error", pa.string()),
     ]

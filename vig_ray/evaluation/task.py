@@ -64,6 +64,7 @@ class Task(Protocol):
     A task may have more: `by`, for those with choices, whether log-probs are compared by answer, "sum" (the default),
     by token, "token", by "character", or by the "first" token, as for yes and no. `begin(given)`: called once in each
     process before any `mark`, with what the command says of the task; where a judge or a list is needed, say.
+    `check(given)`: called once, before models are asked; where something can be missing, a judge say.
     `at_once`: how many threads may `mark` at a time, 1 by default; for those who wait for a judge. `ways`: how many
     questions in a row are one of the benchmark's, asked in several ways; --limit counts them as one. `curves`: of the
     marks of several models, a table of `vig_ray.evaluation.curves`.

@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
-_COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
+_COMMA_IN_NUMBER = re.compile(
+    r"(?<=\d),+(?=\d)"
+)  # visualqa.org's own takes one comma, Pythia's and lmms-eval's several
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _MOST_FULL_STOPS = 32  # the evaluation passes re.UNICODE, which is 32, where re.sub takes the most replacements
 _NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -63,10 +63,12 @@ class Chair:
         coco, told = read_instances(instances), self._captions(given, instances)
         for image in _taken(given, instances, coco.files):
             captions = told.get(image, [])
-            there = {self._named(name, instances) for name in coco.objects[image]}
-            there |= {name for caption in captions for name in self._objects.mentioned(caption)}
+            there = [self._named(name, instances) for name in coco.objects[image]]
+            there += [name for caption in captions for name in self._objects.mentioned(caption)]
             images = Record(f"{instances}, image {image}", {"image": coco.files[image]}).images("image", folder)
-            yield Question(str(image), marked(prompt, images), images, sorted(there), answer=next(iter(captions), None))
+            yield Question(
+                str(image), marked(prompt, images), images, sorted(set(there)), answer=next(iter(captions), None)
+            )
 
     def mark(self, question: Question, answer: Answer) -> Marks:
         """Counts of what a caption mentions, with repetitions, of that what isn't there, and of what is found."""

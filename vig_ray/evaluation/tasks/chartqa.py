@@ -56,10 +56,11 @@ class ChartQA:
 def _files(task: str, data: str) -> list[tuple[str, str]]:
     """The files of questions, each with who wrote them."""
     if exists(data).name != "Directory":
+        file_of(task, data)
         kinds = [kind for kind in _KINDS if kind in data.rpartition("/")[2]]
         if len(kinds) != 1:
             raise StageError(f"{data}: the file's name says neither human nor augmented; name the folder of both")
-        return [(kinds[0], file_of(task, data))]
+        return [(kinds[0], data)]
     return [(kind, file_of(task, data, f"test_{kind}.json", f"*_{kind}.json")) for kind in _KINDS]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vig_ray.dataset.fields import shorten
 from vig_ray.dataset.schema import Image
@@ -38,14 +38,17 @@ class MMBench:
     options: Mapping[str, str] = {
         "circular": "copies with options moved on: those of the file, the default, make where there are none, or none",
         "prompt": "lmms-eval, the default, or llava, which has neither 'There are several options:' nor an empty line",
+        "answered": "written (default): the model writes its answer; likelihood: the options' letters compared",
     }
     max_new_tokens = 128
-    metrics_of = (Metric("circular", main=True), Metric("vanilla"))
+    by = "first"
+    metrics_of = (Metric("circular", main=True), Metric("vanilla"), Metric("unread", higher_is_better=False))
 
     def read(self, given: Given) -> Iterator[Question]:
         """A question and after it its copies, which are a unit; the group is the category."""
         copies = given.choice(self.name, "circular", _COPIES)
         prompt = given.choice(self.name, "prompt", _PROMPTS)
+        likelihood = given.choice(self.name, "answered", ("written", "likelihood")) == "likelihood"
         files = ImageFiles(self.name, given)
         rows = [_row(record) for record in rows_of(self.name, given, "*.tsv")]
         by_index = {row.index: row for row in rows}
@@ -59,7 +62,8 @@ class MMBench:
             elif copies == "make" and len(found) == 1:
                 found = list(found[0].moved())
             for row in found:
-                yield _question(row, number, _image(row, by_index, files), prompt)
+                question = _question(row, number, _image(row, by_index, files), prompt)
+                yield replace(question, choices=tuple(row.options)) if likelihood else question
 
     def mark(self, question: Question, answer: Answer) -> Marks:
         """Whether the answer names the right option. `question`: the number of the question that it is a copy of."""
@@ -69,12 +73,16 @@ class MMBench:
         right = float(letter == question.expected)
         number = question.more["number"]
         first = right if question.more["index"] == number else float("nan")
-        return {"score": right, "question": float(number), "first": first}
+        return {"score": right, "question": float(number), "first": first, "unread": float(letter is None)}
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
         """Shares of questions that are right in all copies, and as they stand in the file."""
         circular = share_of_groups(marks["score"], marks["question"], weights_N)
-        return {"circular": circular, "vanilla": mean(marks["first"], weights_N)}
+        return {
+            "circular": circular,
+            "vanilla": mean(marks["first"], weights_N),
+            "unread": mean(marks["unread"], weights_N),
+        }
 
 
 @dataclass(frozen=True)
@@ -96,10 +104,7 @@ class _Row:
 
 
 def _row(record: Record) -> _Row:
-    index = str(record.value("index")).removesuffix(".0")
-    if not index.isdecimal():
-        raise record.fault(f"'index' is {shorten(index)}, not a whole number")
-    options: Mapping[str, str] = {letter: text for letter in _LETTERS if (text := _text(record, letter)) is not None}
+    options = {letter: text for letter in _LETTERS if (text := _text(record, letter)) is not None}
     if len(options) < 2:
         raise record.fault(f"{len(options)} options; expected two or more under A, B, ...")
     answer = _text(record, "answer")
@@ -107,7 +112,7 @@ def _row(record: Record) -> _Row:
         raise record.fault("no 'answer': those of the test split are at the benchmark's server; take dev")
     if answer not in options:
         raise record.fault(f"'answer' is {shorten(answer)}, not one of {', '.join(options)}")
-    return _Row(record, int(index), options, answer)
+    return _Row(record, record.whole("index"), options, answer)
 
 
 def _text(record: Record, key: str) -> str | None:

@@ -28,13 +28,16 @@ class ScienceQA:
     options: Mapping[str, str] = {
         "split": f"of {', '.join(_SPLITS)}; test by default, of Parquet the file's own",
         "subset": "all questions, the default, or those with an image",
+        "answered": "written (default): the model writes its answer; likelihood: the choices' letters compared",
     }
     max_new_tokens = 16
-    metrics_of = (Metric("image", main=True), Metric("accuracy"))
+    by = "first"
+    metrics_of = (Metric("image", main=True), Metric("accuracy"), Metric("unread", higher_is_better=False))
 
     def read(self, given: Given) -> Iterator[Question]:
         """Choices have letters. The group is the subject."""
         files = ImageFiles(self.name, given)
+        likelihood = given.choice(self.name, "answered", ("written", "likelihood")) == "likelihood"
         subset = given.choice(self.name, "subset", _SUBSETS)
         for number, (key, record, names) in enumerate(_rows(self.name, given)):
             image = None
@@ -42,24 +45,35 @@ class ScienceQA:
                 image = files.image(record, *names) if names else files.of(record)
             elif subset == "image":
                 continue
-            yield _question(key or str(number), record, image)
+            yield _question(key or str(number), record, image, likelihood)
 
     def mark(self, question: Question, answer: Answer) -> Marks:
         """Whether the answer is the letter, or begins with it and a full stop."""
-        right = float(says(answer.text.strip(), question.expected))
-        return {"score": right, "image": right if question.images else float("nan")}
+        letter = letter_of(answer.text.strip())
+        right = float(letter == question.expected)
+        return {
+            "score": right,
+            "image": right if question.images else float("nan"),
+            "unread": float(letter is None),
+        }
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
         """Shares of right answers, of questions with an image and of all."""
-        return {"image": mean(marks["image"], weights_N), "accuracy": mean(marks["score"], weights_N)}
+        return {
+            "image": mean(marks["image"], weights_N),
+            "accuracy": mean(marks["score"], weights_N),
+            "unread": mean(marks["unread"], weights_N),
+        }
 
 
-def says(text: str, letter: str) -> bool:
-    """Whether an answer is this letter, as LLaVA reads it."""
-    return text.lower() == letter.lower() or (text[:1].isupper() and text[1:2] == "." and text[0] == letter)
+def letter_of(text: str) -> str | None:
+    """The letter that an answer is, or begins with before a full stop, as LLaVA reads it."""
+    if len(text) == 1 and text.isalpha():
+        return text.upper()
+    return text[0] if text[:1].isupper() and text[1:2] == "." else None
 
 
-def _question(key: str, record: Record, image: Image | None) -> Question:
+def _question(key: str, record: Record, image: Image | None, likelihood: bool) -> Question:
     choices, right = record.texts("choices"), record.value("answer")
     if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < min(len(choices), len(_LETTERS)):
         raise record.fault(f"'answer' is {right!r}, not the place of one of {len(choices)} choices")
@@ -74,6 +88,7 @@ def _question(key: str, record: Record, image: Image | None) -> Question:
         prompt=marked(text, images),
         images=images,
         expected=_LETTERS[right],
+        choices=tuple(_LETTERS[: len(choices)]) if likelihood else (),
         answer=_LETTERS[right],
         group=record.text("subject") if record.has("subject") else None,
     )
@@ -85,8 +100,6 @@ def _rows(task: str, given: Given) -> Iterator[tuple[str | None, Record, tuple[s
     parquet = given.data.lower().endswith(".parquet")
     if parquet or (folder == given.data and "problems.json" not in names_in(folder)):
         files = [given.data] if parquet else parquet_files(task, folder)
-        if not files:
-            raise StageError(f"{folder}: neither problems.json nor Parquet files are here")
         for file in files:
             yield from ((None, record, ()) for record in records(file))
         return
