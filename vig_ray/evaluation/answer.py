@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from vig_ray.evaluation.attention import last_answer, with_written
 from vig_ray.evaluation.generation import Sampling, Written
 from vig_ray.evaluation.likelihood import known_answer, measured
 from vig_ray.evaluation.load import load_answering
@@ -59,7 +60,7 @@ class Answerer:
         written = iter(self._model.generate([one.to_write for one in asked if one.to_write], samplings))
         told = run_passes(self._model, [one.to_score for one in asked])
         answers = iter(
-            _columns(one, next(written) if one.to_write else None, outcomes)
+            self._columns(one, next(written) if one.to_write else None, outcomes)
             for one, outcomes in zip(asked, told, strict=True)
         )
         out = []
@@ -67,6 +68,19 @@ class Answerer:
             answered = {name: value for name, value in row.items() if name != "prompts"}
             out.append(answered if row["prompts"] is None else answered | next(answers))
         return out
+
+    def _columns(
+        self, asked: _Asked, written: Written | PromptError | None, outcomes: Sequence[Outcome]
+    ) -> dict[str, Any]:
+        """The columns of a row, with the shares of attention where they are asked for."""
+        columns = _columns(asked, written, outcomes)
+        if asked.question.attention is None or "error" in columns:
+            return columns
+        try:
+            attention = self._model.attention(asked.answered(written), heads=asked.question.attention == "heads")
+        except PromptError as error:
+            return {"error": str(error)}
+        return columns | {"attention": [{"name": name, "value": share} for name, share in attention.items()]}
 
 
 class _Asked(NamedTuple):
@@ -84,6 +98,14 @@ class _Asked(NamedTuple):
         writes = question.writes and not question.choices
         to_write, to_score = (prompts[0], prompts[1:]) if writes else (None, prompts)
         return cls(row["sample_key"], row["source"], question, to_write, to_score)
+
+    def answered(self, written: Any) -> Prompt:
+        """The prompt with the answer that attention is asked of: the one written, else the known one."""
+        if self.to_write is not None:
+            return with_written(self.to_write, written.token_ids)
+        known = self.to_score[0]
+        assert isinstance(known, Prompt), "its log-probs are there"
+        return last_answer(known)
 
 
 def _columns(asked: _Asked, written: Written | PromptError | None, outcomes: Sequence[Outcome]) -> dict[str, Any]:

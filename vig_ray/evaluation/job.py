@@ -16,6 +16,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vig_ray.cluster import Machines, joins, machines, parse_range, warn_of_few_cpus
@@ -46,6 +47,8 @@ _ROWS_PREPARED_AT_ONCE = 64
 _CPUS_OF_RAY_DATA = 4  # to read, to cut into blocks, to filter the rows done before and to write, all at once
 SUMMARY = "summary.json"
 """The table as JSON, in OUT/evaluation."""
+ATTENTION = "attention.parquet"
+"""Curves over layers, beside it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,9 @@ def check(config: EvalConfig) -> Plan:
     questions = [survey(directory, asked) for asked in tasks]
     passes = sorted(frozenset[str]().union(*(read.passes for read in questions)))
     check_engine(config.engine, passes, config.vllm, joins_cluster=joins(config.address))
+    for asked, read in zip(tasks, questions, strict=True):
+        if read.attends and config.engine not in ("auto", "torch"):
+            raise StageError(f"--engine {config.engine}: {asked.name} asks for shares of attention, which torch alone tells")
     return Plan(
         config, directory, tuple(tasks), tuple(questions), tuple(_model_plan(config, model) for model in models)
     )
@@ -184,6 +190,8 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, h
         if model.engine == "vllm":
             raise StageError("--engine vllm: --decoding is for --engine torch")
         engine, why = "torch", "--decoding is by torch"
+    if any(read.attends for read in plan.questions) and engine == "vllm":
+        engine, why = "torch", "attention is told by torch alone"
     dtype = config.dtype or earlier.get("dtype") or default_dtype(model.model.checkpoint, device)
     pools = ONE_OF_EACH if here else pools_for(config, ray_has, device, engine)
     held = {task["name"] for task in output.record["identity"]["tasks"]} if output.state == "extend" else set()
@@ -195,6 +203,7 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, h
         "prompts": model.prompts,
         "writes": any(read.writes for read in new),
         "scores": any(read.scores for read in new),
+        "attends": any(read.attends for read in new),
         "dtype": dtype,
         "device": device,
         "batch_tokens": config.batch_tokens,
@@ -279,10 +288,12 @@ def _check_rows(output: Claim, expected: int) -> None:
 def _summarised(plan: Plan) -> EvalSummary:
     """Compute the numbers, and write them to summary.json."""
     config, names = plan.config, [model.model.name for model in plan.models]
-    tasks = []
+    tasks, curves = [], []
     for asked in plan.tasks:
-        marked = {name: read_marked(join(plan.directory, name), asked.name) for name in names}
-        tasks.append(compared(asked.begun(), marked, plan.baseline, draws=config.draws, seed=config.seed))
+        marked, task = {name: read_marked(join(plan.directory, name), asked.name) for name in names}, asked.begun()
+        tasks.append(compared(task, marked, plan.baseline, draws=config.draws, seed=config.seed))
+        if hasattr(task, "curves"):
+            curves.append(task.curves(marked, plan.baseline, draws=config.draws, seed=config.seed))
     checkpoints = {model.model.name: model.model.checkpoint for model in plan.models}
     summary = EvalSummary(plan.directory, checkpoints, plan.baseline, tuple(tasks), config.draws, config.seed)
     output = claim(
@@ -291,12 +302,15 @@ def _summarised(plan: Plan) -> EvalSummary:
         {},
         overwrite=True,
         folders=(),
-        files=[SUMMARY],
+        files=[SUMMARY, ATTENTION],
         resumes=False,
         again=True,
     )
     output.begin(config)
     text = json.dumps(summary.json(), indent=1, ensure_ascii=False)
     write_bytes(join(plan.directory, SUMMARY), f"{text}\n".encode())
+    if curves:
+        fs, path = filesystem(join(plan.directory, ATTENTION))
+        pq.write_table(pa.concat_tables(curves), path, filesystem=fs)
     output.commit(config)
     return summary

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vig_ray.errors import StageError
+from vig_ray.evaluation.attention import ImageAttention
 from vig_ray.evaluation.generation import Generator, Sampling, Written
-from vig_ray.model.load import Prompts
+from vig_ray.model.load import Prompts, load_formatter
 from vig_ray.model.prompt import Prompt, PromptError
 from vig_ray.scoring.engines import Engine, LogProbs
 from vig_ray.scoring.engines.load import load_engine, own_engine
@@ -16,8 +17,15 @@ from vig_ray.scoring.engines.load import load_engine, own_engine
 class Answering:
     """An `Engine` and a `Generator` in one; either may be missing, where nothing is asked of it."""
 
-    def __init__(self, engine: Engine | None, generator: Generator | None, description: str) -> None:
+    def __init__(
+        self,
+        engine: Engine | None,
+        generator: Generator | None,
+        description: str,
+        attention: ImageAttention | None = None,
+    ) -> None:
         self._engine, self._generator, self.description = engine, generator, description
+        self._attention = attention
 
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
         """See `Engine.logprobs`."""
@@ -27,6 +35,12 @@ class Answering:
         """See `Generator.generate`."""
         return self._generator.generate(prompts, sampling) if self._generator is not None and prompts else []
 
+    def attention(self, prompt: Prompt, *, heads: bool = False) -> dict[str, float]:
+        """See `ImageAttention`. Raises PromptError where this engine can't tell it."""
+        if self._attention is None:
+            raise PromptError("Attention", "this engine doesn't tell it; --engine torch does")
+        return self._attention(prompt, heads=heads)
+
 
 def load_answering(
     name: str,
@@ -34,6 +48,7 @@ def load_answering(
     *,
     writes: bool,
     scores: bool,
+    attends: bool = False,
     dtype: str,
     device: str,
     batch_tokens: int | None,
@@ -43,14 +58,15 @@ def load_answering(
 ) -> Answering:
     """What answers with the checkpoint of `prompts`. `name`: torch, vllm or MODULE:NAME.
 
-    `writes`, `scores`: what is asked of it. `decoding`: as --decoding has it. The rest is `load_engine`'s. Raises
-    StageError where the checkpoint or an option is wrong.
+    `writes`, `scores`, `attends`: what is asked of it. `decoding`: as --decoding has it. The rest is `load_engine`'s.
+    Raises StageError where the checkpoint or an option is wrong.
     """
     options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_tokens": batch_tokens, "threads": threads}
     if ":" in name:
         return _own(name, prompts, writes=writes, scores=scores, **options)
     engine = load_engine(name, **prompts._asdict(), **options, vllm=vllm)
-    return Answering(engine, None, engine.description)
+    attention = ImageAttention(getattr(engine, "model"), load_formatter(*prompts).collate) if attends else None  # noqa: B009
+    return Answering(engine, None, engine.description, attention)
 
 
 def _own(name: str, prompts: Prompts, *, writes: bool, scores: bool, **options: Any) -> Answering:

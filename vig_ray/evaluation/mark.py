@@ -98,4 +98,5 @@ def answer_of(task: Task, row: Mapping[str, Any]) -> Answer:
         np.asarray(row["token_ids"] or (), dtype=np.int32),
         {each["name"]: np.asarray(each["logprobs"], dtype=np.float32) for each in row["passes"] or ()},
         row["tokens_before"] or 0,
+        {each["name"]: each["value"] for each in row["attention"] or ()},
     )

@@ -110,9 +110,9 @@ class OfTask:
     models: Mapping[str, OfModel]
 
     @property
-    def main(self) -> Metric:
-        """What relative performance takes of it."""
-        return next((metric for metric in self.metrics if metric.main), self.metrics[0])
+    def main(self) -> Metric | None:
+        """What relative performance takes of it; None for an analysis, which it leaves out."""
+        return next((metric for metric in self.metrics if metric.main), None)
 
 
 def compared(task: Task, marked: Mapping[str, Marked], baseline: str, *, draws: int, seed: int) -> OfTask:

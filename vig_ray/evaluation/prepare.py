@@ -63,12 +63,13 @@ class QuestionPreparer:
     def _prompts(self, question: Question, images: Sequence[PromptImage]) -> Iterator[Prompt | PromptError]:
         """What is run of a question, in the order of `PREPARED`. Raises PromptError and ImageError."""
         asked = [*question.before, Turn("user", question.prompt)]
+        under = self._passes[question.under] if question.images and question.under != "clean" else with_arrays
         if question.choices:
             for choice in question.choices:
                 answered = self._fits(self._formatter.prompt([*asked, Turn("assistant", choice)], images))
-                yield with_arrays(of_choice(answered))
+                yield with_arrays(under(of_choice(answered)))
         elif question.writes:
-            yield with_arrays(self._fits(self._formatter.question(asked, images)))
+            yield with_arrays(under(self._fits(self._formatter.question(asked, images))))
         if question.passes:
             answered = self._fits(self._formatter.prompt([*asked, Turn("assistant", question.answer or "")], images))
             for name in passes_of(question):

@@ -26,7 +26,9 @@ class Question:
 
     `before`: turns of the conversation before the prompt, whose `<image>` marks count among those of `images`.
     `passes`: under which passes, "clean" or a reference as `vig score` names it, the log-probs of `answer` are asked
-    for, beside what is written or chosen. `writes`: False where they alone are asked for.
+    for, beside what is written or chosen. `writes`: False where they alone are asked for. `under`: the pass that it is
+    written or chosen under. `attention`: whether the shares of attention on image tokens are asked for, of "layers" or
+    of their "heads", too; the queries are the tokens that are written, or else those of `answer`.
 
     When answers are marked, `images` have their URIs, but not the bytes of those that came as bytes.
     """
@@ -43,6 +45,8 @@ class Question:
     before: tuple[Turn, ...] = ()
     passes: tuple[str, ...] = ()
     writes: bool = True
+    under: str = "clean"
+    attention: str | None = None
 
 
 class Answer(NamedTuple):
@@ -56,6 +60,8 @@ class Answer(NamedTuple):
     Of the question's own `answer`, where it has `passes`: `token_ids` int32 [T], its tokens and what is trained after
     them; `passes`, by pass their log-probs, float32 [T]; a question without an image has the clean one alone.
     `tokens_before`: how many answer tokens the turns before have.
+
+    `attention`: the shares that the question asks for, mean over its tokens, by "layer 3" and "layer 3 head 5".
     """
 
     text: str
@@ -66,6 +72,7 @@ class Answer(NamedTuple):
     token_ids: npt.NDArray[np.int32] = np.zeros(0, dtype=np.int32)
     passes: Mapping[str, npt.NDArray[np.float32]] = MappingProxyType({})
     tokens_before: int = 0
+    attention: Mapping[str, float] = MappingProxyType({})
 
 
 Marks = Mapping[str, float]

@@ -36,7 +36,7 @@ _BYTES_A_FILE = 128 << 20
 class Read(NamedTuple):
     """A task's questions as they were read. `directory`: where their rows are; `identity`: what tells them from others.
     `number`: of questions. `writes`, `scores`: whether any is answered by writing, and whether any by log-probs.
-    `passes`: that are asked for.
+    `passes`: that are asked for. `attends`: whether any asks for shares of attention.
     """
 
     directory: str
@@ -45,6 +45,7 @@ class Read(NamedTuple):
     writes: bool
     scores: bool
     passes: frozenset[str]
+    attends: bool
 
 
 def questions_of(asked: Asked) -> Iterator[Question]:
@@ -52,7 +53,7 @@ def questions_of(asked: Asked) -> Iterator[Question]:
     made = asked.begun()
     read = made.read(asked.given)
     try:
-        for question in islice(read, asked.limit):
+        for question in islice(read, asked.limit and asked.limit * int(getattr(made, "ways", 1))):
             _check(asked.name, question)
             yield question
     except StageError:
@@ -75,6 +76,8 @@ def _check(name: str, question: Question) -> None:
         raise StageError(f"{where}: log-probs of its answer are asked for, and it has none")
     if not (question.writes or question.choices or question.passes):
         raise StageError(f"{where}: asks for nothing")
+    if question.attention and (question.choices or not (question.writes or question.passes[:1] == ("clean",))):
+        raise StageError(f"{where}: attention is asked for of no answer that is written or known")
     if len(question.choices) == 1:
         raise StageError(f"{where}: one choice alone is no choice")
 
@@ -82,13 +85,14 @@ def _check(name: str, question: Question) -> None:
 def survey(out: str, asked: Asked) -> Read:
     """Read a task's questions once, and write nothing. Raises StageError."""
     digest, count = hashlib.blake2b(digest_size=16), 0
-    writes = scores = False
+    writes = scores = attends = False
     passes: set[str] = set()
     for question in questions_of(asked):
         count += 1
         writes |= question.writes and not question.choices
         scores |= bool(question.choices or question.passes)
-        passes |= set(question.passes)
+        passes |= {*question.passes, *({question.under} - {"clean"})}
+        attends |= question.attention is not None
         sample, kept = to_sample(question, asked.name)
         for image in sample.images:
             digest.update(image.bytes or (image.uri or "").encode(errors="replace"))
@@ -97,7 +101,7 @@ def survey(out: str, asked: Asked) -> Read:
     if not count:
         raise StageError(f"{asked.given.data}: no question of {asked.name}")
     identity = asked.identity() | {"questions": digest.hexdigest()}
-    return Read(join(out, QUESTIONS, asked.name), identity, count, writes, scores, frozenset(passes))
+    return Read(join(out, QUESTIONS, asked.name), identity, count, writes, scores, frozenset(passes), attends)
 
 
 def write(read: Read, asked: Asked, config: StageConfig, *, overwrite: bool) -> None:

@@ -37,6 +37,8 @@ _ANSWER = (
     pa.field("tokens_before", pa.int32()),
     # and by pass log q(token | before, image), natural logarithm
     pa.field("passes", _PASSES),
+    # where it is asked for, the share of attention on image tokens, mean over the answer's tokens, by layer and head
+    pa.field("attention", _NUMBERS),
 )
 
 PREPARED = pa.schema(

@@ -34,6 +34,8 @@ def relative_performance(tasks: Sequence[OfTask], model: str) -> Relative:
     of_task, values, drawn = {}, [], []
     for task in tasks:
         one, metric = task.models[model], task.main
+        if metric is None:
+            continue
         value = relative(metric, one.on_common.values[metric.name], one.baseline_on_common.values[metric.name])
         draws = None
         if metric.name in one.on_common.draws:
@@ -82,8 +84,9 @@ class EvalSummary:
                 + ("; *: a difference whose interval excludes 0" if len(self.models) > 1 else "")
             )
         if len(self.models) > 1:
-            main = ", ".join(f"{task.name} {task.main.name}" for task in self.tasks)
-            yield f"Rel.: mean of performance relative to {self.baseline}, of {main}; above 100 is better"
+            main = ", ".join(f"{task.name} {task.main.name}" for task in self.tasks if task.main)
+            if main:
+                yield f"Rel.: mean of performance relative to {self.baseline}, of {main}; above 100 is better"
             for model, rel in self.relatives().items():
                 without = [name for name, one in rel.of_task.items() if not math.isfinite(one.value)]
                 if without:
@@ -122,7 +125,7 @@ def _task_json(task: OfTask) -> Json:
         "source": task.source,
         "questions": task.questions,
         "units": task.units,
-        "main": task.main.name,
+        "main": task.main and task.main.name,
         "metrics": [
             {"name": each.name, "percent": each.percent, "higher_is_better": each.higher_is_better}
             for each in task.metrics
@@ -181,7 +184,7 @@ def _table(summary: EvalSummary) -> Iterator[str]:
             rows.append((model, True))
     names = [f"  - {summary.baseline}" if difference else model for model, difference in rows]
     columns = [_column(task, metric, rows) for task in summary.tasks for metric in _shown(task)]
-    if len(summary.models) > 1:
+    if len(summary.models) > 1 and any(task.main for task in summary.tasks):
         columns.append(_relative_column(summary, rows))
     side = max(map(len, names)) + 2
     for some in _fitting(columns, _WIDTH - side):

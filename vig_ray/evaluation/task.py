@@ -47,7 +47,8 @@ class Given:
 @dataclass(frozen=True)
 class Metric:
     """One number that a task reports. `percent`: it is a share, shown times 100. `higher_is_better`: the other way for
-    CHAIR's. `main`: what a model's relative performance (VisNec's Rel.) takes of the task; one metric of a task is."""
+    CHAIR's. `main`: what a model's relative performance (VisNec's Rel.) takes of the task; one metric of a benchmark is,
+    none of an analysis."""
 
     name: str
     percent: bool = True
@@ -64,7 +65,9 @@ class Task(Protocol):
     by token, "token", by "character", or by the "first" token, as for yes and no. `begin(given)`: called once in each
     process before any `mark`, with what the command says of the task; where a judge or a list is needed, say.
     `check(given)`: called once, before models are asked; where something can be missing, a judge say.
-    `at_once`: how many threads may `mark` at a time, 1 by default; for those who wait for a judge.
+    `at_once`: how many threads may `mark` at a time, 1 by default; for those who wait for a judge. `ways`: how many
+    questions in a row are one of the benchmark's, asked in several ways; --limit counts them as one. `curves`: of the
+    marks of several models, a table of `vig_ray.evaluation.curves`.
     """
 
     name: str

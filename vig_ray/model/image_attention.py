@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from vig_ray.model.prompt import Prompt, PromptError
 
 NAME = "vig_watched"
-_SCORES_AT_ONCE = 1 << 24  # 64 MB of float32
+_SCORES_AT_ONCE = 1 << 22  # 16 MB of float32
 
 
 class Watch:
@@ -34,16 +34,24 @@ class Watch:
         self._places = torch.from_numpy(places_T.astype(np.int64))
         self._image = torch.from_numpy(np.flatnonzero(is_image_L).astype(np.int64))
         self._length = len(is_image_L)
-        self._layers: list[torch.Tensor] = []
+        self._layers: list[tuple[int, torch.Tensor]] = []
 
     def shares(self) -> npt.NDArray[np.float32]:
         """The mean over heads of each token's share, float32 [layers, T].
 
         Raises ValueError where no layer has told one: the model has attention of its own kind.
         """
+        return np.stack([shares_HT.mean(axis=0) for shares_HT in self.by_head()])
+
+    def by_head(self) -> list[npt.NDArray[np.float32]]:
+        """Each token's share by layer and head, float32 [heads, T] a layer; raises ValueError as `shares` does."""
         if not self._layers:
             raise ValueError("the model's layers don't attend by transformers' AttentionInterface")
-        return np.asarray(torch.stack(self._layers).cpu())
+        return [np.asarray(shares_HT.float().cpu()) for _, shares_HT in self._layers]
+
+    def layers(self) -> list[int]:
+        """Which layers of the language model have told a share, from 0: of some families only a few attend."""
+        return [number for number, _ in self._layers]
 
     def see(
         self,
@@ -53,32 +61,33 @@ class Watch:
         scale: float,
         *,
         causal: bool,
+        layer: int | None = None,
     ) -> None:
         """One layer: query [1, heads, L, D], key [1, heads or fewer, L, D]; the mask as PyTorch's kernel takes it.
 
-        Raises ValueError where these aren't the tokens of the sample.
+        `layer`: its number, by default the next. Raises ValueError where these aren't the tokens of the sample.
         """
         _, heads, length, width = query.shape
         _, key_heads, keys, _ = key.shape
         if len(query) != 1 or length != self._length or keys != self._length:
             raise ValueError("attention to image tokens is told of one whole sample, whose images are among its tokens")
         places, image = self._places.to(query.device), self._image.to(query.device)
-        key_HLD = key[0].float()
-        shares = []
+        exact = torch.promote_types(query.dtype, torch.float32)
+        key_HLD = key[0].to(exact)
+        shares = [torch.zeros(heads, 0, device=query.device)]
         for part in torch.split(places, max(1, _SCORES_AT_ONCE // (heads * keys))):
             # Heads that share a key lie together.
-            query_HND = (query[0, :, part].float() * scale).reshape(key_heads, -1, width)
+            query_HND = (query[0, :, part].to(exact) * scale).reshape(key_heads, -1, width)
             scores = (query_HND @ key_HLD.transpose(1, 2)).view(heads, len(part), keys)
             if mask is not None:
                 of_part = mask[0, :, part]
                 is_bool = of_part.dtype == torch.bool
-                scores = scores.masked_fill(~of_part, -torch.inf) if is_bool else scores + of_part.float()
+                scores = scores.masked_fill_(~of_part, -torch.inf) if is_bool else scores.add_(of_part)
             elif causal:
-                ahead = torch.arange(keys, device=query.device) > part[:, None]
-                scores = scores.masked_fill(ahead, -torch.inf)
+                scores = scores.masked_fill_(torch.arange(keys, device=query.device) > part[:, None], -torch.inf)
             seen = scores[..., image].logsumexp(-1) - scores.logsumexp(-1)
-            shares.append(seen.exp().mean(0))
-        self._layers.append(torch.cat(shares) if shares else torch.zeros(0))
+            shares.append(seen.exp())
+        self._layers.append((len(self._layers) if layer is None else layer, torch.cat(shares, dim=1)))
 
 
 _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
@@ -103,7 +112,8 @@ def _watched_attention(
                 raise ValueError(f"attention with {change} isn't told")
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        watch.see(query, key, attention_mask, scale, causal=causal)
+        layer = getattr(module, "layer_idx", None)
+        watch.see(query, key, attention_mask, scale, causal=causal, layer=layer)
     attend: Callable[..., tuple[torch.Tensor, None]] = AttentionInterface()["sdpa"]
     return attend(module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **arguments)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from typing import cast
+from typing import Any, cast
 
 from vig_ray.errors import StageError
 from vig_ray.evaluation.task import Task
 
 TASKS: dict[str, str] = {
     "amber": "amber:Amber",
+    "attention": "attention:Attention",
     "chair": "chair:Chair",
     "chartqa": "chartqa:ChartQA",
     "choices": "choices:Choices",
@@ -31,11 +32,27 @@ TASKS: dict[str, str] = {
     "vqav2": "vqav2:VQAv2",
 }
 """From a task's name to MODULE:NAME of its class."""
+AROUND: dict[str, str] = {
+    "attention": "attention:Attention",
+    "blind-faith": "blind_faith:BlindFaith",
+    "swap": "swap:Swap",
+}
+"""The same of tasks around another, as in swap:gqa; the class is called with the other."""
 
 
 def task(name: str) -> Task:
-    """The task of that name. Raises StageError for one that isn't there."""
+    """The task of that name; of OUTER:INNER the one around the other. Raises StageError for one that isn't there."""
+    outer, colon, inner = name.partition(":")
+    if colon and outer in AROUND:
+        if inner.partition(":")[0] in (*AROUND, "lmms"):
+            raise StageError(f"--tasks {name}: takes one of {', '.join(sorted(TASKS))} behind {outer}:")
+        return cast(Task, _named(AROUND[outer])(task(inner)))
     if name not in TASKS:
-        raise StageError(f"--tasks {name}: no such task; there are {', '.join(sorted(TASKS))}, and lmms:NAME")
-    module, _, made = TASKS[name].partition(":")
-    return cast(Task, getattr(importlib.import_module(f"vig_ray.evaluation.tasks.{module}"), made)())
+        around = ", ".join(f"{each}:TASK" for each in sorted(AROUND))
+        raise StageError(f"--tasks {name}: no such task; there are {', '.join(sorted(TASKS))}, {around}, and lmms:NAME")
+    return cast(Task, _named(TASKS[name])())
+
+
+def _named(spelled: str) -> Any:
+    module, _, made = spelled.partition(":")
+    return getattr(importlib.import_module(f"vig_ray.evaluation.tasks.{module}"), made)

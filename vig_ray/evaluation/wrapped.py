@@ -1,0 +1,117 @@
+"""Tasks around another: its questions asked in several ways, as `blind-faith:vqav2` and `swap:gqa` do.
+
+Each question of the inner task comes once for each way, one after the other; they are one unit, so that the bootstrap
+draws them together, and `--limit` counts them as one. An answer is marked as the inner task marks it, and the inner
+task's main number is computed of each way's answers.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from vig_ray.errors import StageError
+from vig_ray.evaluation.question import Answer, Columns, Marks, Question
+from vig_ray.evaluation.task import Given, Metric, Task, Weights
+
+log = logging.getLogger(__name__)
+
+_KEY = "asked"  # in a question's `more`: the way that it is asked, and what of it isn't the inner task's
+
+
+class Wrapped:
+    """A task around `inner`. A subclass has `read`, `metrics` and what is its own of the other names; `ways`: how many
+    questions it makes of one."""
+
+    prefix: str
+    own_options: Mapping[str, str]
+    ways: int
+
+    def __init__(self, inner: Task) -> None:
+        self.inner = inner
+        self.name = f"{self.prefix}:{inner.name}"
+        self.options: Mapping[str, str] = {**inner.options, **self.own_options}
+        self.max_new_tokens = inner.max_new_tokens
+        self.at_once = int(getattr(inner, "at_once", 1))
+        self.by: str = getattr(inner, "by", "sum")
+
+    @property
+    def main(self) -> Metric:
+        """The inner task's main number."""
+        return next((metric for metric in self.inner.metrics_of if metric.main), self.inner.metrics_of[0])
+
+    def begin(self, given: Given) -> None:
+        """See `Task`."""
+        getattr(self.inner, "begin", lambda _: None)(self.inner_given(given))
+        self.by = getattr(self.inner, "by", "sum")
+
+    def inner_given(self, given: Given) -> Given:
+        """What the command says of the inner task."""
+        own = {name: value for name, value in given.options.items() if name not in self.own_options}
+        return replace(given, options=own)
+
+    def mark(self, question: Question, answer: Answer) -> Marks:
+        """The inner task's marks, and the number of the way that the question was asked."""
+        asked = asked_of(question)
+        return {**self.inner.mark(inner_question(question), answer), "way": float(asked["way"])}
+
+    def main_of(self, way: int, marks: Columns, weights_N: Weights) -> float:
+        """The inner task's main number, of the answers to questions that were asked in one way; NaN of none."""
+        rows = np.flatnonzero(marks["way"] == way)
+        if not len(rows):
+            return float("nan")
+        return self.inner.metrics({name: values[rows] for name, values in marks.items()}, weights_N[rows])[
+            self.main.name
+        ]
+
+
+def asked_way(question: Question, way: int, name: str, *, also: Mapping[str, Any] | None = None) -> Question:
+    """A question as it is asked in one way, called `name`; the caller changes what else is to be changed.
+
+    `also`: what the wrapper's `mark` needs, which `asked_of` gives back.
+    """
+    asked = {"way": way, **(also or {})}
+    return replace(
+        question,
+        id=f"{question.id}/{name}",
+        unit=question.id if question.unit is None else question.unit,
+        more={**question.more, _KEY: asked},
+    )
+
+
+def asked_of(question: Question) -> Mapping[str, Any]:
+    """How a wrapped question was asked: its `way`, and what else was said of it."""
+    asked: Mapping[str, Any] = question.more[_KEY]
+    return asked
+
+
+def inner_question(question: Question) -> Question:
+    """A wrapped question with what the inner task said of it."""
+    more = {name: value for name, value in question.more.items() if name != _KEY}
+    return replace(question, id=question.id.rpartition("/")[0], more=more)
+
+
+@functools.cache
+def tell(line: str) -> None:
+    """Log a line once, though the data is read more than once."""
+    log.warning("%s", line)
+
+
+def told_of(name: str, questions: Iterator[Question | None], why: str) -> Iterator[Question]:
+    """Questions without the gaps, which are counted and told. Raises StageError where there is nothing else."""
+    left_out = found = 0
+    for question in questions:
+        if question is None:
+            left_out += 1
+        else:
+            found += 1
+            yield question
+    if left_out and not found:
+        raise StageError(f"--tasks {name}: {why}, in any of {left_out:,} questions")
+    if left_out:
+        tell(f"{name}: {left_out:,} questions left out: {why}")
