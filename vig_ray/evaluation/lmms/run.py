@@ -5,8 +5,8 @@
                                   /log.txt         what lmms-eval said
     OUT/evaluation/lmms/MODEL/TASK.stage.json      the record: a task that has one isn't run again
 
-A task that fails doesn't stop the others, and is tried again by the next run. One that was killed begins anew: lmms-eval
-keeps nothing of a task's answers before it has all of them.
+A task that fails doesn't stop the others, and is tried again by the next run. One that was killed begins anew:
+lmms-eval keeps nothing of a task's answers before it has all of them.
 """
 
 from __future__ import annotations
