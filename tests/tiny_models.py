@@ -161,6 +161,7 @@ GEMMA_TEMPLATE = (
     "{% for p in m.content %}{% if p.type == 'image' %}<start_of_image>{% else %}"
     "{{ p.text | trim }}{% endif %}{% endfor %}"
     "<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 
 

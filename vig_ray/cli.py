@@ -62,8 +62,8 @@ def _named(place: str) -> Any:
 VERBS = {
     "import": Verb(
         "any vision-language dataset to samples/",
-        "vig_ray.dataset.importing:ImportConfig",
-        "vig_ray.dataset.importing:run_with_progress",
+        "vig_ray.evaluation.importing:ImportTaskConfig",
+        "vig_ray.evaluation.importing:run_with_progress",
     ),
     "score": Verb(
         "samples to clean and reference log-probs of every answer token, scores/",
@@ -92,6 +92,12 @@ VERBS = {
         "a language model on answer texts alone, the reference that PRIOR weighs tokens by, model/",
         "vig_ray.training.text_config:TrainTextConfig",
         "vig_ray.training.text_job:run",
+        resumes=True,
+    ),
+    "eval": Verb(
+        "models on benchmarks and on data of one's own: a table with intervals, evaluation/",
+        "vig_ray.evaluation.config:EvalConfig",
+        "vig_ray.evaluation.job:run",
         resumes=True,
     ),
     "export": Verb(
@@ -147,7 +153,7 @@ SUBMITTED = {
         "vig_ray.submission:run",
         stage=stage,
     )
-    for stage in ("score", "measure", "select", "train", "train-text")
+    for stage in ("score", "measure", "select", "train", "train-text", "eval")
 }
 
 
@@ -202,7 +208,7 @@ def _parse(
         for name, verb in _verbs().items()
     }
     submit = of_verbs.add_parser(
-        "submit", help="score, measure, select, train or train-text as a job of a Ray cluster", allow_abbrev=False
+        "submit", help="score, measure, select, train, train-text or eval as a job of a Ray cluster", allow_abbrev=False
     )
     of_stages = submit.add_subparsers(metavar="STAGE", required=True)
     for stage, submitted in SUBMITTED.items():

@@ -75,7 +75,7 @@ class Step:
 
 
 def run_steps(
-    samples: str,
+    samples: str | Sequence[str],
     output: Claim,
     table: pa.Schema,
     steps: Callable[[Any], Sequence[Step]],
@@ -84,11 +84,13 @@ def run_steps(
 ) -> dict[str, Any]:
     """Run every row of `samples` that isn't done yet through the steps, and write `output`'s Parquet files.
 
-    `steps`: makes the steps, given the `RowCounter` that they report to. `rows_per_block`: rows of a Parquet file, and
-    what a killed run has to do again. Returns when the first engine was ready and how many rows were done when. Raises
-    StageError where a step raises and where no machine comes.
+    `samples`: a directory, or several on one filesystem, whose keys differ. `steps`: makes the steps, given the
+    `RowCounter` that they report to. `rows_per_block`: rows of a Parquet file, and what a killed run has to do again.
+    Returns when the first engine was ready and how many rows were done when. Raises StageError where a step raises and
+    where no machine comes.
     """
-    total, done = count_samples(samples), _committed_rows(output)
+    samples = [samples] if isinstance(samples, str) else samples
+    total, done = sum(map(count_samples, samples)), _committed_rows(output)
     if done:
         log.info("going on: %s of %s rows were done by an earlier run", f"{done:,}", f"{total:,}")
     counter: Any = RowCounter.options(scheduling_strategy=with_the_driver()).remote(output.stage)  # type: ignore[attr-defined]
@@ -112,7 +114,9 @@ def run_steps(
     return timing
 
 
-def _execute(samples: str, output: Claim, table: pa.Schema, steps: Sequence[Step], rows_per_block: int) -> None:
+def _execute(
+    samples: Sequence[str], output: Claim, table: pa.Schema, steps: Sequence[Step], rows_per_block: int
+) -> None:
     """Build the Ray Data plan and run it to its end."""
     checkpoint_fs, checkpoint_path = filesystem(_checkpoint(output))
     checkpoint_fs.create_dir(checkpoint_path, recursive=True)
@@ -125,9 +129,9 @@ def _execute(samples: str, output: Claim, table: pa.Schema, steps: Sequence[Step
         override_filesystem=checkpoint_fs,
         delete_checkpoint_on_success=False,
     )
-    files = parquet_files(samples)
+    files = [path for directory in samples for path in parquet_files(directory)]
     with ray.data.DataContext.current(context), footer_readers(len(files)):
-        blocks = ray.data.read_parquet(files, filesystem=filesystem(samples)[0], schema=SAMPLES)
+        blocks = ray.data.read_parquet(files, filesystem=filesystem(samples[0])[0], schema=SAMPLES)
         # A checkpoint commits whole blocks: without this a small dataset would be one block, and a batch of more rows
         # than a block has would join blocks.
         blocks = blocks.repartition(target_num_rows_per_block=rows_per_block)

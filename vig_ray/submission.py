@@ -34,7 +34,8 @@ from vig_ray.storage import absolute, one_line
 
 log = logging.getLogger("vig_ray.submission")
 
-_PATHS = ("images", "out", "samples", "scores", "selection", "measures", "counts", "exclude")
+_PATHS = ("images", "out", "samples", "scores", "selection", "measures", "counts", "exclude", "synonyms")
+_BY_TASK = ("data", "images", "task_options")  # of `vig eval`, whose values are by task
 _MODELS = ("model", "reference_model", "embedding_model", "clip_model")
 _OPTIONS_FILE = "job.yaml"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
@@ -88,6 +89,10 @@ def stage_options(config: StageConfig) -> dict[str, Any]:
 
 def _in_full(name: str, value: Any) -> Any:
     """A local path by its whole name: the job runs in another folder. A model may be a hub id, so it must be here."""
+    if isinstance(value, dict) and name in _BY_TASK:
+        return {task: _there(each) if name == "task_options" else absolute(each) for task, each in value.items()}
+    if isinstance(value, list) and name == "model":
+        return [_model_in_full(each) for each in value]
     if name == "data":
         return in_full(value) if isinstance(value, str) else [in_full(each) for each in value]
     if isinstance(value, list) and name in _PATHS:
@@ -96,6 +101,19 @@ def _in_full(name: str, value: Any) -> Any:
     if local and (name in _PATHS or (name in _MODELS and is_local(value))):
         return absolute(value)
     return value
+
+
+def _there(value: str) -> str:
+    """An option's value that is a path of this machine by its whole name, any other as it is."""
+    return absolute(value) if "://" not in value and "/" in value and os.path.exists(value) else value
+
+
+def _model_in_full(text: str) -> str:
+    """MODEL or NAME=MODEL, as `vig eval` takes it."""
+    if is_local(text):
+        return absolute(text)
+    name, equals, model = text.rpartition("=")
+    return f"{name}{equals}{absolute(model) if is_local(model) else model}"
 
 
 def name_of(stage: str, options: dict[str, Any]) -> str:

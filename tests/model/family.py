@@ -88,6 +88,11 @@ def apart(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
     return float((np.abs(ours - theirs) / np.maximum(1, np.abs(theirs) / 10)).max())
 
 
+def asked(sample: Sample) -> Sample:
+    """The sample without its last answer."""
+    return sample._replace(turns=sample.turns[:-1])
+
+
 class Family:
     """A checkpoint, by vig-ray and by transformers alone."""
 
@@ -106,17 +111,22 @@ class Family:
         return [picture(size, seed) for seed, size in enumerate(sample.sizes)]
 
     def prompt(self, name: str, sample: Sample) -> Prompt:
+        """Of a sample without its last answer: the question that the answer would follow."""
         turns = [Turn(("user", "assistant")[i % 2], text) for i, text in enumerate(sample.turns)]
         images = [
             PromptImage(f"{name} {i}", lambda p=p: np.asarray(p), self.formatter.preprocess)  # type: ignore[misc]
             for i, p in enumerate(self.pictures(sample))
         ]
-        return self.formatter.prompt(turns, images)
+        make = self.formatter.question if len(turns) % 2 else self.formatter.prompt
+        made: Prompt = make(turns, images)
+        return made
 
     def inputs(self, sample: Sample, *, blur: bool = False) -> Any:
-        """What transformers' own processor makes of the sample."""
+        """What transformers' own processor makes of the sample, or, without its last answer, of the question."""
         messages = self.messages(sample, blur=blur)
-        return self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        return self.processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=len(messages) % 2 == 1
+        )
 
     def messages(self, sample: Sample, *, blur: bool = False) -> list[dict[str, Any]]:
         """The sample with its pictures in its content lists."""

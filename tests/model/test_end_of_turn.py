@@ -51,6 +51,7 @@ AT_THE_END = LOOP + "<|{{ m.role }}|>" + CONTENT + END + "<|endoftext|>"
 THINKING = (
     LOOP + "<|im_start|>{{ m.role }}\n" + ANSWER + "<think>\n\n</think>\n\n" + FI + CONTENT + "<|im_end|>\n" + END
 )  # fmt: skip
+ASKED = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 SPACED = LOOP + ANSWER + "ASSISTANT: " + CONTENT + " </s>" + ELSE + "USER: " + CONTENT + " " + FI + END
 
 SPECIALS = {
@@ -64,6 +65,7 @@ SPECIALS = {
     PLAIN: ("<eos>",),
     AT_THE_END: ("<|endoftext|>", "<|user|>", "<|assistant|>"),
     THINKING: ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    THINKING + ASKED: ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     SPACED: ("<s>", "</s>"),
 }  # fmt: skip
 
@@ -162,6 +164,33 @@ STYLES = {
 }
 
 
+def test_a_generation_prompt_that_is_not_what_is_trained_is_told(tmp_path: Path) -> None:
+    """A template that begins a thought where the trained answers have an empty one; what the processor writes is taken,
+    in both ways."""
+    formatter: Any = load_formatter(write(tmp_path, THINKING + ASKED, eos="<|im_end|>"))
+    assert formatter.before_answers() == (
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n",
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+    )
+    turns = [Turn("user", TURNS[0]), Turn("assistant", TURNS[1]), Turn("user", TURNS[2])]
+    question = formatter.question(turns, [])
+    formatter.by_parts = False
+    assert formatter.question(turns, []).token_ids.tolist() == question.token_ids.tolist()
+    said = formatter.tokenizer.decode(question.token_ids.tolist())
+    assert said.endswith("And blue?<|im_end|>\n<|im_start|>assistant\n<think>\n")
+    for no_question, told in ((turns[:2], "the last turn is by assistant"), ([], "no turn")):
+        with pytest.raises(PromptError, match=f"Question: {told}"):
+            formatter.question(no_question, [])
+
+
+# At which tokens an answer ends that neither the tokenizer nor the generation config names.
+ENDS = {
+    "ChatML, another end": ["<|im_end|>"],
+    "Gemma, no generation config": ["<end_of_turn>"],
+    "after the last only, no stop": ["<|user|>"],
+}
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_answers_end_where_the_model_stops(style: str, tmp_path: Path) -> None:
     template, eos, stops, inner, last = STYLES[style]
@@ -169,6 +198,9 @@ def test_answers_end_where_the_model_stops(style: str, tmp_path: Path) -> None:
     assert formatter.by_parts
     assert said(formatter, *TURNS) == [TURNS[1] + inner, TURNS[3] + last]
     assert said(formatter, "<image>" + TURNS[0], TURNS[1], images=1) == [TURNS[1] + last]
+    stops_at = {formatter.tokenizer.decode([token]) for token in formatter.stop_ids}
+    named = [eos, *([stops] if isinstance(stops, str) else stops or []), *ENDS.get(style, [])]
+    assert stops_at == set(named)
     (line,) = formatter.told
     if inner == last:
         told = f"{inner!r} is trained after each answer" if inner else "nothing is trained after an answer"

@@ -24,6 +24,7 @@ from tests.model.family import (
     Family,
     I,
     apart,
+    asked,
     of,
     picture,
 )
@@ -60,6 +61,25 @@ def test_ids_and_answers_are_the_processors(family: Family, sample: str) -> None
     for number, answer in enumerate(SAMPLES[sample].turns[1::2]):
         said = family.processor.tokenizer.decode(prompt.answer_ids[prompt.turns == number].tolist())
         assert said.strip() == f"{answer}<|im_end|>" if family.name != "gemma3" else f"{answer}<end_of_turn>"
+
+
+def test_a_question_ends_where_the_answer_begins(family: Family) -> None:
+    """By the processor's own generation prompt; arrays, too, where samples go through it as a whole."""
+    for name, sample in SAMPLES.items():
+        if name not in family.samples:
+            continue
+        question, theirs = family.prompt(name, asked(sample)), family.inputs(asked(sample))
+        assert question.token_ids.tolist() == theirs["input_ids"][0].tolist(), name
+        assert len(question.answer_positions) == len(question.turns) == len(question.answer_chars) == 0
+        answered = family.prompt(name, sample)
+        begins = answered.answer_positions[answered.turns == answered.turns[-1]][0]
+        assert question.token_ids.tolist() == answered.token_ids[:begins].tolist(), name
+        assert question.image_spans.tolist() == answered.image_spans.tolist()
+        assert question.images == () or question.image_mask.any()
+        for key, array in (question.whole.arrays if question.whole else {}).items():
+            assert np.array_equal(array, np.asarray(theirs[key])), (name, key)
+    before_written, before_trained = family.formatter.before_answers()
+    assert before_written == before_trained
 
 
 def test_numbers_are_the_models(family: Family) -> None:
@@ -172,9 +192,9 @@ def test_the_collator_gives_what_the_processor_gives(
 def test_who_cannot_take_whole_samples_says_so(family: Family) -> None:
     """Instead of taking them without their images."""
     assert engine_for("auto", family.formatter, "m") == engine_for("torch", family.formatter, "m") == "torch"
-    for asked in ("vllm", "mine:engine"):
+    for engine in ("vllm", "mine:engine"):
         with pytest.raises(StageError, match="m: its processor makes each sample as a whole"):
-            engine_for(asked, family.formatter, "m")
+            engine_for(engine, family.formatter, "m")
     with pytest.raises(PromptError, match="ImageCount: 1 <image> in the conversation, and 0 images"):
         family.formatter.prompt([Turn("user", f"{I}?"), Turn("assistant", "No.")], [])
 

@@ -14,7 +14,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from tests.model.llava_conversations import CASES, Conversation, answered, asked, talk
 from tests.model.llava_rules import IMAGE, SYSTEM, Crashes, Outcome, SlowTokens, prompt, small_model, trained
-from vig_ray.dataset.schema import Turn
+from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.model.llava import UNTRAINED, LlavaFormatter
 from vig_ray.model.prompt import PromptError, PromptImage, truncate
 
@@ -306,3 +306,31 @@ def test_the_formatter_does_as_llava_does(name: str, pair: Pair) -> None:
         assert np.flatnonzero(made.image_mask).tolist() == [
             place for place, token in enumerate(expected.ids) if token == IMAGE
         ]
+
+
+def test_a_question_ends_where_llavas_code_begins_to_write(pair: Pair) -> None:
+    """Of every conversation without its last answer: LLaVA's text of all turns, and "ASSISTANT:" behind it."""
+    formatter, mark = pair.formatter, pair.formatter.tokenizer.convert_tokens_to_ids("<image>")
+    tokens, seen = SlowTokens(pair.processor, legacy=pair.legacy), 0
+    for name, (conversation, images) in CASES.items():
+        if name in REFUSED or not conversation or conversation[-1][0] != "gpt" or images > 1:
+            continue
+        turns = [Turn(ROLES[role], text) for role, text in conversation]
+        pictures = [PromptImage("a", lambda: np.zeros((8, 8, 3), np.uint8), formatter.preprocess)] * images
+        try:
+            text = f"{prompt(conversation[:-1], image=images == 1)}ASSISTANT:"
+            question = formatter.question(turns[:-1], pictures)
+        except (Crashes, PromptError):  # no turn that asks, turns of an unknown role, a mark in two turns
+            continue
+        ids = tokens.around_images(text) if images else tokens(text)
+        expected = [each for token in ids for each in ([mark] * FEATURES if token == IMAGE else [token])]
+        assert question.token_ids.tolist() == expected, name
+        assert len(question.answer_positions) == 0
+        seen += 1
+        if not turns[-1].text or name in NO_ANSWER or IMAGE_MARK in turns[-1].text:
+            continue
+        answered = formatter.prompt(turns, pictures)
+        last = answered.answer_positions[answered.turns == answered.turns[-1]]
+        if answered.note is None and not any("ASSISTANT:" in turn.text for turn in turns):  # which LLaVA's code goes by
+            assert answered.token_ids[: last[0]].tolist() == expected, name
+    assert seen > 120

@@ -70,6 +70,11 @@ def test_ids_and_labels_are_those_of_llavas_preprocess_plain(legacy: bool, tmp_p
         assert prompt.answer_positions.tolist() == list(range(unlabelled + 4, len(expected))), caption
         assert prompt.image_spans.tolist() == [[1, 6]]
         assert prompt.turns.tolist() == [0] * len(prompt.turns)
+        question = formatter.question([Turn("user", "What is it? <image>")], prompt.images)
+        assert question.token_ids.tolist() == expected[:6]
+        assert (question.image_spans.tolist(), len(question.answer_positions)) == ([[1, 6]], 0)
+        assert tokenizer.decode(ids[-1]) == "\n"
+        assert ids[-1] in formatter.stop_ids
         assert captioned(formatter, caption, "What is it? <image>").token_ids.tolist() == expected
         alone = formatter.prompt([Turn("assistant", caption)], [])
         assert alone.token_ids.tolist() == slow(caption)
@@ -159,6 +164,25 @@ def test_what_is_no_caption_is_its_rows_error(turns: list[Turn], images: int, to
     assert told in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("turns", "images", "told"),
+    [
+        ([USER, SAYS], 1, "Question: the last turn is by assistant; an answer follows a user's turn"),
+        ([], 0, "Question: no turn"),
+        ([USER, SAYS, USER], 1, "Template: the plain prompt takes one question, not 3 turns"),
+        ([USER], 0, "ImageCount: 1 <image> in the question, and 0 images"),
+        ([Turn("user", "What?")], 0, "Template: a question without an image"),
+    ],
+)
+def test_what_no_caption_can_follow_is_its_rows_error(turns: list[Turn], images: int, told: str) -> None:
+    formatter = load_formatter(CHECKPOINT, "plain")
+    given = [PromptImage(str(number), picture, formatter.preprocess) for number in range(images)]
+    with pytest.raises(PromptError) as refused:
+        formatter.question(turns, given)
+    assert told in str(refused.value)
+    assert formatter.question([Turn("user", "")], []).token_ids.tolist() == [formatter.tokenizer.bos_token_id]
+
+
 def test_the_template_is_in_the_fingerprint_and_other_families_are_refused(qwen_checkpoint: str) -> None:
     plain, usual = load_formatter(CHECKPOINT, "plain"), load_formatter(CHECKPOINT)
     assert template_fingerprint(plain) != template_fingerprint(usual)
@@ -187,6 +211,8 @@ def test_fuyus_caption_follows_what_its_processor_makes_of_an_image(tmp_path: Pa
         prompt = captioned(formatter, "A red circle.", size=size, seed=number)
         assert prompt.token_ids.tolist() == ids[0].tolist()
         assert prompt.answer_positions.tolist() == list(range(given["input_ids"].shape[1], ids.shape[1]))
+        asked = formatter.question([Turn("user", "<image>")], prompt.images)
+        assert asked.token_ids.tolist() == given["input_ids"][0].tolist()
         assert int(prompt.image_mask.sum()) == given["image_patches"].reshape(-1, 2700).shape[0]
         with torch.no_grad():
             logp = model(input_ids=ids, image_patches=given["image_patches"]).logits[0].log_softmax(-1)

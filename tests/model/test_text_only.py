@@ -55,6 +55,9 @@ def test_questions_are_seen_without_their_images(demo: Any) -> None:
             expected += said
     assert prompt.token_ids.tolist() == expected
     assert prompt.answer_positions.tolist() == answers
+    question = TextOnly(demo, context="conversation", max_length=100).question(TURNS[:-1])
+    assert question.token_ids.tolist() == expected[: len(expected) - len(said)]
+    assert len(question.answer_positions) == 0
 
 
 def test_characters_are_those_of_the_turn(demo: Any) -> None:

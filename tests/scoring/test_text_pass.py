@@ -20,7 +20,6 @@ from tests.selection.made import copy_outputs, selected
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
-from vig_ray.model.chat import _placed
 from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import Prompt, PromptImage
 from vig_ray.model.text_only import TextOnly
@@ -445,7 +444,7 @@ def test_spaces_at_the_end_of_an_answer_that_a_template_trims(trims: bool, langu
     encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
     prompt = Prompt.marked(
         np.array([0, *encoded["input_ids"]], np.int32), np.array([-1, *[0] * len(encoded["input_ids"])], np.int32),
-        image_token_id=-1, image_spans=[], images=[], answers={0: _placed(rendered, 0, said)},
+        image_token_id=-1, image_spans=[], images=[], answers={0: placed(rendered, 0, said)},
         offsets=np.array([(0, 0), *encoded["offset_mapping"]]),
     )  # fmt: skip
     assert prompt.answer_chars[-1].tolist() == [len(placed)] * 2

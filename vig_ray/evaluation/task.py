@@ -7,13 +7,14 @@ driver, once for the table and once for each draw of the bootstrap, where answer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from vig_ray.errors import StageError
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 
 Weights = npt.NDArray[np.float64]
@@ -27,6 +28,20 @@ class Given:
     data: str
     images: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+
+    def choice(self, task: str, name: str, known: Sequence[str]) -> str:
+        """The value of a task's option, one of these; the first where it isn't given. Raises StageError."""
+        value = self.options.get(name, known[0])
+        if value not in known:
+            raise StageError(f"--task-options {task}.{name}={value}: expected one of {', '.join(known)}")
+        return value
+
+    def whole(self, task: str, name: str, default: int, least: int = 1) -> int:
+        """The value of a task's option, a whole number. Raises StageError."""
+        value = self.options.get(name, str(default))
+        if not value.isdecimal() or int(value) < least:
+            raise StageError(f"--task-options {task}.{name}={value}: expected a whole number from {least} on")
+        return int(value)
 
 
 @dataclass(frozen=True)
@@ -42,8 +57,14 @@ class Metric:
 
 class Task(Protocol):
     """`name`: as --tasks has it. `source`: paper and address of what is implemented. `options`: its options, and
-    what each is. `max_new_tokens`: of an answer that is written. `metrics_of`: its numbers, in their order. `by`: for
-    tasks with choices, whether log-probs are compared by answer, "sum", by token, "token", or by "character"."""
+    what each is; of those that it names, "synonyms", "judge" and "judge_model" have options of the command's own.
+    `max_new_tokens`: of an answer that is written. `metrics_of`: its numbers, in their order.
+
+    A task may have more: `by`, for those with choices, whether log-probs are compared by answer, "sum" (the default),
+    by token, "token", by "character", or by the "first" token, as for yes and no. `begin(given)`: called once in each
+    process before any `mark`, with what the command says of the task; where a judge or a list is needed, say.
+    `at_once`: how many threads may `mark` at a time, 1 by default; for those who wait for a judge.
+    """
 
     name: str
     source: str
@@ -56,11 +77,12 @@ class Task(Protocol):
         or is of another layout."""
 
     def mark(self, question: Question, answer: Answer) -> Marks:
-        """What an answer is worth: the same names for every answer."""
+        """What an answer is worth: the same names for every answer. Raises StageError where no answer can be marked (a
+        judge that is down), which ends the run; whatever else it raises becomes the error of the row."""
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
         """The numbers of `metrics_of` by name, of answers that count `weights_N` times each; NaN where a number can't
-        be had of them."""
+        be had of them. The answers are in the order of their questions; failed ones are left out."""
 
 
 def mean(values_N: npt.NDArray[np.float64], weights_N: Weights) -> float:
@@ -68,3 +90,16 @@ def mean(values_N: npt.NDArray[np.float64], weights_N: Weights) -> float:
     known = ~np.isnan(values_N)
     total = float(weights_N[known].sum())
     return float((values_N[known] * weights_N[known]).sum() / total) if total else float("nan")
+
+
+def share_of_groups(values_N: npt.NDArray[np.float64], groups_N: npt.NDArray[np.float64], weights_N: Weights) -> float:
+    """Of groups of answers, numbered in `groups_N`, the share that is right in all of its answers (value 1).
+
+    A group weighs what its answers weigh on average; an answer without a value or a group, NaN, doesn't count. NaN of
+    nothing.
+    """
+    known = ~(np.isnan(values_N) | np.isnan(groups_N))
+    _, group_K = np.unique(groups_N[known], return_inverse=True)
+    size_G = np.bincount(group_K)
+    right_G = np.bincount(group_K, values_N[known] == 1) == size_G
+    return mean(right_G.astype(np.float64), np.bincount(group_K, weights_N[known]) / size_G)

@@ -5,7 +5,6 @@ Samples are run one by one, unpadded, as their family's own forward takes them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from vig_ray.dataset.images import ImageError, load_image
+from vig_ray.dataset.images import ImageError
 from vig_ray.dataset.schema import Turn
 from vig_ray.measuring.clip import Clip, Floats, clip_score, over_characters
 from vig_ray.measuring.config import OF_MODEL
@@ -23,6 +22,7 @@ from vig_ray.model.load import Prompts, load_formatter, load_model
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, truncate
 from vig_ray.scoring.engines.forwards import Forwards
 from vig_ray.scoring.engines.target_logprobs import TargetLogProbs
+from vig_ray.scoring.prepare import shared_image
 from vig_ray.storage import one_line
 
 
@@ -137,7 +137,8 @@ class Measurer:
     def _measured(
         self, row: Mapping[str, Any], images: dict[str, PromptImage], embeddings: dict[str, Floats]
     ) -> dict[str, Any]:
-        pictures = [self._image(image, images) for image in row["images"]]
+        limit = self._max_image_pixels
+        pictures = [shared_image(image, images, self._formatter, max_pixels=limit) for image in row["images"]]
         turns = [Turn(turn["role"], turn["text"]) for turn in row["conversation"]]
         prompt = truncate(self._formatter.prompt(turns, pictures), self._formatter.max_length)
         if not len(prompt.answer_positions):
@@ -163,13 +164,3 @@ class Measurer:
             if name in measured and not np.isfinite(measured[name]).all():
                 raise PromptError("NotFinite", f"{name} overflows; --dtype bfloat16 or float32 has the range")
         return measured
-
-    def _image(self, image: Mapping[str, Any], images: dict[str, PromptImage]) -> PromptImage:
-        key = image["uri"] or hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
-        if key not in images:
-
-            def load() -> np.ndarray[Any, np.dtype[np.uint8]]:
-                return load_image(image, max_pixels=self._max_image_pixels)
-
-            images[key] = PromptImage(key, load, self._formatter.preprocess)
-        return images[key]

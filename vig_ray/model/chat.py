@@ -12,8 +12,7 @@ where `probe.py` finds it to give what the processor gives.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,18 @@ import numpy.typing as npt
 from PIL import Image
 
 from vig_ray.compat.transformers import image_options, process_image
-from vig_ray.dataset.schema import IMAGE_MARK, Turn
-from vig_ray.errors import StageError
+from vig_ray.dataset.schema import Turn
 from vig_ray.model.arrays import tensors
+from vig_ray.model.end_of_turn import EndOfTurn
+from vig_ray.model.messages import (
+    answers_of,
+    as_messages,
+    check_marks,
+    check_question,
+    check_sides,
+    earlier_answers,
+    placed,
+)
 from vig_ray.model.processor import Noted, NotingProcessor, as_array
 from vig_ray.model.prompt import (
     ImageArrays,
@@ -39,65 +47,6 @@ from vig_ray.storage import one_line
 
 _MARK = "\ue0f0{}\ue0f1"  # private-use characters: no chat template writes them
 _ANY_MARK = re.compile("\ue0f0(\\d+)\ue0f1")
-
-
-def _any_of(texts: Collection[str]) -> str:
-    """A pattern of any of these texts, the longest that fits; of nothing where there are none."""
-    return "|".join(sorted(map(re.escape, texts), key=len, reverse=True)) or "(?!)"
-
-
-def _messages(
-    conversation: Sequence[Turn], answers: Sequence[str], pictures: Sequence[Image.Image] | None = None
-) -> list[dict[str, Any]]:
-    """The conversation as content lists, its assistant turns replaced by `answers`; with `pictures` at its marks."""
-    remaining = iter(answers)
-    images = iter(pictures or ())
-    messages = []
-    for turn in conversation:
-        text = next(remaining) if turn.role == "assistant" else turn.text
-        parts: list[dict[str, Any]] = []
-        for index, piece in enumerate(text.split(IMAGE_MARK)):
-            if index:
-                parts.append({"type": "image"} if pictures is None else {"type": "image", "image": next(images)})
-            if piece:
-                parts.append({"type": "text", "text": piece})
-        messages.append({"role": turn.role, "content": parts})
-    return messages
-
-
-def _placed(text: str, start: int, answer: str) -> tuple[int, int]:
-    """Where an answer's first character is, or would be, in a rendered text, and its length up to its last there.
-
-    A template that trims turns has put only the inner part at `start`.
-    """
-    if text.startswith(answer, start):
-        return start, len(answer)
-    return start - (len(answer) - len(answer.lstrip())), len(answer.rstrip())
-
-
-def _answers(conversation: Sequence[Turn]) -> list[str]:
-    answers = [turn.text for turn in conversation if turn.role == "assistant"]
-    if not answers:
-        raise PromptError("NoAnswer", "no assistant turn")
-    for index, answer in enumerate(answers):
-        if not answer.strip():
-            raise PromptError("EmptyAnswer", f"assistant turn {index}: no text")
-        if IMAGE_MARK in answer:
-            raise PromptError("ImageInAnswer", f"assistant turn {index}: {IMAGE_MARK} in its text")
-    return answers
-
-
-def _check_marks(conversation: Sequence[Turn], images: Sequence[PromptImage]) -> None:
-    marks = sum(turn.text.count(IMAGE_MARK) for turn in conversation)
-    if marks != len(images):
-        raise PromptError("ImageCount", f"{marks} {IMAGE_MARK} in the conversation, and {len(images)} images")
-
-
-def _check_sides(pixels: Pixels) -> None:
-    """Some processors take a height of 1 or 3 for the colours' dimension. Raises PromptError."""
-    height, width = pixels.shape[:2]
-    if height in (1, 3):
-        raise PromptError("TooSmall", f"an image of {width}x{height} pixels, which may be taken for its colours")
 
 
 class ChatFormatter:
@@ -134,18 +83,8 @@ class ChatFormatter:
         self._model_inputs = set(processor.image_processor.model_input_names) - self.unused_names
         if not (getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)):
             raise PromptError("Template", "the checkpoint has no chat template; add a chat_template.jinja to it")
-        self._end_of_turn = end_of_turn
-        self._stops = list(dict.fromkeys(stops))
-        added = self.tokenizer.added_tokens_decoder.values()
-        specials = {str(token) for token in added if token.special}
-        specials.update(self.tokenizer.all_special_tokens, self._stops)
-        self._specials = re.compile(rf"(?:\s*(?:{_any_of(specials)}))+")
-        self._stop = re.compile(_any_of(self._stops))
-        self._followed = self._after_answers()
-        self._before_next = self._written_before_next(specials.union(map(str, added)))
-        if end_of_turn and not any(after.startswith(end_of_turn) for after in self._followed):
-            written = " or ".join(dict.fromkeys(map(repr, self._followed))) or "nothing"
-            raise StageError(f"--end-of-turn {end_of_turn!r}: the chat template writes {written} after an answer")
+        self.end_of_turn = EndOfTurn(self._after_answers(), self.tokenizer, stops=stops, asked=end_of_turn)
+        self.stop_ids = self.end_of_turn.token_ids()
 
     def _after_answers(self) -> list[str]:
         """What the template writes after an answer up to the next question's text, and after the last one; only the
@@ -161,51 +100,24 @@ class ChatFormatter:
                 return [piece.partition("\ue0f3")[0] for piece in pieces[2::2]]
         return []
 
-    def _written_before_next(self, tokens: Collection[str]) -> str:
-        """What the template ends a turn with, whoever comes next: the tokens, or else characters, that all begin with.
-
-        Two tokens such as <|user|> and <|endoftext|> have nothing in common, though their spellings do.
-        """
-        unit = re.compile(rf"{_any_of(tokens)}|.", re.DOTALL)
-        split = [unit.findall(after) for after in self._followed]
-        alike = takewhile(lambda units: len(set(units)) == 1, zip(*split, strict=False))
-        return "".join(units[0] for units in alike)
-
-    def _end(self, after: str) -> int:
-        """How much of what follows an answer is trained with it."""
-        if self._end_of_turn is not None:
-            return len(self._end_of_turn) if after.startswith(self._end_of_turn) else 0
-        specials = self._specials.match(after)
-        stop = self._stop.search(after, 0, specials.end()) if specials else None
-        if stop is not None:
-            return stop.end()
-        return len(self._before_next) if after.startswith(self._before_next) else 0
-
-    def end_of(self, number: int, answers: int) -> str:
-        """What is trained after an answer of so many."""
-        after = self._followed[-1 if number + 1 == answers else 0] if self._followed else ""
-        return after[: self._end(after)]
-
     def given_ids(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> npt.NDArray[np.int64]:
-        """The token ids that the processor's own call gives, int64 [L]."""
-        messages = _messages(conversation, _answers(conversation), [Image.fromarray(image.pixels) for image in images])
-        out = self.processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        """The token ids that the processor's own call gives, of a question where no answer is last, int64 [L]."""
+        if conversation[-1].role == "user":
+            answers, options = earlier_answers(conversation), {"add_generation_prompt": True}
+        else:
+            answers, options = answers_of(conversation), {}
+        messages = as_messages(conversation, answers, [Image.fromarray(image.pixels) for image in images])
+        out = self.processor.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_tensors="pt", **options
+        )
         return np.asarray(out["input_ids"]).astype(np.int64).reshape(-1)
-
-    def trained_after(self) -> str:
-        """What is trained after an answer, for a person."""
-        ends = [after[: self._end(after)] for after in self._followed] or [""]
-        if len(set(ends)) == 1:
-            return f"{ends[0]!r} is trained after each answer" if ends[0] else "nothing is trained after an answer"
-        inner, last = (repr(end) if end else "nothing" for end in ends)
-        return f"{inner} is trained after an answer, {last} after the last"
 
     def render(self, conversation: Sequence[Turn]) -> tuple[str, list[tuple[int, int, int]]]:
         """The template's text, one image token an image, and its trained spans (start, end, assistant turn).
 
         Raises PromptError where the template refuses the conversation or rewrites an answer.
         """
-        answers = _answers(conversation)
+        answers = answers_of(conversation)
         marked = self._apply(conversation, [_MARK.format(i) for i in range(len(answers))])
         rendered = self._apply(conversation, answers)
         return rendered, self._spans(marked, rendered, answers)
@@ -220,7 +132,7 @@ class ChatFormatter:
             for turn, (answer, after) in enumerate(zip(texts, pieces[2::2], strict=True)):
                 start = len(text)
                 text += answer
-                spans.append((start, len(text) + self._end(after), turn))
+                spans.append((start, len(text) + self.end_of_turn.length(after), turn))
                 text += after
             if text == rendered:
                 return spans
@@ -228,9 +140,9 @@ class ChatFormatter:
             "Template", "the chat template rewrites assistant turns, so answer tokens can't be told apart"
         )
 
-    def _apply(self, conversation: Sequence[Turn], answers: Sequence[str]) -> str:
+    def _apply(self, conversation: Sequence[Turn], answers: Sequence[str], **options: Any) -> str:
         try:
-            text = self.processor.apply_chat_template(_messages(conversation, answers), tokenize=False)
+            text = self.processor.apply_chat_template(as_messages(conversation, answers), tokenize=False, **options)
         except Exception as error:  # a template raises whatever its author wrote
             raise PromptError("Template", f"the chat template refuses this conversation: {error}") from error
         return str(text)
@@ -239,30 +151,63 @@ class ChatFormatter:
         """The conversation's prompt, its answers marked."""
         return self.from_parts(conversation, images) if self.by_parts else self.as_a_whole(conversation, images)
 
+    def question(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
+        """See `Formatter.question`: what the processor makes of it with `add_generation_prompt`."""
+        check_question(conversation)
+        answers = earlier_answers(conversation)
+        check_marks(conversation, images)
+        if self.by_parts:
+            text = self._apply(conversation, answers, add_generation_prompt=True)
+            return self._from_text(text, [], answers, images)
+        noted = self._processed(conversation, answers, images, add_generation_prompt=True)
+        return self._whole(conversation, answers, images, noted, [], add_generation_prompt=True)
+
+    def before_answers(self) -> tuple[str, str]:
+        """What the template writes between a question's text and its answer: where the answer is to be written, and
+        where it is trained. Thinking templates differ in the two."""
+        turns = [Turn("user", "\ue0f2"), Turn("assistant", "")]
+        asked = self._apply(turns[:1], [], add_generation_prompt=True)
+        trained = _ANY_MARK.split(self._apply(turns, [_MARK.format(0)]))[0]
+        return asked.rpartition("\ue0f2")[2], trained.rpartition("\ue0f2")[2]
+
     def as_a_whole(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """By the processor's own call; its arrays are in `whole`."""
-        answers = _answers(conversation)
-        _check_marks(conversation, images)
+        answers = answers_of(conversation)
+        check_marks(conversation, images)
+        noted = self._processed(conversation, answers, images)
+        marked = self._processed(conversation, [_MARK.format(i) for i in range(len(answers))], images)
+        return self._whole(conversation, answers, images, noted, self._spans(marked.text, noted.text, answers))
 
-        def processed(texts: Sequence[str], given: Sequence[PromptImage]) -> Noted:
-            for image in given:
-                _check_sides(image.pixels)
-            try:
-                return self._noting(_messages(conversation, texts, [Image.fromarray(image.pixels) for image in given]))
-            except PromptError:
-                raise
-            except Exception as error:  # a processor raises whatever its author wrote
-                cause = f"{type(error).__name__}: {one_line(error)[:300]}"
-                raise PromptError("Processor", f"the processor refuses this sample: {cause}") from error
+    def _processed(
+        self, conversation: Sequence[Turn], texts: Sequence[str], images: Sequence[PromptImage], **options: Any
+    ) -> Noted:
+        """What the processor makes of the conversation with these texts for answers. Raises PromptError."""
+        for image in images:
+            check_sides(image.pixels)
+        pictures = [Image.fromarray(image.pixels) for image in images]
+        try:
+            return self._noting(as_messages(conversation, texts, pictures), **options)
+        except PromptError:
+            raise
+        except Exception as error:  # a processor raises whatever its author wrote
+            cause = f"{type(error).__name__}: {one_line(error)[:300]}"
+            raise PromptError("Processor", f"the processor refuses this sample: {cause}") from error
 
-        noted = processed(answers, images)
-        marked = processed([_MARK.format(i) for i in range(len(answers))], images)
-        spans = self._spans(marked.text, noted.text, answers)
+    def _whole(
+        self,
+        conversation: Sequence[Turn],
+        answers: Sequence[str],
+        images: Sequence[PromptImage],
+        noted: Noted,
+        spans: Sequence[tuple[int, int, int]],
+        **options: Any,
+    ) -> Prompt:
+        """The prompt of what the processor made, its answers at `spans` of the text."""
 
         def arrays_of(others: Sequence[PromptImage]) -> ImageInputs:
             if tuple(others) == tuple(images):
                 return noted.arrays
-            again = processed(answers, others)
+            again = self._processed(conversation, answers, others, **options)
             if not np.array_equal(again.token_ids, noted.token_ids):
                 raise PromptError("Processor", "another picture of the same size gives other token ids")
             return again.arrays
@@ -274,14 +219,24 @@ class ChatFormatter:
             image_spans=(),
             images=images,
             offsets=noted.offsets,
-            answers={turn: _placed(noted.text, start, answers[turn]) for start, _, turn in spans},
+            answers={turn: placed(noted.text, start, answers[turn]) for start, _, turn in spans},
             whole=WholeInputs(arrays_of, images) if noted.arrays else None,
         )
 
     def from_parts(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """Render, expand each image token to the image's features, tokenise once, mark the answers."""
-        _check_marks(conversation, images)
+        check_marks(conversation, images)
         text, spans = self.render(conversation)
+        return self._from_text(text, spans, answers_of(conversation), images)
+
+    def _from_text(
+        self,
+        text: str,
+        spans: Sequence[tuple[int, int, int]],
+        answers: Sequence[str],
+        images: Sequence[PromptImage],
+    ) -> Prompt:
+        """The prompt of a rendered text, its answers at `spans`."""
         pieces = text.split(self.image_token)
         if len(pieces) - 1 != len(images):
             raise PromptError("ImageCount", f"{len(pieces) - 1} images in the rendered prompt, but {len(images)} given")
@@ -318,7 +273,6 @@ class ChatFormatter:
             if not len(inside):
                 raise PromptError("Template", f"image {index} has no image token in the prompt")
             image_spans.append((int(inside[0]), int(inside[-1]) + 1))
-        answers = _answers(conversation)
         return Prompt.marked(
             token_ids,
             turn_of,
@@ -326,7 +280,7 @@ class ChatFormatter:
             image_spans=image_spans,
             images=images,
             offsets=np.asarray(offsets, dtype=np.int64).reshape(-1, 2),
-            answers={turn: _placed(expanded, start, answers[turn]) for start, _, turn in moved},
+            answers={turn: placed(expanded, start, answers[turn]) for start, _, turn in moved},
         )
 
     def encode(self, text: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -355,7 +309,7 @@ class ChatFormatter:
 
     def arrays_of(self, pixels: Pixels) -> ImageInputs:
         """One image through the image half of the checkpoint's processor; with the text that stands for it."""
-        _check_sides(pixels)
+        check_sides(pixels)
         tensors, text = process_image(self.processor, Image.fromarray(pixels), self._image_options)
         arrays = {name: as_array(value) for name, value in tensors.items()}
         return ImageArrays(arrays, text)
@@ -390,8 +344,8 @@ class ChatFormatter:
         """
         given = []
         for turns, pictures in zip(conversations, images, strict=True):
-            _check_marks(turns, pictures)
-            given.append(_messages(turns, _answers(turns), [Image.fromarray(image.pixels) for image in pictures]))
+            check_marks(turns, pictures)
+            given.append(as_messages(turns, answers_of(turns), [Image.fromarray(image.pixels) for image in pictures]))
         padding = {"padding": True, "padding_side": "right"}
         try:
             out = self.processor.apply_chat_template(
@@ -410,7 +364,7 @@ class ChatFormatter:
             "processor": settings,
             "template": getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template,
             "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
-            "end_of_turn": [self._end_of_turn, self._stops],
+            "end_of_turn": [self.end_of_turn.asked, self.end_of_turn.stops],
             "image_token_id": self.image_token_id,
             "image_processor": self.processor.image_processor.to_dict(),
         }

@@ -8,7 +8,7 @@ Source: the training code of LLaVA-1.5 (Liu et al., arXiv 2310.03744): `conv_vic
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -18,6 +18,7 @@ from PIL import Image
 
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.model.arrays import on_device
+from vig_ray.model.messages import check_question
 from vig_ray.model.prompt import (
     ImageInputs,
     Pixels,
@@ -35,6 +36,8 @@ ROLES = {"user": "USER", "assistant": "ASSISTANT"}
 UNTRAINED = "LLaVA's code trains nothing of it"
 UNUSED_IMAGE = "its image isn't used: no <image> in the text"
 _SPACES = (" ", "\u2581")  # SentencePiece's own sign for a space, which it takes for one in texts, too
+_Tokens = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
+"""A text's token ids, and the characters of each."""
 MAX_LENGTH = 2048
 """LLaVA-1.5's `model_max_length`, image tokens included."""
 
@@ -55,20 +58,22 @@ class Rendered(NamedTuple):
     rounds: list[tuple[int, int, int]]
 
 
-def render(conversation: Sequence[Turn], images: int) -> Rendered:
-    """The conversation as one vicuna_v1 string: `USER: {q} ASSISTANT: {a}</s>USER: ...`.
+class _Written(NamedTuple):
+    """A conversation as LLaVA's text. `ends`: from the space before an answer to the end of its `</s>`, by assistant
+    turn; `answers`: as `Rendered` has them; `own_system`: whether a system turn replaces the system prompt."""
 
-    `<image>` moves to the front of its turn, followed by a newline, and the whole turn is stripped; several in one turn
-    become one, unless there are as many `images`. An empty turn is its role and a colon alone. A leading assistant turn
-    is skipped; a system turn, which LLaVA doesn't know, replaces the system prompt.
+    text: str
+    ends: dict[int, tuple[int, int]]
+    answers: dict[int, tuple[int, int]]
+    own_system: bool
 
-    LLaVA's code takes the text apart again at `</s>` and ` ASSISTANT: `, and trains what lies between them; where that
-    doesn't add up, it trains nothing. Raises PromptError where turns don't alternate or there is no answer.
-    """
+
+def _write(conversation: Sequence[Turn], images: int) -> _Written:
+    """See `render`. Raises PromptError where turns don't alternate."""
     turns = list(conversation)
-    system, untrained = SYSTEM, False
+    system, own_system = SYSTEM, False
     if turns and turns[0].role == "system":
-        system, untrained = turns.pop(0).text, True
+        system, own_system = turns.pop(0).text, True
     skipped = 0
     if turns and turns[0].role == "assistant":
         turns.pop(0)
@@ -93,6 +98,20 @@ def render(conversation: Sequence[Turn], images: int) -> Rendered:
             answers[number] = (before + 1 + (moved or 0), 0 if moved is None else len(turn.text))
             if message:
                 ends[number] = (before, len(text))
+    return _Written(text, ends, answers, own_system)
+
+
+def render(conversation: Sequence[Turn], images: int) -> Rendered:
+    """The conversation as one vicuna_v1 string: `USER: {q} ASSISTANT: {a}</s>USER: ...`.
+
+    `<image>` moves to the front of its turn, followed by a newline, and the whole turn is stripped; several in one turn
+    become one, unless there are as many `images`. An empty turn is its role and a colon alone. A leading assistant turn
+    is skipped; a system turn, which LLaVA doesn't know, replaces the system prompt.
+
+    LLaVA's code takes the text apart again at `</s>` and ` ASSISTANT: `, and trains what lies between them; where that
+    doesn't add up, it trains nothing. Raises PromptError where turns don't alternate or there is no answer.
+    """
+    text, ends, answers, untrained = _write(conversation, images)
     if not ends:
         raise PromptError("NoAnswer", "no assistant turn with an answer after the first user turn")
     found = _rounds(text)
@@ -168,6 +187,7 @@ class LlavaFormatter:
         self.mean = tuple(float(x) for x in image_processor.image_mean)
         self.std = tuple(float(x) for x in image_processor.image_std)
         self.resample = Image.Resampling(int(image_processor.resample))
+        self.stop_ids: tuple[int, ...] = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
         self._swallows = self._swallowed()
         specials = sorted(map(re.escape, tokenizer.all_special_tokens), key=len, reverse=True)
         self._before_space = re.compile(rf"(?:{'|'.join(specials)})(?=[{''.join(_SPACES)}])")
@@ -220,7 +240,39 @@ class LlavaFormatter:
         Images of a conversation without `<image>` are left out, as LLaVA does.
         """
         rendered = render(conversation, len(images))
-        pieces = rendered.text.split(IMAGE_MARK)
+        parts, starts, images, unused = self._parts(rendered.text, images)
+        spans, untrained = rendered.spans, rendered.untrained
+        if untrained and rendered.rounds:
+            # Past its limit LLaVA's code doesn't compare what it counted, an image as one token.
+            end = rendered.rounds[-1][1]
+            counted = len(starts) + sum(
+                int((chars[:, 0] + start < end).sum()) for (_, chars), start in zip(parts, starts, strict=True)
+            )
+            if counted >= self.max_length:
+                spans, untrained = rendered.rounds, False
+        return self._joined(
+            parts,
+            starts,
+            images,
+            spans,
+            rendered.answers,
+            note=UNTRAINED if untrained else UNUSED_IMAGE if unused else None,
+        )
+
+    def question(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
+        """See `Formatter.question`: the prompt up to "ASSISTANT:", as LLaVA's own code asks (its conversation's
+        `get_prompt` with None for a last answer)."""
+        check_question(conversation)
+        text = _write(conversation, len(images)).text + f"{ROLES['assistant']}:"
+        parts, starts, images, unused = self._parts(text, images)
+        return self._joined(parts, starts, images, [], {}, note=UNUSED_IMAGE if unused else None)
+
+    def _parts(
+        self, text: str, images: Sequence[PromptImage]
+    ) -> tuple[list[_Tokens], list[int], Sequence[PromptImage], bool]:
+        """The tokens of each piece of a text between its images, the character where each piece begins, the images that
+        are used, and whether some are not. Raises PromptError where the marks aren't the images'."""
+        pieces = text.split(IMAGE_MARK)
         unused = bool(images) and len(pieces) == 1
         if unused:
             images = ()
@@ -231,15 +283,19 @@ class LlavaFormatter:
             for number, piece in enumerate(pieces)
         ]
         starts = np.cumsum([0, *(len(piece) + len(IMAGE_MARK) for piece in pieces[:-1])]).tolist()
-        spans, untrained = rendered.spans, rendered.untrained
-        if untrained and rendered.rounds:
-            # Past its limit LLaVA's code doesn't compare what it counted, an image as one token.
-            end = rendered.rounds[-1][1]
-            counted = len(starts) + sum(
-                int((chars[:, 0] + start < end).sum()) for (_, chars), start in zip(parts, starts, strict=True)
-            )
-            if counted >= self.max_length:
-                spans, untrained = rendered.rounds, False
+        return parts, starts, images, unused
+
+    def _joined(
+        self,
+        parts: Sequence[_Tokens],
+        starts: Sequence[int],
+        images: Sequence[PromptImage],
+        spans: Sequence[tuple[int, int, int]],
+        answers: Mapping[int, tuple[int, int]],
+        *,
+        note: str | None,
+    ) -> Prompt:
+        """One BOS, then the pieces with an image's features between each two."""
         bos = self.tokenizer.bos_token_id
         ids: list[npt.NDArray[np.int32]] = [np.asarray([] if bos is None else [bos], dtype=np.int32)]
         turns: list[npt.NDArray[np.int32]] = [np.full(len(ids[0]), -1, dtype=np.int32)]
@@ -262,8 +318,8 @@ class LlavaFormatter:
             image_spans=image_spans,
             images=images,
             offsets=np.concatenate(offsets),
-            answers=rendered.answers,
-            note=UNTRAINED if untrained else UNUSED_IMAGE if unused else None,
+            answers=answers,
+            note=note,
         )
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:

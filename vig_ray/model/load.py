@@ -191,7 +191,7 @@ def _chat_formatter(
         formatter.by_parts = False
         more = f", and {len(differing) - 1} more" if len(differing) > 1 else ""
         formatter.told.append(f"each sample goes through its processor as a whole ({differing[0]}{more})")
-    formatter.told.append(formatter.trained_after())
+    formatter.told.append(formatter.end_of_turn.told())
     return formatter
 
 

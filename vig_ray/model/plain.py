@@ -13,13 +13,14 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
+from vig_ray.model.messages import check_question as check_last_turn
 from vig_ray.model.prompt import ImageInputs, Pixels, Prompt, PromptError, PromptImage
 
 END = "\n"
@@ -83,6 +84,24 @@ def caption_of(conversation: Sequence[Turn], images: int) -> str:
     return caption
 
 
+def check_question(conversation: Sequence[Turn], images: int) -> None:
+    """Raise PromptError for what has no caption to be written: it takes one question, which is dropped, and its image.
+
+    Without an image there must be no question either: a text is then begun from nothing.
+    """
+    check_last_turn(conversation)
+    if len(conversation) > 1:
+        raise PromptError("Template", f"the plain prompt takes one question, not {len(conversation)} turns")
+    caption_of([*conversation, Turn("assistant", "a")], images)
+
+
+def ids_ending_in_newline(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens whose text ends in a newline, by a byte's name, in byte-level spelling or as it is: some vocabularies
+    have one for a full stop and a newline together."""
+    spelled = ("\n", "\u010a", "<0x0A>")
+    return tuple(sorted(token for text, token in tokenizer.get_vocab().items() if text.endswith(spelled)))
+
+
 class PlainFormatter:
     """Plain prompts for a checkpoint; `of`: the formatter of its family."""
 
@@ -90,24 +109,45 @@ class PlainFormatter:
         self.of = of
         self.tokenizer, self.max_length = of.tokenizer, of.max_length
         self.told = ["an image, its caption and a newline are a sample; questions are dropped"]
+        end = of.tokenizer.eos_token_id
+        self.stop_ids = (*ids_ending_in_newline(of.tokenizer), *(() if end is None else (int(end),)))
 
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """The sample's prompt. Raises PromptError where it is neither a caption with its image nor a text alone."""
         text = caption_of(conversation, len(images))
         before = self.of.before_caption(images[0] if images else None)
         ids, offsets = self.of.encode(text + END if images else text)
-        token_ids = np.concatenate([before, ids])
-        turn_of = np.full(len(token_ids), -1, dtype=np.int32)
+        turn_of = np.full(len(before) + len(ids), -1, dtype=np.int32)
         turn_of[max(1, len(before)) :] = 0  # nothing predicts the first token of all
+        return self._marked(before, ids, offsets, turn_of, images, {0: (0, len(text))})
+
+    def question(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
+        """See `Formatter.question`: what a caption follows, BOS and the image, or BOS alone."""
+        check_question(conversation, len(images))
+        before = self.of.before_caption(images[0] if images else None)
+        if not len(before):
+            raise PromptError("Template", "without an image and a BOS there is nothing that a text could follow")
+        nothing = np.zeros(0, dtype=np.int32), np.zeros((0, 2), dtype=np.int64)
+        return self._marked(before, *nothing, np.full(len(before), -1, dtype=np.int32), images, {})
+
+    def _marked(
+        self,
+        before: npt.NDArray[np.int32],
+        ids: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        turn_of: npt.NDArray[np.int32],
+        images: Sequence[PromptImage],
+        answers: Mapping[int, tuple[int, int]],
+    ) -> Prompt:
         features = np.flatnonzero(before == self.of.image_token_id)
         return Prompt.marked(
-            token_ids,
+            np.concatenate([before, ids]),
             turn_of,
             image_token_id=self.of.image_token_id,
             image_spans=[(int(features[0]), int(features[-1]) + 1)] if images else [],
             images=images,
             offsets=np.concatenate([np.zeros((len(before), 2), dtype=np.int64), offsets]),
-            answers={0: (0, len(text))},
+            answers=answers,
         )
 
     @property

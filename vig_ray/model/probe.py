@@ -134,7 +134,7 @@ def _check_answers(formatter: ChatFormatter, probe: Probe, prompt: Prompt) -> No
     for number, answer in enumerate(answers):
         said = formatter.tokenizer.decode(prompt.answer_ids[prompt.turns == number].tolist())
         _, found, after = said.partition(answer)
-        end = formatter.end_of(number, len(answers)).strip()
+        end = formatter.end_of_turn.of(number, len(answers)).strip()
         if not found or end not in after:
             raise PromptError("Processor", f"{probe.name}: the tokens of the answer {answer + end!r} say {said!r}")
 

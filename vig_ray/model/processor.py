@@ -43,8 +43,9 @@ class NotingProcessor:
         self._calls = _Calls()
         _note_calls(processor.tokenizer, self._calls)
 
-    def __call__(self, messages: Sequence[Mapping[str, Any]]) -> Noted:
-        """The conversation, images in its content lists, through chat template and processor.
+    def __call__(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Noted:
+        """The conversation, images in its content lists, through chat template and processor. `options`: those of
+        `apply_chat_template`.
 
         Raises PromptError where the processor doesn't hand one text to its tokenizer and its ids on, and whatever a
         template or a processor raises by itself.
@@ -52,7 +53,7 @@ class NotingProcessor:
         self._calls.noted = []
         try:
             out = self.processor.apply_chat_template(
-                list(messages), tokenize=True, return_dict=True, return_tensors="pt"
+                list(messages), tokenize=True, return_dict=True, return_tensors="pt", **options
             )
             noted = self._calls.noted
         finally:

@@ -151,7 +151,7 @@ class Prompt:
     """A tokenised conversation with its answer tokens marked.
 
     `token_ids` int32 [L], each image expanded to as many image tokens as it has features.
-    `answer_positions` int32 [T], rising: where in `token_ids` the trained tokens are. All are > 0.
+    `answer_positions` int32 [T], rising: where in `token_ids` the trained tokens are. All are > 0; none of a question.
     `turns` int32 [T]: which assistant turn of the conversation each answer token is in, from 0.
     `image_mask` bool [L]: the positions that hold image features.
     `image_spans` int32 [images, 2]: each image's first position and the one past its last; between them there may be
@@ -220,6 +220,8 @@ class Formatter(Protocol):
 
     max_length: int
     tokenizer: Any
+    stop_ids: tuple[int, ...]
+    """The tokens at which an answer that is written is at its end."""
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -227,6 +229,13 @@ class Formatter(Protocol):
 
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """Tokenise `conversation`; raises PromptError where it can't be."""
+
+    def question(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
+        """The prompt that ends where the answer to the last turn, a user's, would begin; it has no answer tokens.
+
+        It is what the family's own processor gives to be answered, and what stands before the answer in `prompt` unless
+        the template tells the two apart. Raises PromptError where the last turn isn't the user's, or as `prompt` does.
+        """
 
     def preprocess(self, pixels: Pixels) -> ImageInputs:
         """One image, uint8 [H, W, 3], to the arrays that `collate` takes."""

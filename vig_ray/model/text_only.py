@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from vig_ray.dataset.schema import IMAGE_MARK, Turn
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import local_folder, read_text_config, trust, trusted, unusable
+from vig_ray.model.messages import check_question
 from vig_ray.model.prompt import ImageInputs, Pixels, Prompt, PromptError, PromptImage
 from vig_ray.model.sentencepiece import agree
 
@@ -47,6 +49,7 @@ class TextOnly:
         if tokenizer.eos_token_id is None:
             raise StageError("the tokenizer of the language model names no end of text (eos_token)")
         self.end = int(tokenizer.eos_token_id)
+        self.stop_ids = (self.end,)
         self.start = self.end if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
 
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage] = ()) -> Prompt:  # noqa: ARG002
@@ -55,6 +58,21 @@ class TextOnly:
         `answer_chars` are the characters of the turn's text; an end token covers none, at the text's end. Raises
         PromptError where there is no answer, or an image mark in one.
         """
+        document = self._document(conversation)
+        if not len(document.answer_positions):
+            raise PromptError("NoAnswer", "no assistant turn with an answer")
+        return document
+
+    def question(self, conversation: Sequence[Turn], images: Sequence[PromptImage] = ()) -> Prompt:  # noqa: ARG002
+        """See `Formatter.question`: the document up to the next answer, which with the context "answer" hasn't got the
+        question."""
+        check_question(conversation)
+        document = self._document(conversation)
+        nothing = np.zeros(0, dtype=np.int32)
+        return replace(document, answer_positions=nothing, turns=nothing, answer_chars=np.zeros((0, 2), dtype=np.int32))
+
+    def _document(self, conversation: Sequence[Turn]) -> Prompt:
+        """The document of a conversation, which may be without an answer."""
         pieces = [(np.asarray([self.start], dtype=np.int32), np.zeros((1, 2), dtype=np.int64), -1)]
         number = -1
         for turn in conversation:
@@ -69,8 +87,6 @@ class TextOnly:
         chars = np.concatenate([chars for _, chars, _ in pieces])
         turns = np.concatenate([np.full(len(ids), turn, dtype=np.int32) for ids, _, turn in pieces])
         positions = np.flatnonzero(turns >= 0).astype(np.int32)
-        if not len(positions):
-            raise PromptError("NoAnswer", "no assistant turn with an answer")
         return Prompt(
             token_ids=ids,
             answer_positions=positions,

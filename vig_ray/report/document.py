@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -28,6 +28,7 @@ _PARTS = {
     "thresholds": "Thresholds",
     "failures": "Failures",
     "gallery": "Gallery",
+    "evaluation": "Evaluation",
     "method": "How it is counted",
 }
 _OF_PART = {
@@ -38,32 +39,50 @@ _OF_PART = {
 }
 
 
-def page(title: str, numbers: Json, rendered: Sequence[Rendered], gallery: str) -> str:
-    """The whole file. `gallery`: HTML."""
-    figures = {one.figure.name: _figure(one, numbers) for one in rendered}
+def page(title: str, numbers: Json, rendered: Sequence[Rendered], gallery: str, evaluation: str | None = None) -> str:
+    """The whole file. `gallery`, `evaluation`: HTML, the latter without the heading of its part."""
+    figures = {
+        one.figure.name: figure_html(one, TABLES[one.figure.name](numbers), folded=one.figure.name != "thresholds")
+        for one in rendered
+    }
     parts = {
         "summary": _summary(numbers),
         "kept": _kept_notes(numbers["kept"]),
         "thresholds": selection(numbers["selection"]),
         "failures": failures(numbers),
         "gallery": gallery,
+        "evaluation": evaluation or "",
         "method": "".join(f"<p>{sentence}</p>" for sentence in method(numbers, numbers["about"]["seed"])),
     }
+    inside = {
+        name: "".join(figures.get(figure, "") for figure in _OF_PART.get(name, ())) + parts.get(name, "")
+        for name in _PARTS
+    }
+    sources = "VIG: Hwang and Lee, arXiv 2602.17186; the names of groups: VisNec, arXiv 2603.01195."
+    return _filled(title, numbers, _about(numbers["about"]), inside, sources)
+
+
+def evaluation_page(title: str, numbers: Json, evaluation: str) -> str:
+    """The whole file of an evaluation alone. `evaluation`: HTML."""
+    sources = "Relative performance: VisNec, arXiv 2603.01195; VIG: Hwang and Lee, arXiv 2602.17186."
+    return _filled(title, numbers, "", {"evaluation": evaluation}, sources)
+
+
+def _filled(title: str, numbers: Json, about: str, parts: Mapping[str, str], sources: str) -> str:
+    """The page with its parts, HTML by name, those left out that are empty."""
     main, nav = [], []
-    for name, words in _PARTS.items():
-        inside = "".join(figures.get(figure, "") for figure in _OF_PART.get(name, ())) + parts.get(name, "")
+    for name, inside in parts.items():
         if inside:
-            main.append(f'<section id="{name}"><h2>{words}</h2>{inside}</section>')
-            nav.append(f'<li><a href="#{name}">{words}</a>')
+            main.append(f'<section id="{name}"><h2>{_PARTS[name]}</h2>{inside}</section>')
+            nav.append(f'<li><a href="#{name}">{_PARTS[name]}</a>')
     filled = {
         "title": escape(title),
         "heading": escape(title),
-        "about": _about(numbers["about"]),
+        "about": about,
         "css": "\n".join((PAGE / name).read_text() for name in ("gains.css", "report.css")),
         "nav": "".join(nav),
         "main": "\n".join(main),
-        "footer": f"<p>Written by vig-ray {vig_ray.__version__}. VIG: Hwang and "
-        "Lee, arXiv 2602.17186; the names of groups: VisNec, arXiv 2603.01195.</p>",
+        "footer": f"<p>Written by vig-ray {vig_ray.__version__}. {sources}</p>",
         # Nothing in it may end the element that holds it.
         "numbers": json.dumps(numbers, ensure_ascii=False).replace("<", "\\u003c"),
         "js": (PAGE / "report.js").read_text(),
@@ -130,15 +149,15 @@ def _kept_notes(kept: Json) -> str:
     return "".join(f'<p class="soft">{escape(note)}</p>' for note in notes)
 
 
-def _figure(rendered: Rendered, numbers: Json) -> str:
+def figure_html(rendered: Rendered, table: str, *, folded: bool = True) -> str:
+    """A figure with its heading, how to read it, and its numbers as a table, which is `folded` away or not."""
     figure = rendered.figure
     label = escape(f"{figure.title}; its numbers follow as a table")
     shown = render.for_page(rendered.wide, label)
     if rendered.narrow is not None:
         narrow = render.for_page(rendered.narrow, label)
         shown = f'<div class="wide">{shown}</div><div class="narrow">{narrow}</div>'
-    table = TABLES[figure.name](numbers)
-    if figure.name != "thresholds":
+    if folded:
         table = f"<details><summary>The numbers</summary>{table}</details>"
     return (
         f'<section id="figure-{figure.name}"><h3>{escape(figure.title)}</h3>'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vig_ray.report import charts, kept_charts, render
@@ -133,11 +133,11 @@ class Rendered:
     narrow: str | None
 
 
-def render_all(numbers: Json) -> list[Rendered]:
-    """Every figure, drawn once."""
+def render_all(figures: Iterable[Figure]) -> list[Rendered]:
+    """Each figure, drawn once."""
     return [
         Rendered(
             figure, render.to_svg(figure.spec(WIDE)), None if figure.one_size else render.to_svg(figure.spec(NARROW))
         )
-        for figure in figures(numbers)
+        for figure in figures
     ]

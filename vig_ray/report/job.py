@@ -9,23 +9,23 @@ page       all of it in one file that loads nothing else (document.py)
 from __future__ import annotations
 
 import functools
-import json
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vig_ray.cluster import scans_on_ray
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.errors import StageError
 from vig_ray.options import CommaSeparated, Percentage, Percentages, ScoredUnder
-from vig_ray.report import render
 from vig_ray.report.cards import gallery_html
 from vig_ray.report.detokenize import load_tokenizer, token_text
-from vig_ray.report.document import MARK, page
-from vig_ray.report.figures import NAMES, WIDE, render_all
+from vig_ray.report.document import evaluation_page, page
+from vig_ray.report.evaluation import Evaluated
+from vig_ray.report.figures import NAMES, render_all
+from vig_ray.report.figures import figures as figures_of_scores
 from vig_ray.report.gallery import Gallery, arranged, fetch, misspelled
 from vig_ray.report.kept_scans import scan_kept
 from vig_ray.report.numbers import WRITER, numbers
@@ -33,16 +33,16 @@ from vig_ray.report.part_of_speech import GainsByTag, gains_by_tag, load_tagger
 from vig_ray.report.scans import SURVEYED, Scanned, scan_scores
 from vig_ray.report.selection_summary import summarize_selection
 from vig_ray.report.tally import COLUMNS
-from vig_ray.stage import Claim, StageConfig, claim, parquet_files, read_stage
-from vig_ray.storage import check_writable, exists, filesystem, join, read_bytes, write_bytes
+from vig_ray.report.written import MEGABYTE, Written, check_out, claim_report, left_out_html, write_report
+from vig_ray.stage import Claim, StageConfig, parquet_files, read_stage
+from vig_ray.storage import filesystem
 from vig_ray.tables.directories import samples_beside, scores_directory
 from vig_ray.tables.kept import columns_named
 from vig_ray.tables.passes import View
 from vig_ray.tables.scan import Files
 
 Json = dict[str, Any]
-_MEGABYTE = 10**6
-_SUFFIXES = (".json", ".svg", ".png", "-narrow.svg", "-narrow.png")  # of a figure's files
+TITLE, _EVALUATION_TITLE = "What the images contribute", "Did it help?"
 _KEPT_COLUMNS = 12  # that are shown where none is named
 _MARGIN = 20_000  # for the gallery's own headings and filters
 
@@ -50,7 +50,15 @@ _MARGIN = 20_000  # for the gallery's own headings and filters
 class ReportConfig(StageConfig):
     """Show what scores, and a selection of them, look like: one HTML file, figures, and the numbers as JSON."""
 
-    scores: str = Field(description="scores/ of a finished `vig score`, or the directory that holds it")
+    scores: str | None = Field(
+        None,
+        description="scores/ of a finished `vig score`, or the directory that holds it; not needed with --evaluation",
+    )
+    evaluation: str | None = Field(
+        None,
+        description="evaluation/ of a finished `vig eval`, or the directory that holds it: its table, intervals and "
+        "some answers, beside the scores or by themselves",
+    )
     out: str = Field(description="HTML file to write; FILE.json and FILE-figures/ come beside it")
     reference: ScoredUnder = None
     selection: str | None = Field(
@@ -58,7 +66,7 @@ class ReportConfig(StageConfig):
     )
     samples: str | None = Field(None, description="samples/ for images and questions; by default beside the scores")
     model: str | None = Field(None, description="checkpoint whose tokenizer spells the tokens; by default the scores'")
-    title: str = Field("What the images contribute", description="the page's heading")
+    title: str = Field(TITLE, description="the page's heading")
     p: Percentages = Field(
         (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0),
         description="percentages whose thresholds are listed",
@@ -106,42 +114,11 @@ class ReportConfig(StageConfig):
         None, description="Ray cluster that scans the scores, such as auto; by default RAY_ADDRESS, or this machine"
     )
 
-
-@dataclass(frozen=True)
-class Written:
-    """The files that were written, and what they say."""
-
-    out: str
-    size: int
-    figures: str | None
-    numbers: Json
-    shown: int
-    left_out: int
-
-    def text(self) -> str:
-        """For a person."""
-        gain = self.numbers["gain"]
-        groups = ", ".join(f"{100 * counts['share']:.1f} % {name}" for name, counts in reversed(gain["groups"].items()))
-        lines = [f"{gain['samples']:,} samples: {groups} (mean VIG {gain['mean']:+.3f} nats)"]
-        correlated = [row for row in self.numbers["kept"]["columns"] if row["spearman"] is not None]
-        if correlated:
-            told = ", ".join(f"{row['column']} {row['spearman']:+.3f}" for row in correlated)
-            lines.append(f"rank correlation of VIG with kept columns: {told}")
-        if self.left_out:
-            lines.append(f"{self.left_out} of {self.shown} cards of the gallery left out: --max-mb")
-        lines.append(f"report: {self.out} ({self.size / _MEGABYTE:.1f} MB); numbers: {json_name(self.out)}")
-        if self.figures:
-            lines.append(f"figures: {self.figures}/*.svg, *.png, *.json")
-        return "\n".join([*self.numbers["about"]["warnings"], *lines])
-
-
-def json_name(out: str) -> str:
-    """Where the numbers go."""
-    return f"{out.removesuffix('.html')}.json"
-
-
-def _folder(out: str) -> str:
-    return f"{out.removesuffix('.html')}-figures"
+    @model_validator(mode="after")
+    def _of_something(self) -> ReportConfig:
+        if self.scores is None and self.evaluation is None:
+            raise ValueError("--scores or --evaluation is required")
+        return self
 
 
 @dataclass(frozen=True)
@@ -162,8 +139,13 @@ class _Inputs:
 
 def run(config: ReportConfig) -> Written:
     """Write a report. Raises StageError, before the first scan, where an input or `out` is wrong."""
-    inputs = _inputs(config)
-    output = _claim(config)
+    check_out(config.out)
+    evaluated = Evaluated.of(config) if config.evaluation is not None else None
+    if config.scores is None:
+        assert evaluated is not None
+        return _of_evaluation(config, evaluated)
+    inputs = _inputs(config, config.scores)
+    output = claim_report(config.out, _figure_names(config, evaluated, NAMES))
     tagger = load_tagger(config.tagger) if inputs.tokenizer is not None else None
     fs, _ = filesystem(inputs.scores)
     paths = parquet_files(inputs.scores)
@@ -204,15 +186,16 @@ def run(config: ReportConfig) -> Written:
             for name, places in gallery.groups.items()
         },
     }
-    return _write(config, output, contents, gallery)
+    if evaluated is not None:
+        contents["evaluation"] = evaluated.summary
+    return _write(config, output, contents, gallery, evaluated)
 
 
-def _inputs(config: ReportConfig) -> _Inputs:
-    scores = scores_directory(config.scores)
+def _inputs(config: ReportConfig, given: str) -> _Inputs:
+    scores = scores_directory(given)
     record = read_stage(scores) or {}
     if not record.get("complete"):
         raise StageError(f"{scores}: not finished; run the same `vig score` command again, it goes on where it was")
-    _check_out(config)
     kept = columns_named(record, config.by, scores, "--by")
     warnings: list[str] = []
     samples = samples_beside(scores, config.samples, record)
@@ -230,36 +213,6 @@ def _inputs(config: ReportConfig) -> _Inputs:
         if config.tagger not in ("auto", "none"):
             warnings.append("No parts of speech, which need the tokenizer (--tagger).")
     return _Inputs(scores, record, view, samples, selection, selected, tau, tokenizer, warnings, kept)
-
-
-def _check_out(config: ReportConfig) -> None:
-    if not config.out.endswith(".html"):
-        raise StageError(f"--out {config.out}: name a file that ends in .html")
-    for name, mark in ((config.out, MARK), (json_name(config.out), WRITER.encode())):
-        kind = exists(name).name
-        if kind == "Directory":
-            raise StageError(f"--out {config.out}: {name} is a folder; choose another name")
-        if kind == "File" and mark not in read_bytes(name)[:2000]:
-            raise StageError(f"--out {config.out}: {name} exists and is no report's; choose another name")
-    if exists(_folder(config.out)).name == "File":
-        raise StageError(f"--out {config.out}: {_folder(config.out)} is a file; choose another name")
-    check_writable(config.out.rpartition("/")[0] or ".")
-
-
-def _claim(config: ReportConfig) -> Claim:
-    """The files of a report, which is made anew each time in place of an earlier one."""
-    folder, beside = os.path.basename(_folder(config.out)), os.path.basename(config.out)
-    figures = [f"{folder}/{name}{suffix}" for name in NAMES for suffix in _SUFFIXES] if config.figures else []
-    return claim(
-        config.out,
-        "report",
-        {},
-        overwrite=True,
-        folders=(),
-        files=[beside, json_name(beside), *figures],
-        resumes=False,
-        again=True,
-    )
 
 
 def _check_columns(paths: list[str], fs: Any, view: View) -> None:
@@ -313,34 +266,51 @@ def _gallery(config: ReportConfig, inputs: _Inputs, scanned: Scanned) -> Gallery
     )
 
 
-def _write(config: ReportConfig, output: Claim, contents: Json, gallery: Gallery) -> Written:
-    figures = render_all(contents)
-    html = page(config.title, contents, figures, "")
+def _write(
+    config: ReportConfig, output: Claim, contents: Json, gallery: Gallery, evaluated: Evaluated | None
+) -> Written:
+    figures = render_all(figures_of_scores(contents))
+    others = render_all(evaluated.figures()) if evaluated else []
+    evaluation = evaluated.html(others, budget=int(config.max_mb * MEGABYTE / 2)) if evaluated else None
+    html = page(config.title, contents, figures, "", evaluation and evaluation.html)
     shown, left_out = sum(len(places) for places in gallery.groups.values()), 0
     if shown:
-        budget = int(config.max_mb * _MEGABYTE) - len(html.encode()) - _MARGIN
+        budget = int(config.max_mb * MEGABYTE) - len(html.encode()) - _MARGIN
         whose = "the selection's" if contents["gallery"]["of_selection"] else f"of p = {config.near_p:g} %"
         cards, left_out = gallery_html(gallery, tau=f"{contents['gallery']['tau']:+.4f}, {whose}", budget=budget)
-        html = page(config.title, contents, figures, _left_out(left_out, shown, config.max_mb) + cards)
-    output.begin(config)
-    write_bytes(config.out, html.encode())
-    write_bytes(json_name(config.out), (json.dumps(contents, indent=1, ensure_ascii=False) + "\n").encode())
-    folder = _folder(config.out) if config.figures else None
-    for drawing in figures if folder else []:
-        name = join(str(folder), drawing.figure.name)
-        for image, suffix in ((drawing.wide, ""), (drawing.narrow, "-narrow")):
-            if image is not None:
-                write_bytes(f"{name}{suffix}.svg", image.encode())
-                write_bytes(f"{name}{suffix}.png", render.to_png(image))
-        write_bytes(f"{name}.json", json.dumps(drawing.figure.spec(WIDE), indent=1, ensure_ascii=False).encode())
-    output.commit(config)
-    return Written(config.out, len(html.encode()), folder, contents, shown, left_out)
+        cards = left_out_html(left_out, shown, config.max_mb) + cards
+        html = page(config.title, contents, figures, cards, evaluation and evaluation.html)
+    if evaluation is not None:
+        shown, left_out = shown + evaluation.shown, left_out + evaluation.left_out
+    drawn = [*figures, *others] if config.figures else None
+    size, folder = write_report(config, config.out, output, html, contents, drawn)
+    return Written(config.out, size, folder, contents, _told(contents), shown, left_out)
 
 
-def _left_out(count: int, shown: int, megabytes: float) -> str:
-    if not count:
-        return ""
-    return (
-        f'<p class="warning">{count} of {shown} cards are left out, to keep this file below {megabytes:g} MB '
-        "(--max-mb).</p>"
-    )
+def _told(numbers: Json) -> tuple[str, ...]:
+    """What the numbers say, for a person."""
+    gain = numbers["gain"]
+    groups = ", ".join(f"{100 * counts['share']:.1f} % {name}" for name, counts in reversed(gain["groups"].items()))
+    lines = [f"{gain['samples']:,} samples: {groups} (mean VIG {gain['mean']:+.3f} nats)"]
+    correlated = [row for row in numbers["kept"]["columns"] if row["spearman"] is not None]
+    if correlated:
+        told = ", ".join(f"{row['column']} {row['spearman']:+.3f}" for row in correlated)
+        lines.append(f"rank correlation of VIG with kept columns: {told}")
+    return (*numbers["about"]["warnings"], *lines)
+
+
+def _figure_names(config: ReportConfig, evaluated: Evaluated | None, of_scores: Sequence[str] = ()) -> list[str]:
+    """The names of all figures whose files may be written."""
+    others = [figure.name for figure in evaluated.figures()] if evaluated else []
+    return [*of_scores, *others] if config.figures else []
+
+
+def _of_evaluation(config: ReportConfig, evaluated: Evaluated) -> Written:
+    """A report of an evaluation alone."""
+    output = claim_report(config.out, _figure_names(config, evaluated))
+    figures = render_all(evaluated.figures())
+    shown = evaluated.html(figures, budget=int(config.max_mb * MEGABYTE) - _MARGIN)
+    contents = {"written_by": WRITER, "evaluation": evaluated.summary}
+    html = evaluation_page(_EVALUATION_TITLE if config.title == TITLE else config.title, contents, shown.html)
+    size, folder = write_report(config, config.out, output, html, contents, figures if config.figures else None)
+    return Written(config.out, size, folder, contents, (), shown.shown, shown.left_out)

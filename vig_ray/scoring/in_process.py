@@ -47,7 +47,7 @@ def this_process() -> Iterator[Machines]:
 
 
 def run_steps_here(
-    samples: str, output: Claim, table: pa.Schema, steps: Sequence[Step], *, rows_per_file: int
+    samples: str | Sequence[str], output: Claim, table: pa.Schema, steps: Sequence[Step], *, rows_per_file: int
 ) -> dict[str, Any]:
     """As `pipeline.run_steps`, with one actor of each step, called here; holds `rows_per_file` samples at a time.
 
@@ -60,9 +60,11 @@ def run_steps_here(
     actors = [step.actor(**step.arguments) for step in steps]
     to_fs, to_path = whole_files(output.directory, join(output.work, "unfinished"))
     to_fs.create_dir(to_path, recursive=True)
-    total, count = count_samples(samples), len(done)
-    with RowProgress("score", total, done=count, brief=True) as bar:
-        for number, block in enumerate(_blocks(samples, done, rows_per_file), start=written):
+    samples = [samples] if isinstance(samples, str) else samples
+    total, count = sum(map(count_samples, samples)), len(done)
+    blocks = (block for directory in samples for block in _blocks(directory, done, rows_per_file))
+    with RowProgress(output.stage, total, done=count, brief=True) as bar:
+        for number, block in enumerate(blocks, start=written):
             count += block.num_rows
             for actor, step in zip(actors, steps, strict=True):
                 block = _called(actor, block, step.batch_rows)

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import ray
 
 from vig_ray.cluster import Machines, failure
 from vig_ray.errors import StageError
-from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.load import choose_engine, gpus_an_engine
 
 log = logging.getLogger(__name__)
+
+
+class Placed(Protocol):
+    """What of a stage's config says where it runs, as `vig_ray.scoring.config.ScoreConfig` has it."""
+
+    @property
+    def device(self) -> str:
+        """auto, cpu or cuda."""
+
+    @property
+    def workers(self) -> str | None:
+        """How many engines."""
+
+    @property
+    def prepare_workers(self) -> str | None:
+        """How many processes that prepare."""
+
+    @property
+    def vllm(self) -> Mapping[str, Any]:
+        """Options of vLLM's engine."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +73,7 @@ class Placement:
         return f"{self.engine} engine ({self.why}) on {self.device} in {self.dtype}, {self.pools.text()} at a time"
 
 
-def device_for(config: ScoreConfig, ray_has: Machines) -> str:
+def device_for(config: Placed, ray_has: Machines) -> str:
     """Where the engines run: "cuda" or "cpu". Raises StageError where this machine has no GPU that is asked for."""
     if config.device == "cpu" or (config.device == "auto" and not ray_has.gpus):
         if config.device == "auto" and ray_has.cores is None:
@@ -81,7 +101,7 @@ def engine_there(asked: str, references: Sequence[str], ray_has: Machines, devic
     return answer
 
 
-def pools_for(config: ScoreConfig, ray_has: Machines, device: str, engine: str) -> Pools:
+def pools_for(config: Placed, ray_has: Machines, device: str, engine: str) -> Pools:
     """One engine a GPU, or as many GPUs an engine as vLLM's parallel sizes ask for; on CPUs one torch engine a core.
 
     Raises StageError where this machine has too few GPUs for one engine.

@@ -83,18 +83,16 @@ def prepare(
         prompt = truncate(prompt, formatter.max_length)
     if not prompt.images:
         return Prepared(prompt, None)
-    prompts = tuple(_made(one, prompt) for one in passes)
+    prompts = tuple(made_by(one, prompt) for one in passes)
     for image in images:
         image.release()
     return Prepared(prompt, prompts)
 
 
-def _made(one: Pass, prompt: Prompt) -> Prompt | PromptError:
+def made_by(one: Pass, prompt: Prompt) -> Prompt | PromptError:
     """The prompt of a pass with its arrays: computed now, so that a broken image is this row's error."""
     try:
-        made = one(prompt)
-        _ = [image.inputs for image in made.images]
-        _ = made.whole and made.whole.arrays
+        made = with_arrays(one(prompt))
     except ImageError:
         raise
     except Exception as error:  # a reference that fails leaves the other passes as they are
@@ -102,6 +100,27 @@ def _made(one: Pass, prompt: Prompt) -> Prompt | PromptError:
             raise
         return error if isinstance(error, PromptError) else PromptError(type(error).__name__, str(error)[:500])
     return made
+
+
+def with_arrays(prompt: Prompt) -> Prompt:
+    """The same prompt, the arrays of its images computed. Raises ImageError, and whatever a processor raises."""
+    _ = [image.inputs for image in prompt.images]
+    _ = prompt.whole and prompt.whole.arrays
+    return prompt
+
+
+def shared_image(
+    image: Mapping[str, Any], shared: dict[str, PromptImage], formatter: Formatter, *, max_pixels: int
+) -> PromptImage:
+    """An image of the samples table, the same one wherever rows that use `shared` name it."""
+    key = image["uri"] or hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
+    if key not in shared:
+
+        def load() -> np.ndarray[Any, np.dtype[np.uint8]]:
+            return load_image(image, max_pixels=max_pixels)
+
+        shared[key] = PromptImage(key, load, formatter.preprocess)
+    return shared[key]
 
 
 class Preparer:
@@ -187,20 +206,11 @@ class Preparer:
     def _prepared(self, row: Mapping[str, Any], shared: dict[str, PromptImage]) -> Prepared | str:
         """A sample with the prompts of its passes, or why it can't be scored."""
         try:
-            images = [self._image(image, shared) for image in row["images"] or ()]
+            limit = self._max_image_pixels
+            images = [shared_image(image, shared, self._formatter, max_pixels=limit) for image in row["images"] or ()]
             conversation = [Turn(turn["role"], turn["text"]) for turn in row["conversation"]]
             return prepare(self._formatter, self._passes, conversation, images, too_long=self._too_long)
         except (ImageError, PromptError) as error:
             return str(error)
         except Exception as error:  # a processor or template that fails on one row must not end the job
             return f"{type(error).__name__}: {error}"[:500]
-
-    def _image(self, image: Mapping[str, Any], shared: dict[str, PromptImage]) -> PromptImage:
-        key = image["uri"] or hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
-        if key not in shared:
-
-            def load() -> np.ndarray[Any, np.dtype[np.uint8]]:
-                return load_image(image, max_pixels=self._max_image_pixels)
-
-            shared[key] = PromptImage(key, load, self._formatter.preprocess)
-        return shared[key]

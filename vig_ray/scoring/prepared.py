@@ -24,9 +24,9 @@ _VALUES = ("hide_images", "truncated", "note")
 
 
 def pack(samples: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """One row of `schema`, a `groups_schema`, that holds these samples.
+    """One row of `schema`, a `groups_schema` or `groups_of` others, that holds these samples.
 
-    A sample: the columns of `prepared_schema`, but `prompts` a tuple of Prompt and PromptError, or None. Images of one
+    A sample: the columns of that schema, but `prompts` a tuple of Prompt and PromptError, or None. Images of one
     key are taken to be the same, as everywhere.
     """
     pool = _Pool()

@@ -70,6 +70,9 @@ _PROMPT = pa.struct(
     ]
 )
 
+# the prompts of the passes that are to be run; null where there is nothing to run
+PROMPTS = pa.field("prompts", pa.list_(_PROMPT))
+
 
 def prepared_schema(held: Sequence[str] = ()) -> pa.Schema:
     """The columns of a sample that the CPU stage has prepared. `held`: passes whose results it has already."""
@@ -80,8 +83,7 @@ def prepared_schema(held: Sequence[str] = ()) -> pa.Schema:
     return pa.schema(
         [
             *(scores.field(name) for name in (*of_rows, *of_passes, *(["vig"] if held else []))),
-            # the prompts of the passes that are to be run; null where there is nothing to run
-            pa.field("prompts", pa.list_(_PROMPT)),
+            PROMPTS,
             # the characters of each answer token, first and past the last, one after the other, where the text pass is
             # of other tokens; null where its log-probs are theirs
             pa.field("onto_chars", pa.list_(pa.int32())),
@@ -90,10 +92,13 @@ def prepared_schema(held: Sequence[str] = ()) -> pa.Schema:
 
 
 def groups_schema(held: Sequence[str] = ()) -> pa.Schema:
-    """The columns of what the CPU stage hands to the engines: a row is a group of samples, with what they share.
+    """The columns of what the CPU stage hands to the engines, for samples with the columns of `prepared_schema`."""
+    return groups_of(prepared_schema(held))
 
-    `vig_ray.scoring.prepared` writes and reads it.
-    """
+
+def groups_of(samples: pa.Schema) -> pa.Schema:
+    """The columns of groups of samples that have these columns, `PROMPTS` among them: a row is a group, with what they
+    share. `vig_ray.scoring.prepared` writes and reads it."""
     array = pa.struct(
         [
             # as NumPy writes it: <f4
@@ -113,7 +118,7 @@ def groups_schema(held: Sequence[str] = ()) -> pa.Schema:
     )
     return pa.schema(
         [
-            pa.field("samples", pa.list_(pa.struct(list(prepared_schema(held))))),
+            pa.field("samples", pa.list_(pa.struct(list(samples)))),
             pa.field("images", pa.list_(image)),
             # each once, whatever has it
             pa.field("arrays", pa.large_list(array)),

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from vig_ray.errors import StageError
 from vig_ray.model.prompt import Prompt, PromptError
-from vig_ray.scoring.engines import Engine, EngineDiedError, LogProbs
+from vig_ray.scoring.engines import Engine, LogProbs
 from vig_ray.scoring.engines.load import load_engine
 from vig_ray.scoring.engines.prefixes import PrefixUse
 from vig_ray.scoring.gain import loss
+from vig_ray.scoring.mortal import Blocks, Rows
 from vig_ray.scoring.prepared import unpack
 from vig_ray.scoring.schema import TEXT_EXACT, scores_schema
 from vig_ray.scoring.text_pass import carried
@@ -89,14 +87,6 @@ def _told(name: str, error: PromptError) -> str:
     return told if name == CLEAN or error.kind == name.capitalize() else f"{name.capitalize()}: {told}"
 
 
-MOST_DEATHS = 5
-"""Engines that may die over whole blocks, one after the other with no row scored between, before the job gives up."""
-MOST_FATAL_ROWS = 8
-"""Rows in succession that may each kill an engine by themselves, with no row scored between, before it gives up."""
-SINGLY_AFTER = 2
-"""Engines that may die over a block before its rows are run one by one, to find the one that kills them."""
-
-
 class Scorer:
     """A Ray Data callable that holds an engine: rows of `groups_schema` to one of `scores_schema` for each of their
     samples.
@@ -112,68 +102,20 @@ class Scorer:
         self._engine = load_engine(**engine)
         self._passes, self._schema = tuple(passes), scores_schema(references)
         self._first = references[0] if references else None
-        self._progress = progress
-        self._prefix_use: PrefixUse | None = getattr(self._engine, "prefix_use", None)  # of engines that have a cache
+        prefix_use: PrefixUse | None = getattr(self._engine, "prefix_use", None)  # of engines that have a cache
+        counted = "vig" if len(self._passes) > 1 else loss_column(self._passes[0])
+        self._blocks = Blocks(
+            self._rows,
+            progress=progress,
+            tokens=lambda scored: sum(row["num_answer_tokens"] for row in scored if row.get(counted) is not None),
+            prefixes=prefix_use.take if prefix_use else None,
+        )
         if progress is not None:
             progress.ready.remote(self._engine.description)
 
     def __call__(self, prepared: pa.Table) -> pa.Table:
         """Score a block."""
-        rows = unpack(prepared)
-        if self._progress is None or not rows:
-            return pa.Table.from_pylist(self._rows(rows), schema=self._schema)
-        import ray
+        return pa.Table.from_pylist(self._blocks(unpack(prepared)), schema=self._schema)
 
-        block = rows[0]["sample_key"]
-        deaths, fatal = ray.get(self._progress.history.remote(block))
-        scored = self._run(rows, block, None) if deaths < SINGLY_AFTER else self._run_singly(rows, block, fatal)
-        return pa.Table.from_pylist(scored, schema=self._schema)
-
-    def _rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def _rows(self, rows: Rows) -> list[dict[str, Any]]:
         return score_rows(self._engine, rows, self._passes, self._first)
-
-    def _run_singly(self, rows: list[dict[str, Any]], block: str, fatal: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Score rows one by one, those in `fatal` (key to cause) not at all; the scores are in the order of the rows.
-
-        The rows are taken in shuffled order. Rows that kill an engine often lie together, and in the order of the
-        table they would look like an engine that does nothing but die.
-        """
-        scored: list[dict[str, Any]] = [{}] * len(rows)
-        for number in random.Random(0).sample(range(len(rows)), len(rows)):
-            row = rows[number]
-            key = row["sample_key"]
-            if key not in fatal:
-                (scored[number],) = self._run([row], block, key)
-                continue
-            error = "; ".join(filter(None, [row["error"], f"EngineDied: {fatal[key]}"[:500]]))
-            (scored[number],) = self._rows([row | {"prompts": None, "error": error}])
-            self._progress.add.remote(1, tokens=0, failed=1, by_engine=False)
-        return scored
-
-    def _run(self, rows: list[dict[str, Any]], block: str, row: str | None) -> list[dict[str, Any]]:
-        try:
-            scored = self._rows(rows)
-        except EngineDiedError as error:
-            self._leave(error, block, row)
-        counted = "vig" if len(self._passes) > 1 else loss_column(self._passes[0])
-        self._progress.add.remote(
-            len(rows),
-            tokens=sum(row["num_answer_tokens"] for row in scored if row.get(counted) is not None),
-            failed=sum(row["error"] is not None for row in scored),
-            by_engine=any(row["prompts"] is not None for row in rows),
-            prefixes=self._prefix_use.take() if self._prefix_use else (0, 0),
-        )
-        return scored
-
-    def _leave(self, error: EngineDiedError, block: str, row: str | None) -> NoReturn:
-        """End this process, or raise StageError where engines do nothing but die."""
-        import ray
-
-        over_blocks, over_rows = ray.get(self._progress.died.remote(str(error), block, row))
-        if over_blocks >= MOST_DEATHS:
-            raise StageError(f"the engine died {over_blocks} times in a row; the last time: {error}") from error
-        if over_rows >= MOST_FATAL_ROWS:
-            raise StageError(
-                f"the engine died over {over_rows} rows in a row, each run by itself; the last time: {error}"
-            ) from error
-        os._exit(1)  # not an exception: Ray Data retries what a lost process was doing, and ends at what one raises

@@ -8,7 +8,11 @@ from typing import cast
 from vig_ray.errors import StageError
 from vig_ray.evaluation.task import Task
 
-TASKS: dict[str, str] = {}
+TASKS: dict[str, str] = {
+    "choices": "choices:Choices",
+    "exact": "exact:Exact",
+    "held-out": "held_out:HeldOut",
+}
 """From a task's name to MODULE:NAME of its class."""
 
 

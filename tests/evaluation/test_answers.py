@@ -1,0 +1,206 @@
+"""What models answer, question by question, against plain forwards and transformers' own generate; added to later."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from tests.engines import gated
+from tests.evaluation.made import write_questions, write_worse_model
+from tests.oracle import blurred, plain_logprobs
+from vig_ray.dataset.schema import Turn
+from vig_ray.demo import CHECKPOINT, world
+from vig_ray.errors import StageError
+from vig_ray.evaluation import job
+from vig_ray.evaluation.config import EvalConfig
+from vig_ray.model.prompt import PromptImage
+from vig_ray.stage import read_stage
+
+ENGINES = str(Path(gated.__file__).parent)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_questions(folder / "asked", 24)
+    world.write(str(folder / "own"), 24, seed=3)
+    write_worse_model(folder / "worse")
+    return folder
+
+
+def config_of(data: Path, out: Path, models: tuple[str, ...], tasks: str, **options: Any) -> EvalConfig:
+    files = {
+        "choices": data / "asked/choices.jsonl",
+        "exact": data / "asked/exact.jsonl",
+        "held-out": data / "own/data.json",
+    }
+    return EvalConfig(
+        model=models, tasks=tasks, out=str(out), engine="one_by_one:engine", rows_per_file=10, draws=50,
+        data={task: str(files[task]) for task in tasks.split(",")}, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def asked(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models asked in three goes: one task, then with the others, then with another model."""
+    out = tmp_path_factory.mktemp("asked")
+    both = (f"demo={CHECKPOINT}", str(data / "worse"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ENGINES)
+        job.run(config_of(data, out, both[:1], "choices"), in_process=True)
+        first = rows_of(out, "demo")
+        job.run(config_of(data, out, both[:1], "choices,exact,held-out"), in_process=True)
+        assert len(rows_of(out, "demo")) > len(first)
+        pd.testing.assert_frame_equal(rows_of(out, "demo").loc[first.index], first)  # carried over, not asked again
+        job.run(config_of(data, out, both, "choices,exact,held-out"), in_process=True)
+    return out
+
+
+def rows_of(out: Path, model: str) -> pd.DataFrame:
+    rows = pd.read_parquet(out / "evaluation" / model).set_index("sample_key").sort_index()
+    assert rows.index.is_unique
+    return rows
+
+
+def picture_of(path: Path, formatter: Any) -> tuple[Image.Image, PromptImage]:
+    picture = Image.open(path).convert("RGB")
+    return picture, PromptImage(str(path), lambda: np.asarray(picture), formatter.preprocess)
+
+
+def test_choices_have_the_log_probs_of_a_plain_forward_each(
+    asked: Path, data: Path, demo_model: Any, demo_formatter: Any
+) -> None:
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
+    rows = rows_of(asked, "demo")
+    given = [json.loads(line) for line in (data / "asked/choices.jsonl").read_text().splitlines()]
+    right = []
+    for number, question in enumerate(given[:10]):
+        row = rows.loc[f"choices/{number:010d}"]
+        picture, image = picture_of(data / "asked" / question["image"], demo_formatter)
+        sums = []
+        for choice, told in zip(question["choices"], row["choices"], strict=True):
+            turns = [Turn("user", f"<image>\n{question['question']}"), Turn("assistant", choice)]
+            plain = plain_logprobs(demo_model, processor, demo_formatter.prompt(turns, [image]), [picture])
+            assert told["text"] == choice
+            assert told["tokens"] == len(plain) - 1  # without </s>
+            assert told["logprob"] == pytest.approx(plain[:-1].astype(np.float64).sum(), abs=1e-5)
+            assert told["first"] == pytest.approx(plain[0], abs=1e-5)
+            sums.append(plain[:-1].astype(np.float64))
+        by = {
+            "sum": [np.sum(one) for one in sums],
+            "token": [np.mean(one) for one in sums],
+            "character": [np.sum(one) / len(text) for one, text in zip(sums, question["choices"], strict=True)],
+        }
+        expected = next(
+            place for place, text in enumerate(question["choices"])
+            if question["answer"] in (place, "ABCD"[place], text)
+        )  # fmt: skip
+        marks = {pair["name"]: pair["value"] for pair in row["marks"]}
+        for name, values in by.items():
+            assert marks[name] == (np.argmax(values) == expected)
+        assert row["answer"] == question["choices"][int(np.argmax(by["token"]))]
+        assert row["score"] == marks["score"] == marks["token"]
+        right.append(marks["score"])
+    assert 0 < np.mean(right) <= 1
+
+
+def test_written_answers_are_those_of_generate(asked: Path, data: Path, demo_model: Any, demo_formatter: Any) -> None:
+    import torch
+
+    rows = rows_of(asked, "demo")
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
+    for number, line in list(enumerate((data / "asked/exact.jsonl").read_text().splitlines()))[:8]:
+        question, row = json.loads(line), rows.loc[f"exact/{number:010d}"]
+        picture = Image.open(data / "asked" / question["image"]).convert("RGB")
+        text = (
+            "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+            f"detailed, and polite answers to the user's questions. USER: <image>\n{question['question']} ASSISTANT:"
+        )
+        before, after = text.split("<image>")
+        tokenizer = demo_formatter.tokenizer
+        ids = [tokenizer.bos_token_id, *tokenizer(before, add_special_tokens=False)["input_ids"],
+               *[demo_model.config.image_token_id] * 16, *tokenizer(after, add_special_tokens=False)["input_ids"]]  # fmt: skip
+        given = torch.tensor([ids])
+        with torch.no_grad():
+            out = demo_model.generate(
+                input_ids=given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=32,
+                **processor(images=[picture], return_tensors="pt"),
+            )  # fmt: skip
+        expected = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
+        assert row["answer"] == expected
+        assert row["score"] == (
+            expected.casefold().strip(" .") in [each.casefold().strip(" .") for each in question["answer"]]
+        )
+
+
+def test_held_out_samples_have_the_losses_of_plain_forwards(
+    asked: Path, data: Path, demo_model: Any, demo_formatter: Any
+) -> None:
+    """The whole conversation in one forward, by hand from its file: losses of each turn, with the image and blurred."""
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
+    rows = rows_of(asked, "demo")
+    rows = rows[rows["task"] == "held-out"].set_index("id")
+    samples = json.loads((data / "own/data.json").read_text())
+    loss = tokens = 0.0
+    gains = []
+    for number, sample in enumerate(samples):
+        turns = [
+            Turn("user" if turn["from"] == "human" else "assistant", turn["value"]) for turn in sample["conversations"]
+        ]
+        pictures, images = [], []
+        if "image" in sample:
+            picture, image = picture_of(data / "own" / sample["image"], demo_formatter)
+            pictures, images = [picture], [image]
+        prompt = demo_formatter.prompt(turns, images)
+        clean = plain_logprobs(demo_model, processor, prompt, pictures)
+        without = plain_logprobs(demo_model, processor, prompt, [blurred(one) for one in pictures])
+        for turn in range(len(turns) // 2):
+            row = rows.loc[f"data/{number:010d}#{turn + 1}"]
+            here = prompt.turns == turn
+            passes = {one["name"]: one["logprobs"] for one in row["passes"]}
+            np.testing.assert_allclose(passes["clean"], clean[here], atol=1e-5)
+            assert row["token_ids"].tolist() == prompt.answer_ids[here].tolist()
+            assert row["tokens_before"] == (prompt.turns < turn).sum()
+            assert row["unit"] == f"data/{number:010d}"
+            assert row["group"] == sample["source"]
+            loss, tokens = loss - clean[here].astype(np.float64).sum(), tokens + here.sum()
+            if pictures:
+                np.testing.assert_allclose(passes["blur"], without[here], atol=2e-2)  # two ways to blur
+                gains.append(float((clean[here] - passes["blur"]).mean()))
+            else:
+                assert list(passes) == ["clean"]
+    summary = json.loads((asked / "evaluation/summary.json").read_text())
+    numbers = next(task for task in summary["tasks"] if task["name"] == "held-out")["models"]["demo"]["numbers"]
+    assert numbers["loss"]["value"] == pytest.approx(loss / tokens, abs=1e-6)
+    assert numbers["gain"]["value"] == pytest.approx(np.mean(gains), abs=1e-5)
+    assert numbers["active loss"] == {"value": None, "low": None, "high": None}  # without a selection
+
+
+def test_a_model_that_sees_less_is_told_apart(asked: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ENGINES)
+    both = (f"demo={CHECKPOINT}", str(data / "worse"))
+    files = {path: path.stat().st_mtime_ns for path in asked.rglob("*.parquet")}
+    found = job.run(config_of(data, asked, both, "choices,exact,held-out"), in_process=True)
+    assert {path: path.stat().st_mtime_ns for path in asked.rglob("*.parquet")} == files  # nothing is asked again
+    held_out = next(task for task in found.tasks if task.name == "held-out").models["worse"]
+    assert held_out.differences["loss"].value > 0
+    assert held_out.differences["loss"].excludes_zero
+    assert found.relatives()["worse"].of_task["held-out"].value < 1
+    assert found.models == {"demo": CHECKPOINT, "worse": str(data / "worse")}
+    assert "worse" in found.text()
+    for name in ("demo", "worse"):
+        record = read_stage(str(asked / "evaluation" / name)) or {}
+        assert record["complete"]
+        assert [task["name"] for task in record["identity"]["tasks"]] == ["choices", "exact", "held-out"]
+        assert not list(asked.rglob(".eval-*"))
+    with pytest.raises(StageError, match="choices are to other questions"):
+        job.run(config_of(data, asked, both, "choices", limit=5), in_process=True)
+    with pytest.raises(StageError, match="max_new_tokens differ"):
+        job.run(config_of(data, asked, both, "choices", max_new_tokens=3), in_process=True)

@@ -1,0 +1,300 @@
+"""`vig eval`: what models answer to the questions of tasks, and a table of what that is worth.
+
+    a task's files  ->  questions/TASK  ->  prepare  ->  answer  ->  mark  ->  OUT/evaluation/MODEL
+                                            (CPUs)      (engines)   (CPUs)
+
+One run of Ray Data a model, over the questions of all tasks, one model after the other. A run that was killed goes on
+where it was; a model that is finished isn't asked again, and gets the answers of tasks that it lacks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from vig_ray.cluster import Machines, joins, machines, parse_range, warn_of_few_cpus
+from vig_ray.errors import StageError
+from vig_ray.evaluation.answer import Answerer
+from vig_ray.evaluation.asked import Asked, Model, asked_for, models_of
+from vig_ray.evaluation.config import EvalConfig
+from vig_ray.evaluation.generation import Sampling
+from vig_ray.evaluation.mark import Marker
+from vig_ray.evaluation.outcomes import compared, read_marked
+from vig_ray.evaluation.prepare import QuestionPreparer
+from vig_ray.evaluation.questions import STAGE, Read, survey, write
+from vig_ray.evaluation.schema import ANSWERS
+from vig_ray.evaluation.summary import EvalSummary
+from vig_ray.model.checkpoint import fingerprint
+from vig_ray.model.load import Prompts, default_dtype, load_formatter, prompts_of, tell, template_fingerprint
+from vig_ray.pipeline import Step, commit_block, run_steps
+from vig_ray.scoring.engines.load import check_engine, engine_for
+from vig_ray.scoring.in_process import run_steps_here, this_process
+from vig_ray.scoring.placement import ONE_OF_EACH, Pools, device_for, engine_there, pools_for
+from vig_ray.stage import Claim, claim, parquet_files, read_stage
+from vig_ray.storage import check_writable, filesystem, join, write_bytes
+from vig_ray.whole_files import whole_files
+
+log = logging.getLogger(__name__)
+
+_ROWS_PREPARED_AT_ONCE = 64
+_CPUS_OF_RAY_DATA = 4  # to read, to cut into blocks, to filter the rows done before and to write, all at once
+SUMMARY = "summary.json"
+"""The table as JSON, in OUT/evaluation."""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model that has been checked. `identity`: what its answers depend on, but for the questions. `engine`: the one
+    that is asked for, "auto" where both can take the model's prompts."""
+
+    model: Model
+    prompts: Prompts
+    identity: dict[str, Any]
+    engine: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config that has been checked against what is really there. `questions`: of each of the tasks, as they were
+    read."""
+
+    config: EvalConfig
+    directory: str
+    tasks: tuple[Asked, ...]
+    questions: tuple[Read, ...]
+    models: tuple[ModelPlan, ...]
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """All that any question asks for."""
+        return tuple(sorted(frozenset[str]().union(*(read.passes for read in self.questions))))
+
+    @property
+    def baseline(self) -> str:
+        """The model that others are compared with."""
+        return self.config.baseline or self.models[0].model.name
+
+
+def check(config: EvalConfig) -> Plan:
+    """Everything that can be wrong with a config and is seen without a model's weights: questions are read, prompts are
+    made. Raises StageError."""
+    tasks, models = asked_for(config), models_of(config)
+    check_writable(config.out)
+    directory = join(config.out, "evaluation")
+    questions = [survey(directory, asked) for asked in tasks]
+    passes = sorted(frozenset[str]().union(*(read.passes for read in questions)))
+    check_engine(config.engine, passes, config.vllm, joins_cluster=joins(config.address))
+    return Plan(
+        config, directory, tuple(tasks), tuple(questions), tuple(_model_plan(config, model) for model in models)
+    )
+
+
+def _model_plan(config: EvalConfig, model: Model) -> ModelPlan:
+    prompts = prompts_of(config.model_copy(update={"model": model.checkpoint}))
+    formatter = load_formatter(*prompts)
+    tell(model.checkpoint, formatter)
+    written: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "decoding": config.decoding}
+    if config.temperature:
+        written |= {"temperature": config.temperature, "top_p": config.top_p, "seed": config.seed}
+    identity = {
+        "model": fingerprint(model.checkpoint),
+        "template": template_fingerprint(formatter),
+        "engine": None if config.engine == "auto" else config.engine,
+        "dtype": config.dtype,
+        "max_length": config.max_length,
+        "max_image_pixels": config.max_image_pixels,
+        **{name: value for name, value in written.items() if value is not None},
+    }
+    return ModelPlan(model, prompts, identity, engine_for(config.engine, formatter, model.checkpoint))
+
+
+def run(config: EvalConfig, *, in_process: bool = False) -> EvalSummary:
+    """Ask, mark and compare; returns the table, which OUT/evaluation/summary.json holds, too.
+
+    `in_process`: without a Ray, by one engine in this process: for a few questions, as a notebook has them.
+
+    Raises StageError, before any model is loaded, where the config, the tasks' data, a model or what is in `OUT` is
+    wrong, and where none of a model's questions could be answered.
+    """
+    plan = check(config)
+    if in_process and (config.address or config.engine == "vllm"):
+        raise StageError("in_process: neither with --address nor with --engine vllm, which run elsewhere")
+    outputs = [_claim(plan, model) for model in plan.models]
+    for asked, read in zip(plan.tasks, plan.questions, strict=True):
+        write(read, asked, config, overwrite=config.overwrite)
+    waiting = [(model, output) for model, output in zip(plan.models, outputs, strict=True) if not output.complete]
+    for model, output in zip(plan.models, outputs, strict=True):
+        if output.complete:
+            log.info("%s: has answered already, nothing to ask", model.model.name)
+    if waiting:
+        with this_process() if in_process else _machines(config) as ray_has:
+            if ray_has.cores is None:
+                warn_of_few_cpus(3 + _CPUS_OF_RAY_DATA)  # an actor of each pool
+            for model, output in waiting:
+                _answer(plan, model, output, ray_has, here=in_process)
+    return _summarised(plan)
+
+
+def _claim(plan: Plan, model: ModelPlan) -> Claim:
+    """What happens with a model's answers. Raises StageError where others are there."""
+    directory = join(plan.directory, model.model.name)
+    tasks = [read.identity for read in plan.questions]
+    there = {task["name"]: task for task in ((read_stage(directory) or {}).get("identity", {}).get("tasks", ()))}
+    for task in tasks:
+        if not plan.config.overwrite and there.get(task["name"], task) != task:
+            raise StageError(
+                f"{directory}: its answers of {task['name']} are to other questions, or were asked with other options; "
+                "choose another --out, or --overwrite to ask again"
+            )
+    return claim(
+        directory,
+        STAGE,
+        model.identity | {"tasks": tasks},
+        overwrite=plan.config.overwrite,
+        left_open=("engine", "dtype"),
+        grows="tasks",
+    )
+
+
+def _machines(config: EvalConfig) -> Any:
+    """A Ray with room for all actors, or the cluster that is named."""
+    cores = os.cpu_count() or 1
+    spelled = (config.workers, config.prepare_workers)
+    actors = sum(parse_range(each)[1] if each else cores for each in spelled) + 1
+    at_once = sum(parse_range(each)[1] if each else 1 for each in spelled) + 1
+    return machines(config.address, actors=actors, least_cpus=at_once + _CPUS_OF_RAY_DATA)
+
+
+def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, here: bool) -> None:
+    """Ask one model all questions that it hasn't answered. Raises StageError."""
+    config = plan.config
+    earlier = output.record["identity"] if output.state in ("go on", "extend") else {}
+    device = device_for(config, ray_has)
+    asked = model.engine if model.engine != "auto" else earlier.get("engine")
+    engine, why = engine_there(asked or ("torch" if here else "auto"), plan.passes, ray_has, device)
+    if config.decoding is not None and engine == "vllm":
+        if model.engine == "vllm":
+            raise StageError("--engine vllm: --decoding is for --engine torch")
+        engine, why = "torch", "--decoding is by torch"
+    dtype = config.dtype or earlier.get("dtype") or default_dtype(model.model.checkpoint, device)
+    pools = ONE_OF_EACH if here else pools_for(config, ray_has, device, engine)
+    held = {task["name"] for task in output.record["identity"]["tasks"]} if output.state == "extend" else set()
+    new = [read for asked, read in zip(plan.tasks, plan.questions, strict=True) if asked.name not in held]
+    output.begin(config, identity=output.identity | {"engine": engine, "dtype": dtype})
+    log.info("%s: %s engine (%s) on %s in %s, %s at a time", model.model.name, engine, why, device, dtype, pools.text())
+    load = {
+        "name": engine,
+        "prompts": model.prompts,
+        "writes": any(read.writes for read in new),
+        "scores": any(read.scores for read in new),
+        "dtype": dtype,
+        "device": device,
+        "batch_tokens": config.batch_tokens,
+        "threads": pools.threads,
+        "vllm": config.vllm,
+        "decoding": config.decoding,
+    }
+    directories, rows = [read.directory for read in new], config.rows_per_file
+    if here:
+        run_steps_here(directories, output, ANSWERS, _steps(plan, model.prompts, load, pools, None), rows_per_file=rows)
+    else:
+        run_steps(
+            directories,
+            output,
+            ANSWERS,
+            lambda counter: _steps(plan, model.prompts, load, pools, counter),
+            rows_per_block=rows,
+        )
+    expected = sum(read.number for read in new) + _carry_over(output)
+    _check_rows(output, expected)
+    output.commit(config, counts={"read": expected})
+
+
+def _steps(plan: Plan, prompts: Prompts, load: dict[str, Any], pools: Pools, counter: Any) -> list[Step]:
+    config = plan.config
+    sampling = Sampling(temperature=config.temperature, top_p=config.top_p, seed=config.seed)
+    most = {asked.name: config.max_new_tokens or asked.begun().max_new_tokens for asked in plan.tasks}
+    # Questions are prepared in groups that stay together, so that many groups of one size are a window.
+    window = min(config.window, config.rows_per_file)
+    groups = math.ceil(window / _ROWS_PREPARED_AT_ONCE)
+    prepare = {"prompts": prompts, "passes": plan.passes, "max_image_pixels": config.max_image_pixels}
+    answer = {"load": load, "sampling": sampling, "max_new_tokens": most, "progress": counter}
+    return [
+        Step(QuestionPreparer, prepare, batch_rows=math.ceil(window / groups), actors=pools.preparers),
+        Step(
+            Answerer,
+            answer,
+            batch_rows=groups,
+            actors=pools.engines,
+            cpus=0.5 if pools.gpus_each else 1,
+            gpus=pools.gpus_each,
+            calls_ahead=4,
+        ),
+        Step(Marker, {"tasks": plan.tasks}, batch_rows=window, actors=(1, pools.preparers[1])),
+    ]
+
+
+def _carry_over(output: Claim) -> int:
+    """Copy what the finished run has answered to files of the run that extends it; how many rows that are."""
+    if output.state != "extend":
+        return 0
+    fs, _ = filesystem(output.directory)
+    to_fs, to_path = whole_files(output.directory, join(output.work, "unfinished"))
+    rows = 0
+    for number, path in enumerate(parquet_files(output.directory)):  # of the finished run, until this one is committed
+        table = pq.read_table(path, filesystem=fs)
+        copy = f"{to_path}/{output.run}-earlier{number:06d}-0.parquet"
+        pq.write_table(table, copy, filesystem=to_fs, compression="zstd")
+        commit_block(output, copy, table["sample_key"])  # a run that is killed now goes on with it
+        rows += table.num_rows
+    return rows
+
+
+def _check_rows(output: Claim, expected: int) -> None:
+    """Raise StageError where rows are missing, or all have failed."""
+    fs, _ = filesystem(output.directory)
+    rows, failed, example = 0, 0, ""
+    for path in output.paths:
+        errors = pq.read_table(path, filesystem=fs, columns=["error"])["error"]
+        rows += len(errors)
+        failed += len(errors) - errors.null_count
+        example = example or next((error for error in errors.drop_null().to_pylist()), "")
+    if rows != expected:
+        raise StageError(
+            f"{output.directory}: {rows:,} rows written for {expected:,} questions; on several machines every path "
+            "must be on storage that all of them share"
+        )
+    if rows == failed:
+        raise StageError(f"{output.directory}: no question could be answered, such as: {example}")
+
+
+def _summarised(plan: Plan) -> EvalSummary:
+    """Compute the numbers, and write them to summary.json."""
+    config, names = plan.config, [model.model.name for model in plan.models]
+    tasks = []
+    for asked in plan.tasks:
+        marked = {name: read_marked(join(plan.directory, name), asked.name) for name in names}
+        tasks.append(compared(asked.begun(), marked, plan.baseline, draws=config.draws, seed=config.seed))
+    checkpoints = {model.model.name: model.model.checkpoint for model in plan.models}
+    summary = EvalSummary(plan.directory, checkpoints, plan.baseline, tuple(tasks), config.draws, config.seed)
+    output = claim(
+        join(plan.directory, "summary"),
+        STAGE,
+        {},
+        overwrite=True,
+        folders=(),
+        files=[SUMMARY],
+        resumes=False,
+        again=True,
+    )
+    output.begin(config)
+    text = json.dumps(summary.json(), indent=1, ensure_ascii=False)
+    write_bytes(join(plan.directory, SUMMARY), f"{text}\n".encode())
+    output.commit(config)
+    return summary
