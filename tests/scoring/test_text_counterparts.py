@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from tests import tiny_models
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT
+from vig_ray.model.messages import placed
 from vig_ray.model.prompt import Prompt
 from vig_ray.model.text_only import TextOnly
 from vig_ray.scoring import text_pass

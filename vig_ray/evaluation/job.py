@@ -95,7 +95,9 @@ def check(config: EvalConfig) -> Plan:
     check_engine(config.engine, passes, config.vllm, joins_cluster=joins(config.address))
     for asked, read in zip(tasks, questions, strict=True):
         if read.attends and config.engine not in ("auto", "torch"):
-            raise StageError(f"--engine {config.engine}: {asked.name} asks for shares of attention, which torch alone tells")
+            raise StageError(
+                f"--engine {config.engine}: {asked.name} asks for shares of attention, which torch alone tells"
+            )
     return Plan(
         config, directory, tuple(tasks), tuple(questions), tuple(_model_plan(config, model) for model in models)
     )
