@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny_models import write_language_model
 from vig_ray.demo import CHECKPOINT
@@ -17,10 +17,17 @@ from vig_ray.training.index import of_samples
 from vig_ray.training.run import Setup
 from vig_ray.training.text_config import TrainTextConfig
 
+_SHAPE = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings",
+)  # fmt: skip
+
 
 def write_llama(folder: Path) -> str:
-    """A Llama with the demo model's tokenizer, to be trained."""
-    return write_language_model(folder, AutoTokenizer.from_pretrained(CHECKPOINT), by=1.0)
+    """A Llama of the demo model's shape with its tokenizer, to be trained."""
+    config = AutoConfig.from_pretrained(CHECKPOINT).text_config
+    shape = {name: getattr(config, name) for name in _SHAPE}
+    return write_language_model(folder, AutoTokenizer.from_pretrained(CHECKPOINT), by=1.0, **shape)
 
 
 def text_setup(samples: Path, model: str, **options: Any) -> Setup:
