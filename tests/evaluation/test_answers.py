@@ -29,7 +29,7 @@ def picture_of(path: Path, formatter: Any) -> tuple[Image.Image, PromptImage]:
 def test_choices_have_the_log_probs_of_a_plain_forward_each(
     asked: Path, data: Path, demo_model: Any, demo_formatter: Any
 ) -> None:
-    processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT, backend="pil")
     rows = rows_of(asked, "demo")
     given = [json.loads(line) for line in (data / "asked/choices.jsonl").read_text().splitlines()]
     right = []
@@ -67,7 +67,7 @@ def test_written_answers_are_those_of_generate(asked: Path, data: Path, demo_mod
     import torch
 
     rows = rows_of(asked, "demo")
-    processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT, backend="pil")
     for number, line in list(enumerate((data / "asked/exact.jsonl").read_text().splitlines()))[:8]:
         question, row = json.loads(line), rows.loc[f"exact/{number:010d}"]
         picture = Image.open(data / "asked" / question["image"]).convert("RGB")
@@ -96,7 +96,7 @@ def test_held_out_samples_have_the_losses_of_plain_forwards(
     asked: Path, data: Path, demo_model: Any, demo_formatter: Any
 ) -> None:
     """The whole conversation in one forward, by hand from its file: losses of each turn, with the image and blurred."""
-    processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT, backend="pil")
     rows = rows_of(asked, "demo")
     rows = rows[rows["task"] == "held-out"].set_index("id")
     samples = json.loads((data / "own/data.json").read_text())
