@@ -28,6 +28,7 @@ FLOORS: tuple[set[str], ...] = (
     {"vig_ray.pipeline"},
     {"vig_ray.scoring"},
     {"vig_ray.measuring"},
+    {"vig_ray.evaluation"},
     {"vig_ray.selection"},
     {"vig_ray.training"},
     {"vig_ray.integrations"},
