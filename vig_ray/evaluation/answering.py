@@ -51,9 +51,11 @@ def load_answering(
     options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_tokens": batch_tokens, "threads": threads}
     if ":" in name:
         return _own(name, prompts, writes=writes, scores=scores, **options)
-    engine, generator = None, None
-    if scores:
+    # torch: the generator takes the engine's model. vLLM: the engine is the generator's, which has room for answers.
+    engine: Engine | None = None
+    if scores and not (writes and name == "vllm"):
         engine = load_engine(name, **prompts._asdict(), **options, vllm=vllm)
+    generator: Any = None
     if writes:
         generator = load_generator(
             name,
@@ -64,6 +66,8 @@ def load_answering(
             decoding=decoding,
             loaded=getattr(engine, "model", None),
         )
+        if scores and engine is None:
+            engine = generator.engine
     described: Engine | Generator | None = generator or engine
     return Answering(engine, generator, described.description if described else "nothing is asked")
 
