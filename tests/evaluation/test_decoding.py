@@ -214,6 +214,60 @@ def test_pai_is_attention_raised_by_hand_and_the_texts_contrast(
     assert differing == sum(bool(prompt.images) for prompt in prompts)
 
 
+@pytest.mark.parametrize("spec", ["tau=1.9,rho=0.6,least=0.05,p=0.3,start=0", "tau=1.5,rho=1,least=0,p=0.6,start=1"])
+def test_var_is_attention_handed_on_by_hand(
+    spec: str, model: Any, handmade: Any, demo_formatter: Any, prompts: list[Prompt]
+) -> None:
+    method: Any = Decoding.of(f"var,sinks=3+70+101,{spec}")
+    found, logits = Kept(model, demo_formatter, decoding=method, max_batch_tokens=1000).answers(prompts)
+    differing, states = 0, {}
+
+    def noting(number: int) -> Any:
+        def note(_: Any, arguments: Any) -> None:
+            states.setdefault(number, []).append(arguments[0][0])
+
+        return note
+
+    layers = handmade.model.language_model.layers
+    hooks = [layer.register_forward_pre_hook(noting(number)) for number, layer in enumerate(layers)]
+    for written, ours, prompt in zip(found, logits, prompts, strict=True):
+        states.clear()
+        image = set(np.flatnonzero(prompt.image_mask).tolist())
+        counts = {"sinks": 0, "changed": 0}
+
+        def handed_on(layer: Any, scores: torch.Tensor, image: set[int] = image, counts: Any = counts) -> torch.Tensor:
+            probs = scores.softmax(-1)
+            if not method.start <= layer.layer_idx < len(layers) - 1 or not image:
+                return probs
+            inputs = torch.cat(states[layer.layer_idx])
+            sizes = inputs / inputs.pow(2).mean(-1, keepdim=True).sqrt()
+            sinks = {t for t, state in enumerate(sizes) if any(abs(state[d]) > method.tau for d in (3, 70, 101))}
+            counts["sinks"] += len(sinks & image)
+            keys, queries = probs.shape[-1], probs.shape[-2]
+            for head in range(probs.shape[1]):
+                for row in range(queries):
+                    if row + keys - queries <= max(image) or not sinks & image:
+                        continue
+                    own = probs[0, head, row].clone()
+                    on_image = sum(own[t] for t in image)
+                    if on_image < method.least or sum(own[t] for t in image & sinks) / on_image > method.rho:
+                        continue
+                    free, rest = (1 - method.p) * sum(own[t] for t in sinks), sum(own[t] for t in image - sinks)
+                    counts["changed"] += 1
+                    for t in range(keys):
+                        share = free * own[t] / rest if t in image - sinks else 0.0
+                        probs[0, head, row, t] = share + (method.p if t in sinks else 1) * own[t]
+            return probs
+
+        tokens, theirs = plainly(prompt, demo_formatter, InSteps(handmade, prompt, demo_formatter, handed_on))
+        assert written.token_ids.tolist() == tokens
+        assert_same(ours, theirs)
+        differing += bool(counts["sinks"] and counts["changed"])
+    for hook in hooks:
+        hook.remove()
+    assert differing == sum(bool(prompt.images) for prompt in prompts)
+
+
 def test_draws_are_of_what_the_method_gives(model: Any, demo_formatter: Any, prompts: list[Prompt]) -> None:
     """The same in any batch, and none of a token that the method leaves out."""
     generator = Kept(model, demo_formatter, decoding=Decoding.of("vcd,beta=0.5"))
@@ -241,6 +295,8 @@ def test_draws_are_of_what_the_method_gives(model: Any, demo_formatter: Any, pro
         ("vcd,alpha=1,alpha=2", "alpha is given twice"),
         ("plain,alpha=1", "no such method"),
         ("pai,gamma=0.5", "gamma takes a number from 1"),
+        ("var", "name the language model's sink dimensions, as sinks=1415"),
+        ("var,sinks=a", "sinks takes dimensions with"),
     ],
 )
 def test_a_spec_that_says_nothing_is_refused(spec: str, told: str) -> None:
@@ -250,7 +306,7 @@ def test_a_spec_that_says_nothing_is_refused(spec: str, told: str) -> None:
 
 def test_a_spec_is_told_whole_and_read_again() -> None:
     assert Decoding.of("vcd, steps=300").spec == "vcd,alpha=1,beta=0.1,steps=300"
-    for spec in (None, "", "plain", "vcd", "pai,alpha=0.5,end=20", "vcd,beta=0"):
+    for spec in (None, "", "plain", "vcd", "pai,alpha=0.5,end=20", "vcd,beta=0", "var,sinks=1415+2533"):
         method = Decoding.of(spec)
         assert Decoding.of(method.spec) == method
 
@@ -258,6 +314,8 @@ def test_a_spec_is_told_whole_and_read_again() -> None:
 def test_what_cannot_be_run_so_says_why(model: Any, demo_formatter: Any, prompts: list[Prompt], tmp_path: Any) -> None:
     with pytest.raises(StageError, match=r"pai.*no layer from start to end; the model has 3"):
         TorchGenerator(model, demo_formatter, decoding=Decoding.of("pai,start=3"))
+    with pytest.raises(StageError, match=r"var.*the model's states have 128 dimensions"):
+        TorchGenerator(model, demo_formatter, decoding=Decoding.of("var,sinks=128,start=0"))
     with pytest.raises(StageError, match=r"--decoding vcd: vLLM has no decoding methods.*take --engine torch"):
         check_generator("vllm", "vcd", joins_cluster=True)
     with pytest.raises(StageError, match="--engine mine:engine: an engine of your own gives log-probs alone"):
