@@ -7,11 +7,31 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
+from tests.engines import gated
 from vig_ray.demo import CHECKPOINT, world
+from vig_ray.evaluation.config import EvalConfig
 from vig_ray.model.export import save_checkpoint
 from vig_ray.model.load import load_model
+
+ENGINES = str(Path(gated.__file__).parent)
+
+
+def config_of(data: Path, out: Path, models: tuple[str, ...], tasks: str, **options: Any) -> EvalConfig:
+    """Ask these models, by transformers' own generate, what lies in `data`."""
+    files = {"choices": "asked/choices.jsonl", "exact": "asked/exact.jsonl", "held-out": "own/data.json"}
+    given = {"engine": "one_by_one:engine", "rows_per_file": 10, "draws": 50}
+    paths = {task: str(data / files[task]) for task in tasks.split(",")}
+    return EvalConfig(model=models, tasks=tasks, out=str(out), data=paths, **(given | options))
+
+
+def rows_of(out: Path, model: str) -> pd.DataFrame:
+    """What a model answered, by key, each once."""
+    rows = pd.read_parquet(out / "evaluation" / model).set_index("sample_key").sort_index()
+    assert rows.index.is_unique
+    return rows
 
 
 def write_questions(folder: Path, count: int, seed: int = 5) -> list[world.Scene]:

@@ -7,66 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from tests.engines import gated
-from tests.evaluation.made import write_questions, write_worse_model
+from tests.evaluation.made import ENGINES, config_of, rows_of
 from tests.oracle import blurred, plain_logprobs
 from vig_ray.dataset.schema import Turn
-from vig_ray.demo import CHECKPOINT, world
+from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.evaluation import job
-from vig_ray.evaluation.config import EvalConfig
 from vig_ray.model.prompt import PromptImage
 from vig_ray.stage import read_stage
-
-ENGINES = str(Path(gated.__file__).parent)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_questions(folder / "asked", 24)
-    world.write(str(folder / "own"), 24, seed=3)
-    write_worse_model(folder / "worse")
-    return folder
-
-
-def config_of(data: Path, out: Path, models: tuple[str, ...], tasks: str, **options: Any) -> EvalConfig:
-    files = {
-        "choices": data / "asked/choices.jsonl",
-        "exact": data / "asked/exact.jsonl",
-        "held-out": data / "own/data.json",
-    }
-    return EvalConfig(
-        model=models, tasks=tasks, out=str(out), engine="one_by_one:engine", rows_per_file=10, draws=50,
-        data={task: str(files[task]) for task in tasks.split(",")}, **options,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def asked(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models asked in three goes: one task, then with the others, then with another model."""
-    out = tmp_path_factory.mktemp("asked")
-    both = (f"demo={CHECKPOINT}", str(data / "worse"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ENGINES)
-        job.run(config_of(data, out, both[:1], "choices"), in_process=True)
-        first = rows_of(out, "demo")
-        job.run(config_of(data, out, both[:1], "choices,exact,held-out"), in_process=True)
-        assert len(rows_of(out, "demo")) > len(first)
-        pd.testing.assert_frame_equal(rows_of(out, "demo").loc[first.index], first)  # carried over, not asked again
-        job.run(config_of(data, out, both, "choices,exact,held-out"), in_process=True)
-    return out
-
-
-def rows_of(out: Path, model: str) -> pd.DataFrame:
-    rows = pd.read_parquet(out / "evaluation" / model).set_index("sample_key").sort_index()
-    assert rows.index.is_unique
-    return rows
 
 
 def picture_of(path: Path, formatter: Any) -> tuple[Image.Image, PromptImage]:
@@ -125,8 +77,8 @@ def test_written_answers_are_those_of_generate(asked: Path, data: Path, demo_mod
         )
         before, after = text.split("<image>")
         tokenizer = demo_formatter.tokenizer
-        ids = [tokenizer.bos_token_id, *tokenizer(before, add_special_tokens=False)["input_ids"],
-               *[demo_model.config.image_token_id] * 16, *tokenizer(after, add_special_tokens=False)["input_ids"]]  # fmt: skip
+        around = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after)]
+        ids = [tokenizer.bos_token_id, *around[0], *[demo_model.config.image_token_id] * 16, *around[1]]
         given = torch.tensor([ids])
         with torch.no_grad():
             out = demo_model.generate(
