@@ -95,7 +95,9 @@ def check(config: EvalConfig) -> Plan:
     check_engine(config.engine, passes, config.vllm, joins_cluster=joins(config.address))
     for asked, read in zip(tasks, questions, strict=True):
         if read.attends and config.engine not in ("auto", "torch"):
-            raise StageError(f"--engine {config.engine}: {asked.name} asks for shares of attention, which torch alone tells")
+            raise StageError(
+                f"--engine {config.engine}: {asked.name} asks for shares of attention, which torch alone tells"
+            )
     return Plan(
         config, directory, tuple(tasks), tuple(questions), tuple(_model_plan(config, model) for model in models)
     )
@@ -191,6 +193,8 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, h
             raise StageError("--engine vllm: --decoding is for --engine torch")
         engine, why = "torch", "--decoding is by torch"
     if any(read.attends for read in plan.questions) and engine == "vllm":
+        if earlier.get("engine") == "vllm":
+            raise StageError(f"{output.directory}: answered by vllm, and attention needs torch; choose another --out")
         engine, why = "torch", "attention is told by torch alone"
     dtype = config.dtype or earlier.get("dtype") or default_dtype(model.model.checkpoint, device)
     pools = ONE_OF_EACH if here else pools_for(config, ray_has, device, engine)

@@ -47,8 +47,8 @@ class Given:
 @dataclass(frozen=True)
 class Metric:
     """One number that a task reports. `percent`: it is a share, shown times 100. `higher_is_better`: the other way for
-    CHAIR's. `main`: what a model's relative performance (VisNec's Rel.) takes of the task; one metric of a benchmark is,
-    none of an analysis."""
+    CHAIR's. `main`: what a model's relative performance (VisNec's Rel.) takes of the task; one metric of a benchmark
+    is, none of an analysis."""
 
     name: str
     percent: bool = True
