@@ -29,7 +29,8 @@ from vig_ray.evaluation.outcomes import read_marked
 from vig_ray.evaluation.statistics import generator_of, unit_weights
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
-from vig_ray.report import attention_charts, render
+from vig_ray.report import job
+from vig_ray.report.job import ReportConfig
 
 SAMPLES = 7
 
@@ -138,7 +139,7 @@ def _image(formatter: Any, uri: str) -> PromptImage:
     return PromptImage(uri, lambda: np.asarray(Image.open(uri).convert("RGB")), formatter.preprocess)
 
 
-def test_curves_and_numbers_are_numpys(evaluated: Path) -> None:
+def test_curves_and_numbers_are_numpys(evaluated: Path, tmp_path: Path) -> None:
     table = pq.read_table(evaluated / "attention.parquet").to_pylist()
     summary = json.loads((evaluated / "summary.json").read_text(encoding="utf-8"))
     marked = {model: read_marked(str(evaluated / model), "attention") for model in ("demo", "other")}
@@ -167,11 +168,14 @@ def test_curves_and_numbers_are_numpys(evaluated: Path) -> None:
     thirds = [np.mean(part) for part in np.array_split(shares, 3)]
     expected = [np.mean(shares), *thirds]
     assert [numbers[name]["value"] for name in ("share", "early", "middle", "late")] == pytest.approx(expected)
-    for spec in (attention_charts.by_layer(mine, 700), attention_charts.by_head(mine, 340)):
-        svg = render.to_svg(spec)
-        for row in mine[:3]:
-            assert row["model"] in svg
-        assert f"layer 1: {shares[1]:.1%}" in svg or "head 3" in svg
+    written = job.run(ReportConfig(evaluation=str(evaluated.parent), out=str(tmp_path / "report.html"), gallery=1))
+    assert written.numbers["evaluation"] == summary
+    drawn = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "report-figures").glob("*.svg")}
+    assert f"other, layer 1: {100 * shares[1]:.1f} [" in drawn["task-attention-layers"]
+    assert "other, layer 1, head 3" in drawn["task-attention-heads"]
+    assert "task-attention-choices-layers" in drawn
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "attention on the image by head" in page
 
 
 def test_what_cannot_be_told(tmp_path: Path) -> None:

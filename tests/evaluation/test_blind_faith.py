@@ -76,7 +76,7 @@ OPEN = [
 
 
 def by_way(questions: list[Question]) -> list[tuple[Question, Question]]:
-    assert [each.more["asked"]["way"] for each in questions] == [0, 1] * (len(questions) // 2)
+    assert [each.more["wrapped"]["way"] for each in questions] == [0, 1] * (len(questions) // 2)
     return list(zip(questions[::2], questions[1::2], strict=True))
 
 
@@ -96,7 +96,7 @@ def test_open_questions_get_another_answer_of_their_kind(tmp_path: Path) -> None
     for (base, corrupted), inner, kind in zip(by_way(questions), plain, same_kind, strict=True):
         assert (base.prompt, base.images, base.expected) == (inner.prompt, inner.images, inner.expected)
         assert base.unit == corrupted.unit == inner.id
-        false = corrupted.more["asked"]["false"]
+        false = corrupted.more["wrapped"]["false"]
         assert false in kind
         question = inner.prompt.removeprefix("<image>\n")
         said = "A description of the image says: " + stated(question, false)
@@ -110,7 +110,7 @@ def test_open_questions_get_another_answer_of_their_kind(tmp_path: Path) -> None
     for number, (base, corrupted) in enumerate(by_way(questions)):
         right = base.expected[0]
         answers.append(Answer(right if number < 5 else "mauve"))
-        false = corrupted.more["asked"]["false"]
+        false = corrupted.more["wrapped"]["false"]
         answers.append(Answer([right, "mauve"][number] if number < 2 else f"{false.upper()}, as the text says"))
     found = numbers(made, questions, answers)
     assert found == pytest.approx({"base": 5 / 7, "corrupted": 1 / 7, "norm": 1 / 5, "followed": 5 / 7})
@@ -128,22 +128,22 @@ def test_choices_letters_and_likelihood(tmp_path: Path) -> None:
     _, questions = read("blind-faith:choices", file)
     for base, corrupted in by_way(questions):
         assert base.choices == corrupted.choices
-        false = corrupted.more["asked"]["false"]
+        false = corrupted.more["wrapped"]["false"]
         assert false in set(base.choices) - {base.answer}
         assert f'is "{false}".' in corrupted.prompt
     made, lettered = read("blind-faith:choices", file, by="letter")
     for (_, corrupted), row in zip(by_way(lettered), data, strict=True):
-        letter = corrupted.more["asked"]["false"]
+        letter = corrupted.more["wrapped"]["false"]
         assert letter != corrupted.answer
         assert f'is "{row["choices"]["ABC".index(letter)]}".' in corrupted.prompt  # its text is stated
-    texts = ["B", lettered[1].more["asked"]["false"] + ". so", "A. sun", "A"]
+    texts = ["B", lettered[1].more["wrapped"]["false"] + ". so", "A. sun", "A"]
     found = numbers(made, lettered, [Answer(text) for text in texts])
     assert found == pytest.approx({"base": 1, "corrupted": 0.5, "norm": 0.5, "followed": 0.5})
     # What the model would write is compared with the false answer instead; the choice is marked as if it were written.
     made, paired = read("blind-faith:exact", rows(tmp_path, OPEN, "open.json"), likelihood="yes")
     answers = []
     for base, corrupted in by_way(paired):
-        false = corrupted.more["asked"]["false"]
+        false = corrupted.more["wrapped"]["false"]
         assert base.choices == corrupted.choices == tuple(sorted((base.answer, false)))
         answers += [Answer(base.answer or "", (0.0, -1.0), (1, 1)), Answer(false, (0.0, -1.0), (1, 1))]
     assert made.by == "token"

@@ -196,7 +196,7 @@ def test_the_image_that_a_prompt_holds(tmp_path: Path, demo_formatter: Any) -> N
     for question, row in zip(questions, unpack(preparer(table)), strict=True):
         prompts = row["prompts"]
         assert len(prompts) == 3  # two choices and the right answer's log-probs
-        way = WAYS[int(question.more["asked"]["way"])]
+        way = WAYS[int(question.more["wrapped"]["way"])]
         for prompt in prompts:
             if way == "none":
                 assert not prompt.images

@@ -26,6 +26,11 @@ from vig_ray.stage import StageConfig
 _NAMED = re.compile(r"[a-z0-9][\w.:-]*")
 
 
+def _inner(task: str) -> str:
+    """The task that another is around, as pope of swap:pope; itself where it is around none."""
+    return task.partition(":")[2] or task
+
+
 def _several(value: Any) -> Any:
     """One value or several; a string, from the environment say, is taken apart as a shell does."""
     if isinstance(value, str):
@@ -166,13 +171,13 @@ class EvalConfig(StageConfig):
                     raise ValueError(f"{flag} {name}: takes TASK.NAME=VALUE")
                 if not name and len(self.tasks) > 1:
                     raise ValueError(f"{flag} {getattr(self, option)['']}: several tasks; say whose, TASK=PATH")
-                if name and task not in self.tasks:
+                if name and task not in {*self.tasks, *([] if option == "task_options" else map(_inner, self.tasks))}:
                     raise ValueError(f"{flag} {name}: not one of --tasks {','.join(self.tasks)}")
         if (self.judge is None) != (self.judge_model is None):
             raise ValueError("--judge and --judge-model go together")
         return self
 
     def of_task(self, option: str, task: str) -> str | None:
-        """What `data` or `images` says of a task."""
+        """What `data` or `images` says of a task; of one around another also what is said of that."""
         values: dict[str, str] = getattr(self, option)
-        return values.get(task, values.get("") if len(self.tasks) == 1 else None)
+        return values.get(task, values.get(_inner(task), values.get("") if len(self.tasks) == 1 else None))

@@ -197,6 +197,8 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, h
         engine, why = "torch", "auto: attention is told by torch alone"
     else:
         engine, why = engine_there(asked or "auto", plan.passes, ray_has, device)
+    if any(read.attends for read in plan.questions) and engine == "vllm":  # an earlier run's
+        raise StageError(f"{output.directory}: answered by vllm, and attention needs torch; choose another --out")
     dtype = config.dtype or earlier.get("dtype") or default_dtype(model.model.checkpoint, device)
     pools = ONE_OF_EACH if here else pools_for(config, ray_has, device, engine)
     held = {task["name"] for task in output.record["identity"]["tasks"]} if output.state == "extend" else set()

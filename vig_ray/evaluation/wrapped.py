@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from vig_ray.errors import StageError
+from vig_ray.evaluation.judged import JudgedMarks
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Task, Weights
 
 log = logging.getLogger(__name__)
 
-_KEY = "asked"  # in a question's `more`: the way that it is asked, and what of it isn't the inner task's
+_KEY = "wrapped"  # in a question's `more`: the way that it is asked, and what of it isn't the inner task's
 
 
 class Wrapped:
@@ -50,6 +51,10 @@ class Wrapped:
         getattr(self.inner, "begin", lambda _: None)(self.inner_given(given))
         self.by = getattr(self.inner, "by", "sum")
 
+    def check(self, given: Given) -> None:
+        """See `Task`."""
+        getattr(self.inner, "check", lambda _: None)(self.inner_given(given))
+
     def inner_given(self, given: Given) -> Given:
         """What the command says of the inner task."""
         own = {name: value for name, value in given.options.items() if name not in self.own_options}
@@ -57,8 +62,8 @@ class Wrapped:
 
     def mark(self, question: Question, answer: Answer) -> Marks:
         """The inner task's marks, and the number of the way that the question was asked."""
-        asked = asked_of(question)
-        return {**self.inner.mark(inner_question(question), answer), "way": float(asked["way"])}
+        marks = self.inner.mark(inner_question(question), answer)
+        return and_marks(marks, {"way": float(asked_of(question)["way"])})
 
     def main_of(self, way: int, marks: Columns, weights_N: Weights) -> float:
         """The inner task's main number, of the answers to questions that were asked in one way; NaN of none."""
@@ -68,6 +73,12 @@ class Wrapped:
         return self.inner.metrics({name: values[rows] for name, values in marks.items()}, weights_N[rows])[
             self.main.name
         ]
+
+
+def and_marks(marks: Marks, more: Marks) -> Marks:
+    """Marks and others; what a judge was asked and said stays with them."""
+    every = {**marks, **more}
+    return JudgedMarks(every, marks.asked, marks.replied) if isinstance(marks, JudgedMarks) else every
 
 
 def asked_way(question: Question, way: int, name: str, *, also: Mapping[str, Any] | None = None) -> Question:

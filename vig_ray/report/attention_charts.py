@@ -1,4 +1,4 @@
-"""Vega-Lite specifications of the shares of attention on image tokens, of rows of OUT/evaluation/attention.parquet."""
+"""Figures of the shares of attention on image tokens, of rows of OUT/evaluation/attention.parquet."""
 
 from __future__ import annotations
 
@@ -7,11 +7,60 @@ from typing import Any
 
 from vig_ray.report.chart_style import ZERO_LINE, legend_of, spec
 from vig_ray.report.colours import LIGHT
+from vig_ray.report.evaluation_charts import colours_of, told
+from vig_ray.report.figures import Figure
+from vig_ray.report.tables import table
 
 Json = dict[str, Any]
-_COLOURS = ("m3", "p3", "soft", "m2", "p2", "text")
+_SHARE, _DIFFERENCE = ("share", "low", "high"), ("difference", "difference_low", "difference_high")
 _DASHES = ([1, 0], [6, 3], [2, 2])
 _ROOM = {"left": 25, "top": 5, "right": 15, "bottom": 5}
+
+
+def figures_of(curves: Sequence[Json], name: str, task: str) -> list[tuple[Figure, str]]:
+    """The figures of a task, called after `name`, with their tables; none where it has no curves."""
+    rows = [row for row in curves if row["task"] == task]
+    if not rows:
+        return []
+    found = [
+        (
+            Figure(
+                f"{name}-layers",
+                f"{task}: attention on the image by layer",
+                "What share of its attention an answer's token gives to image tokens, mean over heads, tokens and "
+                "answers. Bands are 95 % intervals of the paired bootstrap; below, the difference to the baseline.",
+                lambda width: by_layer(rows, width),
+            ),
+            _table(rows),
+        )
+    ]
+    if any(row["head"] is not None for row in rows):
+        figure = Figure(
+            f"{name}-heads",
+            f"{task}: attention on the image by head",
+            "The same share of each head: a row a head, a column a layer.",
+            lambda width: by_head(rows, width),
+        )
+        found.append((figure, _heads_table(rows)))
+    return found
+
+
+def _table(rows: Sequence[Json]) -> str:
+    cells = [
+        (row["layer"], row["model"], _told(row, _SHARE, sign=False),
+         "" if row["difference"] is None else _told(row, _DIFFERENCE, sign=True), f"{row['answers']:,}")
+        for row in sorted(rows, key=lambda row: row["layer"]) if row["head"] is None
+    ]  # fmt: skip
+    return table(("layer", "model", "share %", "difference %", "answers"), cells)
+
+
+def _heads_table(rows: Sequence[Json]) -> str:
+    """A row a model and layer, its heads beside each other."""
+    heads = sorted({row["head"] for row in rows if row["head"] is not None})
+    shares = {(row["model"], row["layer"], row["head"]): f"{100 * row['share']:.1f}" for row in rows}
+    lines = dict.fromkeys((row["model"], row["layer"]) for row in rows if row["head"] is not None)
+    cells = [(*line, *(shares.get((*line, head), "") for head in heads)) for line in lines]
+    return table(("model", "layer", *(f"head {head} %" for head in heads)), cells)
 
 
 def by_layer(rows: Sequence[Json], width: int) -> Json:
@@ -19,25 +68,23 @@ def by_layer(rows: Sequence[Json], width: int) -> Json:
     4). `rows`: of one task; a model whose layers have no difference is the baseline."""
     layers = [row for row in rows if row["head"] is None]
     models = list(dict.fromkeys(row["model"] for row in layers))
-    shown = [_panel(layers, models, ("share", "low", "high"), "attention on image tokens", width)]
+    shown = [_panel(layers, models, _SHARE, "attention on image tokens", width)]
     apart = [row for row in layers if row["difference"] is not None]
     if apart:
-        names = ("difference", "difference_low", "difference_high")
-        shown.append(_panel(apart, models, names, "difference to the baseline", width))
+        shown.append(_panel(apart, models, _DIFFERENCE, "difference to the baseline", width))
     return spec(vconcat=shown, padding=_ROOM, resolve={"scale": {"color": "shared", "strokeDash": "shared"}})
 
 
-def _panel(rows: Sequence[Json], models: Sequence[str], names: tuple[str, str, str], title: str, width: int) -> Json:
+def _panel(rows: Sequence[Json], models: list[str], names: tuple[str, str, str], title: str, width: int) -> Json:
     value, low, high = names
     signed = value == "difference"
     values = [
         {"model": row["model"], "layer": row["layer"], "value": row[value], "low": row[low], "high": row[high],
-         "say": f"{row['model']}, layer {row['layer']}: {_told(row, names, signed=signed)}"}
+         "say": f"{row['model']}, layer {row['layer']}: {_told(row, names, sign=signed)} %"}
         for row in rows
     ]  # fmt: skip
-    colours = [LIGHT[_COLOURS[number % len(_COLOURS)]] for number in range(len(models))]
     dashes = [_DASHES[number % len(_DASHES)] for number in range(len(models))]
-    colour = {"field": "model", **legend_of(models, colours, "model", columns=2, symbolOpacity=1)}
+    colour = {"field": "model", **colours_of(models, columns=2, symbolOpacity=1)}
     dash = {"field": "model", "type": "nominal", "legend": None, "scale": {"domain": list(models), "range": dashes}}
     x = {"field": "layer", "type": "quantitative", "title": "layer", "axis": {"tickMinStep": 1, "format": "d"},
          "scale": {"nice": False}}  # fmt: skip
@@ -65,11 +112,10 @@ def _panel(rows: Sequence[Json], models: Sequence[str], names: tuple[str, str, s
     }
 
 
-def _told(row: Json, names: tuple[str, str, str], *, signed: bool) -> str:
-    value, low, high = (row[name] for name in names)
-    sign = "+" if signed else ""
-    between = "" if low is None else f" ({low:{sign}.1%} to {high:{sign}.1%})"
-    return f"{value:{sign}.1%}{between}"
+def _told(row: Json, names: tuple[str, str, str], *, sign: bool) -> str:
+    return told(
+        dict(zip(("value", "low", "high"), (row[name] for name in names), strict=True)), percent=True, sign=sign
+    )
 
 
 _STEPS = {"under 5 %": (0.0, "ground"), "5 %": (0.05, "p1"), "20 %": (0.2, "p2"), "50 %": (0.5, "p3")}

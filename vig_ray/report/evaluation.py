@@ -11,11 +11,12 @@ from html import escape
 from typing import Any, NamedTuple
 
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 
 from vig_ray.errors import StageError
 from vig_ray.evaluation.asked import QUESTIONS
-from vig_ray.evaluation.job import SUMMARY
-from vig_ray.report import evaluation_charts
+from vig_ray.evaluation.job import ATTENTION, SUMMARY
+from vig_ray.report import attention_charts, evaluation_charts
 from vig_ray.report.document import figure_html
 from vig_ray.report.evaluation_charts import metric_name, told
 from vig_ray.report.figures import Figure, Rendered
@@ -23,7 +24,7 @@ from vig_ray.report.gallery import Picture, picture, question_text
 from vig_ray.report.tables import table
 from vig_ray.report.written import left_out_html
 from vig_ray.stage import read_stage
-from vig_ray.storage import exists, join, read_bytes
+from vig_ray.storage import exists, filesystem, join, read_bytes
 from vig_ray.tables.directories import dataset, rows_of
 
 Json = dict[str, Any]
@@ -50,11 +51,13 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation as a report shows it. `summary`: what `vig eval` found; `examples`: by task."""
+    """An evaluation as a report shows it. `summary`: what `vig eval` found; `examples`: by task; `curves`: rows of
+    attention.parquet."""
 
     summary: Json
     examples: Mapping[str, Sequence[Example]]
     max_mb: float
+    curves: Sequence[Json] = ()
 
     @classmethod
     def of(cls, config: Any) -> Evaluated:
@@ -62,15 +65,20 @@ class Evaluated:
         directory = evaluation_directory(config.evaluation)
         summary = read_summary(directory)
         sizes = {"side": config.image_size, "max_pixels": config.max_image_pixels}
-        return cls(summary, examples_of(directory, summary, config.gallery, **sizes), config.max_mb)
+        examples = examples_of(directory, summary, config.gallery, **sizes)
+        return cls(summary, examples, config.max_mb, curves_of(directory))
 
     def figures(self) -> list[Figure]:
         """Its figures, in the order of the page."""
-        return figures_of(self.summary)
+        return [*figures_of(self.summary), *(figure for figure, _ in self._of_curves())]
+
+    def _of_curves(self) -> list[tuple[Figure, str]]:
+        names = [task["name"] for task in self.summary["tasks"]]
+        return [one for name in names for one in attention_charts.figures_of(self.curves, figure_name(name), name)]
 
     def html(self, rendered: Sequence[Rendered], *, budget: int) -> Shown:
         """The table, the figures, and cards of at most `budget` bytes."""
-        tables = figure_tables(self.summary)
+        tables = figure_tables(self.summary) | {figure.name: html for figure, html in self._of_curves()}
         drawn = "".join(figure_html(one, tables[one.figure.name]) for one in rendered)
         cards, left_out = examples_html(self.examples, budget=budget)
         shown = sum(map(len, self.examples.values()))
@@ -112,6 +120,16 @@ def read_summary(directory: str) -> Json:
     except (OSError, ValueError) as error:
         raise StageError(f"{join(directory, SUMMARY)}: can't be read; run the same `vig eval` again") from error
     return found
+
+
+def curves_of(directory: str) -> list[Json]:
+    """The rows of attention.parquet; none where no task asked for attention."""
+    path = join(directory, ATTENTION)
+    if exists(path).name != "File":
+        return []
+    fs, inner = filesystem(path)
+    rows: list[Json] = pq.read_table(inner, filesystem=fs).to_pylist()
+    return rows
 
 
 def figures_of(summary: Json) -> list[Figure]:

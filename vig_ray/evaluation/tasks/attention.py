@@ -41,7 +41,8 @@ class Attention:
         self.name = "attention" if inner is None else f"attention:{inner.name}"
         self.max_new_tokens = self.inner.max_new_tokens
         self._known = ("answers", "written") if inner is None else ("written", "answers")
-        kept = ("selection", "tail") if inner is None else tuple(self.inner.options)
+        every = [name for name in self.inner.options if not name.startswith("judge")]  # nothing is judged
+        kept = ("selection", "tail") if inner is None else tuple(every)
         self._inner_options = kept
         self.options: Mapping[str, str] = {
             **{name: self.inner.options[name] for name in kept},
@@ -49,10 +50,6 @@ class Attention:
             "that the model writes",
             "heads": "no (default); yes: the share of each head, too",
         }
-
-    def begin(self, given: Given) -> None:
-        """See `Task`."""
-        getattr(self.inner, "begin", lambda _: None)(self._inner_given(given))
 
     def _inner_given(self, given: Given) -> Given:
         own = {name: value for name, value in given.options.items() if name in self._inner_options}

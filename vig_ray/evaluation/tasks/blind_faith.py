@@ -28,7 +28,7 @@ from vig_ray.evaluation.files import Record, files_of, records
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Task, Weights, mean
 from vig_ray.evaluation.text import normalised, same
-from vig_ray.evaluation.wrapped import Wrapped, asked_of, asked_way, told_of
+from vig_ray.evaluation.wrapped import Wrapped, and_marks, asked_of, asked_way, told_of
 
 BASE, CORRUPTED = 0, 1
 TEMPLATE = "A description of the image says: {text}\n{prompt}"
@@ -122,7 +122,7 @@ class BlindFaith(Wrapped):
         followed = float("nan")
         if asked["way"] == CORRUPTED and asked["false"] is not None:
             followed = float(_begins(answer.text, asked["false"]))
-        return {**super().mark(question, answer), "followed": followed}
+        return and_marks(super().mark(question, answer), {"followed": followed})
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
         """See the module."""

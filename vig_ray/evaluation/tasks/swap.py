@@ -23,7 +23,7 @@ from vig_ray.dataset.schema import IMAGE_MARK, Image, Turn
 from vig_ray.evaluation.other_images import with_other_images
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Task, Weights
-from vig_ray.evaluation.wrapped import Wrapped, asked_of, asked_way, told_of
+from vig_ray.evaluation.wrapped import Wrapped, and_marks, asked_of, asked_way, told_of
 
 WAYS = ("own", "other", "blur", "none")
 _WITHOUT = WAYS[1:]
@@ -73,7 +73,7 @@ class Swap(Wrapped):
         known = passes.get("clean", np.zeros(0))
         marks = super().mark(replace(question, under="clean"), answer._replace(passes=passes))
         tokens = float(len(known)) or float("nan")
-        return {**marks, "swap nll": -float(known.sum(dtype=np.float64)), "swap tokens": tokens}
+        return and_marks(marks, {"swap nll": -float(known.sum(dtype=np.float64)), "swap tokens": tokens})
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
         """See the module."""
