@@ -32,7 +32,7 @@ class Relative:
 def relative_performance(tasks: Sequence[OfTask], model: str) -> Relative:
     """Of a model to the baseline; both on the questions that both have marks of. Draws of tasks are independent."""
     of_task, values, drawn = {}, [], []
-    for task in tasks:
+    for task in (task for task in tasks if not task.part):
         one, metric = task.models[model], task.main
         value = relative(metric, one.on_common.values[metric.name], one.baseline_on_common.values[metric.name])
         draws = None
@@ -48,7 +48,10 @@ def relative_performance(tasks: Sequence[OfTask], model: str) -> Relative:
 
 @dataclass(frozen=True)
 class EvalSummary:
-    """An evaluation's numbers. `models`: by name, their checkpoints; `directory`: OUT/evaluation."""
+    """An evaluation's numbers. `models`: by name, their checkpoints; `directory`: OUT/evaluation.
+
+    `told`: lines about tasks of lmms-eval; `without`: how many of these no model has a number of.
+    """
 
     directory: str
     models: Mapping[str, str]
@@ -56,11 +59,13 @@ class EvalSummary:
     tasks: tuple[OfTask, ...]
     draws: int
     seed: int
+    told: tuple[str, ...] = ()
+    without: int = 0
 
     @property
     def failed(self) -> int:
-        """Questions without marks, of all models."""
-        return sum(one.failures.total() for task in self.tasks for one in task.models.values())
+        """Questions without marks, of all models, and tasks without any."""
+        return sum(one.failures.total() for task in self.tasks for one in task.models.values()) + self.without
 
     def relatives(self) -> dict[str, Relative]:
         """By model but for the baseline."""
@@ -68,7 +73,7 @@ class EvalSummary:
 
     def text(self) -> str:
         """For a person."""
-        lines = [*_table(self), *self._notes(), *self._failures()]
+        lines = [*_table(self), *self._notes(), *self._failures(), *self.told]
         return "\n".join([*lines, f"evaluation: {self.directory}"])
 
     def _notes(self) -> Iterator[str]:
@@ -82,7 +87,7 @@ class EvalSummary:
                 + ("; *: a difference whose interval excludes 0" if len(self.models) > 1 else "")
             )
         if len(self.models) > 1:
-            main = ", ".join(f"{task.name} {task.main.name}" for task in self.tasks)
+            main = ", ".join(f"{task.name} {task.main.name}" for task in self.tasks if not task.part)
             yield f"Rel.: mean of performance relative to {self.baseline}, of {main}; above 100 is better"
             for model, rel in self.relatives().items():
                 without = [name for name, one in rel.of_task.items() if not math.isfinite(one.value)]
@@ -106,6 +111,7 @@ class EvalSummary:
             "baseline": self.baseline,
             "bootstrap": {"draws": self.draws, "seed": self.seed, "interval": 0.95},
             "tasks": [_task_json(task) for task in self.tasks],
+            "told": list(self.told),
             "relative": {
                 name: {
                     **rel.mean.json(),
