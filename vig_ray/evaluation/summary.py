@@ -22,7 +22,7 @@ _MOST_FAILURES = 5
 class Relative:
     """A model's average relative performance: the mean over tasks of what `relative` says of their main metrics.
 
-    `of_task`: each task's, NaN where there is none, which the average leaves out.
+    `of_task`: each task's, NaN where there is none, which the average leaves out, as it does parts of other tasks.
     """
 
     mean: Estimate
@@ -32,14 +32,14 @@ class Relative:
 def relative_performance(tasks: Sequence[OfTask], model: str) -> Relative:
     """Of a model to the baseline; both on the questions that both have marks of. Draws of tasks are independent."""
     of_task, values, drawn = {}, [], []
-    for task in (task for task in tasks if not task.part):
+    for task in tasks:
         one, metric = task.models[model], task.main
         value = relative(metric, one.on_common.values[metric.name], one.baseline_on_common.values[metric.name])
         draws = None
         if metric.name in one.on_common.draws:
             draws = relatives(metric, one.on_common.draws[metric.name], one.baseline_on_common.draws[metric.name])
         of_task[task.name] = estimate(value, draws)
-        if math.isfinite(value):
+        if math.isfinite(value) and not task.part:
             values.append(value)
             drawn += [] if draws is None else [draws]
     mean = float(np.mean(values)) if values else math.nan
