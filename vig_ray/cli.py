@@ -24,18 +24,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Instead:
+    """An option that does something else than its verb, and needs none of the verb's others. `run`: MODULE:NAME, called
+    with what follows the option, None where nothing does; returns what is printed."""
+
+    option: str
+    metavar: str
+    help: str
+    run: str
+
+
+@dataclass(frozen=True)
 class Verb:
     """One subcommand. `config` and `run`: MODULE:NAME, imported only when the verb is called.
 
     `run` takes the config and returns what is printed, an object with `text()` and, where the config has `strict`,
     `failed`, and `incomplete` where rows may fail in part; or an exit status. `resumes`: the same command goes on where
-    an interrupted one stopped.
+    an interrupted one stopped. `instead`: an option that does something else.
     """
 
     help: str
     config: str
     run: str
     resumes: bool = False
+    instead: Instead | None = None
 
     def load(self) -> tuple[type[StageConfig], Callable[[Any], Any]]:
         """The config class and the function."""
@@ -99,6 +111,12 @@ VERBS = {
         "vig_ray.evaluation.config:EvalConfig",
         "vig_ray.evaluation.job:run",
         resumes=True,
+        instead=Instead(
+            "--setup-lmms",
+            "DIR",
+            "make the environment that tasks lmms:... run in, and do nothing else; by default in the user's cache",
+            "vig_ray.evaluation.lmms.environment:set_up",
+        ),
     ),
     "export": Verb(
         "the model of a training run as a checkpoint, in the hub's or LLaVA's layout",
@@ -173,6 +191,10 @@ def _run(arguments: list[str]) -> int:
     goes_on = ""
     try:
         words, verb, config_class, run, given = _parse(arguments)
+        if verb.instead and given["instead"] is not None:
+            with _log_on_stderr():
+                print(_named(verb.instead.run)(given["instead"] or None))
+            return 0
         config = read_config(words, config_class, given)
         goes_on = "; the same command goes on from here" if verb.resumes else ""
         with _log_on_stderr():
@@ -220,6 +242,8 @@ def _parse(
     child, verb = children[called]
     config_class, run = verb.load()
     add_options(child, config_class)
+    if other := verb.instead:
+        child.add_argument(other.option, dest="instead", nargs="?", const="", metavar=other.metavar, help=other.help)
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise StageError(f"{' '.join(unknown)}: no such option; {child.prog} --help shows what there is")

@@ -14,6 +14,8 @@ from vig_ray.evaluation.tasks import task
 from vig_ray.model.checkpoint import is_local
 from vig_ray.storage import absolute, exists, join, read_bytes
 
+LMMS = "lmms:"
+"""What the names of lmms-eval's tasks begin with."""
 QUESTIONS = "questions"
 """The folder beside the models' that holds what they are asked."""
 _MODEL = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
@@ -61,9 +63,11 @@ def _digest(path: str) -> str:
 
 
 def asked_for(config: Any) -> list[Asked]:
-    """The tasks of an EvalConfig, in its order. Raises StageError for one that isn't there, one without data, and an
-    option that it doesn't have."""
-    return [_asked(config, name) for name in config.tasks]
+    """The tasks of an EvalConfig but for lmms-eval's, in its order.
+
+    Raises StageError for one that isn't there, one without data, and an option that it doesn't have.
+    """
+    return [_asked(config, name) for name in config.tasks if not name.startswith(LMMS)]
 
 
 def _asked(config: Any, name: str) -> Asked:

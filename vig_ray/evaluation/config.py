@@ -146,6 +146,26 @@ class EvalConfig(StageConfig):
     rows_per_file: int = Field(
         512, ge=1, description="questions a block: what a killed run has to do again, and the most rows of a file"
     )
+    lmms_environment: str | None = Field(
+        None,
+        description="lmms:...: the environment of lmms-eval, which `vig eval --setup-lmms DIR` made; by default in the "
+        "user's cache",
+        json_schema_extra={"metavar": "DIR"},
+    )
+    lmms_include: str | None = Field(
+        None,
+        description="lmms:...: folder with tasks of your own in lmms-eval's YAML form",
+        json_schema_extra={"metavar": "DIR"},
+    )
+    lmms_wrapper: str | None = Field(
+        None,
+        description="lmms:...: lmms-eval's own class to ask the models by, instead of the one for their kind or vLLM's "
+        "server",
+        json_schema_extra={"metavar": "NAME[,ARGUMENT=VALUE...]"},
+    )
+    lmms_timeout: int = Field(
+        86_400, ge=1, description="lmms:...: most seconds that one of its tasks may take with one model"
+    )
     address: str | None = Field(
         None,
         description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or a Ray of its own on this machine",

@@ -3,6 +3,8 @@
     a task's files  ->  questions/TASK  ->  prepare  ->  answer  ->  mark  ->  OUT/evaluation/MODEL
                                             (CPUs)      (engines)   (CPUs)
 
+lmms-eval's tasks (`lmms:...`) come after them, in processes of their own: see `vig_ray.evaluation.lmms`.
+
 One run of Ray Data a model, over the questions of all tasks, one model after the other. A run that was killed goes on
 where it was; a model that is finished isn't asked again, and gets the answers of tasks that it lacks.
 """
@@ -26,6 +28,10 @@ from vig_ray.evaluation.asked import Asked, Model, asked_for, models_of
 from vig_ray.evaluation.config import EvalConfig
 from vig_ray.evaluation.decoding import Decoding
 from vig_ray.evaluation.generation import Sampling
+from vig_ray.evaluation.lmms.asked import of_lmms
+from vig_ray.evaluation.lmms.asked import planned as lmms_planned
+from vig_ray.evaluation.lmms.run import LmmsOptions, run_lmms
+from vig_ray.evaluation.lmms.table import InTable, in_table
 from vig_ray.evaluation.load import check_generator
 from vig_ray.evaluation.mark import Marker
 from vig_ray.evaluation.outcomes import compared, read_marked
@@ -66,14 +72,19 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A config that has been checked against what is really there. `questions`: of each of the tasks, as they were
-    read."""
+    """A config that has been checked against what is really there.
+
+    `named`: all models. `tasks`, `models`: what we ask, and whom: the models again, or nobody where all tasks are
+    lmms-eval's. `questions`: of each of the tasks, as they were read. `lmms`: how lmms-eval's tasks are asked.
+    """
 
     config: EvalConfig
     directory: str
+    named: tuple[Model, ...]
     tasks: tuple[Asked, ...]
     questions: tuple[Read, ...]
     models: tuple[ModelPlan, ...]
+    lmms: LmmsOptions | None
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -83,7 +94,7 @@ class Plan:
     @property
     def baseline(self) -> str:
         """The model that others are compared with."""
-        return self.config.baseline or self.models[0].model.name
+        return self.config.baseline or self.named[0].name
 
 
 def check(config: EvalConfig) -> Plan:
@@ -102,9 +113,9 @@ def check(config: EvalConfig) -> Plan:
             )
     if any(read.writes for read in questions) and ":" not in config.engine:
         check_generator(config.engine, config.decoding, joins_cluster=joins(config.address))
-    return Plan(
-        config, directory, tuple(tasks), tuple(questions), tuple(_model_plan(config, model) for model in models)
-    )
+    plans = [_model_plan(config, model) for model in models] if tasks else []
+    lmms = lmms_planned(config, models)
+    return Plan(config, directory, tuple(models), tuple(tasks), tuple(questions), tuple(plans), lmms)
 
 
 def _model_plan(config: EvalConfig, model: Model) -> ModelPlan:
@@ -152,7 +163,24 @@ def run(config: EvalConfig, *, in_process: bool = False) -> EvalSummary:
                 warn_of_few_cpus(3 + _CPUS_OF_RAY_DATA)  # an actor of each pool
             for model, output in waiting:
                 _answer(plan, model, output, ray_has, here=in_process)
-    return _summarised(plan)
+    return _summarised(plan, _of_lmms(plan))
+
+
+def _of_lmms(plan: Plan) -> InTable:
+    """What lmms-eval finds. Raises StageError where it is all that was asked, and it found nothing."""
+    if plan.lmms is None:
+        return InTable((), (), 0)
+    config, tasks = plan.config, of_lmms(plan.config.tasks)
+    found = {
+        model.name: run_lmms(
+            model.name, model.checkpoint, tasks, plan.directory, plan.lmms, config, overwrite=config.overwrite
+        )
+        for model in plan.named
+    }
+    shown = in_table(found, plan.baseline, draws=config.draws, seed=config.seed)
+    if not (shown.tasks or plan.tasks):
+        raise StageError("; ".join(shown.told))
+    return shown
 
 
 def _claim(plan: Plan, model: ModelPlan) -> Claim:
@@ -297,17 +325,25 @@ def _check_rows(output: Claim, expected: int) -> None:
         raise StageError(f"{output.directory}: no question could be answered, such as: {example}")
 
 
-def _summarised(plan: Plan) -> EvalSummary:
+def _summarised(plan: Plan, lmms: InTable) -> EvalSummary:
     """Compute the numbers, and write them to summary.json."""
-    config, names = plan.config, [model.model.name for model in plan.models]
+    config, names = plan.config, [model.name for model in plan.named]
     tasks, curves = [], []
     for asked in plan.tasks:
         marked, task = {name: read_marked(join(plan.directory, name), asked.name) for name in names}, asked.begun()
         tasks.append(compared(task, marked, plan.baseline, draws=config.draws, seed=config.seed))
         if hasattr(task, "curves"):
             curves.append(task.curves(marked, plan.baseline, draws=config.draws, seed=config.seed))
-    checkpoints = {model.model.name: model.model.checkpoint for model in plan.models}
-    summary = EvalSummary(plan.directory, checkpoints, plan.baseline, tuple(tasks), config.draws, config.seed)
+    summary = EvalSummary(
+        plan.directory,
+        {model.name: model.checkpoint for model in plan.named},
+        plan.baseline,
+        (*tasks, *lmms.tasks),
+        config.draws,
+        config.seed,
+        lmms.told,
+        lmms.failed,
+    )
     output = claim(
         join(plan.directory, "summary"),
         STAGE,

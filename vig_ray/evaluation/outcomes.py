@@ -100,7 +100,10 @@ class Drawn:
 
 @dataclass(frozen=True)
 class OfTask:
-    """The numbers of a task. `questions`, `units`: how many there are. `models`: in the order of the table."""
+    """The numbers of a task. `questions`, `units`: how many there are. `models`: in the order of the table.
+
+    `part`: of another task, whose number relative performance takes instead.
+    """
 
     name: str
     source: str
@@ -108,6 +111,7 @@ class OfTask:
     questions: int
     units: int
     models: Mapping[str, OfModel]
+    part: bool = False
 
     @property
     def main(self) -> Metric | None:

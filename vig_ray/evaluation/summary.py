@@ -22,7 +22,7 @@ _MOST_FAILURES = 5
 class Relative:
     """A model's average relative performance: the mean over tasks of what `relative` says of their main metrics.
 
-    `of_task`: each task's, NaN where there is none, which the average leaves out.
+    `of_task`: each task's, NaN where there is none, which the average leaves out, as it does parts of other tasks.
     """
 
     mean: Estimate
@@ -41,7 +41,7 @@ def relative_performance(tasks: Sequence[OfTask], model: str) -> Relative:
         if metric.name in one.on_common.draws:
             draws = relatives(metric, one.on_common.draws[metric.name], one.baseline_on_common.draws[metric.name])
         of_task[task.name] = estimate(value, draws)
-        if math.isfinite(value):
+        if math.isfinite(value) and not task.part:
             values.append(value)
             drawn += [] if draws is None else [draws]
     mean = float(np.mean(values)) if values else math.nan
@@ -50,7 +50,10 @@ def relative_performance(tasks: Sequence[OfTask], model: str) -> Relative:
 
 @dataclass(frozen=True)
 class EvalSummary:
-    """An evaluation's numbers. `models`: by name, their checkpoints; `directory`: OUT/evaluation."""
+    """An evaluation's numbers. `models`: by name, their checkpoints; `directory`: OUT/evaluation.
+
+    `told`: lines about tasks of lmms-eval; `without`: how many of these no model has a number of.
+    """
 
     directory: str
     models: Mapping[str, str]
@@ -58,11 +61,13 @@ class EvalSummary:
     tasks: tuple[OfTask, ...]
     draws: int
     seed: int
+    told: tuple[str, ...] = ()
+    without: int = 0
 
     @property
     def failed(self) -> int:
-        """Questions without marks, of all models."""
-        return sum(one.failures.total() for task in self.tasks for one in task.models.values())
+        """Questions without marks, of all models, and tasks without any."""
+        return sum(one.failures.total() for task in self.tasks for one in task.models.values()) + self.without
 
     def relatives(self) -> dict[str, Relative]:
         """By model but for the baseline."""
@@ -70,7 +75,7 @@ class EvalSummary:
 
     def text(self) -> str:
         """For a person."""
-        lines = [*_table(self), *self._notes(), *self._failures()]
+        lines = [*_table(self), *self._notes(), *self._failures(), *self.told]
         return "\n".join([*lines, f"evaluation: {self.directory}"])
 
     def _notes(self) -> Iterator[str]:
@@ -84,7 +89,7 @@ class EvalSummary:
                 + ("; *: a difference whose interval excludes 0" if len(self.models) > 1 else "")
             )
         if len(self.models) > 1:
-            main = ", ".join(f"{task.name} {task.main.name}" for task in self.tasks if task.main)
+            main = ", ".join(f"{task.name} {task.main.name}" for task in self.tasks if task.main and not task.part)
             if main:
                 yield f"Rel.: mean of performance relative to {self.baseline}, of {main}; above 100 is better"
             for model, rel in self.relatives().items():
@@ -109,6 +114,7 @@ class EvalSummary:
             "baseline": self.baseline,
             "bootstrap": {"draws": self.draws, "seed": self.seed, "interval": 0.95},
             "tasks": [_task_json(task) for task in self.tasks],
+            "told": list(self.told),
             "relative": {
                 name: {
                     **rel.mean.json(),

@@ -14,7 +14,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from vig_ray.errors import StageError
-from vig_ray.evaluation.asked import QUESTIONS
+from vig_ray.evaluation.asked import LMMS, QUESTIONS
 from vig_ray.evaluation.job import ATTENTION, SUMMARY
 from vig_ray.report import attention_charts, evaluation_charts
 from vig_ray.report.document import figure_html
@@ -189,7 +189,8 @@ def table_html(summary: Json) -> str:
             cells.append(told(rel, percent=True))
         rows.append(cells)
     baseline = [each["name"] for each in summary["models"]].index(summary["baseline"]) if several else None
-    return table(head, rows, marked=baseline) + failures_html(summary)
+    told_of = "".join(f'<p class="soft">{escape(line)}</p>' for line in summary.get("told", ()))
+    return table(head, rows, marked=baseline) + failures_html(summary) + told_of
 
 
 def failures_html(summary: Json) -> str:
@@ -249,11 +250,11 @@ def _relative(summary: Json) -> str:
 
 
 def examples_of(directory: str, summary: Json, count: int, *, side: int, max_pixels: int) -> dict[str, list[Example]]:
-    """Some questions of each task: first those that models differ in, then those that all answer alike; of equal ones
-    those whose keys have the least hashes."""
+    """Some questions of each task that isn't lmms-eval's: first those that models differ in, then those that all answer
+    alike; of equal ones those whose keys have the least hashes."""
     models = [model["name"] for model in summary["models"]]
     found = {}
-    for task in summary["tasks"]:
+    for task in (task for task in summary["tasks"] if not task["name"].startswith(LMMS)):
         keys = _chosen(directory, task["name"], models, count)
         answers = {model: rows_of(join(directory, model), keys, _columns(directory, model)) for model in models}
         questions = rows_of(join(directory, QUESTIONS, task["name"]), keys, ["images"])

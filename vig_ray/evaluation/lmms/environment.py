@@ -3,8 +3,6 @@
 lmms-eval 0.7.3 asks for versions that don't go with ours (wandb 0.25.0, and so protobuf below 7), so it isn't
 installed beside vig-ray. The environment lies over that of the Python that makes it: what is installed there (torch,
 transformers, ...) is seen from it and not installed twice, and only lmms-eval and what it lacks are its own.
-
-    python -m vig_ray.evaluation.lmms.environment [DIR]
 """
 
 from __future__ import annotations
@@ -70,15 +68,14 @@ def python_of(directory: str | None) -> str:
     return python
 
 
-def setup(directory: str | None = None) -> str:
-    """Make the environment, where it isn't there already; returns its folder.
+def set_up(directory: str | None = None) -> str:
+    """Make the environment, where it isn't there already; returns what to say of it.
 
     Raises StageError where the folder holds something else, and where pip fails, with its last words.
     """
     folder = _absolute(directory)
     if _current(_record(folder)):
-        log.info("%s: lmms-eval %s is there already", folder, VERSION)
-        return folder
+        return f"{folder}: lmms-eval {VERSION} is there already"
     if _record(folder) is None and os.path.isdir(folder) and os.listdir(folder):
         raise StageError(f"{folder}: holds something else; name another folder, {HOW} DIR")
     try:
@@ -88,7 +85,7 @@ def setup(directory: str | None = None) -> str:
         _write_record(folder, complete=True)
     except OSError as error:
         raise StageError(f"{folder}: lmms-eval's environment can't be made there: {error}") from error
-    return folder
+    return f"{folder}: lmms-eval {VERSION} is ready"
 
 
 def _make(folder: str) -> None:
@@ -170,11 +167,3 @@ def _write_record(folder: str, *, complete: bool) -> None:
     with open(os.path.join(folder, _RECORD), "w", encoding="utf-8") as file:
         made = {"complete": complete, "requirements": REQUIREMENTS, "python": platform.python_version()}
         json.dump(made | {"over": sys.prefix}, file, indent=2)
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        print(f"lmms-eval {VERSION}: {setup(sys.argv[1] if len(sys.argv) > 1 else None)}")
-    except StageError as error:
-        sys.exit(f"vig: {error}")

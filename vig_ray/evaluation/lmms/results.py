@@ -34,7 +34,7 @@ class Number(NamedTuple):
 class LmmsResult:
     """What one of lmms-eval's tasks gave for one model.
 
-    `name`: the task's, or that of a group with a number of its own. `questions`: how many it asked; 0 for groups.
+    `name`: the task's, or that of a group with a number of its own. `questions`: how many it asked.
     `keys`: of its questions. `scores`: by metric, what each answer is worth, float64 [Q]; only of metrics that are the
     mean of these. `not_answered`: questions that the model failed at, which lmms-eval counts as wrong; `why`: one's
     cause.
@@ -105,9 +105,15 @@ def _result(folder: str, said: Json, name: str, values: Json) -> LmmsResult:
         column = _column(samples, metric)
         if not several and column is not None and _close(float(np.mean(column)), float(value)):
             scores[shown] = column
-    asked = said.get("n-samples", {}).get(name, {}).get("effective", 0)
     keys = tuple(f"{name}/{sample['doc_id']}" for sample in samples)
-    return LmmsResult(name, tuple(numbers), int(asked), keys if scores else (), scores)
+    return LmmsResult(name, tuple(numbers), _asked(said, name), keys if scores else (), scores)
+
+
+def _asked(said: Json, name: str) -> int:
+    """How many questions a task, or the tasks of a group, asked."""
+    if name in said["n-samples"]:
+        return int(said["n-samples"][name]["effective"])
+    return sum(_asked(said, part) for part in said["group_subtasks"].get(name, ()))
 
 
 def _samples(folder: str, name: str) -> Iterator[Json]:

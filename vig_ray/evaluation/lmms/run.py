@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vig_ray.errors import StageError
+from vig_ray.evaluation.asked import LMMS
 from vig_ray.evaluation.lmms import inside
 from vig_ray.evaluation.lmms.child import last_words, running
 from vig_ray.evaluation.lmms.environment import VERSION, python_of
@@ -38,7 +39,6 @@ from vig_ray.storage import filesystem, join, scheme_of
 
 log = logging.getLogger(__name__)
 
-PREFIX = "lmms:"
 FOLDER = "lmms"
 """The folder in OUT/evaluation that holds lmms-eval's results."""
 _STAGE = "eval"
@@ -93,7 +93,7 @@ def check(tasks: Sequence[str], checkpoints: Sequence[str], options: LmmsOptions
         if task not in known:
             like = difflib.get_close_matches(task, known, n=3)
             hint = f"; it has {', '.join(like)}" if like else ""
-            raise StageError(f"--tasks {PREFIX}{task}: lmms-eval {VERSION} has no such task{hint}")
+            raise StageError(f"--tasks {LMMS}{task}: lmms-eval {VERSION} has no such task{hint}")
 
 
 def run_lmms(
@@ -117,7 +117,7 @@ def run_lmms(
     failed: dict[str, Failed] = {}
     for task in tasks:
         if task not in waiting:
-            log.info("%s: %s%s is there already", model, PREFIX, task)
+            log.info("%s: %s%s is there already", model, LMMS, task)
     if waiting:
         with ExitStack() as stack:
             asked = stack.enter_context(_asking(checkpoint, join(out, FOLDER, model), options))
@@ -125,7 +125,7 @@ def run_lmms(
                 try:
                     _run(model, task, asked, outputs[task], options, config)
                 except StageError as error:
-                    log.warning("%s: %s%s failed: %s", model, PREFIX, task, error)
+                    log.warning("%s: %s%s failed: %s", model, LMMS, task, error)
                     failed[task] = Failed(str(error))
     return {task: failed.get(task) or _read(outputs[task], task) for task in tasks}
 
@@ -206,7 +206,7 @@ def _run(model: str, task: str, asked: Asked, output: Claim, options: LmmsOption
     """One task by lmms-eval. Raises StageError where it fails."""
     begun = time.monotonic()
     output.begin(config)
-    log.info("%s: %s%s by lmms-eval, through %s", model, PREFIX, task, asked.wrapper)
+    log.info("%s: %s%s by lmms-eval, through %s", model, LMMS, task, asked.wrapper)
     with _near(output.work) as work:
         written = tempfile.mkdtemp(dir=work)
         command = ["run", *asked.words(), "--tasks", task, "--log_samples", "--output_path", written]
@@ -227,7 +227,7 @@ def _run(model: str, task: str, asked: Asked, output: Claim, options: LmmsOption
             raise StageError(f"the model could answer none of its questions: {outcome['why']}")
         output.publish(made, os.path.basename(output.directory))
     output.commit(config, **facts)
-    log.info("%s: %s%s took %s", model, PREFIX, task, duration(time.monotonic() - begun))
+    log.info("%s: %s%s took %s", model, LMMS, task, duration(time.monotonic() - begun))
 
 
 def _included(options: LmmsOptions) -> list[str]:
