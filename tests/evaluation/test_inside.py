@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.evaluation.made import ENGINES, rows_of
+from tests.evaluation.made import rows_of
 from tests.oracle import blurred
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT
@@ -29,13 +29,11 @@ TASKS = ("exact", "swap:exact", "blind-faith:exact", "blind-faith:choices")
 def inside(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("inside")
     config = EvalConfig(
-        model=(f"demo={CHECKPOINT}",), tasks=TASKS, engine="one_by_one:engine", limit=ASKED, draws=20, out=str(out),
+        model=(f"demo={CHECKPOINT}",), tasks=TASKS, engine="torch", limit=ASKED, draws=20, out=str(out),
         data={"exact": str(data / "asked/exact.jsonl"), "blind-faith:choices": str(data / "asked/choices.jsonl")},
         task_options={"blind-faith:exact.template": "It is said: {text}\\n{prompt}"}, rows_per_file=10,
     )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ENGINES)
-        job.run(config, in_process=True)
+    job.run(config, in_process=True)
     return out
 
 
