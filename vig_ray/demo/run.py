@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -10,6 +11,7 @@ from pydantic import Field
 import vig_ray
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
+from vig_ray.evaluation.summary import EvalSummary
 from vig_ray.options import References
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.summary import ScoreSummary, TokenMean, token_means
@@ -29,6 +31,13 @@ class DemoConfig(StageConfig):
     samples: int = Field(1000, ge=1, description="samples to make")
     seed: int = Field(1, description="seed of the dataset")
     reference: References = Field(("blur",), description="what stands for 'no image'; the report is of the first")
+    evaluate: bool = Field(
+        False,
+        description="also train on all samples, on some by chance and on VIG's selection, and ask the trained models "
+        "what the images show (OUT/evaluate); takes a few minutes",
+    )
+    trained: int = Field(4000, ge=100, description="with --evaluate: samples to train on")
+    asked: int = Field(100, ge=10, description="with --evaluate: images to ask about")
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class DemoReport:
     report: str
     tokens: list[TokenMean]
     spelled: dict[int, str]
+    evaluation: EvalSummary | None = None
 
     def text(self) -> str:
         """Counts, mean gain by kind, the tokens with the highest and the lowest mean gain, and where the scores are."""
@@ -63,20 +73,36 @@ class DemoReport:
         lines += ["  highest                       lowest"]
         highest, lowest = self.tokens[:10], self.tokens[::-1][:10]
         lines += [f"  {row(high)}     {row(low)}" for high, low in zip(highest, lowest, strict=True)]
-        return "\n".join([*lines, "", self.summary.text(), f"report: {self.report}"])
+        asked = ["", self.evaluation.text()] if self.evaluation else []
+        return "\n".join([*lines, "", self.summary.text(), f"report: {self.report}", *asked])
 
 
-def _dataset(config: DemoConfig) -> str:
-    """The folder of the demo's dataset, which is made where it isn't there yet. Raises StageError."""
-    folder = join(config.out, "data")
-    identity = {"options": config.model_dump(include={"samples", "seed"}), "vig_ray": vig_ray.__version__}
+def _made(config: DemoConfig, folder: str, write: Callable[[str], object], **options: int) -> str:
+    """`folder`, whose content `write` makes where it isn't there yet, of these options. Raises StageError."""
+    identity = {"options": options, "vig_ray": vig_ray.__version__}
     output = claim(folder, "demo", identity, overwrite=True, resumes=False)
     if not output.complete:
         output.begin(config)
-        world.write(output.work, config.samples, config.seed)
-        output.publish(output.work, "data")
+        write(output.work)
+        output.publish(output.work, os.path.basename(folder))
         output.commit(config)
     return folder
+
+
+def _evaluated(config: DemoConfig) -> EvalSummary:
+    """What `vig_ray.demo.evaluate` says of models trained on selections. Raises StageError."""
+    from vig_ray.demo import evaluate
+
+    out, samples, images, seed = join(config.out, "evaluate"), config.trained, config.asked, config.seed
+    data = _made(
+        config, join(out, "data"), lambda to: evaluate.write_samples(to, samples, seed + 70_000),
+        samples=samples, seed=seed,
+    )  # fmt: skip
+    asked = _made(
+        config, join(out, "asked"), lambda to: evaluate.write_asked(to, images, seed + 80_000),
+        images=images, seed=seed,
+    )  # fmt: skip
+    return evaluate.run(out, os.path.join(data, "data.json"), asked, images=images, seed=seed)
 
 
 def run(config: DemoConfig) -> DemoReport:
@@ -90,7 +116,9 @@ def run(config: DemoConfig) -> DemoReport:
     if scheme_of(config.out):
         raise StageError(f"--out {config.out}: the demo's images are written to a local folder; name one")
     check_writable(config.out)
-    data = os.path.join(_dataset(config), "data.json")
+    count, seed = config.samples, config.seed
+    data = _made(config, join(config.out, "data"), lambda to: world.write(to, count, seed), samples=count, seed=seed)
+    data = os.path.join(data, "data.json")
     summary = job.run(
         ScoreConfig(data=data, model=CHECKPOINT, out=config.out, reference=config.reference, overwrite=True)
     )
@@ -101,4 +129,5 @@ def run(config: DemoConfig) -> DemoReport:
     written = report(
         ReportConfig(scores=config.out, out=join(config.out, "report.html"), title="What the demo's images contribute")
     )
-    return DemoReport(summary, written.out, tokens, spelled)
+    asked = _evaluated(config) if config.evaluate else None
+    return DemoReport(summary, written.out, tokens, spelled, asked)
