@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from tests.evaluation.made import config_of, rows_of
+from tests.evaluation.made import ENGINE, config_of, rows_of
 from tests.oracle import blurred, plain_logprobs
+from vig_ray.api import evaluate
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
@@ -155,3 +157,16 @@ def test_a_model_that_sees_less_is_told_apart(asked: Path, data: Path) -> None:
         job.run(config_of(data, asked, both, "choices", limit=5), in_process=True)
     with pytest.raises(StageError, match="max_new_tokens differ"):
         job.run(config_of(data, asked, both, "choices", max_new_tokens=3), in_process=True)
+
+
+def test_a_notebook_finds_what_is_there(asked: Path, data: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(asked, tmp_path / "moved")
+    found = evaluate(
+        {"demo": CHECKPOINT}, "choices", data=data / "asked/choices.jsonl", out=out, engine=ENGINE, rows_per_file=10,
+        draws=50, in_process=True,
+    )  # fmt: skip
+    assert found.answers("demo").table().num_rows == len(rows_of(asked, "demo"))
+    assert found.numbers["tasks"][0]["models"]["demo"]["answered"] == 24
+    assert repr(found).startswith("      choices\n")
+    with pytest.raises(StageError, match="worse: no model is called that; there are demo"):
+        found.answers("worse")
