@@ -15,7 +15,7 @@ itself; others are given whole prompts, padded on the left as transformers' `gen
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,14 +159,20 @@ class Rows:
         return self._to_device(padded_left(ids, self.pad)), self._accepted(arguments)
 
     @torch.inference_mode()
-    def behind_prefixes(self, lines: Sequence[Line]) -> Row:
-        """These lines with their prefixes in a cache, each prefix computed once: the arguments to write on with."""
+    def behind_prefixes(self, lines: Sequence[Line], spread: Callable[[torch.Tensor], None] | None = None) -> Row:
+        """These lines with their prefixes in a cache, each prefix computed once: the arguments to write on with.
+
+        `spread`: told which prefix each line has, once they are computed.
+        """
         numbers: dict[Any, int] = {}
         of_line = [numbers.setdefault(line.key, len(numbers)) for line in lines]
         owners = [lines[of_line.index(number)] for number in range(len(numbers))]
         positions = self._positions([line.prompt for line in lines])
         cache = self._prefixes(owners, [positions[of_line.index(number)] for number in range(len(numbers))])
-        cache.reorder_cache(self._to_device(np.array(of_line, dtype=np.int64)))
+        rows_B = self._to_device(np.array(of_line, dtype=np.int64))
+        cache.reorder_cache(rows_B)
+        if spread is not None:
+            spread(rows_B)
         parts = [(slice(0, line.prefix), slice(line.prefix, None)) for line in lines]
 
         def rows(values: Sequence[npt.NDArray[Any]], fill: int = 0) -> torch.Tensor:

@@ -25,7 +25,7 @@ import torch
 
 from vig_ray.compat.generation import Choose, write
 from vig_ray.evaluation.choosing import Choosing
-from vig_ray.evaluation.decoding import Decoding
+from vig_ray.evaluation.decoding import Acting, Decoding
 from vig_ray.evaluation.generation import Sampling, Written, check_sampling, longest_answer
 from vig_ray.evaluation.rows import Line, Row, Rows, aligned
 from vig_ray.model.attention import can_pack
@@ -245,7 +245,7 @@ class TorchGenerator:
         """Let `choose` write on these lines together, `most` tokens at most. `acts`: as the decoding method has it."""
         with ExitStack() as stack:
             acting = stack.enter_context(self.decoding.acting(self.model)) if acts else None
-            ids, arguments = self._laid_out(lines, way, acts=acts)
+            ids, arguments = self._laid_out(lines, way, acting)
             if acting is not None:
                 image, after = self.rows.places(lines)
                 acting.begins(image, after)
@@ -253,13 +253,13 @@ class TorchGenerator:
                 choosing.followers.append(acting.rows)
             write(self.model, ids, choose, most=most, pad=self.rows.pad, **arguments)
 
-    def _laid_out(self, lines: Sequence[Line], way: Way, *, acts: bool) -> Row:
+    def _laid_out(self, lines: Sequence[Line], way: Way, acting: Acting | None) -> Row:
         prompts = [line.prompt for line in lines]
         if way == "alone":
             return self.rows.plainly(prompts[0])
         shared = len({line.key for line in lines}) < len(lines)
-        if way == "behind prefixes" and (acts or shared or "by parts" not in self.padded):
-            return self.rows.behind_prefixes(lines)
+        if way == "behind prefixes" and (acting or shared or "by parts" not in self.padded):
+            return self.rows.behind_prefixes(lines, acting.rows if acting else None)
         return self.rows.padded(prompts)
 
     def _written(self, ids: Sequence[int], finished: bool) -> Written:
