@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
@@ -134,6 +135,20 @@ def test_held_out_samples_have_the_losses_of_plain_forwards(
     assert numbers["loss"]["value"] == pytest.approx(loss / tokens, abs=1e-6)
     assert numbers["gain"]["value"] == pytest.approx(np.mean(gains), abs=1e-5)
     assert numbers["active loss"] == {"value": None, "low": None, "high": None}  # without a selection
+
+
+def test_the_torch_engine_and_generator_share_a_model(asked: Path, data: Path, tmp_path: Path) -> None:
+    """As `--engine torch` has them, in batches: what transformers' generate and the engine alone have given."""
+    config = config_of(data, tmp_path, (f"demo={CHECKPOINT}",), "choices,exact,held-out", engine="torch", draws=0)
+    job.run(config, in_process=True)
+    rows, alone = rows_of(tmp_path, "demo"), rows_of(asked, "demo")
+    columns = ["answer", "error", "new_tokens", "finished", "tokens_before"]
+    pd.testing.assert_frame_equal(rows[columns], alone[columns])
+    for key, row in rows.iterrows():
+        for name, of in (("choices", "logprob"), ("passes", "logprobs")):
+            if row[name] is not None:
+                for one, other in zip(row[name], alone.loc[key, name], strict=True):
+                    np.testing.assert_allclose(one[of], other[of], atol=2e-5)
 
 
 def test_a_model_that_sees_less_is_told_apart(asked: Path, data: Path) -> None:
