@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from tests.evaluation.made import config_of, rows_of
+from tests.evaluation.made import ENGINE, config_of, rows_of
 from tests.oracle import blurred, plain_logprobs
+from vig_ray.api import evaluate
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
@@ -134,6 +137,20 @@ def test_held_out_samples_have_the_losses_of_plain_forwards(
     assert numbers["active loss"] == {"value": None, "low": None, "high": None}  # without a selection
 
 
+def test_the_torch_engine_and_generator_share_a_model(asked: Path, data: Path, tmp_path: Path) -> None:
+    """As `--engine torch` has them, in batches: what transformers' generate and the engine alone have given."""
+    config = config_of(data, tmp_path, (f"demo={CHECKPOINT}",), "choices,exact,held-out", engine="torch", draws=0)
+    job.run(config, in_process=True)
+    rows, alone = rows_of(tmp_path, "demo"), rows_of(asked, "demo")
+    columns = ["answer", "error", "new_tokens", "finished", "tokens_before"]
+    pd.testing.assert_frame_equal(rows[columns], alone[columns])
+    for key, row in rows.iterrows():
+        for name, of in (("choices", "logprob"), ("passes", "logprobs")):
+            if row[name] is not None:
+                for one, other in zip(row[name], alone.loc[key, name], strict=True):
+                    np.testing.assert_allclose(one[of], other[of], atol=2e-5)
+
+
 def test_a_model_that_sees_less_is_told_apart(asked: Path, data: Path) -> None:
     both = (f"demo={CHECKPOINT}", str(data / "worse"))
     files = {path: path.stat().st_mtime_ns for path in asked.rglob("*.parquet")}
@@ -155,3 +172,16 @@ def test_a_model_that_sees_less_is_told_apart(asked: Path, data: Path) -> None:
         job.run(config_of(data, asked, both, "choices", limit=5), in_process=True)
     with pytest.raises(StageError, match="max_new_tokens differ"):
         job.run(config_of(data, asked, both, "choices", max_new_tokens=3), in_process=True)
+
+
+def test_a_notebook_finds_what_is_there(asked: Path, data: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(asked, tmp_path / "moved")
+    found = evaluate(
+        {"demo": CHECKPOINT}, "choices", data=data / "asked/choices.jsonl", out=out, engine=ENGINE, rows_per_file=10,
+        draws=50, in_process=True,
+    )  # fmt: skip
+    assert found.answers("demo").table().num_rows == len(rows_of(asked, "demo"))
+    assert found.numbers["tasks"][0]["models"]["demo"]["answered"] == 24
+    assert repr(found).startswith("      choices\n")
+    with pytest.raises(StageError, match="worse: no model is called that; there are demo"):
+        found.answers("worse")

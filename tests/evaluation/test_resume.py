@@ -45,7 +45,7 @@ def test_killed_and_given_again_nothing_is_asked_twice(
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     gates.wait_for(1)
-    wait_until(lambda: committed_rows(out) >= 20)
+    wait_until(lambda: committed_rows(out) >= 10)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     wait_for_the_last_workers(driver.pid)

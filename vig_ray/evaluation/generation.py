@@ -16,6 +16,9 @@ import numpy.typing as npt
 
 from vig_ray.model.prompt import Prompt, PromptError
 
+HOTTEST = 2.0
+"""The highest temperature, which is vLLM's."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -42,8 +45,8 @@ def check_sampling(sampling: Sampling) -> None:
     """Raise ValueError for what can't be drawn by."""
     if sampling.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {sampling.max_new_tokens}: takes a number from 1")
-    if not 0 <= sampling.temperature < float("inf"):
-        raise ValueError(f"temperature {sampling.temperature}: takes a number from 0")
+    if not 0 <= sampling.temperature <= HOTTEST:
+        raise ValueError(f"temperature {sampling.temperature}: takes a number from 0 to {HOTTEST:g}")
     if not 0 < sampling.top_p <= 1:
         raise ValueError(f"top_p {sampling.top_p}: takes a number above 0 and up to 1")
 

@@ -194,7 +194,7 @@ def _claim(plan: Plan, model: ModelPlan) -> Claim:
                 f"{directory}: its answers of {task['name']} are to other questions, or were asked with other options; "
                 "choose another --out, or --overwrite to ask again"
             )
-    return claim(
+    output = claim(
         directory,
         STAGE,
         model.identity | {"tasks": tasks},
@@ -202,6 +202,14 @@ def _claim(plan: Plan, model: ModelPlan) -> Claim:
         left_open=("engine", "dtype"),
         grows="tasks",
     )
+    begun = output.record.get("extending") if output.state == "extend" else None
+    if begun and begun["run"] != output.run and not plan.config.overwrite:
+        names = [task["name"] for task in begun["identity"]["tasks"] if task["name"] not in there]
+        raise StageError(
+            f"{directory}: adding {','.join(names)} was begun and isn't finished; finish it with --tasks "
+            f"{','.join(names)}, or drop what was answered with --overwrite"
+        )
+    return output
 
 
 def _machines(config: EvalConfig) -> Any:
