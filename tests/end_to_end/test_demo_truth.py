@@ -40,8 +40,8 @@ def test_token_gain_separates_what_the_image_decides(known: truth.Known) -> None
 
 
 def test_blind_separates_it_too(local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first 500 of the held-out samples."""
-    data = world.write(str(tmp_path / "data"), 500, HELD_OUT_SEED)
+    """The first 250 of the held-out samples."""
+    data = world.write(str(tmp_path / "data"), 250, HELD_OUT_SEED)
     line = ("--data", data, "--model", CHECKPOINT, "--out", str(tmp_path), "--reference", "blind")
     call("score", *line, "--workers", "1", "--prepare-workers", "1")
     blind = truth.read(str(tmp_path))
