@@ -34,7 +34,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {"full": {}, "random": {"p": 70.0}, "vig
 TASKS = ("pope", "chair", "choices", "blind-faith:choices", "held-out")
 OBJECTS, CHOICES, SYNONYMS = "instances_world.json", "choices.jsonl", "synonyms.txt"
 """What is asked, in a folder of `write_asked`; objects and synonyms in the forms of COCO and of CHAIR's authors."""
-_EXISTS = 0.2  # of the samples to train on
+_EXISTS = 0.4  # of the samples to train on
 _THINGS = [world.Thing(color, shape) for color in world.COLORS for shape in world.SHAPES]
 
 
@@ -50,7 +50,7 @@ def _exists(scene: world.Scene, rng: random.Random) -> world.Exchange:
 
 
 def write_samples(folder: str, count: int, seed: int) -> str:
-    """Samples to train on, in LLaVA's format: the world's, a fifth of them asking whether there is a thing."""
+    """Samples to train on, in LLaVA's format: the world's, two in five of them asking whether there is a thing."""
     path = world.write(folder, count, seed)
     rng = random.Random(seed + 2)
     with open(path) as file:
