@@ -80,8 +80,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("attention")
     world.write(str(folder), 40, 3)
     rows = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-    of_source = {row["source"]: row for row in rows}
-    rows = [*[row for row in rows if row["source"] in ("turns", "caption")][: SAMPLES - 1], of_source["text"]]
+    text = {"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]}
+    rows = [*[row for row in rows if row["source"] in ("turns", "caption")][: SAMPLES - 1], text]
     (folder / "some.json").write_text(json.dumps(rows), encoding="utf-8")
     image = next(row["image"] for row in rows if "image" in row)
     choices = [
