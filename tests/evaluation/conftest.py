@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import made_once
-from tests.evaluation.made import ENGINES, config_of, rows_of, write_questions, write_worse_model
+from tests.evaluation.made import config_of, rows_of, write_questions, write_worse_model
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.evaluation import job
 
@@ -31,13 +31,11 @@ def asked(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(out: Path) -> None:
         both = (f"demo={CHECKPOINT}", str(data / "worse"))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(ENGINES)
-            job.run(config_of(data, out, both[:1], "choices"), in_process=True)
-            first = rows_of(out, "demo")
-            job.run(config_of(data, out, both[:1], "choices,exact,held-out"), in_process=True)
-            assert len(rows_of(out, "demo")) > len(first)
-            pd.testing.assert_frame_equal(rows_of(out, "demo").loc[first.index], first)  # carried over, not asked again
-            job.run(config_of(data, out, both, "choices,exact,held-out"), in_process=True)
+        job.run(config_of(data, out, both[:1], "choices"), in_process=True)
+        first = rows_of(out, "demo")
+        job.run(config_of(data, out, both[:1], "choices,exact,held-out"), in_process=True)
+        assert len(rows_of(out, "demo")) > len(first)
+        pd.testing.assert_frame_equal(rows_of(out, "demo").loc[first.index], first)  # carried over, not asked again
+        job.run(config_of(data, out, both, "choices,exact,held-out"), in_process=True)
 
     return made_once(tmp_path_factory, "asked", make)

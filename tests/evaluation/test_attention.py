@@ -24,7 +24,7 @@ from vig_ray.errors import StageError
 from vig_ray.evaluation.attention import ImageAttention, Place, last_answer, places_of, with_written
 from vig_ray.evaluation.config import EvalConfig
 from vig_ray.evaluation.job import run
-from vig_ray.evaluation.load import Answering
+from vig_ray.evaluation.answering import Answering
 from vig_ray.evaluation.outcomes import read_marked
 from vig_ray.evaluation.statistics import generator_of, unit_weights
 from vig_ray.model.load import load_formatter, load_model

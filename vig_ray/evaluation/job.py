@@ -24,7 +24,9 @@ from vig_ray.errors import StageError
 from vig_ray.evaluation.answer import Answerer
 from vig_ray.evaluation.asked import Asked, Model, asked_for, models_of
 from vig_ray.evaluation.config import EvalConfig
+from vig_ray.evaluation.decoding import Decoding
 from vig_ray.evaluation.generation import Sampling
+from vig_ray.evaluation.load import check_generator
 from vig_ray.evaluation.mark import Marker
 from vig_ray.evaluation.outcomes import compared, read_marked
 from vig_ray.evaluation.prepare import QuestionPreparer
@@ -98,6 +100,8 @@ def check(config: EvalConfig) -> Plan:
             raise StageError(
                 f"--engine {config.engine}: {asked.name} asks for shares of attention, which torch alone tells"
             )
+    if any(read.writes for read in questions) and ":" not in config.engine:
+        check_generator(config.engine, config.decoding, joins_cluster=joins(config.address))
     return Plan(
         config, directory, tuple(tasks), tuple(questions), tuple(_model_plan(config, model) for model in models)
     )
@@ -162,7 +166,7 @@ def _claim(plan: Plan, model: ModelPlan) -> Claim:
                 f"{directory}: its answers of {task['name']} are to other questions, or were asked with other options; "
                 "choose another --out, or --overwrite to ask again"
             )
-    return claim(
+    output = claim(
         directory,
         STAGE,
         model.identity | {"tasks": tasks},
@@ -170,6 +174,14 @@ def _claim(plan: Plan, model: ModelPlan) -> Claim:
         left_open=("engine", "dtype"),
         grows="tasks",
     )
+    begun = output.record.get("extending") if output.state == "extend" else None
+    if begun and begun["run"] != output.run and not plan.config.overwrite:
+        names = [task["name"] for task in begun["identity"]["tasks"] if task["name"] not in there]
+        raise StageError(
+            f"{directory}: adding {','.join(names)} was begun and isn't finished; finish it with --tasks "
+            f"{','.join(names)}, or drop what was answered with --overwrite"
+        )
+    return output
 
 
 def _machines(config: EvalConfig) -> Any:
@@ -187,11 +199,10 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, h
     earlier = output.record["identity"] if output.state in ("go on", "extend") else {}
     device = device_for(config, ray_has)
     asked = model.engine if model.engine != "auto" else earlier.get("engine")
-    engine, why = engine_there(asked or ("torch" if here else "auto"), plan.passes, ray_has, device)
-    if config.decoding is not None and engine == "vllm":
-        if model.engine == "vllm":
-            raise StageError("--engine vllm: --decoding is for --engine torch")
-        engine, why = "torch", "--decoding is by torch"
+    if asked in (None, "auto") and (here or Decoding.of(config.decoding).name != Decoding.name):
+        engine, why = "torch", "in this process" if here else "auto: vLLM has no decoding methods"
+    else:
+        engine, why = engine_there(asked or "auto", plan.passes, ray_has, device)
     if any(read.attends for read in plan.questions) and engine == "vllm":
         if earlier.get("engine") == "vllm":
             raise StageError(f"{output.directory}: answered by vllm, and attention needs torch; choose another --out")
@@ -213,6 +224,7 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, h
         "batch_tokens": config.batch_tokens,
         "threads": pools.threads,
         "vllm": config.vllm,
+        "max_new_tokens": max(_longest(plan).values()),
         "decoding": config.decoding,
     }
     directories, rows = [read.directory for read in new], config.rows_per_file
@@ -234,12 +246,11 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, h
 def _steps(plan: Plan, prompts: Prompts, load: dict[str, Any], pools: Pools, counter: Any) -> list[Step]:
     config = plan.config
     sampling = Sampling(temperature=config.temperature, top_p=config.top_p, seed=config.seed)
-    most = {asked.name: config.max_new_tokens or asked.begun().max_new_tokens for asked in plan.tasks}
     # Questions are prepared in groups that stay together, so that many groups of one size are a window.
     window = min(config.window, config.rows_per_file)
     groups = math.ceil(window / _ROWS_PREPARED_AT_ONCE)
     prepare = {"prompts": prompts, "passes": plan.passes, "max_image_pixels": config.max_image_pixels}
-    answer = {"load": load, "sampling": sampling, "max_new_tokens": most, "progress": counter}
+    answer = {"load": load, "sampling": sampling, "max_new_tokens": _longest(plan), "progress": counter}
     return [
         Step(QuestionPreparer, prepare, batch_rows=math.ceil(window / groups), actors=pools.preparers),
         Step(
@@ -253,6 +264,11 @@ def _steps(plan: Plan, prompts: Prompts, load: dict[str, Any], pools: Pools, cou
         ),
         Step(Marker, {"tasks": plan.tasks}, batch_rows=window, actors=(1, pools.preparers[1])),
     ]
+
+
+def _longest(plan: Plan) -> dict[str, int]:
+    """The most tokens of an answer, by task."""
+    return {asked.name: plan.config.max_new_tokens or asked.begun().max_new_tokens for asked in plan.tasks}
 
 
 def _carry_over(output: Claim) -> int:
