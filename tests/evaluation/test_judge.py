@@ -105,6 +105,8 @@ def test_replies_that_cannot_be_read(server: JudgeServer, tmp_path: Path) -> Non
     with pytest.raises(JudgeError, match=r"^no verdict in 3 replies of the judge, the last: No idea\.$") as caught:
         judge.verdict(JudgePrompt("Well?"), number)
     assert (caught.value.asked, caught.value.replied) == ("Well?", "No\nidea.")
+    assert judge.verdict(JudgePrompt("?"), number) == (0.7, "0.7")  # kept, and so are not the two before it
+    assert [body["temperature"] for body in server.asked[6:]] == [0.0, 0.5]
 
 
 def test_one_request_that_is_refused_is_one_row(server: JudgeServer, tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_a_judge_that_is_down_ends_the_run_in_one_line(monkeypatch: pytest.Monke
         judge.verdict(JudgePrompt("after"), number)
     assert judge.verdict(JudgePrompt("before"), number)[0] == 1.0
     # Many threads: once one has given up, no other goes on trying.
-    judge = asking(server, tmp_path, tries=5, backoff_s=0.2)
+    judge = asking(server, tmp_path, tries=5, backoff_s=0.02)
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(judge.verdict, JudgePrompt(str(n)), number) for n in range(40)]
         errors = [each.exception() for each in asked]

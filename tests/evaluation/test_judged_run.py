@@ -70,7 +70,9 @@ def test_judged_answers_from_the_command_to_the_table(tmp_path: Path, monkeypatc
         # There again, the run goes on where it was.
         at_most = 100
         summary = job.run(config_of(tmp_path, out, url), in_process=True)
-        assert sorted(good.count(prompt) for prompt in set(good) if "ready" not in prompt) == [1] * 5 + [3]
+        counts = sorted(good.count(prompt) for prompt in set(good) if "ready" not in prompt)
+        assert counts[:5] == [1] * 5  # nothing twice, but what couldn't be read
+        assert counts[5] >= 3
         asked = len(server.asked)
         rows = rows_of(out)
         again = job.run(config_of(tmp_path, out, url), in_process=True)
@@ -82,7 +84,7 @@ def test_judged_answers_from_the_command_to_the_table(tmp_path: Path, monkeypatc
             update={"task_options": {"mm-vet.judge_cache": kept}}
         )
         job.run(config, in_process=True)
-        assert len(server.asked) == asked + 1  # whether it is there
+        assert len(server.asked) == asked + 1 + 3  # whether it is there, and what couldn't be read
 
     judged = rows[rows.task == "mm-vet"]
     assert len(judged) == QUESTIONS

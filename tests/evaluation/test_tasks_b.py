@@ -69,9 +69,11 @@ def test_parquet_with_the_same_columns(tmp_path: Path) -> None:
     rows = published.docvqa(tmp_path / "a", 4)
     for row in rows:
         row["image"] = {"bytes": published.picture(colour=row["docId"]), "path": None}
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "validation-00000-of-00001.parquet")
+    (tmp_path / "one").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "one/validation-00000-of-00001.parquet")
     _, by_json = read("docvqa", tmp_path / "a")
-    for data in (tmp_path / "validation-00000-of-00001.parquet",):
+    for name in ("validation-00000-of-00001.parquet", "validation-*.parquet", ""):
+        data = tmp_path / "one" / name
         _, questions = read("docvqa", data)
         assert [(each.id, each.prompt, each.expected, each.unit) for each in questions] == [
             (each.id, each.prompt, each.expected, each.unit) for each in by_json
@@ -81,9 +83,7 @@ def test_parquet_with_the_same_columns(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for split in ("validation", "test"):
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
-    with pytest.raises(
-        StageError, match=r"hub: Parquet files of several splits, test, validation; name one, --data doc"
-    ):
+    with pytest.raises(StageError, match=r"hub: Parquet files of several splits, test, validation; --data doc"):
         read("docvqa", tmp_path / "hub")
 
 

@@ -68,33 +68,47 @@ def keyed(uri: str) -> Iterator[tuple[str, Record]]:
 
 
 def rows_of(task: str, given: Given, *patterns: str, under: str | None = None) -> Iterator[Record]:
-    """The rows of a file, or of the one in a folder that has a pattern's name; else of all Parquet files below it.
+    """The rows of a file, or of the one in a folder that has a pattern's name; else of Parquet files (`parquet_of`).
 
-    `under`: the key of the rows where a JSON file holds an object. Raises StageError, also where these Parquet files
-    are of several splits.
+    `under`: the key of the rows where a JSON file holds an object. Raises StageError.
     """
-    if exists(given.data).name == "Directory":
-        names = [name.lower() for name in names_in(given.data)]
-        if not any(fnmatchcase(name, pattern.lower()) for name in names for pattern in patterns):
-            for file in parquet_files(task, given.data):
-                yield from records(file)
-            return
-    yield from records(file_of(task, given.data, *patterns), under)
+    for file in parquet_of(task, given.data, *patterns) or [file_of(task, given.data, *patterns)]:
+        yield from records(file, under)
 
 
-def parquet_files(task: str, folder: str) -> list[str]:
-    """The Parquet files below a folder, of one split, as the hub names them. Raises StageError where there are none."""
-    files = [join(folder, name) for name in list_files(folder) if name.lower().endswith(".parquet")]
+def parquet_of(task: str, data: str, *patterns: str) -> list[str]:
+    """The Parquet files that `data` means: itself, those of a name such as validation-*.parquet, or those below a
+    folder that has no file of any of the patterns' names. None where it means a file of another kind.
+
+    Raises StageError where there are none, and where those below a folder are of several splits, as the hub names them.
+    """
+    if data.lower().endswith(".parquet"):
+        files = [data] if "*" not in data else _named(data)
+        if not files:
+            raise StageError(f"{data}: no such files")
+        return files
+    if exists(data).name != "Directory":
+        return []
+    names = [name.lower() for name in names_in(data)]
+    if any(fnmatchcase(name, pattern.lower()) for name in names for pattern in patterns):
+        return []
+    files = [join(data, name) for name in list_files(data) if name.lower().endswith(".parquet")]
     splits = sorted({file.rpartition("/")[2].partition("-")[0] for file in files})
     if len(splits) > 1:
+        several = ", ".join(splits[:6])
         raise StageError(
-            f"{folder}: Parquet files of several splits, {', '.join(splits[:6])}; name one, --data {task}="
+            f"{data}: Parquet files of several splits, {several}; --data {task}=.../NAME-*.parquet takes one"
         )
     if not files:
         raise StageError(
-            f"{folder}: no file of {task} is here, and no Parquet files; --data {task}= names what holds them"
+            f"{data}: no file of {task} is here, and no Parquet files; --data {task}= names what holds them"
         )
     return files
+
+
+def _named(pattern: str) -> list[str]:
+    folder, name = parent(pattern), pattern.rpartition("/")[2]
+    return [join(folder, each) for each in names_in(folder) if fnmatchcase(each, name)]
 
 
 class ImageFiles:

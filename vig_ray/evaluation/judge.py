@@ -1,6 +1,6 @@
 """A judge: a model behind an OpenAI-compatible API that says what an answer is worth.
 
-Its answers are kept on disk under a digest of what was asked, so that nothing is asked twice: a killed run goes on, and
+Its replies are kept on disk under a digest of what was asked, so that nothing is asked twice: a killed run goes on, and
 another table of the same answers costs nothing. The key comes from the environment variable OPENAI_API_KEY of each
 machine that asks, and is written nowhere.
 """
@@ -101,36 +101,42 @@ class Judge:
         """
         reply = ""
         for reading in range(_READINGS):
+            body = self._body(prompt._replace(temperature=prompt.temperature + reading / 2))
+            kept = self._kept(body)
             try:
-                reply = self._reply(prompt._replace(temperature=prompt.temperature + reading / 2))
+                reply = kept if kept is not None else self._post(body, self._options.tries)
             except _RefusedError as error:
                 raise JudgeError(f"the judge refused the request: {error}", prompt.text) from error
             found = read(reply)
-            if found is not None:
+            if found is not None:  # what can't be read isn't kept: another run may have more luck
+                if kept is None:
+                    self._keep(body, reply)
                 return found, reply
         said = one_line(ValueError(reply[:120]))
         raise JudgeError(f"no verdict in {_READINGS} replies of the judge, the last: {said}", prompt.text, reply)
 
-    def _reply(self, prompt: JudgePrompt) -> str:
-        """The judge's reply, from the cache where it is there."""
-        body = self._body(prompt)
-        name = hashlib.sha256(json.dumps([self._endpoint, body], sort_keys=True).encode()).hexdigest()
-        kept = join(self._options.cache, name[:2], f"{name}.json")
+    def _kept(self, body: dict[str, Any]) -> str | None:
+        """The reply to a request that is kept; None where there is none that can be read."""
+        path = self._path(body)
         try:
-            reply = json.loads(read_bytes(kept))["reply"]
-            if isinstance(reply, str):
-                return reply
+            reply = json.loads(read_bytes(path))["reply"]
         except FileNotFoundError:
-            pass
+            return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.info("%s: can't be read, so the judge is asked again: %s", kept, one_line(error))
-        reply = self._post(body, self._options.tries)
+            log.info("%s: can't be read, so the judge is asked again: %s", path, one_line(error))
+            return None
+        return reply if isinstance(reply, str) else None
+
+    def _keep(self, body: dict[str, Any], reply: str) -> None:
         content = {"url": self._endpoint, "request": body, "reply": reply}
         try:
-            write_bytes(kept, json.dumps(content, indent=1).encode())
+            write_bytes(self._path(body), json.dumps(content, indent=1).encode())
         except StageError as error:
             raise StageError(f"{error}; --task-options TASK.judge_cache=FOLDER names another place") from error
-        return reply
+
+    def _path(self, body: dict[str, Any]) -> str:
+        name = hashlib.sha256(json.dumps([self._endpoint, body], sort_keys=True).encode()).hexdigest()
+        return join(self._options.cache, name[:2], f"{name}.json")
 
     def _body(self, prompt: JudgePrompt) -> dict[str, Any]:
         system = [{"role": "system", "content": prompt.system}] if prompt.system else []

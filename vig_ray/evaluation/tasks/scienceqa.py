@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from vig_ray.dataset.fields import shorten, type_name
 from vig_ray.dataset.schema import Image
 from vig_ray.errors import StageError
-from vig_ray.evaluation.beside import ImageFiles, file_of, keyed, names_in, parent, parquet_files
+from vig_ray.evaluation.beside import ImageFiles, file_of, keyed, parent, parquet_of
 from vig_ray.evaluation.files import Record, marked, read_json, records
 from vig_ray.evaluation.parsing import lettered
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
@@ -96,13 +96,11 @@ def _question(key: str, record: Record, image: Image | None, likelihood: bool) -
 
 def _rows(task: str, given: Given) -> Iterator[tuple[str | None, Record, tuple[str, ...]]]:
     """The split's problems, each with its id, None in Parquet, and the names that its image's file may have."""
-    folder = given.data if exists(given.data).name == "Directory" else parent(given.data)
-    parquet = given.data.lower().endswith(".parquet")
-    if parquet or (folder == given.data and "problems.json" not in names_in(folder)):
-        files = [given.data] if parquet else parquet_files(task, folder)
-        for file in files:
+    if parquet := parquet_of(task, given.data, "problems.json"):
+        for file in parquet:
             yield from ((None, record, ()) for record in records(file))
         return
+    folder = given.data if exists(given.data).name == "Directory" else parent(given.data)
     split = given.choice(task, "split", _SPLITS)
     problems = dict(keyed(file_of(task, given.data, "problems.json")))
     for key in _ids(file_of(task, folder, "pid_splits.json"), split):

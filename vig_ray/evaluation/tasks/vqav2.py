@@ -8,7 +8,7 @@ from typing import Any
 from vig_ray.dataset.fields import type_name
 from vig_ray.dataset.schema import Image
 from vig_ray.errors import StageError
-from vig_ray.evaluation.beside import ImageFiles, file_of, names_in, parent, parquet_files
+from vig_ray.evaluation.beside import ImageFiles, file_of, parent, parquet_of
 from vig_ray.evaluation.files import Record, marked, read_json, records
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Weights, mean
@@ -69,12 +69,11 @@ def _question(record: Record, annotation: Record, image: Image) -> Question:
 
 def _rows(task: str, given: Given) -> Iterator[tuple[Record, Record, tuple[str, ...]]]:
     """Each question with its annotation, and the names that its image's file may have; none where it is in the row."""
-    folder = given.data if exists(given.data).name == "Directory" else parent(given.data)
-    parquet = given.data.lower().endswith(".parquet")
-    if parquet or (folder == given.data and not any(name.endswith(".json") for name in names_in(folder))):
-        for file in [given.data] if parquet else parquet_files(task, folder):
+    if parquet := parquet_of(task, given.data, "*questions.json"):
+        for file in parquet:
             yield from ((record, record, ()) for record in records(file))
         return
+    folder = given.data if exists(given.data).name == "Directory" else parent(given.data)
     questions = file_of(task, given.data, "*questions.json")
     split = _split(questions)
     annotations = _by_question(file_of(task, folder, f"*{split}_annotations.json"))
@@ -82,7 +81,7 @@ def _rows(task: str, given: Given) -> Iterator[tuple[Record, Record, tuple[str, 
         annotation = annotations.get(record.name("question_id"))
         if annotation is None:
             raise record.fault(f"the annotations have no question {record.name('question_id')}; are they of {split}?")
-        image = f"COCO_{split}_{int(record.name('image_id')):012d}.jpg"
+        image = f"COCO_{split}_{record.whole('image_id'):012d}.jpg"
         yield record, annotation, (image, f"{split}/{image}")
 
 
