@@ -6,6 +6,7 @@ import copy
 import importlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +77,16 @@ def test_names_of_places() -> None:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models over samples of the demo world, one of them a text; and over questions with choices."""
+    """Two models over samples of the demo world, one of them a text; and over questions that they answer."""
     folder = tmp_path_factory.mktemp("attention")
     world.write(str(folder), 40, 3)
     rows = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-    of_source = {row["source"]: row for row in rows}
-    rows = [*[row for row in rows if row["source"] in ("turns", "caption")][: SAMPLES - 1], of_source["text"]]
+    text = {"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]}
+    rows = [*[row for row in rows if row["source"] in ("turns", "caption")][: SAMPLES - 1], text]
     (folder / "some.json").write_text(json.dumps(rows), encoding="utf-8")
     image = next(row["image"] for row in rows if "image" in row)
-    choices = [
-        {"question": "What color?", "choices": ["Red.", "Blue."], "answer": n % 2, "image": image} for n in (0, 1)
-    ]
-    (folder / "choices.json").write_text(json.dumps(choices), encoding="utf-8")
+    asked = [{"question": text, "answer": "x", "image": image} for text in ("Describe the image.", "What is shown?")]
+    (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")
     other = folder / "other"
     shutil.copytree(CHECKPOINT, other)
     weights = safetensors.torch.load_file(other / "model.safetensors")
@@ -98,15 +97,15 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     safetensors.torch.save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     config = EvalConfig(
         model=(f"demo={CHECKPOINT}", f"other={other}"),
-        tasks=("attention", "attention:choices"),
-        data={"attention": str(folder / "some.json"), "attention:choices": str(folder / "choices.json")},
-        task_options={"attention.heads": "yes", "attention:choices.queries": "answers"},
+        tasks=("attention", "attention:exact"),
+        data={"attention": str(folder / "some.json"), "attention:exact": str(folder / "asked.json")},
+        task_options={"attention.heads": "yes", "attention:exact.queries": "written"},
         out=str(folder / "out"),
         draws=200,
         max_length=2048,
     )  # fmt: skip
     summary = run(config, in_process=True)
-    assert "attention:choices" in summary.text()
+    assert "attention:exact" in summary.text()
     assert "Rel." not in summary.text()  # analyses are no part of it
     return folder / "out" / "evaluation"
 
@@ -130,9 +129,18 @@ def test_marks_are_those_of_the_full_matrices(evaluated: Path, demo_model: Any, 
         score = marks.pop("score")
         assert marks == pytest.approx(expected, abs=1e-6)
         assert score == pytest.approx(np.mean([marks[name] for name in marks if "head" not in name]))
-    others = [row for row in rows if row["task"] == "attention:choices"]
-    assert [json.loads(row["expected"]) for row in others] == [0, 1]
-    assert all(len(row["attention"]) == demo_model.config.text_config.num_hidden_layers for row in others)
+    others = [row for row in rows if row["task"] == "attention:exact"]
+    assert len(others) == 2
+    image = _image(demo_formatter, next(iter(questions.values()))["images"][0]["uri"])
+    for row in others:
+        turns = [Turn("user", row["prompt"]), Turn("assistant", row["answer"])]
+        last = last_answer(demo_formatter.prompt(turns, [image]))
+        assert row["finished"]
+        assert row["new_tokens"] == len(last.answer_ids) - 1 > 2  # all but the end of the turn
+        written = replace(last, answer_positions=last.answer_positions[:-1])
+        expected = means(exact, demo_formatter, written)
+        told = {each["name"]: each["value"] for each in row["attention"]}
+        assert told == pytest.approx({name: share for name, share in expected.items() if "head" not in name}, abs=1e-6)
 
 
 def _image(formatter: Any, uri: str) -> PromptImage:
@@ -173,7 +181,7 @@ def test_curves_and_numbers_are_numpys(evaluated: Path, tmp_path: Path) -> None:
     drawn = {path.stem: path.read_text(encoding="utf-8") for path in (tmp_path / "report-figures").glob("*.svg")}
     assert f"other, layer 1: {100 * shares[1]:.1f} [" in drawn["task-attention-layers"]
     assert "other, layer 1, head 3" in drawn["task-attention-heads"]
-    assert "task-attention-choices-layers" in drawn
+    assert "task-attention-exact-layers" in drawn
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "attention on the image by head" in page
 

@@ -36,7 +36,7 @@ class DemoConfig(StageConfig):
         description="also train on all samples, on some by chance and on VIG's selection, and ask the trained models "
         "what the images show (OUT/evaluate); takes a few minutes",
     )
-    trained: int = Field(4000, ge=100, description="with --evaluate: samples to train on")
+    trained: int = Field(8000, ge=100, description="with --evaluate: samples to train on")
     asked: int = Field(100, ge=10, description="with --evaluate: images to ask about")
 
 

@@ -68,7 +68,7 @@ def load_answering(
         return _own(name, prompts, writes=writes, scores=scores, **options)
     # torch: the generator takes the engine's model. vLLM: the engine is the generator's, which has room for answers.
     engine: Engine | None = None
-    if (scores and not (writes and name == "vllm")) or attends:
+    if (scores and not (writes and name == "vllm")) or (attends and not writes):
         engine = load_engine(name, **prompts._asdict(), **options, vllm=vllm)
     generator: Any = None
     if writes:
@@ -83,8 +83,10 @@ def load_answering(
         )
         if scores and engine is None:
             engine = generator.engine
-    described: Engine | Generator | None = generator or engine
-    attention = ImageAttention(getattr(engine, "model"), load_formatter(*prompts).collate) if attends else None  # noqa: B009
+    described: Any = generator or engine
+    attention = None
+    if attends and name == "torch":
+        attention = ImageAttention(described.model, load_formatter(*prompts).collate)
     return Answering(engine, generator, described.description if described else "nothing is asked", attention)
 
 

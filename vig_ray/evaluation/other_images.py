@@ -1,90 +1,118 @@
 """Another sample's image for each question: a derangement, drawn with a seed.
 
-The images of a few hundred different files are held at a time, as questions come; each of these sets of images goes to
-the questions of another set, as a cycle. No question gets an image that it has itself, under whatever name: files of
-one content are one image.
+Each set of images goes to the questions of another set, as a cycle. No question gets an image that it has itself, under
+whatever name: files of one content are one image. Images that are named by their files are exchanged among all
+questions; of those that come as bytes only so many are held at a time, and exchanged among each other.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from vig_ray.dataset.images import ImageError, image_bytes
 from vig_ray.dataset.schema import Image
 from vig_ray.evaluation.question import Question
 from vig_ray.storage import filesystem
 
-_AT_ONCE = 256  # sets of images among which they are exchanged
+_MOST_BYTES = 256 << 20
 Key = tuple[str, ...]
+Sets = dict[Key, tuple[Image, ...]]
 
 
 def with_other_images(
-    questions: Iterable[Question], seed: int, *, at_once: int = _AT_ONCE
+    questions: Iterable[Question], seed: int, *, most_bytes: int = _MOST_BYTES
 ) -> Iterator[tuple[Question, tuple[Image, ...] | None]]:
-    """Questions in order, each with as many images of another question; None where no other has as many."""
+    """Questions in order, each with as many images of another question; None where no other has as many.
+
+    `most_bytes`: of different images in memory; twice as many are held.
+    """
     waiting: list[Question] = []
-    different: set[tuple[Image, ...]] = set()
+    held = _Held()
+    left: dict[int, Sets] = {}
     for question in questions:
-        if len(different) >= 2 * at_once and question.images not in different:
-            first = _up_to(waiting, at_once)
-            yield from _exchanged(waiting[:first], seed)
-            waiting = waiting[first:]
-            different = {each.images for each in waiting}
+        if held.bytes >= 2 * most_bytes and question.images not in held.sets:
+            first = _up_to(waiting, most_bytes)
+            yield from _exchanged(waiting[:first], seed, left)
+            waiting, held = waiting[first:], _Held()
+            for each in waiting:
+                held.add(each)
         waiting.append(question)
-        different.add(question.images)
-    yield from _exchanged(waiting, seed)
+        held.add(question)
+    yield from _exchanged(waiting, seed, left)
 
 
-def _up_to(questions: Sequence[Question], sets: int) -> int:
-    """How many questions, from the first, have so many different sets of images."""
-    different: set[tuple[Image, ...]] = set()
+class _Held:
+    """Different sets of images, and how many bytes they hold."""
+
+    def __init__(self) -> None:
+        self.sets: set[tuple[Image, ...]] = set()
+        self.bytes = 0
+
+    def add(self, question: Question) -> None:
+        if question.images not in self.sets:
+            self.sets.add(question.images)
+            self.bytes += sum(len(image.bytes or b"") for image in question.images)
+
+
+def _up_to(questions: Sequence[Question], most_bytes: int) -> int:
+    """How many questions, from the first, have so many bytes of different images; the last set stays together."""
+    held = _Held()
     for number, question in enumerate(questions):
-        different.add(question.images)
-        if len(different) > sets:
+        if held.bytes >= most_bytes and question.images not in held.sets:
             return number
+        held.add(question)
     return len(questions)
 
 
-def _exchanged(questions: Sequence[Question], seed: int) -> Iterator[tuple[Question, tuple[Image, ...] | None]]:
-    """All of these with images of others among them."""
+def _exchanged(
+    questions: Sequence[Question], seed: int, left: dict[int, Sets]
+) -> Iterator[tuple[Question, tuple[Image, ...] | None]]:
+    """All of these with images of others among them, or else with one of the sets that were `left` of those before,
+    two by their number of images."""
     names = _names({image for question in questions for image in question.images})
-    sets: dict[Key, tuple[Image, ...]] = {}
+    sets: Sets = {}
     for question in questions:
         sets.setdefault(_key(question.images, names), question.images)
     order = list(sets)
     random.Random(f"{seed} {questions[0].id if questions else ''}").shuffle(order)
-    other = {key: _next(order, place) for place, key in enumerate(order)}
+    of_count: dict[int, list[Key]] = {}
+    for key in order:
+        of_count.setdefault(len(key), []).append(key)
+    other: dict[Key, tuple[Image, ...] | None] = {}
+    for count, keys in of_count.items():
+        before = left.setdefault(count, {})
+        for place, key in enumerate(keys):
+            other[key] = _next(keys, place, sets) or _next([key, *before], 0, before)
+        left[count] = {key: sets[key] for key in keys[:2]} if len(keys) > 1 else {**before, **{keys[0]: sets[keys[0]]}}
     for question in questions:
-        found = other[_key(question.images, names)]
-        yield question, None if found is None else sets[found]
+        yield question, other[_key(question.images, names)]
 
 
-def _next(order: Sequence[Key], place: int) -> Key | None:
-    """The next set after one, round and round, that has as many images and none of its own."""
-    own = order[place]
-    following = (order[(place + step) % len(order)] for step in range(1, len(order)))
-    return next((key for key in following if own and len(key) == len(own) and not set(key) & set(own)), None)
+def _next(keys: Sequence[Key], place: int, sets: Mapping[Key, tuple[Image, ...]]) -> tuple[Image, ...] | None:
+    """The images of the next set after one, round and round, that has none of its own."""
+    own = keys[place]
+    following = (keys[(place + step) % len(keys)] for step in range(1, len(keys)))
+    found = next((key for key in following if own and not set(key) & set(own)), None)
+    return None if found is None else sets[found]
 
 
-def _key(images: Sequence[Image], names: dict[Image, str]) -> Key:
+def _key(images: Sequence[Image], names: Mapping[Image, str]) -> Key:
     return tuple(names[image] for image in images)
 
 
 def _names(images: Iterable[Image]) -> dict[Image, str]:
-    """One name for all images of the same content. Files of different sizes differ; the others are read."""
+    """One name for all images of the same content. Files whose sizes differ do, too; the others are read."""
     named: dict[Image, str] = {}
     by_size: dict[int | None, list[Image]] = {}
     for image in images:
-        if image.bytes is not None:
-            by_size.setdefault(len(image.bytes), []).append(image)
-        else:
-            by_size.setdefault(_size(image.uri or ""), []).append(image)
+        size = len(image.bytes) if image.bytes is not None else _size(image.uri or "")
+        by_size.setdefault(size, []).append(image)
     for size, alike in by_size.items():
         for image in alike:
             alone = size is not None and len(alike) == 1
-            named[image] = f"{image.uri or size}" if alone else _digest(image)
+            named[image] = image.uri if alone and image.uri is not None else _digest(image)
     return named
 
 

@@ -96,7 +96,7 @@ def _facts(summary: Json) -> str:
             f"In brackets 95 % intervals of the paired bootstrap: questions drawn anew, {drawn['draws']:,} times, seed "
             f"{drawn['seed']}, the same ones for all models. "
         )
-    if len(summary["models"]) > 1:
+    if len(summary["models"]) > 1 and _has_main(summary):
         text += (
             f"Rel. is the mean over tasks of a model's main number relative to that of {escape(summary['baseline'])}, "
             "turned round where less is better."
@@ -177,14 +177,15 @@ def table_html(summary: Json) -> str:
     """Models by rows, the main number of each task by columns, and the average relative performance."""
     head = ["model", *(f"{task['name']}: {metric_name(_main(task))}" for task in summary["tasks"])]
     several = len(summary["models"]) > 1
-    head += ["Rel. %"] if several else []
+    has_relative = several and _has_main(summary)
+    head += ["Rel. %"] if has_relative else []
     rows = []
     for model in (each["name"] for each in summary["models"]):
         cells = [model]
         for task in summary["tasks"]:
             metric = _main(task)
             cells.append(told(task["models"][model]["numbers"][metric["name"]], percent=metric["percent"]))
-        if several:
+        if has_relative:
             rel = summary["relative"].get(model, {"value": 1.0, "low": None, "high": None})
             cells.append(told(rel, percent=True))
         rows.append(cells)
@@ -206,6 +207,11 @@ def failures_html(summary: Json) -> str:
     return '<p class="warning">Some questions failed; they are in no number of the model.</p>' + table(
         ("task", "model", "questions", "such as"), rows, words=(3,)
     )
+
+
+def _has_main(summary: Json) -> bool:
+    """Whether any task is a benchmark, and no analysis."""
+    return any(task["main"] is not None for task in summary["tasks"])
 
 
 def _main(task: Json) -> Json:
@@ -241,7 +247,7 @@ def _task(task: Json, baseline: str) -> str:
 
 
 def _relative(summary: Json) -> str:
-    tasks = [task["name"] for task in summary["tasks"]]
+    tasks = [task["name"] for task in summary["tasks"] if task["main"] is not None]
     rows = [
         [model, *(told(found["of_task"][task], percent=True) for task in tasks), told(found, percent=True)]
         for model, found in summary["relative"].items()

@@ -85,7 +85,7 @@ def _points(values: list[Json], models: list[str], title: str, width: int) -> Js
 def relative(summary: Json, width: int) -> Json:
     """Each model's performance relative to the baseline by task, and its average (VIG, Figure 6)."""
     models = list(summary["relative"])
-    tasks = [task["name"] for task in summary["tasks"]]
+    tasks = [task["name"] for task in summary["tasks"] if task["main"] is not None]
     rows = [*tasks, "average"] if len(tasks) > 1 else tasks
     values = []
     for model, found in summary["relative"].items():
