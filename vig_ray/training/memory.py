@@ -17,6 +17,7 @@ from vig_ray.training.optimizer import block_of
 from vig_ray.training.parts import parts_of
 from vig_ray.training.sharding import GRADIENT_DTYPE
 from vig_ray.training.training_model import TrainingModel
+from vig_ray.training.vdep import ELEMENTS_AT_ONCE
 
 Optimizer = Literal["adamw", "adamw8bit"]
 
@@ -31,7 +32,8 @@ _TRAINED = 4  # bytes: float32, whatever the forward's precision
 
 @dataclass(frozen=True)
 class How:
-    """What of a run decides its memory. `tokens`: of one microbatch; `recompute`: activations, in the backward pass."""
+    """What of a run decides its memory. `tokens`: of one microbatch; `recompute`: activations, in the backward pass.
+    `vdep`: its targets, None with another objective."""
 
     dtype: torch.dtype = torch.bfloat16
     optimizer: Optimizer = "adamw"
@@ -39,6 +41,7 @@ class How:
     recompute: bool = True
     tokens: int = 16384
     whole_gradients: bool = False
+    vdep: Literal["detached", "live"] | None = None
 
     @classmethod
     def of(cls, config: TrainConfig) -> How:
@@ -51,13 +54,15 @@ class How:
             config.recomputes(on_gpu),
             config.microbatch_tokens(on_gpu),
             config.gradient_sync == "step",
+            config.vdep_target if config.objective == "vdep" else None,
         )
 
     def text(self) -> str:
         """For a person."""
         kept = "computed again" if self.recompute else "kept"
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{dtype}, microbatches of {self.tokens:,} tokens, activations {kept}"
+        images = ", VDEP's of image tokens" if self.vdep else ""
+        return f"{dtype}, microbatches of {self.tokens:,} tokens, activations {kept}{images}"
 
 
 class Memory(NamedTuple):
@@ -106,7 +111,9 @@ def memory_of(
       norms' outputs and what they scale; queries, keys and values, the attention's output twice; the MLP's gate, up,
       the gate's activation and their product. Recomputed, s D a layer are kept and the above of one, else of all; and
       s (3 I + 2 D) for gradients under way. The tower's layers that are trained likewise, as many tokens long. In
-      front and behind, D (4 + 5 s): embeddings, projector, last norm.
+      front and behind, D (4 + 5 s): embeddings, projector, last norm. With `how.vdep`, as if all of them were an
+      image's: 2 s D, the states that predict and their targets, and s D for the gradient of each that has one; and 16
+      bytes an element of the chunk whose differences exist at a time.
     - logits: 2 s + 12 bytes an element of the chunk that exists at a time: in `how.dtype`, in float32, their
       log-softmax, and both gradients.
 
@@ -194,7 +201,16 @@ def _activations(config: Any, layers_of_tower: int, how: How) -> int:
     if layers_of_tower:
         kept_by_tower, once_by_tower = _of_layers(config.vision_config, layers_of_tower, how)
         kept, once = kept + kept_by_tower, max(once, once_by_tower)
-    return how.tokens * (kept + once + int(text.hidden_size) * (4 + 5 * item))
+    width = int(text.hidden_size)
+    return how.tokens * (kept + once + width * (4 + 5 * item)) + _of_images(width, how)
+
+
+def _of_images(width: int, how: How) -> int:
+    """Bytes that VDEP takes beside the decoder."""
+    if how.vdep is None:
+        return 0
+    elements, with_gradient = how.tokens * width, 2 if how.vdep == "live" else 1
+    return elements * how.dtype.itemsize * (2 + with_gradient) + 16 * min(elements, ELEMENTS_AT_ONCE)
 
 
 def _of_layers(config: Any, layers: int, how: How) -> tuple[int, int]:
