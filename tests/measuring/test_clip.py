@@ -16,7 +16,7 @@ from tests.scoring.prompts import LONG, ask, picture
 from vig_ray.demo import world
 from vig_ray.errors import StageError
 from vig_ray.measuring.clip import Clip, clip_score
-from vig_ray.measuring.measure import clip_measures
+from vig_ray.measuring.measure import Answered, clip_measures
 
 SHORT = "The red circle."
 
@@ -39,14 +39,15 @@ def scene(number: int) -> Image.Image:
 @pytest.mark.parametrize("text", [SHORT, LONG])
 def test_the_score_is_that_of_clips_own_logits(clip: Clip, theirs: tuple[Any, Any, Any], text: str) -> None:
     model, tokenizer, images = theirs
-    found = clip.text(text)
+    found = clip.texts([LONG, text, SHORT, "Yes."])[1]
+    ours = clip.images([np.asarray(scene(number)) for number in range(4)])
     for number in range(1, 4):
         given = tokenizer([text], return_tensors="pt", truncation=True, max_length=LIMIT)
         pixels = images(images=scene(number), return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             logit = model(**given, pixel_values=pixels).logits_per_image.item()
         expected = 2.5 * max(logit / model.logit_scale.exp().item(), 0.0)
-        assert clip_score(clip.image(np.asarray(scene(number))), found.embedding) == pytest.approx(expected, abs=1e-5)
+        assert clip_score(ours[number], found.embedding) == pytest.approx(expected, abs=1e-5)
     assert found.cut == max(0, len(tokenizer(text)["input_ids"]) - LIMIT)
     assert (found.cut > 0) == (text == LONG)
 
@@ -59,7 +60,8 @@ def test_a_likeness_below_zero_scores_zero() -> None:
 
 def test_tokens_are_projected_states_of_pieces_that_clip_can_take(clip: Clip, theirs: tuple[Any, Any, Any]) -> None:
     model, tokenizer, _ = theirs
-    vectors, chars = clip.tokens(LONG)
+    _, (vectors, chars), (nothing, _) = clip.tokens([SHORT, LONG, ""])
+    assert nothing.shape == (0, vectors.shape[1])
     ids = tokenizer(LONG, add_special_tokens=False)["input_ids"]
     assert len(vectors) == len(chars) == len(ids) > 2 * (LIMIT - 2)
     start = 0
@@ -74,14 +76,26 @@ def test_tokens_are_projected_states_of_pieces_that_clip_can_take(clip: Clip, th
     assert words == LONG.replace(" ", "")
 
 
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Whoever is beside a sample changes nothing."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(value, other[name], rtol=1e-6, atol=1e-6)
+
+
 def test_a_samples_tokens_get_the_logits_of_their_characters(
     clip: Clip, demo_formatter: Any, theirs: tuple[Any, Any, Any]
 ) -> None:
     images = [picture(number, demo_formatter) for number in (1, 2)]
     prompt = ask(demo_formatter, SHORT, images[0])
-    embeddings = [clip.image(image.pixels) for image in images]
-    found = clip_measures(clip, prompt, [SHORT], embeddings, tokens=True, score=True)
-    vectors, chars = clip.tokens(SHORT)
+    embeddings = list(clip.images([image.pixels for image in images]))
+    samples = [
+        Answered(prompt, [SHORT], embeddings), Answered(ask(demo_formatter, LONG, images[1]), [LONG], embeddings[1:]),
+    ]  # fmt: skip
+    found, other = clip_measures(clip, samples, tokens=True, score=True)
+    assert_same(other, clip_measures(clip, samples[1:], tokens=True, score=True)[0])
+    assert_same(found, clip_measures(clip, samples[:1], tokens=True, score=True)[0])
+    ((vectors, chars),) = clip.tokens([SHORT])
     scale = theirs[0].logit_scale.exp().item()
     per_character: list[list[float]] = [[] for _ in SHORT]
     for vector, (first, past) in zip(vectors, chars.tolist(), strict=True):
@@ -91,7 +105,7 @@ def test_a_samples_tokens_get_the_logits_of_their_characters(
         inside = [value for place in range(first, past) for value in per_character[place]]
         assert logit == pytest.approx(np.mean(inside), abs=1e-4) if inside else np.isnan(logit)
     assert np.isnan(found["clip"][-1])  # the end of the turn
-    text = clip.text(SHORT).embedding
+    text = clip.texts([SHORT])[0].embedding
     assert found["clip_score"] == pytest.approx(np.mean([clip_score(image, text) for image in embeddings]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from tests.selection.made import copy_outputs, selected, write_selected
 from vig_ray.errors import StageError
 from vig_ray.measuring import job
 from vig_ray.measuring.config import MeasureConfig
-from vig_ray.measuring.measure import ModelMeasures
+from vig_ray.measuring.measure import El2n, ModelMeasures, tried
+from vig_ray.model.prompt import PromptError
 from vig_ray.scoring.engines.target_logprobs import TargetLogProbs
+from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.selection import job as selection
 from vig_ray.selection.config import SelectConfig
 from vig_ray.stage import read_stage
@@ -24,8 +27,10 @@ from vig_ray.stage import read_stage
 
 def test_el2n_is_the_norm_of_the_whole_softmax_less_the_answer(demo_model: Any, demo_formatter: Any) -> None:
     measures = ModelMeasures(demo_model, demo_formatter.collate)
-    for number, answer in enumerate((LONG, "Red."), 1):
-        prompt = ask(demo_formatter, answer, picture(number, demo_formatter))
+    images = [picture(number, demo_formatter) for number in (1, 2)]
+    prompts = [ask(demo_formatter, answer, images[at]) for at, answer in ((0, LONG), (1, "Red."), (0, "Red square."))]
+    together = El2n(TorchEngine(demo_model, demo_formatter.collate))(prompts)
+    for prompt, by_engine in zip(prompts, together, strict=True):
         ids = torch.from_numpy(prompt.token_ids.astype(np.int64))[None]
         pixels = demo_formatter.collate([image.inputs for image in prompt.images], "cpu", torch.float32)
         with torch.no_grad():
@@ -38,8 +43,20 @@ def test_el2n_is_the_norm_of_the_whole_softmax_less_the_answer(demo_model: Any, 
             norms.append(np.sqrt((p**2).sum()))
         found = measures(prompt)
         assert found["el2n"] == pytest.approx(np.mean(norms), abs=1e-5)
+        assert not isinstance(by_engine, PromptError)
+        assert by_engine["el2n"] == pytest.approx(found["el2n"], abs=1e-6)
         assert found["attention"].shape == prompt.answer_positions.shape
         assert 0 < found["attention"].max() < 1
+
+
+def test_what_fails_beside_others_fails_alone() -> None:
+    def halved(numbers: Sequence[int]) -> list[float]:
+        return [1 / number for number in numbers]
+
+    *found, failed, last = tried(halved, [1, 2, 4, 0, 8])
+    assert [*found, last] == [1, 0.5, 0.25, 0.125]
+    assert isinstance(failed, ZeroDivisionError)
+    assert tried(halved, []) == []
 
 
 def test_norms_do_not_depend_on_the_slices_of_the_head(demo_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -22,6 +24,7 @@ from vig_ray.training.memory import WORKERS, How, Memory, memory_of
 from vig_ray.training.parts import adapted_weights
 from vig_ray.training.run import Setup
 from vig_ray.training.training_model import Lora, TrainingModel
+from vig_ray.training.vdep import ImageEmbeddings
 from vig_ray.training.worker import train
 
 LORA: dict[str, Any] = {"lora": True, "lora_rank": 64, "lora_alpha": 64.0}
@@ -98,6 +101,27 @@ def test_what_a_layer_keeps_for_its_backward_pass(heads: int, keys: int) -> None
     assert sum(saved.values()) == pytest.approx(memory.activations - beside, rel=0.1)
 
 
+@pytest.mark.parametrize("target", ["detached", "live"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_vdep_takes_of_its_states_and_targets(dtype: torch.dtype, target: Any) -> None:
+    """Against the most that torch's profiler sees allocated at a time."""
+    tokens, width = 512, 256
+    states, embeddings = (torch.randn(tokens, width).to(dtype).requires_grad_() for _ in range(2))
+    objective = ImageEmbeddings(factor=1.0, reduction="sum", shift=0, live=target == "live", layer=None)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        state_ND, target_ND = states[torch.arange(tokens)], embeddings[torch.arange(tokens)]
+        loss, _ = objective.sum(state_ND, target_ND, torch.ones(tokens), lambda hidden: hidden, 0)
+        loss.backward()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    config = LlamaConfig(hidden_size=width, intermediate_size=64, num_hidden_layers=1, vocab_size=64)
+    model = torch.nn.Module()
+    model.config = config
+    how = How(dtype, tokens=tokens)
+    with_it, without = (memory_of(model, [], set(), each).activations for each in (replace(how, vdep=target), how))
+    assert 0.7 < max(np.cumsum(sizes)) / (with_it - without) <= 1
+
+
 @pytest.fixture(scope="module")
 def cases() -> dict[str, benchmark.Case]:
     return {case.name: case for case in benchmark.cases()}
@@ -150,3 +174,6 @@ def test_a_run_is_reckoned_as_its_options_say() -> None:
     chosen = {"optimizer": "adamw8bit", "batch_tokens": 4096, "activation_checkpointing": "off"}
     on_cpus = TrainConfig(**given, **chosen, device="cpu", gradient_sync="step")
     assert How.of(on_cpus) == How(torch.float32, "adamw8bit", False, False, 4096, True)
+    vdep = How.of(TrainConfig(**given, objective="vdep", vdep_target="live"))
+    assert vdep == How(torch.bfloat16, "adamw", False, True, 16384, False, "live")
+    assert vdep.text().endswith("activations computed again, VDEP's of image tokens")

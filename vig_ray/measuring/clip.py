@@ -9,7 +9,7 @@ embedding and CLIP's scale. Their softmax over an answer is what an attention of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from vig_ray.model.checkpoint import local_folder, unusable
 from vig_ray.model.prompt import Pixels
 
 SCORE_SCALE = 2.5
+_AT_ONCE = 64  # images, or texts, of one forward
 Floats = npt.NDArray[np.float32]
 
 
@@ -54,40 +55,63 @@ class Clip:
         self.scale = float(self._model.logit_scale.detach().exp())
 
     @torch.inference_mode()
-    def image(self, pixels: Pixels) -> Floats:
-        """The embedding of an image, uint8 [H, W, 3], a unit vector, float32 [P]."""
-        given = self._images(images=Image.fromarray(pixels), return_tensors="pt")
-        pooled = self._model.vision_model(pixel_values=given["pixel_values"].to(self._device)).pooler_output
-        embedding: Floats = _unit(self._model.visual_projection(pooled))[0]
-        return embedding
+    def images(self, pixels: Sequence[Pixels]) -> Floats:
+        """The embeddings of N images, each uint8 [H, W, 3]: unit vectors, float32 [N, P]."""
+        embeddings = [np.zeros((0, self._model.projection_dim), dtype=np.float32)]
+        for first in range(0, len(pixels), _AT_ONCE):
+            given = [Image.fromarray(image) for image in pixels[first : first + _AT_ONCE]]
+            pixel_values = self._images(images=given, return_tensors="pt")["pixel_values"].to(self._device)
+            pooled = self._model.vision_model(pixel_values=pixel_values).pooler_output
+            embeddings.append(_unit(self._model.visual_projection(pooled)))
+        return np.concatenate(embeddings)
 
-    @torch.inference_mode()
-    def text(self, text: str) -> Text:
-        """A whole text, cut at CLIP's limit."""
-        whole = len(self._tokenizer(text)["input_ids"])
-        ids = self._tokenizer(text, truncation=True, max_length=self._limit)["input_ids"]
-        pooled = self._model.text_model(input_ids=self._put(ids)).pooler_output
-        return Text(_unit(self._model.text_projection(pooled))[0], whole - len(ids))
+    def texts(self, texts: Sequence[str]) -> list[Text]:
+        """Whole texts, each cut at CLIP's limit."""
+        whole = [self._tokenizer(text, verbose=False)["input_ids"] for text in texts]
+        cut = [self._tokenizer(text, truncation=True, max_length=self._limit)["input_ids"] for text in texts]
+        states = self._run(cut, lambda output: output.pooler_output[:, None])
+        pairs = zip(states, whole, cut, strict=True)
+        return [Text(embedding[0], len(ids) - len(within)) for embedding, ids, within in pairs]
 
-    @torch.inference_mode()
-    def tokens(self, text: str) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """The N tokens of a text: unit vectors, float32 [N, P], and the characters of each, int64 [N, 2].
+    def tokens(self, texts: Sequence[str]) -> list[tuple[Floats, npt.NDArray[np.int64]]]:
+        """The N tokens of each text: unit vectors, float32 [N, P], and the characters of each, int64 [N, 2].
 
         A text of more tokens than CLIP takes is read in pieces, one after the other.
         """
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, chars = encoded["input_ids"], np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-        begin, end = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
-        most = self._limit - 2
-        pieces = [np.zeros((0, self._model.projection_dim), dtype=np.float32)]
-        for first in range(0, len(ids), most):
-            piece = self._put([begin, *ids[first : first + most], end])
-            states = self._model.text_model(input_ids=piece).last_hidden_state[0, 1:-1]
-            pieces.append(_unit(self._model.text_projection(states)))
-        return np.concatenate(pieces), chars
+        begin, end, most = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id, self._limit - 2
+        encoded = [
+            self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            for text in texts
+        ]
+        pieces = [
+            (number, [begin, *each["input_ids"][first : first + most], end])
+            for number, each in enumerate(encoded)
+            for first in range(0, len(each["input_ids"]), most)
+        ]
+        states = self._run([ids for _, ids in pieces], lambda output: output.last_hidden_state)
+        vectors: list[list[Floats]] = [[np.zeros((0, self._model.projection_dim), dtype=np.float32)] for _ in texts]
+        for (number, ids), of_piece in zip(pieces, states, strict=True):
+            vectors[number].append(of_piece[1 : len(ids) - 1])
+        chars = [np.asarray(each["offset_mapping"], dtype=np.int64).reshape(-1, 2) for each in encoded]
+        return [(np.concatenate(of_text), at) for of_text, at in zip(vectors, chars, strict=True)]
 
-    def _put(self, ids: Sequence[int]) -> torch.Tensor:
-        return torch.tensor([list(ids)], device=self._device)
+    @torch.inference_mode()
+    def _run(self, ids: Sequence[Sequence[int]], states_of: Callable[[Any], torch.Tensor]) -> list[Floats]:
+        """Of each text, `states_of` the text model's output [B, ...], projected, unit vectors, float32 [..., P].
+
+        Texts of about a length go together. They are padded on the right with ends of text: none sees what is behind
+        it, and the first end is the one that CLIP looks for.
+        """
+        order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
+        found: dict[int, Floats] = {}
+        for first in range(0, len(order), _AT_ONCE):
+            members = order[first : first + _AT_ONCE]
+            width = len(ids[members[-1]])
+            padding = self._tokenizer.eos_token_id
+            padded = [[*ids[number], *[padding] * (width - len(ids[number]))] for number in members]
+            output = self._model.text_model(input_ids=torch.tensor(padded, device=self._device))
+            found |= zip(members, _unit(self._model.text_projection(states_of(output))), strict=True)
+        return [found[number] for number in range(len(ids))]
 
 
 def _unit(vectors: torch.Tensor) -> Floats:

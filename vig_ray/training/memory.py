@@ -17,7 +17,9 @@ that a worker has n' = ceil(r / workers) / r n of them; s are the bytes of `how.
   norms' outputs and what they scale; queries, keys and values, the attention's output twice; the MLP's gate, up,
   the gate's activation and their product. Recomputed, s D a layer are kept and the above of one, else of all; and
   s (3 I + 2 D) for gradients under way. The tower's layers that are trained likewise, as many tokens long. In
-  front and behind, D (4 + 5 s): embeddings, projector, last norm.
+  front and behind, D (4 + 5 s): embeddings, projector, last norm. With `How.vdep`, as if all tokens were an image's:
+  2 s D, the states that predict and their targets, and s D for the gradient of each that has one; and 16 bytes an
+  element of the chunk whose differences exist at a time.
 - logits: 2 s + 12 bytes an element of the chunk that exists at a time: in `how.dtype`, in float32, their
   log-softmax, and both gradients.
 
@@ -42,6 +44,8 @@ from vig_ray.training.options import TrainingOptions
 from vig_ray.training.parts import parts_of
 from vig_ray.training.sharding import GRADIENT_DTYPE
 from vig_ray.training.training_model import TrainingModel
+from vig_ray.training.vdep import ELEMENTS_AT_ONCE
+from vig_ray.training.vdep_options import vdep_of
 
 Optimizer = Literal["adamw", "adamw8bit"]
 
@@ -56,7 +60,8 @@ _TRAINED = 4  # bytes: float32, whatever the forward's precision
 
 @dataclass(frozen=True)
 class How:
-    """What of a run decides its memory. `tokens`: of one microbatch; `recompute`: activations, in the backward pass."""
+    """What of a run decides its memory. `tokens`: of one microbatch; `recompute`: activations, in the backward pass.
+    `vdep`: its targets, None with another objective."""
 
     dtype: torch.dtype = torch.bfloat16
     optimizer: Optimizer = "adamw"
@@ -64,11 +69,12 @@ class How:
     recompute: bool = True
     tokens: int = 16384
     whole_gradients: bool = False
+    vdep: Literal["detached", "live"] | None = None
 
     @classmethod
     def of(cls, config: TrainingOptions) -> How:
         """As a run with these options has it: on GPUs, unless it asks for CPUs."""
-        on_gpu = config.device != "cpu"
+        on_gpu, vdep = config.device != "cpu", vdep_of(config)
         return cls(
             getattr(torch, config.dtype or ("bfloat16" if on_gpu else "float32")),
             config.optimizer,
@@ -76,13 +82,15 @@ class How:
             config.recomputes(on_gpu),
             config.microbatch_tokens(on_gpu),
             config.gradient_sync == "step",
+            vdep.vdep_target if vdep else None,
         )
 
     def text(self) -> str:
         """For a person."""
         kept = "computed again" if self.recompute else "kept"
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{dtype}, microbatches of {self.tokens:,} tokens, activations {kept}"
+        images = ", VDEP's of image tokens" if self.vdep else ""
+        return f"{dtype}, microbatches of {self.tokens:,} tokens, activations {kept}{images}"
 
 
 class Memory(NamedTuple):
@@ -196,7 +204,16 @@ def _activations(config: Any, layers_of_tower: int, how: How) -> int:
     if layers_of_tower:
         kept_by_tower, once_by_tower = _of_layers(config.vision_config, layers_of_tower, how)
         kept, once = kept + kept_by_tower, max(once, once_by_tower)
-    return how.tokens * (kept + once + int(text.hidden_size) * (4 + 5 * item))
+    width = int(text.hidden_size)
+    return how.tokens * (kept + once + width * (4 + 5 * item)) + _of_images(width, how)
+
+
+def _of_images(width: int, how: How) -> int:
+    """Bytes that VDEP takes beside the decoder."""
+    if how.vdep is None:
+        return 0
+    elements, with_gradient = how.tokens * width, 2 if how.vdep == "live" else 1
+    return elements * how.dtype.itemsize * (2 + with_gradient) + 16 * min(elements, ELEMENTS_AT_ONCE)
 
 
 def _of_layers(config: Any, layers: int, how: How) -> tuple[int, int]:

@@ -25,7 +25,7 @@ _PLAIN = {
 }  # fmt: skip
 
 
-def _vdep(config: TrainingOptions) -> TrainConfig | None:
+def vdep_of(config: TrainingOptions) -> TrainConfig | None:
     """The options with those of VDEP, where it is the objective."""
     return config if isinstance(config, TrainConfig) and config.objective == "vdep" else None
 
@@ -33,7 +33,7 @@ def _vdep(config: TrainingOptions) -> TrainConfig | None:
 def sampler_of(config: TrainingOptions, samples: int) -> StepSampler:
     """The order of a run over `samples` positions, and with `vdep` which of them are in image mode."""
     given = samples, config.global_batch, config.epochs, config.seed, config.max_steps
-    vdep = _vdep(config)
+    vdep = vdep_of(config)
     if vdep is None:
         return StepSampler(*given)
     if vdep.vdep_batches == "joint":
@@ -43,13 +43,13 @@ def sampler_of(config: TrainingOptions, samples: int) -> StepSampler:
 
 def norms_every(config: TrainingOptions) -> int:
     """Steps between measurements of each term's gradient norm; 0: none."""
-    vdep = _vdep(config)
+    vdep = vdep_of(config)
     return 0 if vdep is None else vdep.vdep_norms_every
 
 
 def objectives_of(config: TrainingOptions, model: Any) -> tuple[Objective, ...]:
     """The terms of the loss, the cross-entropy first. Raises StageError where `model` can't be trained so."""
-    vdep = _vdep(config)
+    vdep = vdep_of(config)
     if vdep is None:
         return (NextToken(),)
     _refuse(vdep, model)
@@ -69,7 +69,7 @@ def objectives_of(config: TrainingOptions, model: Any) -> tuple[Objective, ...]:
 
 def mark_of(config: TrainingOptions, model: Any, formatter: Formatter) -> Callable[[Prompt], Prompt] | None:
     """What shows a prompt to be in image mode: the mode token at its beginning; None without one. Raises StageError."""
-    vdep = _vdep(config)
+    vdep = vdep_of(config)
     token = None if vdep is None else vdep.vdep_mode_token
     if token is None:
         return None

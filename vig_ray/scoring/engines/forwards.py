@@ -69,6 +69,10 @@ class Forwards:
         kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
         self._leaves_out = kinds == {"full_attention"} and "token_type_ids" not in self._accepts
 
+    def ask(self, target_logprobs: TargetLogProbs) -> None:
+        """What is made of states from now on."""
+        self._target_logprobs = target_logprobs
+
     def length(self, prompt: Prompt) -> int:
         """How many tokens of a prompt a batch computes."""
         return prompt.length if self._leaves_out else len(prompt.token_ids)

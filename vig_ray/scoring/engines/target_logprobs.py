@@ -68,3 +68,14 @@ class TargetLogProbs:
         if type(head) is torch.nn.Linear and head.bias is not None and self._dtype != torch.float32:
             logits = logits + head.bias.float()
         return torch.as_tensor(logits)
+
+
+class ErrorNorms(TargetLogProbs):
+    """In place of log-probs `error_norms`, for an engine that is asked for them."""
+
+    def __call__(
+        self, hidden_KD: torch.Tensor, target_N: torch.Tensor, state_N: np.ndarray[Any, Any] | None = None
+    ) -> torch.Tensor:
+        """The norm of each target, float32 [N], by the state with its number (None: by the one in its place)."""
+        hidden_ND = hidden_KD if state_N is None else hidden_KD[on_device(state_N, hidden_KD.device)]
+        return self.error_norms(hidden_ND, target_N)

@@ -83,6 +83,11 @@ class TorchEngine:
         self._tree = TreeRunner(self, share=share_prefixes)
         self.spares_last_mlp = bool(self.packed) and spare_last_mlp(model.get_decoder().layers[-1])
 
+    def ask(self, head: TargetLogProbs) -> None:
+        """From now on `logprobs` gives what `head` makes of the states and the answer tokens that they predict."""
+        self.head_logprobs = head
+        self._forwards.ask(head)
+
     def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
         """See `Engine.logprobs`. Prompts are reordered inside; the answer is in the order given."""
         results: list[LogProbs | PromptError | None] = [None] * len(prompts)
