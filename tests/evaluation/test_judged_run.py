@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +56,14 @@ def test_judged_answers_from_the_command_to_the_table(tmp_path: Path, monkeypatc
         def reply(body: dict[str, Any]) -> Any:
             prompt = body["messages"][-1]["content"]
             if "ready" not in prompt and len(set(good)) >= at_most:
-                time.sleep(0.05)  # until those that were answered know it
                 return error(503, "resting", Retry_After="0")
             good.append(prompt)
             return "who knows" if "x in 4?" in prompt else "0.5"
 
         server.reply, at_most = reply, 3
-        with pytest.raises(
-            StageError, match=r"gives no answer: HTTP 503, resting; what it has said is kept in .*/\.judge"
-        ):
+        down = r"gives no answer: HTTP 503, resting; what it has said is kept in .*/\.judge"
+        with monkeypatch.context() as patch, pytest.raises(StageError, match=down):
+            patch.setattr("vig_ray.evaluation.judged.Judged.at_once", 1)  # none is answered while another fails
             job.run(config_of(tmp_path, out, url), in_process=True)
         # There again, the run goes on where it was.
         at_most = 100
