@@ -163,6 +163,7 @@ class _NoText:
     all_special_tokens: tuple[str, ...] = ()
     eos_token = "</s>"
     bos_token_id = 1
+    eos_token_id = 2
 
     def __call__(self, text: str, **_: Any) -> dict[str, Any]:
         return {"input_ids": [ord(character) for character in text]}
