@@ -32,7 +32,7 @@ NAMES = frozenset({
     "_get_mm_fields_config", "get_mm_processor", "outputs_queue", "engine_dead", "hf_to_vllm_mapper",
     "use_v2_model_runner", "is_mm_prefix_lm",
     "_new_buffer", "OptimState8bit", "support_avx512bf16_for_cpu",
-    "valid_processor_kwargs", "_merge_kwargs", "_process_images",
+    "valid_processor_kwargs", "_merge_kwargs", "_process_images", "_prefill", "_update_model_kwargs_for_generation",
 })  # fmt: skip
 
 # Parts of strings by which the inside of a library is known.

@@ -19,6 +19,7 @@ from vig_ray.errors import StageError
 from vig_ray.evaluation.choosing import Choosing
 from vig_ray.evaluation.decoding import Decoding
 from vig_ray.evaluation.generation import Sampling, Written
+from vig_ray.evaluation.generator_check import make_sure
 from vig_ray.evaluation.load import check_generator, choose_generator
 from vig_ray.evaluation.torch_generator import TorchGenerator
 from vig_ray.model.load import load_formatter
@@ -311,7 +312,9 @@ def test_a_spec_is_told_whole_and_read_again() -> None:
         assert Decoding.of(method.spec) == method
 
 
-def test_what_cannot_be_run_so_says_why(model: Any, demo_formatter: Any, prompts: list[Prompt], tmp_path: Any) -> None:
+def test_what_cannot_be_run_so_says_why(
+    model: Any, demo_formatter: Any, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(StageError, match=r"pai.*no layer from start to end; the model has 3"):
         TorchGenerator(model, demo_formatter, decoding=Decoding.of("pai,start=3"))
     with pytest.raises(StageError, match=r"var.*the model's states have 128 dimensions"):
@@ -325,6 +328,11 @@ def test_what_cannot_be_run_so_says_why(model: Any, demo_formatter: Any, prompts
     hidden, text = generator.generate([blind(prompts[0]), prompts[-1]], [GREEDY] * 2)
     assert isinstance(hidden, Written)
     assert isinstance(text, Written)
+    monkeypatch.setattr(demo_formatter, "by_parts", False, raising=False)
+    with pytest.raises(
+        StageError, match=r"--decoding pai: not for Llava.*: its processor makes each sample as a whole"
+    ):
+        make_sure(generator, CHECKPOINT, demo_formatter)
     plain = load_formatter(CHECKPOINT, "plain")
     generator = TorchGenerator(model, plain, decoding=Decoding.of("pai"))
     (error,) = generator.generate([plain.question([Turn("user", "<image>")], prompts[0].images)], [GREEDY])

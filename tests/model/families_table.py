@@ -14,10 +14,14 @@ import torch
 import transformers
 
 from tests.model import families
-from tests.model.family import NO_BLIND, NOT_SCORED, SAMPLES, Family, apart
+from tests.model.family import NO_BLIND, NOT_SCORED, SAMPLES, Family, apart, asked
 from vig_ray.errors import StageError
+from vig_ray.evaluation.generation import Sampling, Written
+from vig_ray.evaluation.load import load_generator
+from vig_ray.evaluation.torch_generator import TorchGenerator
 from vig_ray.model.attention import can_pack
 from vig_ray.model.head import applied_softcap
+from vig_ray.scoring.engines.forwards import kind
 from vig_ray.scoring.reference import blind, blur
 from vig_ray.training.batch import Batcher, TrainingSample, plan_by_kind
 from vig_ray.training.check import make_sure
@@ -25,7 +29,10 @@ from vig_ray.training.export import write_model
 from vig_ray.training.parts import parts_of, whole_modules
 from vig_ray.training.training_model import TRAINED, TrainingModel
 
-_HEAD = "| family | prompts | scored | clean, blurred | blind | answers | trained | packed | projector | export |"
+_HEAD = (
+    "| family | prompts | scored | clean, blurred | blind | answers | trained | packed | projector | export | asked |"
+)
+_MARGIN = 1e-3  # between two tokens that are as likely but for rounding
 
 
 def scored(family: Family) -> tuple[str, str, bool]:
@@ -84,22 +91,52 @@ def exported(family: Family, folder: Path) -> str:
     return f"{apart(family.logprobs(family.inputs(given), prompt), before):.0e}"
 
 
+def asked_in_batches(family: Family) -> str:
+    """How the torch generator asks, all samples' questions at once, where its answers are transformers' own."""
+    generator = load_generator("torch", model=family.folder, dtype="float32", device="cpu")
+    assert isinstance(generator, TorchGenerator)
+    prompts = [family.prompt(name, asked(sample)) for name, sample in family.samples.items()]
+    found = generator.generate(prompts, [Sampling(max_new_tokens=8)] * len(prompts))
+    unused = getattr(family.processor, "unused_input_names", ())
+    for written, sample in zip(found, family.samples.values(), strict=True):
+        assert isinstance(written, Written), written
+        given = {name: value for name, value in family.inputs(asked(sample)).items() if name not in unused}
+        inputs = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
+        out = family.model.generate(
+            **inputs, do_sample=False, max_new_tokens=8, eos_token_id=list(generator.stop_ids), pad_token_id=0,
+            return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+        theirs = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        ours = [*written.token_ids.tolist(), *([theirs[-1]] if written.finished else [])]
+        place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+        if place is not None:
+            first, second = out.logits[place][0].topk(2).values.tolist()
+            if first - second > _MARGIN:
+                return "WRONG"
+        elif len(ours) != len(theirs):
+            return "WRONG"
+    if not {kind(prompt) for prompt in prompts} <= generator.padded:
+        return "one by one"
+    return "behind shared images" if generator.shares and family.formatter.by_parts else "in batches"
+
+
 def row(name: str, folder: Path) -> str:
     """A family's line."""
     try:
         family = Family(name, folder)
     except StageError as error:
-        return f"| {name} | refused: {str(error).partition(': ')[2]} | | | | | | | | |"
+        return f"| {name} | refused: {str(error).partition(': ')[2]} | | | | | | | | | |"
     parts = family.formatter.by_parts
     batched = ("by parts" if parts else "whole") not in family.engine.plainly
     clean, hidden, said = scored(family)
+    ways = asked_in_batches(family)
     learned, padded = trained(family)
     projector = whole_modules(family.model, parts_of(family.model), "projector")
     names = ", ".join(sorted({path.rpartition(".")[2] for path in projector}))
     return (
         f"| {name} | {'by parts' if parts else 'whole'} | {'in batches' if batched else 'one by one'} | {clean} "
         f"| {hidden} | {'ok' if said else 'WRONG'} | {learned} | {padded} | {names} "
-        f"| {exported(family, folder / 'exported')} |"
+        f"| {exported(family, folder / 'exported')} | {ways} |"
     )
 
 
@@ -109,7 +146,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     transformers.utils.logging.disable_progress_bar()
     names = [module.name for module in pkgutil.iter_modules(families.__path__) if module.name != "base"]
-    print(_HEAD, "|---|---|---|---|---|---|---|---|---|---|", sep="\n", flush=True)
+    print(_HEAD, "|---|---|---|---|---|---|---|---|---|---|---|", sep="\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in [*(name for name in names if name not in NOT_SCORED), *NOT_SCORED]:
             print(row(name, Path(folder, name)), flush=True)

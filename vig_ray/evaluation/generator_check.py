@@ -50,21 +50,33 @@ _ROUNDING_OF_BFLOAT16 = 0.1
 def make_sure(generator: TorchGenerator, model: str, formatter: Formatter) -> None:
     """Check checkpoint `model`, and let `generator`, which holds it, run its prompts as they come out right.
 
-    Raises StageError where they do in no way, and EngineDiedError where the device fails.
+    Raises StageError where they do in no way, or not with its decoding method, and EngineDiedError where the device
+    fails.
     """
     check_ids(formatter)
     found = remembered("answers", model, formatter, lambda: settled(model, formatter))
     if found is None:
         apart = check_answers(generator, formatter)
         generator.description += f"; checked on a few questions, to {apart:.0e} nats"
-        return
-    generator.shares = generator.shares and found["shares"]
-    generator.padded.intersection_update(found["padded"])
-    generator.rows.can_hide = generator.rows.can_hide and found["hides"]
-    for line in found["told"]:
-        log.warning("%s", line)
-    generator.description += f"; checked on a small copy, to {found['apart']:.0e} nats"
-    check_answers(generator, formatter, [probe for probe in PROBES if probe.name in _ON_THE_MODEL])
+    else:
+        generator.shares = generator.shares and found["shares"]
+        generator.padded.intersection_update(found["padded"])
+        generator.rows.can_hide = generator.rows.can_hide and found["hides"]
+        for line in found["told"]:
+            log.warning("%s", line)
+        generator.description += f"; checked on a small copy, to {found['apart']:.0e} nats"
+        check_answers(generator, formatter, [probe for probe in PROBES if probe.name in _ON_THE_MODEL])
+    _check_method(generator, formatter)
+
+
+def _check_method(generator: TorchGenerator, formatter: Formatter) -> None:
+    """Raise StageError where prompts with images can't be run by the generator's decoding method."""
+    method, by_parts = generator.decoding, getattr(formatter, "by_parts", True)
+    if method.acts and not (generator.shares and by_parts):
+        why = "its images are computed with each question" if by_parts else "its processor makes each sample as a whole"
+        raise StageError(f"--decoding {method.name}: not for {generator.name}: {why}; --decoding vcd may do")
+    if method.lines > 1 and not (generator.shares or ("by parts" if by_parts else "whole") in generator.padded):
+        raise StageError(f"--decoding {method.name}: not for {generator.name}, which is asked one prompt at a time")
 
 
 def check_ids(formatter: Formatter) -> None:
@@ -262,16 +274,19 @@ class _Check:
         return found
 
     def _apart(self, found: Sequence[Sequence[npt.NDArray[np.float32]]], plain: Sequence[_Steps]) -> float:
-        """How far log-probs are from those that each prompt gives alone."""
-        pairs = [pair for ours, steps in zip(found, plain, strict=True) for pair in zip(ours, steps.logp, strict=False)]
-        if self.exact:
-            return max(largest_difference(ours, theirs) for ours, theirs in pairs)
-        apart = [np.abs(ours - theirs) for ours, theirs in pairs]
-        if any(np.isnan(each).any() for each in apart):
-            return float("inf")
-        if self.generator.dtype == torch.float32:
-            return float(max(each.max() for each in apart))
-        return float(np.mean([each[0] for each in apart]))  # of the token that is written
+        """How far log-probs are from those that each prompt gives alone; in half precision, a prompt's mean."""
+        apart = 0.0
+        for ours, steps in zip(found, plain, strict=True):
+            pairs = list(zip(ours, steps.logp, strict=False))  # those that end early have fewer
+            if self.exact:
+                apart = max(apart, *(largest_difference(*pair) for pair in pairs))
+                continue
+            away = np.abs(np.stack([mine - theirs for mine, theirs in pairs]))
+            if np.isnan(away).any():
+                return float("inf")
+            # In half precision, of the token that is written: others of low probability scatter.
+            apart = max(apart, float(away.max() if self.generator.dtype == torch.float32 else away[:, 0].mean()))
+        return apart
 
     @property
     def _rounding(self) -> float:
