@@ -26,7 +26,7 @@ from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import Prompt, PromptError
 from vig_ray.scoring.reference import blind
 
-MOST = 7
+MOST = 5
 GREEDY = Sampling(max_new_tokens=MOST)
 
 
