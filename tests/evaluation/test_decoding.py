@@ -292,6 +292,7 @@ def test_draws_are_of_what_the_method_gives(model: Any, demo_formatter: Any, pro
         ("vcd,alpha=x", "alpha takes a number from 0, not 'x'"),
         ("vcd,alpha=-1", "alpha takes a number from 0, not '-1'"),
         ("vcd,beta=2", "beta takes a number from 0 to 1, not '2'"),
+        ("vcd,alpha=inf", "alpha takes a number from 0, not 'inf'"),
         ("vcd,alpha=nan", "alpha takes a number from 0, not 'nan'"),
         ("vcd,steps=1000", "steps takes a whole number from 0 to 999, not '1000'"),
         ("vcd,steps=1.5", "steps takes a whole number"),
@@ -309,7 +310,7 @@ def test_a_spec_that_says_nothing_is_refused(spec: str, told: str) -> None:
 
 def test_a_spec_is_told_whole_and_read_again() -> None:
     assert Decoding.of("vcd, steps=300").spec == "vcd,alpha=1,beta=0.1,steps=300"
-    for spec in (None, "", "plain", "vcd", "pai,alpha=0.5,end=20", "vcd,beta=0", "var,sinks=1415+2533"):
+    for spec in (None, "", "plain", "vcd", "pai,alpha=0.123456789,end=20", "vcd,beta=0", "var,sinks=1415+2533"):
         method = Decoding.of(spec)
         assert Decoding.of(method.spec) == method
 
