@@ -439,16 +439,16 @@ def test_gains_are_of_no_other_model(alone: Path, tmp_path: Path) -> None:
 def test_spaces_at_the_end_of_an_answer_that_a_template_trims(trims: bool, language_model: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(language_model)
     said = "A red circle. \n"
-    placed = said.strip() if trims else said
-    rendered = f"{placed}{tokenizer.eos_token}"
+    as_written = said.strip() if trims else said
+    rendered = f"{as_written}{tokenizer.eos_token}"
     encoded = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
     prompt = Prompt.marked(
         np.array([0, *encoded["input_ids"]], np.int32), np.array([-1, *[0] * len(encoded["input_ids"])], np.int32),
         image_token_id=-1, image_spans=[], images=[], answers={0: placed(rendered, 0, said)},
         offsets=np.array([(0, 0), *encoded["offset_mapping"]]),
     )  # fmt: skip
-    assert prompt.answer_chars[-1].tolist() == [len(placed)] * 2
+    assert prompt.answer_chars[-1].tolist() == [len(as_written)] * 2
     turns = _as_placed([Turn("user", "?"), Turn("assistant", said)], prompt)
-    assert turns[1].text == placed
+    assert turns[1].text == as_written
     text = TextOnly(tokenizer, max_length=99).prompt(turns)
     assert text_pass.counterparts(text, prompt, turns) is not None
