@@ -21,6 +21,7 @@ from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
 from vig_ray.model.load import load_formatter
+from vig_ray.model.messages import placed
 from vig_ray.model.prompt import Prompt, PromptImage
 from vig_ray.model.text_only import TextOnly
 from vig_ray.scoring import in_process, job, text_pass
