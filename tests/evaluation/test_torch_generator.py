@@ -135,9 +135,9 @@ def test_a_draw_is_of_the_warped_distribution() -> None:
         sampling = Sampling(temperature=temperature, top_p=top_p)
         kept = logits[None] / temperature
         warped = (TopPLogitsWarper(top_p)(None, kept) if top_p < 1 else kept).softmax(-1)[0]
-        grid = (np.arange(20_000) + 0.5) / 20_000
+        grid = (np.arange(4_000) + 0.5) / 4_000
         counts = np.bincount([draw(logits, sampling, u) for u in grid], minlength=50) / len(grid)
-        np.testing.assert_allclose(counts, warped.numpy(), atol=2e-4)
+        np.testing.assert_allclose(counts, warped.numpy(), atol=6e-4)
 
 
 @pytest.mark.parametrize(
@@ -243,8 +243,8 @@ def test_it_says_how_it_was_checked_and_a_way_that_is_wrong_is_not_taken(
     generator = load_generator("torch", model=CHECKPOINT, dtype="float32", device="cpu")
     assert "checked on a small copy, to " in generator.description
 
-    def wrong(lines: Any) -> Any:
-        ids, arguments = behind(lines)
+    def wrong(lines: Any, spread: Any) -> Any:
+        ids, arguments = behind(lines, spread)
         arguments["position_ids"] = arguments["position_ids"] + 1 * (arguments["position_ids"] > 20)
         return ids, arguments
 

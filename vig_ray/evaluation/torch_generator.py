@@ -107,11 +107,9 @@ class TorchGenerator:
 
     def _pad(self) -> int:
         """A token that fills up: any but an image's."""
-        tokenizer = self.formatter.tokenizer
-        for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        return 0 if getattr(self.model.config, "image_token_id", None) != 0 else 1
+        tokenizer, image = self.formatter.tokenizer, getattr(self.model.config, "image_token_id", None)
+        tokens = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0, 1)
+        return int(next(token for token in tokens if token is not None and token != image))
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sequence[Sampling]) -> list[Written | PromptError]:
         """See `Generator.generate`. Prompts are reordered inside; the answers are in the order given.

@@ -60,6 +60,7 @@ class PromptImage:
         self._load = load
         self._preprocess = preprocess
         self._derived: dict[str, PromptImage] = {}
+        self._made_of: Callable[[], ImageInputs] | None = None
 
     @cached_property
     def pixels(self) -> Pixels:
@@ -75,7 +76,7 @@ class PromptImage:
     @cached_property
     def inputs(self) -> ImageInputs:
         """The arrays that the model takes for this image."""
-        return self._preprocess(self.pixels)
+        return self._preprocess(self.pixels) if self._made_of is None else self._made_of()
 
     def derive(self, name: str, change: Callable[[Pixels], Pixels]) -> PromptImage:
         """The image after `change`, under a key of its own (every cache tells images apart by key)."""
@@ -84,9 +85,12 @@ class PromptImage:
         return self._derived[name]
 
     def derive_inputs(self, name: str, change: Callable[[ImageInputs], ImageInputs]) -> PromptImage:
-        """The image after a change of the arrays that the model takes for it, under a key of its own."""
+        """The image after a change of the arrays that the model takes for it, under a key of its own; of one without
+        its pixels, too."""
         if name not in self._derived:
-            self._derived[name] = PromptImage(f"{self.key}#{name}", lambda: self.pixels, lambda _: change(self.inputs))
+            image = PromptImage(f"{self.key}#{name}", lambda: self.pixels, self._preprocess)
+            image._made_of = lambda: change(self.inputs)
+            self._derived[name] = image
         return self._derived[name]
 
     def release(self) -> None:

@@ -27,6 +27,7 @@ from vig_ray.model.prompt import Formatter, Prompt
 METHODS = {"vcd": "vcd:Vcd", "pai": "pai:Pai", "var": "var:Var"}
 """From a method's name to MODULE:NAME of its class; a module is imported when its method is asked for."""
 _NO_METHOD = ("", "plain")
+_GREATEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def number(least: float, most: float | None = None, *, whole: bool = False) -> d
 
     def read(text: str) -> float:
         value = int(text) if whole else float(text)
-        if not least <= value <= (float("inf") if most is None else most):
+        if not least <= value <= (_GREATEST if most is None else most):
             raise ValueError
         return value
 
@@ -131,7 +132,7 @@ def _read(reader: tuple[Callable[[str], Any], str], text: str, what: str) -> Any
 def _spelled(value: Any) -> str:
     if isinstance(value, tuple):
         return "+".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _hint(name: str, known: Any) -> str:
