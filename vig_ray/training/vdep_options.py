@@ -10,7 +10,7 @@ from typing import Any
 from vig_ray.errors import StageError
 from vig_ray.model.head import forward_arguments
 from vig_ray.model.prompt import Formatter, Prompt
-from vig_ray.training.config import TrainConfig
+from vig_ray.training.config import TrainConfig, vdep_of
 from vig_ray.training.hybrid import HybridSampler, JointSampler, with_first_token
 from vig_ray.training.next_token import NextToken
 from vig_ray.training.objective import Objective
@@ -25,15 +25,10 @@ _PLAIN = {
 }  # fmt: skip
 
 
-def _vdep(config: TrainingOptions) -> TrainConfig | None:
-    """The options with those of VDEP, where it is the objective."""
-    return config if isinstance(config, TrainConfig) and config.objective == "vdep" else None
-
-
 def sampler_of(config: TrainingOptions, samples: int) -> StepSampler:
     """The order of a run over `samples` positions, and with `vdep` which of them are in image mode."""
     given = samples, config.global_batch, config.epochs, config.seed, config.max_steps
-    vdep = _vdep(config)
+    vdep = vdep_of(config)
     if vdep is None:
         return StepSampler(*given)
     if vdep.vdep_batches == "joint":
@@ -43,13 +38,13 @@ def sampler_of(config: TrainingOptions, samples: int) -> StepSampler:
 
 def norms_every(config: TrainingOptions) -> int:
     """Steps between measurements of each term's gradient norm; 0: none."""
-    vdep = _vdep(config)
+    vdep = vdep_of(config)
     return 0 if vdep is None else vdep.vdep_norms_every
 
 
 def objectives_of(config: TrainingOptions, model: Any) -> tuple[Objective, ...]:
     """The terms of the loss, the cross-entropy first. Raises StageError where `model` can't be trained so."""
-    vdep = _vdep(config)
+    vdep = vdep_of(config)
     if vdep is None:
         return (NextToken(),)
     _refuse(vdep, model)
@@ -69,7 +64,7 @@ def objectives_of(config: TrainingOptions, model: Any) -> tuple[Objective, ...]:
 
 def mark_of(config: TrainingOptions, model: Any, formatter: Formatter) -> Callable[[Prompt], Prompt] | None:
     """What shows a prompt to be in image mode: the mode token at its beginning; None without one. Raises StageError."""
-    vdep = _vdep(config)
+    vdep = vdep_of(config)
     token = None if vdep is None else vdep.vdep_mode_token
     if token is None:
         return None
