@@ -200,5 +200,10 @@ class TrainConfig(TrainingOptions):
         }
 
 
+def vdep_of(options: TrainingOptions) -> TrainConfig | None:
+    """The options with those of VDEP, where it is the objective."""
+    return options if isinstance(options, TrainConfig) and options.objective == "vdep" else None
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"

@@ -38,6 +38,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from vig_ray.errors import StageError
+from vig_ray.training.config import vdep_of
 from vig_ray.training.next_token import LOGITS_AT_ONCE
 from vig_ray.training.optimizer import block_of
 from vig_ray.training.options import TrainingOptions
@@ -45,7 +46,6 @@ from vig_ray.training.parts import parts_of
 from vig_ray.training.sharding import GRADIENT_DTYPE
 from vig_ray.training.training_model import TrainingModel
 from vig_ray.training.vdep import ELEMENTS_AT_ONCE
-from vig_ray.training.vdep_options import vdep_of
 
 Optimizer = Literal["adamw", "adamw8bit"]
 

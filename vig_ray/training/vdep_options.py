@@ -10,7 +10,7 @@ from typing import Any
 from vig_ray.errors import StageError
 from vig_ray.model.head import forward_arguments
 from vig_ray.model.prompt import Formatter, Prompt
-from vig_ray.training.config import TrainConfig
+from vig_ray.training.config import TrainConfig, vdep_of
 from vig_ray.training.hybrid import HybridSampler, JointSampler, with_first_token
 from vig_ray.training.next_token import NextToken
 from vig_ray.training.objective import Objective
@@ -23,11 +23,6 @@ _PLAIN = {
     "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "cache_position",
     "output_attentions", "output_hidden_states", "return_dict", "moe_mm_token_type_ids",
 }  # fmt: skip
-
-
-def vdep_of(config: TrainingOptions) -> TrainConfig | None:
-    """The options with those of VDEP, where it is the objective."""
-    return config if isinstance(config, TrainConfig) and config.objective == "vdep" else None
 
 
 def sampler_of(config: TrainingOptions, samples: int) -> StepSampler:
