@@ -72,6 +72,7 @@ OPEN = [
     {"question": "What number is it now?", "answer": "five", "group": "count"},
     {"question": "Is it wet?", "answer": "yes"},
     {"question": "Is it dry?", "answer": "No."},
+    {"question": "Is it solid or patterned?", "answer": "patterned"},
 ]
 
 
@@ -92,7 +93,7 @@ def numbers(made: Task, questions: list[Question], answers: list[Answer], weight
 def test_open_questions_get_another_answer_of_their_kind(tmp_path: Path) -> None:
     made, questions = read("blind-faith:exact", rows(tmp_path, OPEN))
     _, plain = read("exact", tmp_path / "data.json")
-    same_kind = [{"green", "blue"}, {"red", "blue"}, {"red", "green"}, {"five"}, {"3"}, {"No"}, {"Yes"}]
+    same_kind = [{"green", "blue"}, {"red", "blue"}, {"red", "green"}, {"five"}, {"3"}, {"No"}, {"Yes"}, {"solid"}]
     for (base, corrupted), inner, kind in zip(by_way(questions), plain, same_kind, strict=True):
         assert (base.prompt, base.images, base.expected) == (inner.prompt, inner.images, inner.expected)
         assert base.unit == corrupted.unit == inner.id
@@ -104,7 +105,7 @@ def test_open_questions_get_another_answer_of_their_kind(tmp_path: Path) -> None
     assert questions == read("blind-faith:exact", tmp_path / "data.json")[1]  # the same at every reading
     others = [read("blind-faith:exact", tmp_path / "data.json", faith_seed=f"{seed}")[1] for seed in range(1, 9)]
     assert any([each.more for each in other] != [each.more for each in questions] for other in others)
-    # Right where asked plainly but for the last two; with the text the first is right, the second is neither, and all
+    # Right where asked plainly but for the last three; with the text the first is right, the second is neither, and all
     # others say what it says.
     answers = []
     for number, (base, corrupted) in enumerate(by_way(questions)):
@@ -113,8 +114,8 @@ def test_open_questions_get_another_answer_of_their_kind(tmp_path: Path) -> None
         false = corrupted.more["wrapped"]["false"]
         answers.append(Answer([right, "mauve"][number] if number < 2 else f"{false.upper()}, as the text says"))
     found = numbers(made, questions, answers)
-    assert found == pytest.approx({"base": 5 / 7, "corrupted": 1 / 7, "norm": 1 / 5, "followed": 5 / 7})
-    weights = np.repeat([2, 1, 0, 0, 0, 0, 1], 2)
+    assert found == pytest.approx({"base": 5 / 8, "corrupted": 1 / 8, "norm": 1 / 5, "followed": 6 / 8})
+    weights = np.repeat([2, 1, 0, 0, 0, 0, 1, 0], 2)
     found = numbers(made, questions, answers, weights)
     assert found == pytest.approx({"base": 3 / 4, "corrupted": 2 / 4, "norm": 2 / 3, "followed": 1 / 4})
 

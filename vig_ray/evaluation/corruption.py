@@ -1,9 +1,9 @@
 """False answers, and false statements made of them: what a text that contradicts the image says.
 
 A false answer is another answer of the same kind: of a question with options another option, of yes or no the other
-one, of any other question an answer that the data has to another question of its kind (the same group and first words,
-else the same first words, else the first word, else any; numbers for numbers). It is one that the task itself gives
-nothing for.
+one, of two words with "or" between them the other word, of any other question an answer that the data has to another
+question of its kind (the same group and first words, else the same first words, else the first word, else any; numbers
+for numbers). It is one that the task itself gives nothing for.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from vig_ray.evaluation.text import normalised, same
 _TRIES = 50
 _OPTION = re.compile(r"^\(?([A-Z])[.):]\)? +(.+)$", re.MULTILINE)
 _NUMBER = re.compile(r"[\d.,]*\d[%\d.,]*|zero|one|two|three|four|five|six|seven|eight|nine|ten")
+_EITHER = re.compile(r"([\w-]+),? or (?:an? |the )?([\w-]+)")
+_YES_NO = ("yes", "no")
 Kind = tuple[str, ...]
 
 
@@ -62,10 +64,10 @@ def false_answer(task: Task, question: Question, pool: Pool, seed: int) -> False
     if options:
         others = [each for each in options if each != right]
         candidates: Iterable[str] = chance.sample(others, len(others))
-    elif (yes_no := normalised(right)) in ("yes", "no"):
+    elif (yes_no := normalised(right)) in _YES_NO:
         candidates = ["No" if yes_no == "yes" else "Yes"]
     else:
-        candidates = pool.candidates(question, right, chance)
+        candidates = itertools.chain(_alternative(question, right), pool.candidates(question, right, chance))
     for candidate in candidates:
         if not same(candidate, right) and _worth(task, question, candidate) == 0:
             return FalseAnswer(candidate, options.get(candidate, candidate))
@@ -86,6 +88,13 @@ def _options(question: Question) -> Mapping[str, str]:
     return listed if len(listed) > 1 and question.answer in listed else {}
 
 
+def _alternative(question: Question, right: str) -> Iterator[str]:
+    """The other of two words that a question lets choose from, as in "Is it solid or patterned?"."""
+    for words in _EITHER.findall(bare_question(question.prompt)):
+        if any(same(word, right) for word in words):
+            yield from (word for word in words if not same(word, right))
+
+
 def _worth(task: Task, question: Question, answer: str) -> float:
     told = [float(choice == answer) for choice in question.choices]
     counts = [1] * len(told)
@@ -99,7 +108,8 @@ def _worth(task: Task, question: Question, answer: str) -> float:
 
 def _kinds(question: Question, right: str) -> list[Kind]:
     """Kinds of answers from narrow to wide."""
-    what = "number" if _NUMBER.fullmatch(normalised(right)) else "text"
+    said = normalised(right)
+    what = "number" if _NUMBER.fullmatch(said) else "yes/no" if said in _YES_NO else "text"
     words = normalised(bare_question(question.prompt)).split()[:2]
     return [(what, question.group or "", *words), (what, *words), (what, *words[:1]), (what,)]
 
@@ -128,7 +138,7 @@ def stated(question: str, answer: str) -> str:
     color is the cup?", else "The answer to ... is ..."."""
     asked, said = question.strip().rstrip("?").strip(), normalised(answer)
     there = _THERE.fullmatch(asked)
-    if there and said in ("yes", "no"):
+    if there and said in _YES_NO:
         some = "no" if said == "no" else "some" if there["some"].lower() == "any" else there["some"]
         return _sentence(f"there {there['be'].lower()} {some} {there['what']}")
     for form, statement in _OPEN.items():
