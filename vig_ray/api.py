@@ -1,11 +1,12 @@
-"""The stable interface for notebooks and scripts: score, select, inspect, report.
+"""The stable interface for notebooks and scripts: score, select, inspect, report, evaluate.
 
-    from vig_ray.api import inspect, report, score, select
+    from vig_ray.api import evaluate, inspect, report, score, select
 
     scores = score(rows, "llava-hf/llava-1.5-7b-hf", reference="blur,blind")
     chosen = select(scores, p=70)
     inspect(scores, scores.table()["sample_key"][0])
     report(scores, selection=chosen)
+    evaluate({"before": "runs/full/model", "after": "runs/vig/model"}, "exact", data="mine.jsonl", out="runs/eval")
 
 Options have the names that the command has: `vig score --too-long truncate` is `score(..., too_long="truncate")`.
 Whatever is wrong raises `StageError`, in one line. Importing this imports neither Ray nor torch.
@@ -17,20 +18,23 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
 from vig_ray.arguments import explained
 from vig_ray.errors import StageError
-from vig_ray.results import Report, Scores, Selection
+from vig_ray.results import Evaluation, Report, Scores, Selection
 from vig_ray.stage import StageConfig
 from vig_ray.storage import absolute, join, scheme_of
 
 if TYPE_CHECKING:
     from vig_ray.report.inspect import Inspected
 
-__all__ = ["Report", "Scores", "Selection", "StageError", "inspect", "report", "score", "select"]
+__all__ = [
+    "Evaluation", "Report", "Scores", "Selection", "StageError", "evaluate", "inspect", "report", "score", "select",
+]  # fmt: skip
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -151,6 +155,42 @@ def report(
     chosen = None if selection is None else os.fspath(selection)
     written = job.run(_config(job.ReportConfig, {"scores": of.directory, "out": where, "selection": chosen, **options}))
     return Report(written.out, written.numbers, written.text())
+
+
+def evaluate(
+    models: Mapping[str, str | os.PathLike[str]] | Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    tasks: str | Sequence[str],
+    *,
+    data: Mapping[str, str | os.PathLike[str]] | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    in_process: bool = False,
+    **options: Any,
+) -> Evaluation:
+    """Ask models the questions of tasks and compare what they answer, as `vig eval` does.
+
+    `models`: checkpoints' folders or hub ids, by the names that they have in the table, or without names. `data`: each
+    task's files, by its name; for one task the path alone does. `out`: the folder, or URI, that gets evaluation/; given
+    again, what is there isn't asked again. `in_process`: in this very process, without starting a Ray: for a few
+    questions. `options`: those of `vig eval`. Raises StageError.
+    """
+    from vig_ray.evaluation import job
+    from vig_ray.evaluation.config import EvalConfig
+
+    if isinstance(models, str | os.PathLike):
+        models = [models]
+    if isinstance(models, Mapping):
+        named = [f"{name}={os.fspath(model)}" for name, model in models.items()]
+    else:
+        named = [os.fspath(model) for model in models]
+    files = {"": data} if isinstance(data, str | os.PathLike) else data
+    given = {
+        "model": named,
+        "tasks": tasks,
+        "data": {task: os.fspath(path) for task, path in files.items()},
+        "out": os.fspath(out),
+    }
+    summary = job.run(_config(EvalConfig, given | options), in_process=in_process)
+    return Evaluation(summary.directory, summary.json(), summary.text())
 
 
 def _config(config_class: type[C], options: dict[str, Any]) -> C:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vig_ray.errors import StageError
 from vig_ray.stage import parquet_files, read_stage
-from vig_ray.storage import filesystem, scheme_of
+from vig_ray.storage import filesystem, join, scheme_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -127,3 +127,25 @@ class Report:
         href = self.path if scheme_of(self.path) else os.path.relpath(self.path).replace(os.sep, "/")
         lines = "<br>".join(escape(line) for line in self.text.splitlines())
         return f'<p><a href="{escape(href)}" target="_blank"><b>{escape(href)}</b></a><br>{lines}</p>'
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """What models answered. `directory`: evaluation/. `numbers`: what the table rests on, as in its summary.json."""
+
+    directory: str
+    numbers: dict[str, Any]
+    text: str
+
+    def answers(self, model: str) -> Rows:
+        """The rows of one model, by its name in the table: one a question."""
+        names = [each["name"] for each in self.numbers["models"]]
+        if model not in names:
+            raise StageError(f"{model}: no model is called that; there are {', '.join(names)}")
+        return Rows(join(self.directory, model))
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.text)}</pre>"

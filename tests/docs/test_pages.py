@@ -81,7 +81,7 @@ def _every_verb() -> tuple[str, ...]:
         cli.main(["--help"])
     verbs = re.findall(r"^    ([a-z][a-z-]*)\b", out.getvalue(), flags=re.MULTILINE)
     assert len(verbs) > 10
-    stages = ("score", "select", "train", "train-text")
+    stages = ("score", "select", "train", "train-text", "eval")
     return (*(verb for verb in verbs if verb != "submit"), *(f"submit {stage}" for stage in stages))
 
 

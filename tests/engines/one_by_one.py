@@ -1,5 +1,5 @@
-"""`--engine one_by_one:engine`, with this folder on PYTHONPATH: transformers' own generate, a prompt at a time, and the
-project's torch engine for log-probs; behind the gates of `gated.py`."""
+"""`--engine tests.engines.one_by_one:engine`: transformers' own generate, a prompt at a time, and the project's torch
+engine for log-probs, behind the gates of `gated.py`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.engines.gated import Gated
 from vig_ray.evaluation.generation import Sampling, Written
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.scoring.engines.torch import TorchEngine
@@ -18,8 +19,6 @@ class OneByOne:
     description = "transformers' generate, one by one"
 
     def __init__(self, model: str, threads: int | None) -> None:
-        from gated import Gated  # type: ignore[import-not-found]
-
         torch.set_num_threads(threads or 1)
         self._formatter: Any = load_formatter(model)
         self._model = load_model(model, dtype="float32", device="cpu")

@@ -7,11 +7,30 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from vig_ray.demo import CHECKPOINT, world
+from vig_ray.evaluation.config import EvalConfig
 from vig_ray.model.export import save_checkpoint
 from vig_ray.model.load import load_model
+
+ENGINE = "tests.engines.one_by_one:engine"
+
+
+def config_of(data: Path, out: Path, models: tuple[str, ...], tasks: str, **options: Any) -> EvalConfig:
+    """Ask these models, by transformers' own generate, what lies in `data`."""
+    files = {"choices": "asked/choices.jsonl", "exact": "asked/exact.jsonl", "held-out": "own/data.json"}
+    given = {"engine": ENGINE, "rows_per_file": 10, "draws": 50}
+    paths = {task: str(data / files[task]) for task in tasks.split(",")}
+    return EvalConfig(model=models, tasks=tasks, out=str(out), data=paths, **(given | options))
+
+
+def rows_of(out: Path, model: str) -> pd.DataFrame:
+    """What a model answered, by key, each once."""
+    rows = pd.read_parquet(out / "evaluation" / model).set_index("sample_key").sort_index()
+    assert rows.index.is_unique
+    return rows
 
 
 def write_questions(folder: Path, count: int, seed: int = 5) -> list[world.Scene]:
@@ -46,6 +65,6 @@ def write_worse_model(folder: Path) -> str:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter += 0.25 * parameter.std() * torch.randn_like(parameter)
+                parameter += 0.5 * parameter.std() * torch.randn_like(parameter)
     save_checkpoint(model, AutoProcessor.from_pretrained(CHECKPOINT), str(folder))
     return str(folder)

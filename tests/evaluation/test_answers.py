@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,61 +13,15 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from tests.engines import gated
-from tests.evaluation.made import write_questions, write_worse_model
+from tests.evaluation.made import ENGINE, config_of, rows_of
 from tests.oracle import blurred, plain_logprobs
+from vig_ray.api import evaluate
 from vig_ray.dataset.schema import Turn
-from vig_ray.demo import CHECKPOINT, world
+from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.evaluation import job
-from vig_ray.evaluation.config import EvalConfig
 from vig_ray.model.prompt import PromptImage
 from vig_ray.stage import read_stage
-
-ENGINES = str(Path(gated.__file__).parent)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_questions(folder / "asked", 24)
-    world.write(str(folder / "own"), 24, seed=3)
-    write_worse_model(folder / "worse")
-    return folder
-
-
-def config_of(data: Path, out: Path, models: tuple[str, ...], tasks: str, **options: Any) -> EvalConfig:
-    files = {
-        "choices": data / "asked/choices.jsonl",
-        "exact": data / "asked/exact.jsonl",
-        "held-out": data / "own/data.json",
-    }
-    return EvalConfig(
-        model=models, tasks=tasks, out=str(out), engine="one_by_one:engine", rows_per_file=10, draws=50,
-        data={task: str(files[task]) for task in tasks.split(",")}, **options,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def asked(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models asked in three goes: one task, then with the others, then with another model."""
-    out = tmp_path_factory.mktemp("asked")
-    both = (f"demo={CHECKPOINT}", str(data / "worse"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ENGINES)
-        job.run(config_of(data, out, both[:1], "choices"), in_process=True)
-        first = rows_of(out, "demo")
-        job.run(config_of(data, out, both[:1], "choices,exact,held-out"), in_process=True)
-        assert len(rows_of(out, "demo")) > len(first)
-        pd.testing.assert_frame_equal(rows_of(out, "demo").loc[first.index], first)  # carried over, not asked again
-        job.run(config_of(data, out, both, "choices,exact,held-out"), in_process=True)
-    return out
-
-
-def rows_of(out: Path, model: str) -> pd.DataFrame:
-    rows = pd.read_parquet(out / "evaluation" / model).set_index("sample_key").sort_index()
-    assert rows.index.is_unique
-    return rows
 
 
 def picture_of(path: Path, formatter: Any) -> tuple[Image.Image, PromptImage]:
@@ -77,11 +32,11 @@ def picture_of(path: Path, formatter: Any) -> tuple[Image.Image, PromptImage]:
 def test_choices_have_the_log_probs_of_a_plain_forward_each(
     asked: Path, data: Path, demo_model: Any, demo_formatter: Any
 ) -> None:
-    processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT, backend="pil")
     rows = rows_of(asked, "demo")
     given = [json.loads(line) for line in (data / "asked/choices.jsonl").read_text().splitlines()]
     right = []
-    for number, question in enumerate(given[:10]):
+    for number, question in enumerate(given[:5]):
         row = rows.loc[f"choices/{number:010d}"]
         picture, image = picture_of(data / "asked" / question["image"], demo_formatter)
         sums = []
@@ -115,8 +70,8 @@ def test_written_answers_are_those_of_generate(asked: Path, data: Path, demo_mod
     import torch
 
     rows = rows_of(asked, "demo")
-    processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
-    for number, line in list(enumerate((data / "asked/exact.jsonl").read_text().splitlines()))[:8]:
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT, backend="pil")
+    for number, line in list(enumerate((data / "asked/exact.jsonl").read_text().splitlines()))[:4]:
         question, row = json.loads(line), rows.loc[f"exact/{number:010d}"]
         picture = Image.open(data / "asked" / question["image"]).convert("RGB")
         text = (
@@ -125,8 +80,8 @@ def test_written_answers_are_those_of_generate(asked: Path, data: Path, demo_mod
         )
         before, after = text.split("<image>")
         tokenizer = demo_formatter.tokenizer
-        ids = [tokenizer.bos_token_id, *tokenizer(before, add_special_tokens=False)["input_ids"],
-               *[demo_model.config.image_token_id] * 16, *tokenizer(after, add_special_tokens=False)["input_ids"]]  # fmt: skip
+        around = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after)]
+        ids = [tokenizer.bos_token_id, *around[0], *[demo_model.config.image_token_id] * 16, *around[1]]
         given = torch.tensor([ids])
         with torch.no_grad():
             out = demo_model.generate(
@@ -144,13 +99,11 @@ def test_held_out_samples_have_the_losses_of_plain_forwards(
     asked: Path, data: Path, demo_model: Any, demo_formatter: Any
 ) -> None:
     """The whole conversation in one forward, by hand from its file: losses of each turn, with the image and blurred."""
-    processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
+    processor = AutoImageProcessor.from_pretrained(CHECKPOINT, backend="pil")
     rows = rows_of(asked, "demo")
     rows = rows[rows["task"] == "held-out"].set_index("id")
     samples = json.loads((data / "own/data.json").read_text())
-    loss = tokens = 0.0
-    gains = []
-    for number, sample in enumerate(samples):
+    for number, sample in enumerate(samples[:10]):
         turns = [
             Turn("user" if turn["from"] == "human" else "assistant", turn["value"]) for turn in sample["conversations"]
         ]
@@ -170,12 +123,13 @@ def test_held_out_samples_have_the_losses_of_plain_forwards(
             assert row["tokens_before"] == (prompt.turns < turn).sum()
             assert row["unit"] == f"data/{number:010d}"
             assert row["group"] == sample["source"]
-            loss, tokens = loss - clean[here].astype(np.float64).sum(), tokens + here.sum()
+            assert list(passes) == ["clean", *(["blur"] if pictures else [])]
             if pictures:
                 np.testing.assert_allclose(passes["blur"], without[here], atol=2e-2)  # two ways to blur
-                gains.append(float((clean[here] - passes["blur"]).mean()))
-            else:
-                assert list(passes) == ["clean"]
+    assert len(rows) == sum(len(sample["conversations"]) // 2 for sample in samples)
+    every = [{one["name"]: one["logprobs"].astype(np.float64) for one in row} for row in rows["passes"]]
+    loss, tokens = -sum(one["clean"].sum() for one in every), sum(len(one["clean"]) for one in every)
+    gains = [np.mean(one["clean"] - one["blur"]) for one in every if "blur" in one]
     summary = json.loads((asked / "evaluation/summary.json").read_text())
     numbers = next(task for task in summary["tasks"] if task["name"] == "held-out")["models"]["demo"]["numbers"]
     assert numbers["loss"]["value"] == pytest.approx(loss / tokens, abs=1e-6)
@@ -183,15 +137,29 @@ def test_held_out_samples_have_the_losses_of_plain_forwards(
     assert numbers["active loss"] == {"value": None, "low": None, "high": None}  # without a selection
 
 
-def test_a_model_that_sees_less_is_told_apart(asked: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ENGINES)
+def test_the_torch_engine_and_generator_share_a_model(asked: Path, data: Path, tmp_path: Path) -> None:
+    """As `--engine torch` has them, in batches: what transformers' generate and the engine alone have given."""
+    config = config_of(data, tmp_path, (f"demo={CHECKPOINT}",), "choices,exact,held-out", engine="torch", draws=0)
+    job.run(config, in_process=True)
+    rows, alone = rows_of(tmp_path, "demo"), rows_of(asked, "demo")
+    columns = ["answer", "error", "new_tokens", "finished", "tokens_before"]
+    pd.testing.assert_frame_equal(rows[columns], alone[columns])
+    for key, row in rows.iterrows():
+        for name, of in (("choices", "logprob"), ("passes", "logprobs")):
+            if row[name] is not None:
+                for one, other in zip(row[name], alone.loc[key, name], strict=True):
+                    np.testing.assert_allclose(one[of], other[of], atol=2e-5)
+
+
+def test_a_model_that_sees_less_is_told_apart(asked: Path, data: Path) -> None:
     both = (f"demo={CHECKPOINT}", str(data / "worse"))
     files = {path: path.stat().st_mtime_ns for path in asked.rglob("*.parquet")}
     found = job.run(config_of(data, asked, both, "choices,exact,held-out"), in_process=True)
     assert {path: path.stat().st_mtime_ns for path in asked.rglob("*.parquet")} == files  # nothing is asked again
     held_out = next(task for task in found.tasks if task.name == "held-out").models["worse"]
     assert held_out.differences["loss"].value > 0
-    assert held_out.differences["loss"].excludes_zero
+    assert held_out.differences["exact"].value < 0
+    assert held_out.differences["exact"].excludes_zero
     assert found.relatives()["worse"].of_task["held-out"].value < 1
     assert found.models == {"demo": CHECKPOINT, "worse": str(data / "worse")}
     assert "worse" in found.text()
@@ -204,3 +172,16 @@ def test_a_model_that_sees_less_is_told_apart(asked: Path, data: Path, monkeypat
         job.run(config_of(data, asked, both, "choices", limit=5), in_process=True)
     with pytest.raises(StageError, match="max_new_tokens differ"):
         job.run(config_of(data, asked, both, "choices", max_new_tokens=3), in_process=True)
+
+
+def test_a_notebook_finds_what_is_there(asked: Path, data: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(asked, tmp_path / "moved")
+    found = evaluate(
+        {"demo": CHECKPOINT}, "choices", data=data / "asked/choices.jsonl", out=out, engine=ENGINE, rows_per_file=10,
+        draws=50, in_process=True,
+    )  # fmt: skip
+    assert found.answers("demo").table().num_rows == len(rows_of(asked, "demo"))
+    assert found.numbers["tasks"][0]["models"]["demo"]["answered"] == 24
+    assert repr(found).startswith("      choices\n")
+    with pytest.raises(StageError, match="worse: no model is called that; there are demo"):
+        found.answers("worse")

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from vig_ray.evaluation.answering import load_answering
 from vig_ray.evaluation.generation import Sampling, Written
 from vig_ray.evaluation.likelihood import known_answer, measured
-from vig_ray.evaluation.load import load_answering
 from vig_ray.evaluation.prepare import passes_of
 from vig_ray.evaluation.question import Question
 from vig_ray.evaluation.questions import from_row

@@ -25,11 +25,13 @@ from vig_ray.errors import StageError
 from vig_ray.evaluation.answer import Answerer
 from vig_ray.evaluation.asked import Asked, Model, asked_for, models_of
 from vig_ray.evaluation.config import EvalConfig
+from vig_ray.evaluation.decoding import Decoding
 from vig_ray.evaluation.generation import Sampling
 from vig_ray.evaluation.lmms.asked import of_lmms
 from vig_ray.evaluation.lmms.asked import planned as lmms_planned
 from vig_ray.evaluation.lmms.run import LmmsOptions, run_lmms
 from vig_ray.evaluation.lmms.table import InTable, in_table
+from vig_ray.evaluation.load import check_generator
 from vig_ray.evaluation.mark import Marker
 from vig_ray.evaluation.outcomes import compared, read_marked
 from vig_ray.evaluation.prepare import QuestionPreparer
@@ -101,6 +103,8 @@ def check(config: EvalConfig) -> Plan:
     questions = [survey(directory, asked) for asked in tasks]
     passes = sorted(frozenset[str]().union(*(read.passes for read in questions)))
     check_engine(config.engine, passes, config.vllm, joins_cluster=joins(config.address))
+    if any(read.writes for read in questions) and ":" not in config.engine:
+        check_generator(config.engine, config.decoding, joins_cluster=joins(config.address))
     asked = [_model_plan(config, model) for model in models] if tasks else []
     lmms = lmms_planned(config, models)
     return Plan(config, directory, tuple(models), tuple(tasks), tuple(questions), tuple(asked), lmms)
@@ -180,7 +184,7 @@ def _claim(plan: Plan, model: ModelPlan) -> Claim:
                 f"{directory}: its answers of {task['name']} are to other questions, or were asked with other options; "
                 "choose another --out, or --overwrite to ask again"
             )
-    return claim(
+    output = claim(
         directory,
         STAGE,
         model.identity | {"tasks": tasks},
@@ -188,6 +192,14 @@ def _claim(plan: Plan, model: ModelPlan) -> Claim:
         left_open=("engine", "dtype"),
         grows="tasks",
     )
+    begun = output.record.get("extending") if output.state == "extend" else None
+    if begun and begun["run"] != output.run and not plan.config.overwrite:
+        names = [task["name"] for task in begun["identity"]["tasks"] if task["name"] not in there]
+        raise StageError(
+            f"{directory}: adding {','.join(names)} was begun and isn't finished; finish it with --tasks "
+            f"{','.join(names)}, or drop what was answered with --overwrite"
+        )
+    return output
 
 
 def _machines(config: EvalConfig) -> Any:
@@ -205,11 +217,10 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, h
     earlier = output.record["identity"] if output.state in ("go on", "extend") else {}
     device = device_for(config, ray_has)
     asked = model.engine if model.engine != "auto" else earlier.get("engine")
-    engine, why = engine_there(asked or ("torch" if here else "auto"), plan.passes, ray_has, device)
-    if config.decoding is not None and engine == "vllm":
-        if model.engine == "vllm":
-            raise StageError("--engine vllm: --decoding is for --engine torch")
-        engine, why = "torch", "--decoding is by torch"
+    if asked in (None, "auto") and (here or Decoding.of(config.decoding).name != Decoding.name):
+        engine, why = "torch", "in this process" if here else "auto: vLLM has no decoding methods"
+    else:
+        engine, why = engine_there(asked or "auto", plan.passes, ray_has, device)
     dtype = config.dtype or earlier.get("dtype") or default_dtype(model.model.checkpoint, device)
     pools = ONE_OF_EACH if here else pools_for(config, ray_has, device, engine)
     held = {task["name"] for task in output.record["identity"]["tasks"]} if output.state == "extend" else set()
@@ -226,6 +237,7 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, h
         "batch_tokens": config.batch_tokens,
         "threads": pools.threads,
         "vllm": config.vllm,
+        "max_new_tokens": max(_longest(plan).values()),
         "decoding": config.decoding,
     }
     directories, rows = [read.directory for read in new], config.rows_per_file
@@ -247,12 +259,11 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, h
 def _steps(plan: Plan, prompts: Prompts, load: dict[str, Any], pools: Pools, counter: Any) -> list[Step]:
     config = plan.config
     sampling = Sampling(temperature=config.temperature, top_p=config.top_p, seed=config.seed)
-    most = {asked.name: config.max_new_tokens or asked.begun().max_new_tokens for asked in plan.tasks}
     # Questions are prepared in groups that stay together, so that many groups of one size are a window.
     window = min(config.window, config.rows_per_file)
     groups = math.ceil(window / _ROWS_PREPARED_AT_ONCE)
     prepare = {"prompts": prompts, "passes": plan.passes, "max_image_pixels": config.max_image_pixels}
-    answer = {"load": load, "sampling": sampling, "max_new_tokens": most, "progress": counter}
+    answer = {"load": load, "sampling": sampling, "max_new_tokens": _longest(plan), "progress": counter}
     return [
         Step(QuestionPreparer, prepare, batch_rows=math.ceil(window / groups), actors=pools.preparers),
         Step(
@@ -266,6 +277,11 @@ def _steps(plan: Plan, prompts: Prompts, load: dict[str, Any], pools: Pools, cou
         ),
         Step(Marker, {"tasks": plan.tasks}, batch_rows=window, actors=(1, pools.preparers[1])),
     ]
+
+
+def _longest(plan: Plan) -> dict[str, int]:
+    """The most tokens of an answer, by task."""
+    return {asked.name: plan.config.max_new_tokens or asked.begun().max_new_tokens for asked in plan.tasks}
 
 
 def _carry_over(output: Claim) -> int:

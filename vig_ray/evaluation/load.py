@@ -1,64 +1,121 @@
-"""What answers: a generator that writes, and an engine for log-probs, over one and the same model."""
+"""Which generator to take, and the way from a checkpoint's name to one that is ready."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 from vig_ray.errors import StageError
-from vig_ray.evaluation.generation import Generator, Sampling, Written
-from vig_ray.model.load import Prompts
-from vig_ray.model.prompt import Prompt, PromptError
-from vig_ray.scoring.engines import Engine, LogProbs
-from vig_ray.scoring.engines.load import load_engine, own_engine
+from vig_ray.evaluation.decoding import Decoding
+from vig_ray.evaluation.generation import Generator
+from vig_ray.model.chat import ChatFormatter
+from vig_ray.model.load import load_formatter, load_model, stop_ids, tell
+from vig_ray.model.prompt import Formatter
+from vig_ray.options import Template
+from vig_ray.scoring.engines.load import NOT_INSTALLED, choose_engine, engine_for, vllm_installed
+
+log = logging.getLogger(__name__)
 
 
-class Answering:
-    """An `Engine` and a `Generator` in one; either may be missing, where nothing is asked of it."""
+def check_generator(asked: str, decoding: str | None, *, joins_cluster: bool) -> None:
+    """Raise StageError for a generator that can't be had here, or can't do what is asked of it; before anything runs.
 
-    def __init__(self, engine: Engine | None, generator: Generator | None, description: str) -> None:
-        self._engine, self._generator, self.description = engine, generator, description
+    `asked`: auto, torch or vllm. `decoding`: the method's spec.
+    """
+    method = Decoding.of(decoding)
+    if asked not in ("auto", "torch", "vllm"):
+        raise StageError(f"--engine {asked}: an engine of your own gives log-probs alone; answers are by torch or vllm")
+    if asked == "vllm" and method.name != Decoding.name:
+        raise StageError(f"--decoding {method.name}: vLLM has no decoding methods of this kind; take --engine torch")
+    if asked == "vllm" and not vllm_installed() and not joins_cluster:
+        raise StageError(NOT_INSTALLED)
 
-    def logprobs(self, prompts: Sequence[Prompt]) -> list[LogProbs | PromptError]:
-        """See `Engine.logprobs`."""
-        return self._engine.logprobs(prompts) if self._engine is not None and prompts else []
 
-    def generate(self, prompts: Sequence[Prompt], sampling: Sequence[Sampling]) -> list[Written | PromptError]:
-        """See `Generator.generate`."""
-        return self._generator.generate(prompts, sampling) if self._generator is not None and prompts else []
+def choose_generator(
+    asked: str, formatter: Formatter, model: str, *, device: str, decoding: str | None = None
+) -> tuple[str, str]:
+    """torch or vllm, and why, in words. Raises StageError where the one that was asked for can't take the model."""
+    if asked == "auto" and Decoding.of(decoding).name != Decoding.name:
+        return "torch", "auto: vLLM has no decoding methods"
+    if asked == "auto" and engine_for(asked, formatter, model) == "torch":
+        return "torch", "auto: the model's processor makes each sample as a whole"
+    engine_for(asked, formatter, model)
+    return choose_engine(asked, device=device, references=())
 
 
-def load_answering(
+def load_generator(
     name: str,
-    prompts: Prompts,
     *,
-    writes: bool,
-    scores: bool,
+    model: str,
+    template: Template = "auto",
+    max_length: int | None = None,
+    end_of_turn: str | None = None,
+    trust_remote_code: bool = False,
     dtype: str,
     device: str,
-    batch_tokens: int | None,
-    threads: int | None,
+    batch_tokens: int | None = None,
+    threads: int | None = None,
     vllm: Mapping[str, Any] | None = None,
+    max_new_tokens: int = 1024,
     decoding: str | None = None,
-) -> Answering:
-    """What answers with the checkpoint of `prompts`. `name`: torch, vllm or MODULE:NAME.
+    loaded: Any = None,
+) -> Generator:
+    """Load checkpoint `model` into a generator: `name` is torch or vllm.
 
-    `writes`, `scores`: what is asked of it. `decoding`: as --decoding has it. The rest is `load_engine`'s. Raises
-    StageError where the checkpoint or an option is wrong.
+    `batch_tokens`: tokens of a batch, answers included (vLLM: tokens a step); None for its own choice. `threads`: CPU
+    threads, None for all. `vllm`: options for vLLM's own EngineArgs. `max_new_tokens`: the most that will be asked for,
+    for which vLLM makes room. `decoding`: a method's spec. `loaded`: the model, where an engine of torch has it. The
+    others are `load_formatter`'s. Raises StageError where the checkpoint or an option is wrong.
     """
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "batch_tokens": batch_tokens, "threads": threads}
-    if ":" in name:
-        return _own(name, prompts, writes=writes, scores=scores, **options)
-    engine = load_engine(name, **prompts._asdict(), **options, vllm=vllm)
-    return Answering(engine, None, engine.description)
+    check_generator(name, decoding, joins_cluster=False)
+    formatter = load_formatter(model, template, max_length, end_of_turn, trust_remote_code)
+    tell_of_answers(model, formatter)
+    stops = stop_ids(model, formatter)
+    if name == "vllm":
+        from vig_ray.evaluation.vllm_generator import start
 
+        engine_for(name, formatter, model)
+        return start(
+            model,
+            formatter,
+            stops,
+            dtype=dtype,
+            device=device,
+            batch_tokens=batch_tokens,
+            threads=threads,
+            options=vllm or {},
+            max_new_tokens=max_new_tokens,
+        )
+    import torch
 
-def _own(name: str, prompts: Prompts, *, writes: bool, scores: bool, **options: Any) -> Answering:
-    """What "MODULE:NAME" makes: an object that has `logprobs`, `generate` or both."""
-    made: Any = own_engine(name)(
-        model=prompts.model, template=prompts.template, max_length=prompts.max_length, **options
+    from vig_ray.evaluation.generator_check import make_sure
+    from vig_ray.evaluation.torch_generator import TorchGenerator
+
+    if threads:
+        torch.set_num_threads(threads)
+    if loaded is None:
+        loaded = load_model(model, dtype=dtype, device=device)
+    generator = TorchGenerator(
+        loaded, formatter, stop_ids=stops, max_batch_tokens=batch_tokens, decoding=Decoding.of(decoding)
     )
-    for asked, method, what in ((scores, "logprobs", "computes no log-probs"), (writes, "generate", "writes nothing")):
-        if asked and not hasattr(made, method):
-            raise StageError(f"--engine {name}: it has no {method}(), so it {what}, which these tasks need")
-    return Answering(made if scores else None, made if writes else None, made.description)
+    make_sure(generator, model, formatter)
+    return generator
+
+
+def tell_of_answers(model: str, formatter: Formatter) -> None:
+    """Log what a person should know of how checkpoint `model` is asked and where its answers end."""
+    tell(model, formatter)
+    if not isinstance(formatter, ChatFormatter):
+        return
+    asked, trained = formatter.before_answers()
+    if asked != trained:
+        log.info("%s: an answer is written after %r, and a trained one follows %r", model, asked, trained)
+    ends = formatter.end_of_turn
+    after = [ends.of(number, 2) for number in (0, 1)]
+    stops = [formatter.tokenizer.decode([token]) for token in formatter.stop_ids]
+    if not any(stop in end for end in after for stop in stops):
+        log.warning(
+            "%s: nothing that its template writes after an answer is a token at which the model stops (%s)",
+            model, ", ".join(map(repr, stops)) or "none is known",
+        )  # fmt: skip

@@ -140,7 +140,7 @@ def compared(task: Task, marked: Mapping[str, Marked], baseline: str, *, draws: 
     drawn = resampled(statistics, units, draws, generator_of(seed, task.name)) if draws else [{} for _ in statistics]
     whole = np.ones(units)
     found = {
-        key: Drawn(statistic(whole), of_draws)
+        key: Drawn({name: float(value) for name, value in statistic(whole).items()}, of_draws)
         for key, statistic, of_draws in zip(wanted, statistics, drawn, strict=True)
     }
     models = {}
@@ -192,5 +192,6 @@ def _by_group(task: Task, one: Marked) -> dict[str, tuple[int, Numbers]]:
         rows = np.flatnonzero((codes == code) & one.answered)
         if len(rows):
             columns = {mark: values[rows] for mark, values in one.columns.items()}
-            found[name] = len(rows), task.metrics(columns, np.ones(len(rows)))
+            numbers = task.metrics(columns, np.ones(len(rows)))
+            found[name] = len(rows), {metric: float(value) for metric, value in numbers.items()}
     return dict(sorted(found.items()))

@@ -186,7 +186,7 @@ def _table(summary: EvalSummary) -> Iterator[str]:
         if model != summary.baseline:
             rows.append((model, True))
     names = [f"  - {summary.baseline}" if difference else model for model, difference in rows]
-    columns = [_column(task, metric, rows) for task in summary.tasks for metric in task.metrics]
+    columns = [_column(task, metric, rows) for task in summary.tasks for metric in _shown(task)]
     if len(summary.models) > 1:
         columns.append(_relative_column(summary, rows))
     side = max(map(len, names)) + 2
@@ -196,6 +196,15 @@ def _table(summary: EvalSummary) -> Iterator[str]:
             cells = (f"{column[line]:<{max(map(len, column))}}" for column in some)
             yield f"{name:<{side}}{'  '.join(cells)}".rstrip()
         yield ""
+
+
+def _shown(task: OfTask) -> list[Metric]:
+    """The metrics that any model has a number of, and the main one."""
+    return [
+        metric
+        for metric in task.metrics
+        if metric == task.main or any(math.isfinite(one.numbers[metric.name].value) for one in task.models.values())
+    ]
 
 
 def _column(task: OfTask, metric: Metric, rows: Sequence[tuple[str, bool]]) -> list[str]:

@@ -153,12 +153,18 @@ class ChatFormatter:
 
     def question(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
         """See `Formatter.question`: what the processor makes of it with `add_generation_prompt`."""
+        if not self.by_parts:
+            return self.question_as_a_whole(conversation, images)
         check_question(conversation)
         answers = earlier_answers(conversation)
         check_marks(conversation, images)
-        if self.by_parts:
-            text = self._apply(conversation, answers, add_generation_prompt=True)
-            return self._from_text(text, [], answers, images)
+        return self._from_text(self._apply(conversation, answers, add_generation_prompt=True), [], answers, images)
+
+    def question_as_a_whole(self, conversation: Sequence[Turn], images: Sequence[PromptImage]) -> Prompt:
+        """`question` by the processor's own call; its arrays are in `whole`."""
+        check_question(conversation)
+        answers = earlier_answers(conversation)
+        check_marks(conversation, images)
         noted = self._processed(conversation, answers, images, add_generation_prompt=True)
         return self._whole(conversation, answers, images, noted, [], add_generation_prompt=True)
 

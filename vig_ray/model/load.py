@@ -62,14 +62,29 @@ def _load_processor(folder: str) -> Any:
 
 def _stops(folder: str, tokenizer: Any) -> list[str]:
     """The tokens at which the model stops to speak."""
-    ids: Any = None
-    path = os.path.join(folder, "generation_config.json")
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            ids = json.load(file).get("eos_token_id")
-    ids = ids if isinstance(ids, list) else [ids]
-    named = [_text_of(tokenizer, token) for token in ids if isinstance(token, int) and token >= 0]
+    named = [_text_of(tokenizer, token) for token in _stop_ids(folder)]
     return [str(token) for token in [*named, tokenizer.eos_token] if token]
+
+
+def _stop_ids(folder: str) -> list[int]:
+    """Those that the checkpoint's generation config names."""
+    path = os.path.join(folder, "generation_config.json")
+    if not os.path.isfile(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        ids = json.load(file).get("eos_token_id")
+    return [token for token in (ids if isinstance(ids, list) else [ids]) if isinstance(token, int) and token >= 0]
+
+
+def stop_ids(model: str, formatter: Formatter) -> tuple[int, ...]:
+    """The tokens at which an answer of checkpoint `model` is at its end: its formatter's, and those of its generation
+    config, or, where it has none, of its config."""
+    folder = local_folder(model, weights=False)
+    named: Any = _stop_ids(folder)
+    if not os.path.isfile(os.path.join(folder, "generation_config.json")):
+        named = getattr(config_of(folder).get_text_config(), "eos_token_id", None)
+        named = named if isinstance(named, list) else [] if named is None else [named]
+    return tuple(dict.fromkeys((*formatter.stop_ids, *named)))
 
 
 def _text_of(tokenizer: Any, token: int) -> str | None:

@@ -110,7 +110,7 @@ def _versions() -> dict[str, str | None]:
 def _code() -> str:
     """A hash of vig-ray's own code that reads and runs models: an installation may change under its version."""
     digest = hashlib.sha256()
-    for folder in ("model", "scoring/engines", "training", "compat"):
+    for folder in ("model", "scoring/engines", "training", "evaluation", "compat"):
         for file in sorted((Path(vig_ray.__file__).parent / folder).glob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()

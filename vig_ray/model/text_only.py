@@ -49,7 +49,7 @@ class TextOnly:
         if tokenizer.eos_token_id is None:
             raise StageError("the tokenizer of the language model names no end of text (eos_token)")
         self.end = int(tokenizer.eos_token_id)
-        self.stop_ids = (self.end,)
+        self.stop_ids: tuple[int, ...] = (self.end,)
         self.start = self.end if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
 
     def prompt(self, conversation: Sequence[Turn], images: Sequence[PromptImage] = ()) -> Prompt:  # noqa: ARG002

@@ -135,8 +135,8 @@ def figures_of(summary: Json) -> list[Figure]:
             Figure(
                 figure_name(task["name"]),
                 task["name"],
-                "Points are what the models reach, lines their 95 % intervals; models whose lines overlap may differ "
-                "for sure all the same, which the differences in the table say. Where a name has an arrow, less is better.",
+                "Points are what the models reach, lines their 95 % intervals; models whose lines overlap may "
+                "differ for sure all the same, as the table says of differences. With an arrow, less is better.",
                 lambda width, task=task: evaluation_charts.intervals(task, models, width),  # type: ignore[misc]
             )
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vig_ray.evaluation.statistics import Estimate
-from vig_ray.evaluation.summary import estimate_text
+from vig_ray.evaluation.summary import estimate_text, metric_text
+from vig_ray.evaluation.task import Metric
 from vig_ray.report.chart_style import legend_of, spec
 from vig_ray.report.colours import LIGHT
 
@@ -22,7 +23,7 @@ def told(one: Json, *, percent: bool, sign: bool = False) -> str:
 
 def metric_name(metric: Json) -> str:
     """A metric as the heads of tables have it."""
-    return metric["name"] + (" %" if metric["percent"] else "") + ("" if metric["higher_is_better"] else " ↓")
+    return metric_text(Metric(metric["name"], metric["percent"], metric["higher_is_better"]))
 
 
 def colours_of(models: list[str], **legend: Any) -> Json:

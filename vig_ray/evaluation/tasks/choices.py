@@ -56,22 +56,28 @@ class Choices:
             choices = row.texts("choices")
             if not 2 <= len(choices) <= len(_LETTERS):
                 raise row.fault(f"{len(choices)} choices; there must be 2 to {len(_LETTERS)}")
+            if len(set(choices)) < len(choices):
+                raise row.fault("two choices are the same")
             right = _right(row, choices)
             if letters:
                 asked = row.asked(f"{row.text('question')}\n{lettered(choices)}\n{LETTER_PROMPT}")
-                yield Question(**asked, expected=right, answer=_LETTERS[right], more={"choices": choices})
+                yield Question(**asked, expected=choices[right], answer=_LETTERS[right], more={"choices": choices})
             else:
-                yield Question(**row.asked(), expected=right, answer=choices[right], choices=tuple(choices))
+                asked = row.asked()
+                yield Question(**asked, expected=choices[right], answer=choices[right], choices=tuple(choices))
 
     def mark(self, question: Question, answer: Answer) -> Marks:
         """See `Task.mark`."""
         if not question.choices:
-            letter = option_letter(answer.text, _LETTERS[: len(question.more["choices"])])
-            right = letter == _LETTERS[question.expected]
+            texts = question.more["choices"]
+            letter = option_letter(answer.text, _LETTERS[: len(texts)])
+            right = letter is not None and texts[_LETTERS.index(letter)] == question.expected
             return {"score": float(right)} | dict.fromkeys(_LIKELIHOODS, float("nan"))
         told = zip(question.choices, answer.logprobs, answer.first, answer.num_tokens, strict=True)
         choices = [Choice(*each) for each in told]
-        right_by: dict[str, float] = {by: float(likeliest(choices, by) == question.expected) for by in _LIKELIHOODS}
+        right_by: dict[str, float] = {
+            by: float(choices[likeliest(choices, by)].text == question.expected) for by in _LIKELIHOODS
+        }
         return {"score": right_by[self.by], **right_by}
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:

@@ -61,9 +61,7 @@ class HeldOut:
         writes = given.choice(self.name, "write", ("yes", "no")) == "yes"
         tail = given.whole(self.name, "tail", 0, least=0)
         if tail and "selection" not in given.options:
-            raise StageError(
-                f"--task-options {self.name}.tail={tail}: of a selection's order; name {self.name}.selection"
-            )
+            raise StageError(f"--task-options {self.name}.tail={tail}: of which order? {self.name}.selection says it")
         for sample in own_samples(given, given.options.get("selection"), tail or None):
             yield from _questions(sample, ("clean", reference), writes=writes)
 

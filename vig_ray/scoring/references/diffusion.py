@@ -45,8 +45,8 @@ def diffused(pixels: npt.NDArray[Any], seed: str, step: int = STEP) -> npt.NDArr
     return np.where(pixels.any(axis=-1, keepdims=True), noisy, pixels)
 
 
-def vcd(formatter: Formatter) -> Callable[[Prompt], Prompt]:
-    """The reference: a prompt to the prompt whose images are diffused, after preprocessing.
+def vcd(formatter: Formatter, step: int = STEP) -> Callable[[Prompt], Prompt]:
+    """The reference: a prompt to the prompt whose images are diffused by so many steps, after preprocessing.
 
     An image's noise is decided by its key, so each run has the same. Where the processor makes samples as a whole, the
     arrays are all images', and all their keys decide. Raises PromptError where the processor doesn't normalise.
@@ -55,14 +55,15 @@ def vcd(formatter: Formatter) -> Callable[[Prompt], Prompt]:
     def changed_by(key: str) -> Callable[[ImageInputs], ImageInputs]:
         def change(inputs: ImageInputs) -> ImageInputs:
             return {
-                name: diffused(array, f"{key}\n{name}") if np.issubdtype(array.dtype, np.floating) else array
+                name: diffused(array, f"{key}\n{name}", step) if np.issubdtype(array.dtype, np.floating) else array
                 for name, array in formatter.normalised(inputs).items()
             }
 
         return change
 
     def without_image(prompt: Prompt) -> Prompt:
-        images = tuple(image.derive_inputs("vcd", changed_by(image.key)) for image in prompt.images)
+        name = "vcd" if step == STEP else f"vcd-{step}"
+        images = tuple(image.derive_inputs(name, changed_by(image.key)) for image in prompt.images)
         every = "\n".join(image.key for image in prompt.images)
         return replace(prompt, images=images, whole=prompt.whole and prompt.whole.changed(changed_by(every)))
 
