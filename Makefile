@@ -8,32 +8,37 @@ SITE = import sysconfig; print(sysconfig.get_path("purelib"))
 TRAINERS_BIN = .venv-trainers/bin
 TRAINERS = ms-swift==4.6.0 llamafactory==0.9.5 axolotl==0.19.0 datasets==4.8.4 addict==2.4.0 json_repair==0.64.6 \
 	einops==0.8.2 modelscope==1.40.2 modelscope-hub==0.5.1 omegaconf==2.4.0 qwen-vl-utils==0.0.14
+# lmms-eval asks for versions that don't go with ours either; `vig eval --setup-lmms` makes the same for a user.
+LMMS_BIN = .venv-lmms/bin
 # By name: what other tests import (Flask, for one) doesn't get on with vLLM in one process.
 VLLM_TESTS = tests/scoring/test_engines.py $(wildcard tests/*/test_vllm*.py)
 VLLM_PYTEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest $(VLLM_TESTS)
 # In two processes, a file's tests in one of them.
 IN_TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-cluster test-vllm test-long test-trainers check bench families clean
+.PHONY: demo test test-cluster test-vllm test-long test-trainers test-lmms check bench families clean
 
 demo: .venv/ready  ## import, score, print and report the demo dataset
 	$(BIN)/vig demo --out demo-out
 
 test: .venv/ready  ## every test that needs no cluster and no second environment
-	$(BIN)/python -m pytest $(IN_TWO) -m "not cluster and not long and not vllm"
+	$(BIN)/python -m pytest $(IN_TWO) -m "not cluster and not long and not vllm and not lmms"
 
 test-cluster: .venv/ready  ## Ray clusters: jobs submitted, machines that come, go and are lost
-	$(BIN)/python -m pytest $(IN_TWO) -m "cluster and not long and not vllm"
+	$(BIN)/python -m pytest $(IN_TWO) -m "cluster and not long and not vllm and not lmms"
 
 test-vllm: .venv-vllm/ready  ## the vLLM engine; what its V2 model runner does otherwise, with its GPU kernels interpreted
 	$(VLLM_PYTEST) $(IN_TWO) -m "vllm and not long"
 	VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 $(VLLM_PYTEST) -m "vllm and vllm_v2"
 
 test-long: .venv/ready  ## what takes longer than the rest together; run by hand
-	$(BIN)/python -m pytest -m "long and not vllm"
+	$(BIN)/python -m pytest -m "long and not vllm and not lmms"
 
 test-trainers: .venv-trainers/ready  ## files of `vig export-data` read by ms-swift, LLaMA-Factory and Axolotl; by hand
 	$(TRAINERS_BIN)/python -m pytest tests/integrations/test_other_trainers.py
+
+test-lmms: .venv-lmms/ready  ## tasks held against lmms-eval's own functions, and its tasks run by `vig eval`; by hand
+	$(LMMS_BIN)/python -m pytest -m lmms tests/evaluation
 
 check: .venv/ready  ## lint, formatting and types
 	$(BIN)/ruff check .
@@ -78,5 +83,9 @@ bench: .venv/ready  ## the numbers of docs/speed.md
 	$(TRAINERS_BIN)/python -m pip install --quiet --no-deps $(TRAINERS)
 	touch $@
 
+.venv-lmms/ready: .venv/ready vig_ray/evaluation/lmms/environment.py
+	$(BIN)/python -m vig_ray.cli eval --setup-lmms .venv-lmms
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm .venv-trainers demo-out
+	rm -rf .venv .venv-vllm .venv-trainers .venv-lmms demo-out

@@ -7,7 +7,6 @@ transformers, ...) is seen from it and not installed twice, and only lmms-eval a
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -41,14 +40,19 @@ REQUIREMENTS = (
 downloads videos (yt-dlp) or decodes them (av), and tools of its developers."""
 _EXACT = ("lmms-eval", "latex2sympy2", "antlr4-python3-runtime", "math-verify")
 _NO_WHEEL = ("decord",)  # but for Linux on x86_64; only videos need it
+_WHICH = """
+import importlib.metadata, json, sys
+print(json.dumps([name for name in json.loads(sys.argv[1]) if list(importlib.metadata.distributions(name=name))]))
+"""
 _RECORD = "vig-ray.json"
 _LONGEST = 1800  # seconds for pip
 
 
 def default_directory() -> str:
-    """Where the environment lies unless the command says otherwise: in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(cache, "vig-ray", f"lmms-eval-{VERSION}")
+    """Where the environment lies unless the command says otherwise: in $VIG_RAY_CACHE, by default ~/.cache/vig-ray."""
+    named = os.environ.get("VIG_RAY_CACHE")
+    cache = named or os.path.join(os.path.expanduser("~"), ".cache", "vig-ray")
+    return os.path.join(cache, f"lmms-eval-{VERSION}")
 
 
 def python_of(directory: str | None) -> str:
@@ -99,30 +103,24 @@ def _make(folder: str) -> None:
     with open(os.path.join(own, "below.pth"), "w", encoding="utf-8") as file:
         for site in dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]):
             file.write(f"import site; site.addsitedir({site!r})\n")
-    wanted = missing()
+    wanted = _missing(_python(folder))
     log.info("%s: installing lmms-eval %s and %d packages that it needs", folder, VERSION, len(wanted) - 1)
     pip = [_python(folder), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "--no-input"]
     _run([*pip, *wanted], "pip could not install lmms-eval")
 
 
-def missing() -> list[str]:
-    """The requirements that this Python's own packages don't fulfil already."""
+def _missing(python: str) -> list[str]:
+    """The requirements that what lies below this Python doesn't fulfil already."""
+    # Asked of it, not of this process, to whose path Ray and others add packages of their own.
+    names = json.dumps([requirement.partition("==")[0] for requirement in REQUIREMENTS])
+    there = set(json.loads(_run([python, "-c", _WHICH, names], "its Python doesn't start")))
     found = []
     for requirement in REQUIREMENTS:
         name = requirement.partition("==")[0]
-        if name in _NO_WHEEL and (sys.platform, platform.machine()) != ("linux", "x86_64"):
-            continue
-        if name in _EXACT or not _installed(name):
+        has_wheel = name not in _NO_WHEEL or (sys.platform, platform.machine()) == ("linux", "x86_64")
+        if has_wheel and (name in _EXACT or name not in there):
             found.append(requirement)
     return found
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _run(command: list[str], what: str) -> str:

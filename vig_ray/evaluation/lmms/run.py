@@ -87,7 +87,7 @@ def check(tasks: Sequence[str], checkpoints: Sequence[str], options: LmmsOptions
             _asked(checkpoint, options)
     if options.include is not None and not os.path.isdir(options.include):
         raise StageError(f"--lmms-include {options.include}: no such folder")
-    with tempfile.TemporaryDirectory() as folder:
+    with _elsewhere() as folder:
         known = _inside(["tasks", *_included(options)], folder, options, _TO_LIST)["tasks"]
     for task in tasks:
         if task not in known:
@@ -197,9 +197,16 @@ def _near(folder: str) -> Iterator[str]:
         os.makedirs(path, exist_ok=True)
         yield path
     else:
-        path = tempfile.mkdtemp(prefix="vig-lmms-")
-        yield path
-        shutil.rmtree(path, ignore_errors=True)
+        with _elsewhere() as path:
+            yield path
+
+
+@contextmanager
+def _elsewhere() -> Iterator[str]:
+    """A folder that goes at the end of the block, but stays where that fails, with what was said in it."""
+    path = tempfile.mkdtemp(prefix="vig-lmms-")
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _run(model: str, task: str, asked: Asked, output: Claim, options: LmmsOptions, config: StageConfig) -> None:
