@@ -73,6 +73,11 @@ def write_dataset(family: Family, folder: Path, count: int, *, text_only: float 
     return str(path)
 
 
+def words_of(family: Family) -> list[str]:
+    """The words of its tokenizer, each one token."""
+    return _words(family.config.text_config.vocab_size)
+
+
 _SPECIALS = ("<unk>", "<s>", "</s>", "<image>")
 
 
