@@ -21,7 +21,7 @@ from vig_ray.evaluation.choosing import Choosing
 from vig_ray.evaluation.decoding import Decoding
 from vig_ray.evaluation.generation import Sampling, Written
 from vig_ray.evaluation.generator_check import make_sure
-from vig_ray.evaluation.load import check_generator, choose_generator
+from vig_ray.evaluation.load import check_generator
 from vig_ray.evaluation.torch_generator import TorchGenerator
 from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import Prompt, PromptError
@@ -326,7 +326,6 @@ def test_what_cannot_be_run_so_says_why(
         check_generator("vllm", "vcd", joins_cluster=True)
     with pytest.raises(StageError, match="--engine mine:engine: an engine of your own gives log-probs alone"):
         check_generator("mine:engine", None, joins_cluster=True)
-    assert choose_generator("auto", demo_formatter, CHECKPOINT, device="cuda", decoding="vcd")[0] == "torch"
     generator = TorchGenerator(model, demo_formatter, decoding=Decoding.of("pai"))
     hidden, text = generator.generate([blind(prompts[0]), prompts[-1]], [GREEDY] * 2)
     assert isinstance(hidden, Written)

@@ -19,6 +19,7 @@ class Choosing:
     """What N prompts write, each by `lines` rows of a batch: first the N prompts' first lines, then their second ones.
 
     All lines of a prompt go on with the same token. `followers` are told which rows are left, whenever there are fewer.
+    A prompt whose logits overflow ends there: what would be chosen of them is no answer.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Choosing:
     ) -> None:
         self.written: list[list[int]] = [[] for _ in prompts]
         self.finished = [False] * len(prompts)
+        self.overflowed = [False] * len(prompts)
         self.followers: list[Callable[[torch.Tensor], None]] = []
         self._sampling, self._stops = sampling, frozenset(stop_ids)
         self._lines, self._combine = lines, combine
@@ -45,8 +47,13 @@ class Choosing:
     def __call__(self, logits_RV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See `vig_ray.compat.generation.Choose`."""
         of_lines = logits_RV.chunk(self._lines)
+        sound_N = logits_RV.amax(-1).isfinite().view(self._lines, -1).all(0)  # NaN is the greatest wherever it is
         logits_NV = of_lines[0] if self._combine is None else self._combine(of_lines)
         tokens_N = logits_NV.argmax(-1)
+        for who, sound in zip(self._rows, sound_N.tolist(), strict=True):
+            if not sound and who in self._going_on:
+                self.overflowed[who] = True
+                self._going_on.discard(who)
         for row, who in enumerate(self._rows):
             drawn = self._draws[who]
             if drawn is not None and who in self._going_on:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vig_ray.dataset.images import MAX_PIXELS
+from vig_ray.evaluation.generation import HOTTEST
 from vig_ray.options import (
     CommaSeparated,
     Device,
@@ -66,7 +67,7 @@ class EvalConfig(StageConfig):
         json_schema_extra=repeated("MODEL"),
     )
     tasks: Annotated[tuple[str, ...], CommaSeparated, NotEmpty] = Field(
-        description="what they are asked; docs/evaluating.md lists the tasks",
+        description="what they are asked; docs/evaluating-tasks.md lists the tasks",
         json_schema_extra={"metavar": "NAME[,...]"},
     )
     data: Annotated[dict[str, str], BeforeValidator(by_name)] = Field(
@@ -81,7 +82,7 @@ class EvalConfig(StageConfig):
     )
     task_options: Annotated[dict[str, str], BeforeValidator(by_name)] = Field(
         default_factory=dict,
-        description="options of single tasks, which docs/evaluating.md lists",
+        description="options of single tasks, which docs/evaluating-tasks.md lists",
         json_schema_extra=repeated("TASK.NAME=VALUE"),
     )
     synonyms: str | None = Field(
@@ -105,7 +106,9 @@ class EvalConfig(StageConfig):
     draws: int = Field(1000, ge=0, description="draws of the bootstrap; 0: no intervals")
     seed: int = Field(0, ge=0, lt=1 << 63, description="seed of the bootstrap and, with a temperature, of answers")
     max_new_tokens: int | None = Field(None, ge=1, description="most tokens of an answer; by default the task's own")
-    temperature: float = Field(0.0, ge=0, description="0: the likeliest token each time, else answers are drawn")
+    temperature: float = Field(
+        0.0, ge=0, le=HOTTEST, description="0: the likeliest token each time, else answers are drawn"
+    )
     top_p: float = Field(
         1.0, gt=0, le=1, description="with a temperature, drawn among the likeliest tokens of this probability"
     )

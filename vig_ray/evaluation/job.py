@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +41,9 @@ from vig_ray.evaluation.questions import STAGE, Read, survey, write
 from vig_ray.evaluation.schema import ANSWERS
 from vig_ray.evaluation.summary import EvalSummary
 from vig_ray.model.checkpoint import fingerprint
-from vig_ray.model.load import Prompts, default_dtype, load_formatter, prompts_of, tell, template_fingerprint
+from vig_ray.model.load import Prompts, default_dtype, load_formatter, prompts_of, stop_ids, tell, template_fingerprint
 from vig_ray.pipeline import Step, commit_block, run_steps
-from vig_ray.scoring.engines.load import check_engine, engine_for
+from vig_ray.scoring.engines.load import check_engine, deciding, engine_for
 from vig_ray.scoring.in_process import run_steps_here, this_process
 from vig_ray.scoring.placement import ONE_OF_EACH, Pools, engine_there, pools_for
 from vig_ray.stage import Claim, claim, parquet_files, read_stage
@@ -111,6 +112,7 @@ def check(config: EvalConfig) -> Plan:
             raise StageError(
                 f"--engine {config.engine}: {asked.name} asks for shares of attention, which torch alone tells"
             )
+    _check_decoding(config, tasks, questions)
     if any(read.writes for read in questions) and ":" not in config.engine:
         check_generator(config.engine, config.decoding, joins_cluster=joins(config.address))
     plans = [_model_plan(config, model) for model in models] if tasks else []
@@ -118,11 +120,36 @@ def check(config: EvalConfig) -> Plan:
     return Plan(config, directory, tuple(models), tuple(tasks), tuple(questions), tuple(plans), lmms)
 
 
+def _check_decoding(config: EvalConfig, tasks: Sequence[Asked], questions: Sequence[Read]) -> None:
+    """Raise StageError for a decoding method that has no effect, or not the one that numbers would be taken for."""
+    method = Decoding.of(config.decoding)
+    if method.name == Decoding.name or not tasks:
+        return
+    if ":" in config.engine:
+        raise StageError(f"--decoding {method.name}: is for --engine torch; one of your own decodes as it does")
+    if not any(read.writes for read in questions):
+        raise StageError(f"--decoding {method.name}: no task of these lets a model write, so it has no effect")
+    for asked, read in zip(tasks, questions, strict=True):
+        if read.attends and method.acts:
+            raise StageError(
+                f"--decoding {method.name}: it changes attention, and {asked.name} tells the model's own; "
+                "ask in two runs"
+            )
+        if not read.writes:
+            log.warning("--decoding %s: %s lets no model write, and is as without", method.name, asked.name)
+
+
 def _model_plan(config: EvalConfig, model: Model) -> ModelPlan:
     prompts = prompts_of(config.model_copy(update={"model": model.checkpoint}))
     formatter = load_formatter(*prompts)
     tell(model.checkpoint, formatter)
-    written: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "decoding": config.decoding}
+    method = Decoding.of(config.decoding)
+    written: dict[str, Any] = {
+        "max_new_tokens": config.max_new_tokens,
+        "decoding": None if method.name == Decoding.name else method.spec,
+        "vllm": deciding(config.vllm),
+        "stops": sorted(stop_ids(model.checkpoint, formatter)),
+    }
     if config.temperature:
         written |= {"temperature": config.temperature, "top_p": config.top_p, "seed": config.seed}
     identity = {
@@ -233,6 +260,8 @@ def _answer(plan: Plan, model: ModelPlan, output: Claim, ray_has: Machines, *, h
         engine, why = "torch", "auto: attention is told by torch alone"
     else:
         engine, why = engine_there(asked or "auto", plan.passes, ray_has, device)
+    if here and engine == "vllm":
+        raise StageError(f"{output.directory}: an earlier run took vllm, which runs by Ray; leave in_process out")
     if any(read.attends for read in plan.questions) and engine == "vllm":  # an earlier run's
         raise StageError(f"{output.directory}: answered by vllm, and attention needs torch; choose another --out")
     dtype = config.dtype or earlier.get("dtype") or default_dtype(model.model.checkpoint, device)

@@ -19,7 +19,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import vig_ray
 from vig_ray.dataset.hosts import seconds_of
@@ -244,6 +244,8 @@ def _endpoint(url: str) -> str:
         raise StageError(f"--judge {url}: takes the address of an OpenAI-compatible API, such as http://HOST:8000/v1")
     if parts.username is not None or parts.password is not None:
         raise StageError(f"--judge: an address with a name or password in it would be recorded; {KEY} holds the key")
+    if any(name != "api-version" for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
+        raise StageError(f"--judge: what follows ? in an address would be recorded; leave it out, {KEY} holds the key")
     path = parts.path.rstrip("/")
     path = path if path.endswith("/chat/completions") else f"{path}/chat/completions"
     return urlunsplit(parts._replace(path=path, fragment=""))

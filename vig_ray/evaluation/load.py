@@ -13,7 +13,7 @@ from vig_ray.model.chat import ChatFormatter
 from vig_ray.model.load import load_formatter, load_model, stop_ids, tell
 from vig_ray.model.prompt import Formatter
 from vig_ray.options import Template
-from vig_ray.scoring.engines.load import NOT_INSTALLED, choose_engine, engine_for, vllm_installed
+from vig_ray.scoring.engines.load import NOT_INSTALLED, engine_for, vllm_installed
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +30,6 @@ def check_generator(asked: str, decoding: str | None, *, joins_cluster: bool) ->
         raise StageError(f"--decoding {method.name}: vLLM has no decoding methods of this kind; take --engine torch")
     if asked == "vllm" and not vllm_installed() and not joins_cluster:
         raise StageError(NOT_INSTALLED)
-
-
-def choose_generator(
-    asked: str, formatter: Formatter, model: str, *, device: str, decoding: str | None = None
-) -> tuple[str, str]:
-    """torch or vllm, and why, in words. Raises StageError where the one that was asked for can't take the model."""
-    if asked == "auto" and Decoding.of(decoding).name != Decoding.name:
-        return "torch", "auto: vLLM has no decoding methods"
-    if asked == "auto" and engine_for(asked, formatter, model) == "torch":
-        return "torch", "auto: the model's processor makes each sample as a whole"
-    engine_for(asked, formatter, model)
-    return choose_engine(asked, device=device, references=())
 
 
 def load_generator(

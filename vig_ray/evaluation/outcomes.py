@@ -26,7 +26,8 @@ class Marked:
     """What one model made of a task's Q questions, in the order of their keys.
 
     `answered` bool [Q]: which have marks. `columns`: the marks, float64 [Q] each, NaN where there are none. `failures`:
-    of the others, by the class of their error, with one of its messages.
+    of the others, by the class of their error, with one of its messages. `cut`: how many answers were cut at the most
+    new tokens.
     """
 
     keys: pa.Array
@@ -36,11 +37,12 @@ class Marked:
     columns: Columns
     failures: Counter[str]
     examples: Mapping[str, str]
+    cut: int = 0
 
 
 def read_marked(directory: str, task: str) -> Marked:
     """The rows of one task in OUT/evaluation/MODEL."""
-    columns = ["sample_key", "group", "unit", "marks", "error"]
+    columns = ["sample_key", "group", "unit", "marks", "error", "finished"]
     table = dataset(directory).to_table(columns=columns, filter=pads.field("task") == task)
     table = table.take(pc.sort_indices(table["sample_key"])).combine_chunks()
     keys = table["sample_key"].combine_chunks()
@@ -54,6 +56,7 @@ def read_marked(directory: str, task: str) -> Marked:
         _columns(table["marks"].combine_chunks()),
         failures,
         {error.partition(":")[0]: error for error in reversed(errors)},
+        int(pc.sum(pc.invert(table["finished"])).as_py() or 0),
     )
 
 
@@ -76,7 +79,8 @@ class OfModel:
     """A model's numbers on one task. `differences`: to the baseline, on the questions that both have marks of, `common`
     of them; empty for the baseline itself. `by_group`: of each group, how many questions have marks, and the numbers.
 
-    `on_common`, `baseline_on_common`: values and draws of the numbers that the differences are of.
+    `on_common`, `baseline_on_common`: values and draws of the numbers that the differences are of. `cut`: answers that
+    were cut at the most new tokens.
     """
 
     answered: int
@@ -88,6 +92,7 @@ class OfModel:
     differences: Mapping[str, Estimate]
     on_common: Drawn
     baseline_on_common: Drawn
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,7 @@ def compared(task: Task, marked: Mapping[str, Marked], baseline: str, *, draws: 
             differences={} if name == baseline else _differences(task.metrics_of, ours, theirs),
             on_common=ours,
             baseline_on_common=theirs,
+            cut=one.cut,
         )
     return OfTask(task.name, task.source, task.metrics_of, len(first.keys), units, models)
 

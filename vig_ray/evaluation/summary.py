@@ -105,6 +105,8 @@ class EvalSummary:
                     yield f"{task.name}: {total:,} of {task.questions:,} failed by {model}, not in its numbers"
                     for kind, count in one.failures.most_common(_MOST_FAILURES):
                         yield f"  {count:,} {one.examples[kind]}"
+                if one.cut:
+                    yield f"{task.name}: {one.cut:,} answers by {model} were cut at the most new tokens"
 
     def json(self) -> Json:
         """All of it as JSON values; shares from 0 to 1."""

@@ -187,7 +187,7 @@ class TorchGenerator:
             batch.append(asked)
         return batch
 
-    def _attempt(self, batch: Sequence[_Asked]) -> list[Written] | PromptError:
+    def _attempt(self, batch: Sequence[_Asked]) -> Sequence[Written | PromptError] | PromptError:
         """Run a batch; a PromptError where it fails, whose cause is what was raised (none for want of memory).
 
         Raises EngineDiedError where the device is unusable from now on.
@@ -218,7 +218,7 @@ class TorchGenerator:
         log.warning("out of memory: going on with at most %d tokens a batch", self.max_batch_tokens)
         return True
 
-    def _run(self, batch: Sequence[_Asked]) -> list[Written]:
+    def _run(self, batch: Sequence[_Asked]) -> list[Written | PromptError]:
         """Whatever the model raises is raised."""
         prompts, sampling = [asked.prompt for asked in batch], [asked.sampling for asked in batch]
         count = len(batch[0].lines)
@@ -228,7 +228,13 @@ class TorchGenerator:
         choosing = Choosing(prompts, sampling, self.stop_ids, lines=count, combine=combine)
         most = max(each.max_new_tokens for each in sampling)
         self.write(lines, batch[0].way, choosing, most=most, acts=acts, choosing=choosing)
-        return [self._written(ids, done) for ids, done in zip(choosing.written, choosing.finished, strict=True)]
+        answers = zip(choosing.written, choosing.finished, choosing.overflowed, strict=True)
+        return [
+            PromptError("NotFinite", "logits overflow; --dtype bfloat16 or float32 has the range")
+            if overflowed
+            else self._written(ids, done)
+            for ids, done, overflowed in answers
+        ]
 
     def write(
         self,

@@ -24,7 +24,7 @@ from vig_ray.pipeline import count_samples, run_steps
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.blur import blur_by
 from vig_ray.scoring.config import ScoreConfig
-from vig_ray.scoring.engines.load import check_engine, engine_for
+from vig_ray.scoring.engines.load import check_engine, deciding, engine_for
 from vig_ray.scoring.engines.prefixes import told
 from vig_ray.scoring.in_process import FEW, run_steps_here, this_process
 from vig_ray.scoring.passes import Passes, rows_here, stored_rows
@@ -43,15 +43,6 @@ log = logging.getLogger(__name__)
 
 _OF_DATA = "blur-mean"  # the reference that a dataset decides
 _CPUS_OF_RAY_DATA = 4  # to read, to cut into blocks, to filter the rows done before and to write, all at once
-# Options of vLLM's that change no log-prob by more than rounding does: a run may go on with others.
-_SPEED_AND_MEMORY = frozenset(
-    {
-        "block_size", "compilation_config", "cpu_offload_gb", "disable_log_stats", "distributed_executor_backend",
-        "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
-        "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs", "mm_processor_cache_gb",
-        "pipeline_parallel_size", "tensor_parallel_size",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -314,7 +305,7 @@ def _identity(plan: Plan, samples: str, average: bytes | None) -> dict[str, Any]
         "model": plan.model,
         "template": plan.template,
         "engine": None if config.engine == "auto" else config.engine,
-        "vllm": {key: value for key, value in config.vllm.items() if key not in _SPEED_AND_MEMORY} or None,
+        "vllm": deciding(config.vllm),
         **({"passes": "text"} if config.passes == "text" else {}),
         "references": _references(plan, average),
         "dtype": config.dtype,

@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -34,6 +35,7 @@ from vig_ray.evaluation.lmms.model import Asked, served, serving, wrapped
 from vig_ray.evaluation.lmms.results import LOG, LmmsResult, collect, read
 from vig_ray.model.checkpoint import fingerprint
 from vig_ray.progress import duration
+from vig_ray.scoring.engines.load import deciding
 from vig_ray.stage import Claim, StageConfig, claim, read_stage
 from vig_ray.storage import filesystem, join, scheme_of
 
@@ -82,6 +84,11 @@ def check(tasks: Sequence[str], checkpoints: Sequence[str], options: LmmsOptions
     Takes some ten seconds, in which lmms-eval reads all its tasks. Raises StageError.
     """
     python_of(options.environment)
+    secret = re.search(r",\s*(\w*(?:key|token|secret|password)\w*)\s*=", options.wrapper or "", re.IGNORECASE)
+    if secret:
+        raise StageError(
+            f"--lmms-wrapper: {secret[1]} would be recorded; lmms-eval's classes read their keys from the environment"
+        )
     for checkpoint in checkpoints:
         if options.through == "torch":
             _asked(checkpoint, options)
@@ -140,6 +147,7 @@ def _claim(model: str, checkpoint: str, task: str, out: str, options: LmmsOption
         "limit": options.limit,
         "seed": options.seed,
         "generation": dict(options.generation),
+        "vllm": deciding(options.vllm) if options.through == "vllm" else None,
         "include": _digest(options.include),
     }
     return claim(join(out, FOLDER, model, task), _STAGE, identity, overwrite=overwrite, resumes=False)

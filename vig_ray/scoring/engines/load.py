@@ -23,6 +23,22 @@ NOT_INSTALLED = (
 )
 
 
+# Options of vLLM's that change no log-prob by more than rounding does: a run may go on with others.
+_SPEED_AND_MEMORY = frozenset(
+    {
+        "block_size", "compilation_config", "cpu_offload_gb", "disable_log_stats", "distributed_executor_backend",
+        "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization",
+        "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs", "mm_processor_cache_gb",
+        "pipeline_parallel_size", "tensor_parallel_size",
+    }
+)  # fmt: skip
+
+
+def deciding(options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Those of vLLM's options that a run may not go on without, None where there are none."""
+    return {key: value for key, value in options.items() if key not in _SPEED_AND_MEMORY} or None
+
+
 def vllm_installed() -> bool:
     """Whether vLLM can be imported here; finds out without importing it, which takes many seconds."""
     return importlib.util.find_spec("vllm") is not None
