@@ -17,7 +17,7 @@ from vig_ray.dataset.schema import Image, Turn
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.evaluation import job
-from vig_ray.evaluation.asked import asked_for, model_of
+from vig_ray.evaluation.asked import Model, asked_for, model_of
 from vig_ray.evaluation.config import EvalConfig
 from vig_ray.evaluation.likelihood import Choice, likeliest
 from vig_ray.evaluation.question import Answer, Question
@@ -80,6 +80,9 @@ def test_options_come_from_everywhere(
         ({"task_options": {"choices.by": "x"}}, "choices.by=x: expected one of token, sum, character, letter"),
         ({"baseline": "other"}, "--baseline other: takes one of the models' names"),
         ({"engine": "no_such:engine"}, "--engine no_such:engine"),
+        ({"decoding": "vdc"}, "--decoding vdc: no such method"),
+        ({"decoding": "vcd"}, "--decoding vcd: no task of these lets a model write"),
+        ({"decoding": "vcd", "engine": "tests.engines.one_by_one:engine"}, "--decoding vcd: is for --engine torch"),
     ],
 )
 def test_a_wrong_command_is_one_line_before_any_model(
@@ -106,6 +109,7 @@ def test_a_wrong_command_is_one_line_before_any_model(
         ({"task_options": ("choices=1",)}, "takes TASK.NAME=VALUE"),
         ({"tasks": "exact,exact"}, "names a task twice"),
         ({"judge": "http://host"}, "--judge and --judge-model go together"),
+        ({"temperature": 2.5}, "less than or equal to 2"),
     ],
 )
 def test_options_that_dont_go_together_are_refused(options: dict[str, Any], told: str) -> None:
@@ -244,3 +248,19 @@ def test_a_benchmark_becomes_samples_with_its_right_answers(
         assert "has no effect with --task choices" in capsys.readouterr().err
     with pytest.raises(StageError, match="no such task"):
         asked_for(config_of(data, tmp_path, (CHECKPOINT,), "choices").model_copy(update={"tasks": ("x",)}))
+
+
+def test_answers_are_of_a_method_however_it_is_spelled(data: Path, tmp_path: Path) -> None:
+    """And of vLLM's options that change numbers, not of those that are about speed."""
+
+    def identity(**options: Any) -> dict[str, Any]:
+        given: dict[str, Any] = {"model": (CHECKPOINT,), "tasks": "exact", "out": str(tmp_path)}
+        config = EvalConfig(**given, data={"exact": str(data / "asked/exact.jsonl")}, **options)
+        return job._model_plan(config, Model("demo", CHECKPOINT)).identity
+
+    assert identity(decoding="vcd") == identity(decoding="vcd,alpha=1")
+    assert identity(decoding="vcd") != identity(decoding="vcd,alpha=2")
+    assert identity(decoding="plain") == identity()
+    assert identity(vllm={"max_num_seqs": 8}) == identity()
+    assert identity(vllm={"quantization": "fp8"}) != identity()
+    assert identity()["stops"] == [2]

@@ -184,6 +184,7 @@ def test_a_request_that_always_fails_is_one_row_while_others_are_answered(server
     [
         ("localhost:8000", r"--judge localhost:8000: takes the address of an OpenAI-compatible API"),
         ("ftp://host/v1", r"takes the address"),
+        ("https://host/v1?key=secret", r"^--judge: what follows \? in an address would be recorded; leave it out"),
         ("http://me:secret@host/v1", r"^--judge: an address with a name or password in it would be recorded; OPEN"),
     ],
 )

@@ -18,7 +18,7 @@ from tests.evaluation.asked import Alone, check, generated, questions, shuffled
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT
 from vig_ray.evaluation import generator_check
-from vig_ray.evaluation.choosing import draw
+from vig_ray.evaluation.choosing import Choosing, draw
 from vig_ray.evaluation.generation import Sampling, Written
 from vig_ray.evaluation.load import load_generator
 from vig_ray.evaluation.torch_generator import TorchGenerator
@@ -267,3 +267,22 @@ def test_it_says_how_it_was_checked_and_a_way_that_is_wrong_is_not_taken(
     assert "questions are answered one by one, since in batches they differ by" in caplog.text
     found = generator.generate(llava.prompts, [GREEDY] * len(llava.prompts))
     assert all(check(*pair, llava.stops) for pair in zip(found, llava.alone, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_overflow_are_no_answer_and_the_others_go_on(llava: Family, temperature: float) -> None:
+    """As in float16: from its second token on one prompt of a batch has nothing to choose from."""
+    sampling = [Sampling(max_new_tokens=4, temperature=temperature)] * 2
+    choosing = Choosing(llava.prompts[:2], sampling, llava.stops)
+    logits = torch.zeros((2, 8))
+    logits[:, 5] = 9.0
+    choosing(logits)
+    broken = logits.clone()
+    broken[1, 3] = torch.nan
+    _, left = choosing(broken)
+    assert left is not None
+    assert left.tolist() == [0]
+    choosing(logits[:1])
+    assert choosing.overflowed == [False, True]
+    assert len(choosing.written[0]) == 3
+    assert len(choosing.written[1]) == 1
