@@ -24,10 +24,12 @@ from safetensors.torch import load_file
 
 from tests import prefork
 from tests.cluster.spot import SOON, announce
+from tests.command import call
 from tests.end_to_end.conftest import ROOT, vig
 from tests.end_to_end.server import wait_until
 from tests.image_store import ImageStore, hold_images, image_store
 from tests.selection.made import selected, write_selected
+from tests.training.aligned import write_captions, write_model
 from tests.training.runs import alone, setup_of, weights_of
 from tests.training.texts import text_setup, write_llama
 from vig_ray.demo import CHECKPOINT
@@ -117,6 +119,30 @@ def workers_of(pid: int) -> list[int]:
     return workers
 
 
+def kill_both(asked: Sequence[str], out: Path, images: ImageStore, kept: dict[int, int]) -> None:
+    """Run a command, kill one of its workers in a held step, and the driver in a later one. `kept`: by these steps, the
+    newest checkpoint that there is by then."""
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "vig_ray.cli", *asked], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    (first, after_first), (second, after_second) = kept.items()
+    try:
+        images.wait_for(str(first))
+        assert steps_kept(out) == after_first
+        os.kill(workers_of(driver.pid)[0], signal.SIGKILL)
+        images.wait_for(str(first), times=2)  # by a new group
+        images.let_go(str(first))
+        images.wait_for(str(second))
+        assert steps_kept(out) == after_second
+        workers = workers_of(driver.pid)
+    finally:
+        driver.kill()
+    driver.wait()
+    wait_until(lambda: not any(map(psutil.pid_exists, workers)))  # else they may go on for a while
+    images.let_go(str(second))
+    assert not (out / "model").exists()
+
+
 def test_a_worker_and_then_the_driver_killed(
     data: Path, tmp_path: Path, images: ImageStore, undisturbed: Undisturbed
 ) -> None:
@@ -124,28 +150,38 @@ def test_a_worker_and_then_the_driver_killed(
     out = tmp_path / "out"
     samples = held(data, tmp_path, images, (6, 12))
     asked = command(data, out, samples=samples, workers=2)
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "vig_ray.cli", *asked], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    try:
-        images.wait_for("6")
-        assert steps_kept(out) == 5
-        os.kill(workers_of(driver.pid)[0], signal.SIGKILL)
-        images.wait_for("6", times=2)  # by a new group
-        images.let_go("6")
-        images.wait_for("12")
-        assert steps_kept(out) == 10
-    finally:
-        driver.kill()
-    driver.wait()
-    images.let_go("12")
-    assert not (out / "model").exists()
+    kill_both(asked, out, images, {6: 5, 12: 10})
     done = vig(*asked)
     assert f"{STEPS} steps, {STEPS * BATCH} samples" in done.stdout
     assert "going on at step" in done.stderr
     assert_as_undisturbed(out, undisturbed)
     assert "already complete" in vig(*asked).stderr
     assert steps_kept(out) == STEPS
+
+
+def test_an_alignment_whose_worker_and_driver_are_killed(tmp_path: Path, images: ImageStore) -> None:
+    """Given again with one worker it comes to what it does alone, in this process, and nothing but the projector has
+    moved."""
+    captions, model, out = write_captions(tmp_path / "captions", 24), write_model(tmp_path), tmp_path / "out"
+    options = {"stage": "align", "model": model, "global_batch": 4, "max_steps": 6, "dtype": "float32"}
+    setup = setup_of(captions, selection=False, lr=None, **options)
+    expected = alone(setup, tmp_path / "undisturbed")
+    source = setup.source(images=False)
+    places = {
+        str(step): [each.key for each in source.__getitems__(setup.sampler.positions(step).tolist())] for step in (1, 3)
+    }
+    samples = hold_images(captions, tmp_path / "held", images, places) / "samples"
+    given = options | {"samples": samples, "out": out, "save_every": 1}
+    asked = ["train", *(word for name in given for word in (f"--{name.replace('_', '-')}", str(given[name])))]
+    kill_both([*asked, "--workers", "2"], out, images, {1: 1, 3: 3})
+    assert "going on at step" in call(*asked, "--workers", "1").stderr
+    log = log_of(out)
+    assert [line["workers"] for line in log] == [2, 2, 2, 1, 1, 1]
+    assert [line["loss"] for line in log] == pytest.approx([line["loss"] for line in expected.log], abs=1e-5)
+    written, before = (load_file(Path(folder) / "model.safetensors") for folder in (out / "model", model))
+    for name, tensor in weights_of(expected).items():
+        assert (written[hub_name(name)] - tensor).abs().max() < 1e-5, name
+        assert torch.equal(written[hub_name(name)], before[hub_name(name)]) == ("projector" not in name), name
 
 
 def test_a_language_model_whose_worker_and_driver_are_killed(tmp_path: Path, data: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
+from transformers import AutoModelForImageTextToText
 
 from tests.command import call
 from tests.conftest import VLLM_OPTIONS
@@ -19,8 +21,12 @@ from tests.end_to_end.server import wait_until
 from tests.end_to_end.test_demo_truth import GOLDEN
 from tests.gates import assert_as_expected, committed_rows
 from tests.image_store import hold_images, image_store
+from tests.training.aligned import write_captions, write_model
+from tests.training.runs import alone, left_by, setup_of
 from vig_ray.dataset.schema import IMAGE_MARK
 from vig_ray.demo import CHECKPOINT, truth, world
+from vig_ray.scoring import job
+from vig_ray.scoring.config import ScoreConfig
 from vig_ray.stage import read_stage
 
 pytestmark = pytest.mark.vllm
@@ -114,6 +120,26 @@ def test_wrong_options_are_one_line(by_vllm: Path, tmp_path: Path, options: list
     (last,) = [line for line in done.stderr.splitlines() if line.startswith("vig: ")]
     assert told in last
     assert "Traceback" not in done.stderr
+
+
+def test_an_aligned_model_of_ones_own_is_scored_alike_by_both_engines(tmp_path: Path) -> None:
+    """Put together with a new projector, and aligned; it loads in transformers, too."""
+    captions = write_captions(tmp_path / "captions", 24)
+    # vLLM's attention on a CPU takes no head narrower than 32.
+    model = write_model(tmp_path, num_attention_heads=2, num_key_value_heads=1)
+    setup = setup_of(captions, selection=False, model=model, stage="align", lr=None, max_steps=4, global_batch=6)
+    aligned = str(left_by(alone(setup, tmp_path / "checkpoints"), tmp_path / "run") / "model")
+    projector = "model.multi_modal_projector.linear_1.weight"
+    before, after = (
+        AutoModelForImageTextToText.from_pretrained(folder).state_dict()[projector] for folder in (model, aligned)
+    )
+    assert not torch.equal(before, after)
+    vig("score", "--data", str(captions), "--model", aligned, "--out", str(tmp_path / "vllm"), *BLUR, *ENGINE)
+    by_torch = ScoreConfig(data=str(captions), model=aligned, out=str(tmp_path / "torch"), blur="opencv")
+    job.run(by_torch, in_process=True)
+    assert_as_expected(read_scores(tmp_path / "vllm"), read_scores(tmp_path / "torch"), atol=1e-4)
+    assert all(row["vig"] is not None for row in read_scores(tmp_path / "torch"))
+    assert "LlavaForConditionalGeneration" in (read_stage(str(tmp_path / "vllm" / "scores")) or {})["timing"]["engine"]
 
 
 def test_a_killed_engine_process_costs_nothing(by_vllm: Path, tmp_path: Path) -> None:

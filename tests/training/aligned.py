@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from tests.model.own_parts import TOWERS, write_own
 from vig_ray.dataset import importing
@@ -13,12 +14,12 @@ from vig_ray.demo import world
 from vig_ray.model.assemble import AssembleConfig, run
 
 
-def write_model(folder: Path, kind: str = "llama", tower: str = "clip") -> str:
-    """`folder`/model, put together from `folder`/language and `folder`/tower."""
-    write_own(folder / "language", kind, bos="<s>")
+def write_model(folder: Path, kind: str = "llama", tower: str = "clip", **config: Any) -> str:
+    """`folder`/model, put together from `folder`/language and `folder`/tower. `config`: of the language model."""
+    write_own(folder / "language", kind, bos="<s>", **config)
     TOWERS[tower](folder / "tower")
-    config = {"language_model": "language", "vision_tower": "tower", "out": "model"}
-    given = {name: str(folder / value) for name, value in config.items()}
+    parts = {"language_model": "language", "vision_tower": "tower", "out": "model"}
+    given = {name: str(folder / value) for name, value in parts.items()}
     run(AssembleConfig(**given, projector="random", dtype="float32"))
     return str(folder / "model")
 

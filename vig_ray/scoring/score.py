@@ -17,7 +17,7 @@ from vig_ray.scoring.mortal import Blocks, Rows
 from vig_ray.scoring.prepared import unpack
 from vig_ray.scoring.schema import TEXT_EXACT, scores_schema
 from vig_ray.scoring.text_pass import carried
-from vig_ray.tables.passes import CLEAN, TEXT, logprobs_column, loss_column
+from vig_ray.tables.passes import CLEAN, TEXT, error_kind, logprobs_column, loss_column
 
 Outcome = LogProbs | PromptError
 """What a pass gives of one sample: log-probs, float32 [T], or why there are none."""
@@ -84,7 +84,7 @@ def _columns(outcomes: Mapping[str, Outcome], row: Mapping[str, Any], first: str
 def _told(name: str, error: PromptError) -> str:
     """A failed pass in the words of its row's `error`: the clean pass's own, a reference's with its name."""
     told = str(error)
-    return told if name == CLEAN or error.kind == name.capitalize() else f"{name.capitalize()}: {told}"
+    return told if name == CLEAN or error.kind == error_kind(name) else f"{error_kind(name)}: {told}"
 
 
 class Scorer:

@@ -10,6 +10,7 @@ Scores of the text pass alone (`vig score --passes text`) have no clean pass, an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,11 @@ def logprobs_column(name: str) -> str:
     return f"{name.replace('-', '_')}_logprobs"
 
 
+def error_kind(name: str) -> str:
+    """What the error of a row begins with where the pass of this reference failed: No-image for no-image."""
+    return name.capitalize()
+
+
 def of_one_reference(record: Mapping[str, Any]) -> bool:
     """Whether an earlier version wrote these scores, which knew one reference a run."""
     return "references" not in record.get("identity", {})
@@ -58,7 +64,7 @@ class View:
 
     `reference`: its name. `loss`, `logprobs`: its columns. `is_first`: `vig` is of this reference. `scored`: what makes
     scores the same to whoever reads them under it: identity and counts, without the other references, which may be
-    added any time.
+    added any time. `others`: their names.
     """
 
     reference: str
@@ -66,6 +72,7 @@ class View:
     logprobs: str
     is_first: bool
     scored: dict[str, Any]
+    others: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, record: Mapping[str, Any], scores: str, reference: str | None = None, *, gains: bool = True) -> View:
@@ -92,7 +99,8 @@ class View:
         without = {key: value for key, value in identity.items() if key != "references"}
         without["reference"] = identity["references"][names.index(name)]
         scored = {"identity": without, "counts": counts}
-        return cls(name, loss_column(name), logprobs_column(name), name == names[0], scored)
+        others = tuple(each for each in names if each != name)
+        return cls(name, loss_column(name), logprobs_column(name), name == names[0], scored, others)
 
     def stored(self, columns: Iterable[str]) -> list[str]:
         """The stored columns that these are made of."""
@@ -116,5 +124,18 @@ class View:
             return stored["vig"] if self.is_first else pc.subtract(stored[self.loss], stored[loss_column(CLEAN)])
         if column == "error":  # that of another reference's pass is none here
             scored = self._column(stored, "vig").is_valid()
-            return pc.if_else(scored, pa.scalar(None, pa.string()), stored["error"])
+            return self._own(pc.if_else(scored, pa.scalar(None, pa.string()), stored["error"]))
         return stored[self._stored_as(column)]
+
+    def _own(self, errors: Any) -> Any:
+        """Errors without those of other references' passes, unless there is nothing else."""
+        if not self.others or errors.null_count == len(errors):
+            return errors
+        of_others = tuple(f"{error_kind(name)}: " for name in self.others)
+        passes = "|".join(re.escape(error_kind(name)) for name in (self.reference, *self.others))
+
+        def own(error: str) -> str:
+            parts = re.split(f"; (?=(?:{passes}): )", error)
+            return "; ".join([part for part in parts if not part.startswith(of_others)] or parts)
+
+        return pa.array([error and own(error) for error in errors.to_pylist()], pa.string())
