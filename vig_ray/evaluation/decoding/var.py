@@ -1,8 +1,8 @@
 """VAR: attention that sinks draw is handed on to the rest of the image.
 
 Source: Kang et al., "See What You Are Told: Visual Attention Sink in Large Multimodal Models", ICLR 2025, arXiv
-2503.03321, with the numbers and steps of its released code as forks of it have them. A sink is a token whose state, at
-layer's input and divided by its root mean square, exceeds tau in one of the language model's few sink dimensions. In
+2503.03321, with the numbers and steps of its released code, as forks of it have them. A sink is a token whose state, at
+a layer's input and divided by its root mean square, exceeds tau in one of the language model's few sink dimensions. In
 each layer from `start` on but the last, a query behind the image hands on in those heads that look at the image,
 
     share of the image >= least    and    share of that on the image's sinks <= rho,
