@@ -13,7 +13,7 @@ from vig_ray.cluster import Machines
 from vig_ray.errors import StageError
 from vig_ray.model.prompt import Prompt
 from vig_ray.row_counter import RowCounter
-from vig_ray.scoring import score
+from vig_ray.scoring import mortal, score
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines import EngineDiedError, load
 from vig_ray.scoring.placement import pools_for
@@ -145,7 +145,7 @@ def lives(monkeypatch: pytest.MonkeyPatch) -> Any:
         raise SystemExit
 
     monkeypatch.setattr(ray, "get", lambda value: value)
-    monkeypatch.setattr(score.os, "_exit", leave)
+    monkeypatch.setattr(mortal.os, "_exit", leave)
 
     def run(engine: Fragile, table: pa.Table, counter: Local) -> tuple[list[dict[str, Any]], int]:
         monkeypatch.setattr(score, "load_engine", lambda **_: engine)
