@@ -78,8 +78,11 @@ def vig(*words: object) -> None:
 
 
 def read_first(folder: str, sizes: Sizes) -> None:
-    """The parts: `folder`/tower, and `folder`/language/model, which has read texts of the world."""
+    """The parts: `folder`/tower, and `folder`/language/model, which has read texts of the world, where there are any."""
     parts.write_tower(f"{folder}/tower")
+    if not sizes.texts:
+        parts.write_language_model(f"{folder}/language/model")
+        return
     parts.write_language_model(f"{folder}/new")
     data = captions.write_texts(f"{folder}/texts/data", sizes.texts, seed=50_000)
     vig("import", "--data", data, "--out", f"{folder}/texts")

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.demo_pretraining import Sizes, run, weights_by_key
 from vig_ray.stage import parquet_files
 
-SMALL = Sizes(texts=96, reference=48, captions=48, samples=48, held_out=24, batch=16)
+SMALL = Sizes(texts=0, reference=48, captions=48, samples=48, held_out=24, batch=16)
 
 
 @pytest.mark.usefixtures("local_ray")
