@@ -78,7 +78,7 @@ def vig(*words: object) -> None:
 
 
 def read_first(folder: str, sizes: Sizes) -> None:
-    """The parts: `folder`/tower, and `folder`/language/model, which has read texts of the world, where there are any."""
+    """The parts: `folder`/tower, and `folder`/language/model, which has read texts, where there are any."""
     parts.write_tower(f"{folder}/tower")
     if not sizes.texts:
         parts.write_language_model(f"{folder}/language/model")
