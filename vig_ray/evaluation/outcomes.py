@@ -80,7 +80,7 @@ class OfModel:
     of them; empty for the baseline itself. `by_group`: of each group, how many questions have marks, and the numbers.
 
     `on_common`, `baseline_on_common`: values and draws of the numbers that the differences are of. `cut`: answers that
-    were cut at the most new tokens.
+    were cut at the most new tokens. `incomplete`: questions that the task leaves out for marks that are missing.
     """
 
     answered: int
@@ -93,6 +93,7 @@ class OfModel:
     on_common: Drawn
     baseline_on_common: Drawn
     cut: int = 0
+    incomplete: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ def compared(task: Task, marked: Mapping[str, Marked], baseline: str, *, draws: 
             on_common=ours,
             baseline_on_common=theirs,
             cut=one.cut,
+            incomplete=_incomplete(task, one),
         )
     return OfTask(task.name, task.source, task.metrics_of, len(first.keys), units, models)
 
@@ -188,6 +190,11 @@ def _differences(metrics: Sequence[Metric], ours: Drawn, theirs: Drawn) -> dict[
         draws = ours.draws[name] - theirs.draws[name] if name in ours.draws else None
         found[name] = estimate(ours.values[name] - theirs.values[name], draws)
     return found
+
+
+def _incomplete(task: Task, one: Marked) -> int:
+    count = getattr(task, "incomplete", None)
+    return int(count({name: values[one.answered] for name, values in one.columns.items()})) if count else 0
 
 
 def _by_group(task: Task, one: Marked) -> dict[str, tuple[int, Numbers]]:

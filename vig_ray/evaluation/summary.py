@@ -105,6 +105,11 @@ class EvalSummary:
                     yield f"{task.name}: {total:,} of {task.questions:,} failed by {model}, not in its numbers"
                     for kind, count in one.failures.most_common(_MOST_FAILURES):
                         yield f"  {count:,} {one.examples[kind]}"
+                if one.incomplete:
+                    yield (
+                        f"{task.name}: {one.incomplete:,} questions failed by {model} in some of their ways, not in "
+                        "its numbers in any way"
+                    )
                 if one.cut:
                     yield f"{task.name}: {one.cut:,} answers by {model} were cut at the most new tokens"
 
@@ -142,6 +147,7 @@ def _task_json(task: OfTask) -> Json:
             name: {
                 "answered": one.answered,
                 "failed": one.failures.total(),
+                "incomplete": one.incomplete,
                 "failures": {one.examples[kind]: count for kind, count in one.failures.most_common()},
                 "numbers": {metric: each.json() for metric, each in one.numbers.items()},
                 "common": one.common,

@@ -66,8 +66,9 @@ class Task(Protocol):
     process before any `mark`, with what the command says of the task; where a judge or a list is needed, say.
     `check(given)`: called once, before models are asked; where something can be missing, a judge say.
     `at_once`: how many threads may `mark` at a time, 1 by default; for those who wait for a judge. `ways`: how many
-    questions in a row are one of the benchmark's, asked in several ways; --limit counts them as one. `curves`: of the
-    marks of several models, a table of `vig_ray.evaluation.curves`.
+    questions in a row are one of the benchmark's, asked in several ways; --limit counts them as one.
+    `incomplete(marks)`: how many questions no number takes though there are marks of them, as others of the same are
+    missing. `curves`: of the marks of several models, a table of `vig_ray.evaluation.curves`.
     """
 
     name: str

@@ -2,7 +2,8 @@
 
 Each question of the inner task comes once for each way, one after the other; they are one unit, so that the bootstrap
 draws them together, and `--limit` counts them as one. An answer is marked as the inner task marks it, and the inner
-task's main number is computed of each way's answers.
+task's main number is computed of each way's answers. Only questions with marks in every way count, so that all ways are
+of the same questions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vig_ray.errors import StageError
 from vig_ray.evaluation.judged import JudgedMarks
@@ -22,6 +24,7 @@ from vig_ray.evaluation.task import Given, Metric, Task, Weights
 
 log = logging.getLogger(__name__)
 
+_NUMBER = "wrapped number"  # a mark: the question's place among the inner task's
 _KEY = "wrapped"  # in a question's `more`: the way that it is asked, and what of it isn't the inner task's
 
 
@@ -61,9 +64,26 @@ class Wrapped:
         return replace(given, options=own)
 
     def mark(self, question: Question, answer: Answer) -> Marks:
-        """The inner task's marks, and the number of the way that the question was asked."""
+        """The inner task's marks, the number of the way that the question was asked, and the question's own."""
         marks = self.inner.mark(inner_question(question), answer)
-        return and_marks(marks, {"way": float(asked_of(question)["way"])})
+        asked = asked_of(question)
+        return and_marks(marks, {"way": float(asked["way"]), _NUMBER: float(asked["number"])})
+
+    def in_all_ways(self, marks: Columns, weights_N: Weights) -> tuple[Columns, Weights]:
+        """The marks and weights of answers to questions that have marks in every way."""
+        whole_N = self._whole(marks)
+        if whole_N.all():
+            return marks, weights_N
+        return {name: values[whole_N] for name, values in marks.items()}, weights_N[whole_N]
+
+    def incomplete(self, marks: Columns) -> int:
+        """See `Task`: how many questions have marks in some ways alone."""
+        return len(np.unique(marks[_NUMBER][~self._whole(marks)])) if _NUMBER in marks else 0
+
+    def _whole(self, marks: Columns) -> npt.NDArray[np.bool_]:
+        _, question_N = np.unique(marks[_NUMBER], return_inverse=True)
+        whole_N: npt.NDArray[np.bool_] = np.bincount(question_N)[question_N] == self.ways
+        return whole_N
 
     def main_of(self, way: int, marks: Columns, weights_N: Weights) -> float:
         """The inner task's main number, of the answers to questions that were asked in one way; NaN of none."""
@@ -81,12 +101,15 @@ def and_marks(marks: Marks, more: Marks) -> Marks:
     return JudgedMarks(every, marks.asked, marks.replied) if isinstance(marks, JudgedMarks) else every
 
 
-def asked_way(question: Question, way: int, name: str, *, also: Mapping[str, Any] | None = None) -> Question:
+def asked_way(
+    question: Question, number: int, way: int, name: str, *, also: Mapping[str, Any] | None = None
+) -> Question:
     """A question as it is asked in one way, called `name`; the caller changes what else is to be changed.
 
-    `also`: what the wrapper's `mark` needs, which `asked_of` gives back.
+    `number`: the same for all ways of a question, and for no other. `also`: what the wrapper's `mark` needs,
+    which `asked_of` gives back.
     """
-    asked = {"way": way, **(also or {})}
+    asked = {"way": way, "number": number, **(also or {})}
     return replace(
         question,
         id=f"{question.id}/{name}",

@@ -89,7 +89,7 @@ class BlindFaith(Wrapped):
         seed = given.whole(self.name, "faith_seed", 0, least=0)
         texts = _texts(given.options["texts"]) if "texts" in given.options else None
         pool = Pool(self.inner.name, self.inner.read(inner_given)) if texts is None else None
-        for question in self.inner.read(inner_given):
+        for number, question in enumerate(self.inner.read(inner_given)):
             told = self._made(question, pool, seed) if pool is not None else (texts or {}).get(question.id)
             if told is None:
                 yield None
@@ -97,9 +97,9 @@ class BlindFaith(Wrapped):
             paired = likelihood and not question.choices
             asked = self._pair(question, told) if paired else question
             also = {"false": told.answer, "paired": paired}
-            yield asked_way(asked, BASE, "base", also=also)
+            yield asked_way(asked, number, BASE, "base", also=also)
             said = _filled(template, question, told)
-            yield asked_way(replace(asked, prompt=said), CORRUPTED, "corrupted", also=also)
+            yield asked_way(replace(asked, prompt=said), number, CORRUPTED, "corrupted", also=also)
 
     def _made(self, question: Question, pool: Pool, seed: int) -> _Told | None:
         found = false_answer(self.inner, question, pool, seed)
@@ -126,6 +126,7 @@ class BlindFaith(Wrapped):
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
         """See the module."""
+        marks, weights_N = self.in_all_ways(marks, weights_N)
         base, corrupted = (self.main_of(way, marks, weights_N) for way in (BASE, CORRUPTED))
         norm = corrupted / base if base else float("nan")
         return {"base": base, "corrupted": corrupted, "norm": norm, "followed": mean(marks["followed"], weights_N)}

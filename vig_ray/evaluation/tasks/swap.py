@@ -57,13 +57,14 @@ class Swap(Wrapped):
     def _read(self, given: Given) -> Iterator[Question | None]:
         losses = given.choice(self.name, "loss", ("yes", "no")) == "yes"
         seed = given.whole(self.name, "swap_seed", 0, least=0)
-        for question, other in with_other_images(self.inner.read(self.inner_given(given)), seed):
+        pairs = with_other_images(self.inner.read(self.inner_given(given)), seed)
+        for number, (question, other) in enumerate(pairs):
             if other is None:
                 yield None
                 continue
             asks = losses and question.answer is not None and not question.passes
             for way, name in enumerate(WAYS):
-                asked = asked_way(_shown(question, name, other), way, name)
+                asked = asked_way(_shown(question, name, other), number, way, name)
                 yield replace(asked, passes=_under(("clean",) if asks else question.passes, name))
 
     def mark(self, question: Question, answer: Answer) -> Marks:
@@ -77,6 +78,7 @@ class Swap(Wrapped):
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
         """See the module."""
+        marks, weights_N = self.in_all_ways(marks, weights_N)
         found = {name: self.main_of(way, marks, weights_N) for way, name in enumerate(WAYS)}
         sign = 1 if self.main.higher_is_better else -1
         found |= {f"drop {name}": sign * (found["own"] - found[name]) for name in _WITHOUT}
