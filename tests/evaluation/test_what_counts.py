@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.evaluation.asking import read
-from vig_ray.evaluation.outcomes import Marked, compared
+from tests.evaluation import published_a, published_b
+from tests.evaluation.asking import begun, read
+from vig_ray.errors import StageError
+from vig_ray.evaluation.asked import models_of
+from vig_ray.evaluation.config import EvalConfig
+from vig_ray.evaluation.outcomes import Drawn, Marked, compared
 from vig_ray.evaluation.question import Answer, Question
-from vig_ray.evaluation.summary import EvalSummary
-from vig_ray.evaluation.task import Task
+from vig_ray.evaluation.statistics import relative
+from vig_ray.evaluation.summary import EvalSummary, relative_performance
+from vig_ray.evaluation.task import Given, Metric, Task, mean
 
 COLORS = ("red", "green", "blue", "white")
 
@@ -68,3 +75,70 @@ def test_all_ways_are_of_the_same_questions(tmp_path: Path, name: str) -> None:
     text = EvalSummary("out", {"a": "m"}, "a", (task,), 0, 0).text()
     assert f"{name}: 1 of {4 * ways} failed by a, not in its numbers" in text
     assert f"{name}: 1 questions failed by a in some of their ways, not in its numbers in any way" in text
+
+
+class Made:
+    """A task of one number, that is its marks' mean."""
+
+    name = "made"
+    source = "this test"
+    metrics_of = (Metric("score", main=True),)
+
+    def metrics(self, marks: Any, weights_N: Any) -> dict[str, float]:
+        return {"score": mean(marks["score"], weights_N)}
+
+
+def test_an_average_without_all_draws_has_no_interval() -> None:
+    """An lmms: task may have a number and no score for each answer: the draws of the others are of another average."""
+    one = Marked(
+        pa.array(["a", "b"]), pa.array(["a", "b"]), pa.array([None, None], pa.string()), np.ones(2, dtype=bool),
+        {"score": np.ones(2)}, Counter(), {},
+    )  # fmt: skip
+    task = compared(Made(), {"a": one, "b": one}, "a", draws=20, seed=0)  # type: ignore[arg-type]
+    undrawn = replace(task, name="lmms:x", models={
+        name: replace(each, on_common=Drawn({"score": 2.0 if name == "b" else 1.0}, {}),
+                      baseline_on_common=Drawn({"score": 1.0}, {}))
+        for name, each in task.models.items()
+    })  # fmt: skip
+    assert relative_performance([task], "b").mean == (1.0, 1.0, 1.0)
+    assert relative_performance([task, undrawn], "b").mean == (1.5, None, None)
+    text = EvalSummary("out", {"a": "m", "b": "n"}, "a", (task, undrawn), 20, 0).text()
+    assert "of b without an interval: lmms:x can't be drawn anew" in text
+
+
+@pytest.mark.parametrize(
+    ("higher", "value", "baseline", "is_number"),
+    [(True, 0.0, 0.5, True), (True, 0.5, 0.0, False), (False, 0.0, 0.5, False), (False, 0.5, 0.0, False)],
+)
+def test_which_tasks_relative_performance_leaves_out(
+    higher: bool, value: float, baseline: float, is_number: bool
+) -> None:
+    found = relative(Metric("x", higher_is_better=higher), value, baseline)
+    assert np.isfinite(found) == is_number
+
+
+def test_scienceqa_without_its_image_has_a_number(tmp_path: Path) -> None:
+    published_b.scienceqa(tmp_path, 12)
+    made, questions = read("scienceqa", tmp_path)
+    with_image = [question for question in questions if question.images]
+    assert 0 < len(with_image) < len(questions)
+    for question in questions:
+        without = dataclasses.replace(question, images=())  # as swap: asks it
+        assert np.isfinite(made.mark(without, Answer("A"))["image"]) == bool(question.images)
+
+
+@pytest.mark.parametrize("name", ["swap:chair", "attention:chair", "chair"])
+def test_chairs_length_and_objects_reach_the_tasks_around_it(tmp_path: Path, name: str) -> None:
+    rows = [{"question_id": str(n), "image": published_a.struct(n), "gt_object": ["dog"]} for n in range(3)]
+    published_a.as_parquet(tmp_path / "chair.parquet", rows)
+    given = Given(str(tmp_path / "chair.parquet"), None, {"max_new_tokens": "64"})
+    made = begun(name, given)
+    assert made.max_new_tokens == 64
+    assert len(list(made.read(given))) >= 3
+
+
+@pytest.mark.parametrize("name", ["questions", "summary", "lmms", "attention"])
+def test_no_model_has_the_name_of_what_lies_beside_it(name: str) -> None:
+    config = EvalConfig(model=(f"{name}=org/model",), tasks="exact", data="x", out="o")
+    with pytest.raises(StageError, match=f"no model can be called {name}; name it, as in --model mine=org/model"):
+        models_of(config)

@@ -18,6 +18,7 @@ LMMS = "lmms:"
 """What the names of lmms-eval's tasks begin with."""
 QUESTIONS = "questions"
 """The folder beside the models' that holds what they are asked."""
+_RESERVED = (QUESTIONS, "summary", "lmms", "attention")  # what else lies beside the models' folders
 _MODEL = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)", re.DOTALL)
 _GENERIC = re.compile(r"(?i)models?|checkpoints?|checkpoint-\d+|final|latest|last|best|hf|exported?|weights|snapshots")
 _JUDGE_CACHE = "judge_cache"  # where replies are kept decides nothing
@@ -125,8 +126,11 @@ def models_of(config: Any) -> list[Model]:
                 f"--model {text}: {models[model.name].checkpoint} is called {model.name}, too; name it, as in "
                 f"--model mine={text.partition('=')[2] or text}"
             )
-        if model.name == QUESTIONS:
-            raise StageError(f"--model {text}: no model can be called {QUESTIONS}; name it, as in --model mine={text}")
+        if model.name in _RESERVED:
+            checkpoint = text.partition("=")[2] or text
+            raise StageError(
+                f"--model {text}: no model can be called {model.name}; name it, as in --model mine={checkpoint}"
+            )
         models[model.name] = model
     if config.baseline is not None and config.baseline not in models:
         raise StageError(f"--baseline {config.baseline}: takes one of the models' names, {', '.join(models)}")

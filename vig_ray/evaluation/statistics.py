@@ -92,10 +92,14 @@ def relative(metric: Metric, value: float, baseline: float) -> float:
 
     value / baseline (VisNec, section 4.1; VIG's Figure 6 normalises by the model of all data alike). Where
     less is better, baseline / value: VisNec has no such metric, and VIG doesn't say what it did. So above 1 is better
-    in all of them, and they can be averaged. NaN where that is no number above 0.
+    in all of them, and they can be averaged. NaN where one is no number, where the baseline's isn't above 0,
+    and where less is better and the model's isn't.
     """
-    over, under = (value, baseline) if metric.higher_is_better else (baseline, value)
-    return over / under if math.isfinite(over) and math.isfinite(under) and over >= 0 and under > 0 else math.nan
+    if not (math.isfinite(value) and math.isfinite(baseline) and baseline > 0):
+        return math.nan
+    if metric.higher_is_better:
+        return value / baseline
+    return baseline / value if value > 0 else math.nan
 
 
 def relatives(metric: Metric, values: Floats, baselines: Floats) -> Floats:

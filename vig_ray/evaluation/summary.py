@@ -23,15 +23,17 @@ class Relative:
     """A model's average relative performance: the mean over tasks of what `relative` says of their main metrics.
 
     `of_task`: each task's, NaN where there is none, which the average leaves out, as it does parts of other tasks.
+    `undrawn`: those of the average that have no draws, for which it has no interval.
     """
 
     mean: Estimate
     of_task: Mapping[str, Estimate]
+    undrawn: tuple[str, ...] = ()
 
 
 def relative_performance(tasks: Sequence[OfTask], model: str) -> Relative:
     """Of a model to the baseline; both on the questions that both have marks of. Draws of tasks are independent."""
-    of_task, values, drawn = {}, [], []
+    of_task, values, drawn, undrawn = {}, [], [], []
     for task in tasks:
         one, metric = task.models[model], task.main
         if metric is None:
@@ -43,9 +45,13 @@ def relative_performance(tasks: Sequence[OfTask], model: str) -> Relative:
         of_task[task.name] = estimate(value, draws)
         if math.isfinite(value) and not task.part:
             values.append(value)
-            drawn += [] if draws is None else [draws]
+            if draws is None:
+                undrawn.append(task.name)
+            else:
+                drawn.append(draws)
     mean = float(np.mean(values)) if values else math.nan
-    return Relative(estimate(mean, np.mean(drawn, axis=0) if drawn else None), of_task)
+    whole = drawn and not undrawn  # the draws of some are those of another average
+    return Relative(estimate(mean, np.mean(drawn, axis=0) if whole else None), of_task, tuple(undrawn))
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,12 @@ class EvalSummary:
             for model, rel in self.relatives().items():
                 without = [name for name, one in rel.of_task.items() if not math.isfinite(one.value)]
                 if without:
-                    yield f"  of {model} without {', '.join(without)}, where one of the two has no number above 0"
+                    yield (
+                        f"  of {model} without {', '.join(without)}, where a number is missing, or one that is divided "
+                        f"by isn't above 0"
+                    )
+                if self.draws and rel.undrawn:
+                    yield f"  of {model} without an interval: {', '.join(rel.undrawn)} can't be drawn anew"
 
     def _failures(self) -> Iterator[str]:
         for task in self.tasks:

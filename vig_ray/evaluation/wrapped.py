@@ -52,6 +52,7 @@ class Wrapped:
     def begin(self, given: Given) -> None:
         """See `Task`."""
         getattr(self.inner, "begin", lambda _: None)(self.inner_given(given))
+        self.max_new_tokens = self.inner.max_new_tokens  # an option of the inner task may have said it
         self.by = getattr(self.inner, "by", "sum")
 
     def check(self, given: Given) -> None:

@@ -51,6 +51,11 @@ class Attention:
             "heads": "no (default); yes: the share of each head, too",
         }
 
+    def begin(self, given: Given) -> None:
+        """Let the inner task read what its questions need, and its options."""
+        getattr(self.inner, "begin", lambda _: None)(self._inner_given(given))
+        self.max_new_tokens = self.inner.max_new_tokens
+
     def _inner_given(self, given: Given) -> Given:
         own = {name: value for name, value in given.options.items() if name in self._inner_options}
         return replace(given, options=own)

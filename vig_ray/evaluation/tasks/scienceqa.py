@@ -53,7 +53,7 @@ class ScienceQA:
         right = float(letter == question.expected)
         return {
             "score": right,
-            "image": right if question.images else float("nan"),
+            "image": right if question.more.get("image") else float("nan"),  # also where it is asked without
             "unread": float(letter is None),
         }
 
@@ -91,6 +91,7 @@ def _question(key: str, record: Record, image: Image | None, likelihood: bool) -
         choices=tuple(_LETTERS[: len(choices)]) if likelihood else (),
         answer=_LETTERS[right],
         group=record.text("subject") if record.has("subject") else None,
+        more={"image": True} if images else {},
     )
 
 
