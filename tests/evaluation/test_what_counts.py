@@ -16,10 +16,11 @@ import pytest
 from tests.evaluation import published_a, published_b
 from tests.evaluation.asking import begun, read
 from vig_ray.errors import StageError
-from vig_ray.evaluation.asked import models_of
+from vig_ray.evaluation.asked import asked_for, models_of
 from vig_ray.evaluation.config import EvalConfig
 from vig_ray.evaluation.outcomes import Drawn, Marked, compared
 from vig_ray.evaluation.question import Answer, Question
+from vig_ray.evaluation.questions import questions_of, survey
 from vig_ray.evaluation.statistics import relative
 from vig_ray.evaluation.summary import EvalSummary, relative_performance
 from vig_ray.evaluation.task import Given, Metric, Task, mean
@@ -142,3 +143,35 @@ def test_no_model_has_the_name_of_what_lies_beside_it(name: str) -> None:
     config = EvalConfig(model=(f"{name}=org/model",), tasks="exact", data="x", out="o")
     with pytest.raises(StageError, match=f"no model can be called {name}; name it, as in --model mine=org/model"):
         models_of(config)
+
+
+def mme(folder: Path) -> Path:
+    """Two images of a subtask, each asked twice: yes is right, then no."""
+    (folder / "color").mkdir()
+    for number in range(2):
+        (folder / "color" / f"{number}.png").write_bytes(published_a.picture(number))
+        asked = "Is it red? Please answer yes or no.\tYes\nIs it blue? Please answer yes or no.\tNo\n"
+        (folder / "color" / f"{number}.txt").write_text(asked)
+    return folder
+
+
+def test_an_image_of_which_an_answer_failed_is_not_right_as_a_whole(tmp_path: Path) -> None:
+    """MME, by hand: always yes has each image half right, 50 + 0; a failed no leaves the other image alone."""
+    made, questions = read("mme", mme(tmp_path))
+    whole = compared(made, {"a": marked(made, questions, ["yes"] * 4)}, "a", draws=0, seed=0).models["a"]
+    part = compared(made, {"a": marked(made, questions, ["yes", "yes", "yes", None])}, "a", draws=0, seed=0).models["a"]
+    assert whole.numbers["color"].value == part.numbers["color"].value == 50
+    assert (part.answered, part.left_out) == (2, 1)
+
+
+def test_a_limit_ends_where_a_unit_ends(tmp_path: Path) -> None:
+    config = EvalConfig(model=("a=org/model",), tasks="mme", data=str(mme(tmp_path)), out="o", limit=1)
+    (asked,) = asked_for(config)
+    assert [question.unit for question in questions_of(asked)] == ["color/0.png", "color/0.png"]
+
+
+def test_a_question_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    file = colours(tmp_path, id="same", answer="red")
+    (asked,) = asked_for(EvalConfig(model=("a=org/model",), tasks="exact", data=str(file), out="o"))
+    with pytest.raises(StageError, match=r"rows.json: exact has question 'same' twice; where several files"):
+        survey(str(tmp_path), asked)

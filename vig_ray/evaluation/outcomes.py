@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ class Marked:
     failures: Counter[str]
     examples: Mapping[str, str]
     cut: int = 0
+    left_out: int = 0
 
 
 def read_marked(directory: str, task: str) -> Marked:
@@ -80,7 +81,8 @@ class OfModel:
     of them; empty for the baseline itself. `by_group`: of each group, how many questions have marks, and the numbers.
 
     `on_common`, `baseline_on_common`: values and draws of the numbers that the differences are of. `cut`: answers that
-    were cut at the most new tokens. `incomplete`: questions that the task leaves out for marks that are missing.
+    were cut at the most new tokens. `left_out`: answers that don't count since another of their unit failed;
+    `incomplete`: questions that the task leaves out for marks that are missing.
     """
 
     answered: int
@@ -93,6 +95,7 @@ class OfModel:
     on_common: Drawn
     baseline_on_common: Drawn
     cut: int = 0
+    left_out: int = 0
     incomplete: int = 0
 
 
@@ -130,6 +133,8 @@ def compared(task: Task, marked: Mapping[str, Marked], baseline: str, *, draws: 
 
     `marked`: by model. Raises StageError where they aren't of the same questions.
     """
+    if getattr(task, "whole_units", False):
+        marked = {name: _of_whole_units(one) for name, one in marked.items()}
     first = next(iter(marked.values()))
     for name, one in marked.items():
         if not one.keys.equals(first.keys):
@@ -165,9 +170,18 @@ def compared(task: Task, marked: Mapping[str, Marked], baseline: str, *, draws: 
             on_common=ours,
             baseline_on_common=theirs,
             cut=one.cut,
+            left_out=one.left_out,
             incomplete=_incomplete(task, one),
         )
     return OfTask(task.name, task.source, task.metrics_of, len(first.keys), units, models)
+
+
+def _of_whole_units(one: Marked) -> Marked:
+    """Without the answers of units of which another answer failed: what is right as a whole can't be told of a part."""
+    unit_Q = one.units.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    failed_U = np.bincount(unit_Q, ~one.answered) > 0
+    whole = one.answered & ~failed_U[unit_Q]
+    return replace(one, answered=whole, left_out=int(one.answered.sum() - whole.sum()))
 
 
 def _statistic(task: Task, columns: Columns, unit_Q: npt.NDArray[np.integer], mask: Mask) -> Statistic:

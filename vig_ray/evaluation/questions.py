@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from itertools import islice
 from typing import Any, NamedTuple
 
 from vig_ray.dataset.schema import IMAGE_MARK, Image, Sample, Turn
@@ -49,12 +48,17 @@ class Read(NamedTuple):
 
 
 def questions_of(asked: Asked) -> Iterator[Question]:
-    """The questions that a task is asked for. Raises StageError where its reading fails, or one is no question."""
+    """The questions that a task is asked for: to the end of the unit that its limit lies in. Raises StageError where
+    its reading fails, or one is no question."""
     made = asked.begun()
-    read = made.read(asked.given)
+    most = asked.limit and asked.limit * int(getattr(made, "ways", 1))
+    count, unit = 0, None
     try:
-        for question in islice(read, asked.limit and asked.limit * int(getattr(made, "ways", 1))):
+        for question in made.read(asked.given):
+            if most is not None and count >= most and (unit is None or question.unit != unit):
+                return
             _check(asked.name, question)
+            count, unit = count + 1, question.unit
             yield question
     except StageError:
         raise
@@ -84,10 +88,16 @@ def _check(name: str, question: Question) -> None:
 
 def survey(out: str, asked: Asked) -> Read:
     """Read a task's questions once, and write nothing. Raises StageError."""
-    digest, count = hashlib.blake2b(digest_size=16), 0
+    digest, count, ids = hashlib.blake2b(digest_size=16), 0, set[str]()
     writes = scores = attends = False
     passes: set[str] = set()
     for question in questions_of(asked):
+        if question.id in ids:
+            raise StageError(
+                f"{asked.given.data}: {asked.name} has question {question.id!r} twice; where several files hold the "
+                "same questions, name the one"
+            )
+        ids.add(question.id)
         count += 1
         writes |= question.writes and not question.choices
         scores |= bool(question.choices or question.passes)

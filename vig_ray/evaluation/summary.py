@@ -121,6 +121,8 @@ class EvalSummary:
                         f"{task.name}: {one.incomplete:,} questions failed by {model} in some of their ways, not in "
                         "its numbers in any way"
                     )
+                if one.left_out:
+                    yield f"  {one.left_out:,} more don't count, since another question of their group failed"
                 if one.cut:
                     yield f"{task.name}: {one.cut:,} answers by {model} were cut at the most new tokens"
 

@@ -28,6 +28,7 @@ class HallusionBench:
         "answered": ANSWERED,
         "prompt": "plain (default): the question alone; short: asks for a single word or phrase",
     }
+    whole_units = True
     max_new_tokens = 128
     by = "first"
     metrics_of = (Metric("aAcc", main=True), Metric("qAcc"), Metric("fAcc"), Metric("yes"))

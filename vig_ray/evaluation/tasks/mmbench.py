@@ -40,6 +40,7 @@ class MMBench:
         "prompt": "lmms-eval, the default, or llava, which has neither 'There are several options:' nor an empty line",
         "answered": "written (default): the model writes its answer; likelihood: the options' letters compared",
     }
+    whole_units = True
     max_new_tokens = 128
     by = "first"
     metrics_of = (Metric("circular", main=True), Metric("vanilla"), Metric("unread", higher_is_better=False))

@@ -35,6 +35,7 @@ class Mme:
         "which asks for yes or no",
         "answered": ANSWERED,
     }
+    whole_units = True
     max_new_tokens = 16
     by = "first"
     metrics_of = (
