@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,6 +166,23 @@ def compared(task: Task, marked: Mapping[str, Marked], baseline: str, *, draws: 
             cut=one.cut,
         )
     return OfTask(task.name, task.source, task.metrics_of, len(first.keys), units, models)
+
+
+def other_tokens(name: str, marked: Mapping[str, Marked], baseline: str, tokens: str) -> Iterator[str]:
+    """A line for each model to which the same right answers are other tokens than to the baseline: what is counted by
+    token can't be compared then. `tokens`: the mark that has their number."""
+    theirs = marked[baseline]
+    for model, one in marked.items():
+        common = one.answered & theirs.answered
+        if not common.any():
+            continue
+        ours, others = (each.columns[tokens][common] for each in (one, theirs))
+        apart = int((~np.isnan(ours) & ~np.isnan(others) & (ours != others)).sum())
+        if apart:
+            yield (
+                f"{name}: {apart:,} right answers are of other numbers of tokens for {model} than for {baseline}; losses "
+                "and gains are by token, so that those of the two can't be compared"
+            )
 
 
 def _statistic(task: Task, columns: Columns, unit_Q: npt.NDArray[np.integer], mask: Mask) -> Statistic:

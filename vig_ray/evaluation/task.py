@@ -67,7 +67,7 @@ class Task(Protocol):
     `check(given)`: called once, before models are asked; where something can be missing, a judge say.
     `at_once`: how many threads may `mark` at a time, 1 by default; for those who wait for a judge. `ways`: how many
     questions in a row are one of the benchmark's, asked in several ways; --limit counts them as one. `curves`: of the
-    marks of several models, a table of `vig_ray.evaluation.curves`.
+    marks of several models, a table of `vig_ray.evaluation.curves`. `told`: of the same, lines about its numbers.
     """
 
     name: str
