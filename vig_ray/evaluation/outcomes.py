@@ -180,8 +180,8 @@ def other_tokens(name: str, marked: Mapping[str, Marked], baseline: str, tokens:
         apart = int((~np.isnan(ours) & ~np.isnan(others) & (ours != others)).sum())
         if apart:
             yield (
-                f"{name}: {apart:,} right answers are of other numbers of tokens for {model} than for {baseline}; losses "
-                "and gains are by token, so that those of the two can't be compared"
+                f"{name}: {apart:,} right answers are of other numbers of tokens for {model} than for {baseline}; "
+                "losses and gains are by token, so that those of the two can't be compared"
             )
 
 

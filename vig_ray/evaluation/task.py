@@ -68,6 +68,8 @@ class Task(Protocol):
     `at_once`: how many threads may `mark` at a time, 1 by default; for those who wait for a judge. `ways`: how many
     questions in a row are one of the benchmark's, asked in several ways; --limit counts them as one. `curves`: of the
     marks of several models, a table of `vig_ray.evaluation.curves`. `told`: of the same, lines about its numbers.
+    `files(given)`: by name, files beside the questions' that decide marks, and are not named by an option.
+    `right_answers`: False where no answer is right by itself.
     """
 
     name: str
