@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -22,14 +21,6 @@ from vig_ray.scoring.engines import LogProbs
 from vig_ray.scoring.mortal import Blocks, Rows
 from vig_ray.scoring.prepared import unpack
 from vig_ray.scoring.score import Outcome, run_passes
-
-
-def sampling_of(sampling: Sampling, key: str, max_new_tokens: int) -> Sampling:
-    """How one question is answered: by a seed of its own, the same whatever else is asked."""
-    if not sampling.temperature:
-        return replace(sampling, max_new_tokens=max_new_tokens)
-    own = hashlib.blake2b(f"{sampling.seed} {key}".encode(), digest_size=7).digest()
-    return replace(sampling, max_new_tokens=max_new_tokens, seed=int.from_bytes(own))
 
 
 class Answerer:
@@ -55,7 +46,7 @@ class Answerer:
     def _rows(self, rows: Rows) -> list[dict[str, Any]]:
         asked = [_Asked.of(row) for row in rows if row["prompts"] is not None]
         samplings = [
-            sampling_of(self._sampling, one.key, self._max_new_tokens[one.task]) for one in asked if one.to_write
+            replace(self._sampling, max_new_tokens=self._max_new_tokens[one.task]) for one in asked if one.to_write
         ]
         written = iter(self._model.generate([one.to_write for one in asked if one.to_write], samplings))
         told = run_passes(self._model, [one.to_score for one in asked])
@@ -86,7 +77,6 @@ class Answerer:
 class _Asked(NamedTuple):
     """A question with its prompts: the one to write an answer to, if any, and those of choices, then of passes."""
 
-    key: str
     task: str
     question: Question
     to_write: Prompt | None
@@ -97,7 +87,7 @@ class _Asked(NamedTuple):
         question, prompts = from_row(row), row["prompts"]
         writes = question.writes and not question.choices
         to_write, to_score = (prompts[0], prompts[1:]) if writes else (None, prompts)
-        return cls(row["sample_key"], row["source"], question, to_write, to_score)
+        return cls(row["source"], question, to_write, to_score)
 
     def answered(self, written: Any) -> Prompt:
         """The prompt with the answer that attention is asked of: the one written, else the known one."""

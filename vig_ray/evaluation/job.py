@@ -365,10 +365,12 @@ def _check_rows(output: Claim, expected: int) -> None:
 def _summarised(plan: Plan, lmms: InTable) -> EvalSummary:
     """Compute the numbers, and write them to summary.json."""
     config, names = plan.config, [model.name for model in plan.named]
-    tasks, curves = [], []
+    tasks, curves, told = [], [], list[str]()
     for asked in plan.tasks:
         marked, task = {name: read_marked(join(plan.directory, name), asked.name) for name in names}, asked.begun()
         tasks.append(compared(task, marked, plan.baseline, draws=config.draws, seed=config.seed))
+        if hasattr(task, "told"):
+            told += task.told(marked, plan.baseline)
         if hasattr(task, "curves"):
             curves.append(task.curves(marked, plan.baseline, draws=config.draws, seed=config.seed))
     summary = EvalSummary(
@@ -378,7 +380,7 @@ def _summarised(plan: Plan, lmms: InTable) -> EvalSummary:
         (*tasks, *lmms.tasks),
         config.draws,
         config.seed,
-        lmms.told,
+        (*told, *lmms.told),
         lmms.failed,
     )
     output = claim(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -182,6 +182,23 @@ def _of_whole_units(one: Marked) -> Marked:
     failed_U = np.bincount(unit_Q, ~one.answered) > 0
     whole = one.answered & ~failed_U[unit_Q]
     return replace(one, answered=whole, left_out=int(one.answered.sum() - whole.sum()))
+
+
+def other_tokens(name: str, marked: Mapping[str, Marked], baseline: str, tokens: str) -> Iterator[str]:
+    """A line for each model to which the same right answers are other tokens than to the baseline: what is counted by
+    token can't be compared then. `tokens`: the mark that has their number."""
+    theirs = marked[baseline]
+    for model, one in marked.items():
+        common = one.answered & theirs.answered
+        if not common.any():
+            continue
+        ours, others = (each.columns[tokens][common] for each in (one, theirs))
+        apart = int((~np.isnan(ours) & ~np.isnan(others) & (ours != others)).sum())
+        if apart:
+            yield (
+                f"{name}: {apart:,} right answers are of other numbers of tokens for {model} than for {baseline}; "
+                "losses and gains are by token, so that those of the two can't be compared"
+            )
 
 
 def _statistic(task: Task, columns: Columns, unit_Q: npt.NDArray[np.integer], mask: Mask) -> Statistic:

@@ -58,7 +58,7 @@ def relative_performance(tasks: Sequence[OfTask], model: str) -> Relative:
 class EvalSummary:
     """An evaluation's numbers. `models`: by name, their checkpoints; `directory`: OUT/evaluation.
 
-    `told`: lines about tasks of lmms-eval; `without`: how many of these no model has a number of.
+    `told`: lines about tasks and their numbers; `without`: how many of lmms-eval's no model has a number of.
     """
 
     directory: str

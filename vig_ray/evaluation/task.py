@@ -69,7 +69,9 @@ class Task(Protocol):
     questions in a row are one of the benchmark's, asked in several ways; --limit counts them as one.
     `whole_units`: answers count only where none of their unit's failed, as what is right as a whole needs them all.
     `incomplete(marks)`: how many questions no number takes though there are marks of them, as others of the same are
-    missing. `curves`: of the marks of several models, a table of `vig_ray.evaluation.curves`.
+    missing. `curves`: of the marks of several models, a table of `vig_ray.evaluation.curves`. `told`: of the same,
+    lines about its numbers. `files(given)`: by name, files beside the questions' that decide marks, and are not named
+    by an option. `right_answers`: False where no answer is right by itself.
     """
 
     name: str

@@ -55,6 +55,11 @@ class Wrapped:
         self.max_new_tokens = self.inner.max_new_tokens  # an option of the inner task may have said it
         self.by = getattr(self.inner, "by", "sum")
 
+    def files(self, given: Given) -> Mapping[str, str]:
+        """See `Task`."""
+        found: Mapping[str, str] = getattr(self.inner, "files", lambda _: {})(self.inner_given(given))
+        return found
+
     def check(self, given: Given) -> None:
         """See `Task`."""
         getattr(self.inner, "check", lambda _: None)(self.inner_given(given))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from vig_ray.errors import StageError
 from vig_ray.evaluation.files import Record, image_folder, marked, read_json, read_text, records
 from vig_ray.evaluation.objects import singular, words_of
@@ -57,6 +59,10 @@ class Amber:
         *(Metric(f"{dimension} {name}") for dimension in DIMENSIONS for name in _COUNTS),
     )
 
+    def files(self, given: Given) -> Mapping[str, str]:
+        """Those that decide marks."""
+        return {name: _file(given.data, name) for name in ("relation.json", "safe_words.txt")}
+
     def begin(self, given: Given) -> None:
         """Read which words go with which, and which are let pass. Raises StageError."""
         self.max_new_tokens = given.whole(self.name, "max_new_tokens", self.max_new_tokens)
@@ -105,7 +111,8 @@ class Amber:
         return {**dict.fromkeys(_GENERATIVE, nan), **marks, "dimension": float(number)}
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
-        """AMBER is the mean of 1 - CHAIR and F1; of what there is of the two, where only one was asked for."""
+        """AMBER is the mean of 1 - CHAIR and F1; of what was asked for of the two. NaN where descriptions that
+        were asked for name no object, and so have no CHAIR."""
         found = {
             "CHAIR": ratio(marks["invented"], marks["mentioned"], weights_N),
             "Cover": ratio(marks["covered"], marks["shown"], weights_N),
@@ -118,8 +125,10 @@ class Amber:
         for number, name in enumerate(DIMENSIONS):
             of_dimension = counts_of(marks, weights_N * (marks["dimension"] == number), "no", unread_is_missed=True)
             found |= {f"{name} {count}": value for count, value in of_dimension._asdict().items()}
-        known = [value for value in (1 - found["CHAIR"], found["f1"]) if value == value]
-        found["AMBER"] = sum(known) / len(known) if known else float("nan")
+        described = bool((weights_N * np.isnan(marks["dimension"])).sum())
+        asked = [found["f1"]] if asked_N.any() else []
+        parts = [1 - found["CHAIR"], *asked] if described else asked
+        found["AMBER"] = sum(parts) / len(parts) if parts else float("nan")
         return found
 
     def _described(self, text: str, expected: Mapping[str, Sequence[str]]) -> dict[str, float]:

@@ -78,7 +78,7 @@ class BlindFaith(Wrapped):
 
     def read(self, given: Given) -> Iterator[Question]:
         """Each question as it is, and with a false text."""
-        if "judge" in self.inner.options:
+        if "judge" in self.inner.options or not getattr(self.inner, "right_answers", True):
             raise StageError(f"--tasks {self.name}: {self.inner.name} has no answers that are right by themselves")
         why = "the file has no text for them" if "texts" in given.options else "no false answer is there"
         return told_of(self.name, self._read(given), why)

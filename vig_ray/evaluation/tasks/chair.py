@@ -33,6 +33,7 @@ class Chair:
         "ids": "file of images to take instead, an id or a file name a line",
     }
     max_new_tokens = 512
+    right_answers = False
     metrics_of = (
         Metric("C_S", higher_is_better=False, main=True),
         Metric("C_I", higher_is_better=False),

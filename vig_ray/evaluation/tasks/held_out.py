@@ -13,7 +13,8 @@ exchange of a conversation is a question, with the true turns before it; those o
 
 `held-out.selection=DIR` asks about the samples of a selection alone, and has the active tokens. `held-out.tail=N` asks
 about the last N in its order, which `vig train --held-out N` doesn't train on. Active tokens are those of the model
-that scored: for one with another tokenizer they are an error.
+that scored: for one with another tokenizer they are an error. Losses and gains are by token, so that those of models
+with other tokenizers can't be compared, which is told; no number here counts for relative performance.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vig_ray.errors import StageError
+from vig_ray.evaluation.outcomes import Marked, other_tokens
 from vig_ray.evaluation.own_samples import OwnSample, own_samples
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
-from vig_ray.evaluation.task import Given, Metric, Weights, mean
+from vig_ray.evaluation.task import Given, Metric, Weights, mean, ratio
 from vig_ray.evaluation.text import same, says
 from vig_ray.model.prompt import PromptError
 
@@ -47,7 +49,7 @@ class HeldOut:
     }
     max_new_tokens = 64
     metrics_of = (
-        Metric("loss", percent=False, higher_is_better=False, main=True),
+        Metric("loss", percent=False, higher_is_better=False),
         Metric("gain", percent=False),
         Metric("active loss", percent=False, higher_is_better=False),
         Metric("active gain", percent=False),
@@ -85,20 +87,17 @@ class HeldOut:
         """See `Task.metrics`."""
         seen_N = weights_N * ~np.isnan(marks["gain"])  # those with an image
         return {
-            "loss": _ratio(marks["loss"], marks["tokens"], weights_N),
+            "loss": ratio(marks["loss"], marks["tokens"], weights_N),
             "gain": mean(marks["gain"], weights_N),
-            "active loss": _ratio(marks["active loss"], marks["active"], weights_N),
-            "active gain": _ratio(marks["active gain"], marks["active"], seen_N),
+            "active loss": ratio(marks["active loss"], marks["active"], weights_N),
+            "active gain": ratio(marks["active gain"], marks["active"], seen_N),
             "exact": mean(marks["exact"], weights_N),
             "contains": mean(marks["contains"], weights_N),
         }
 
-
-def _ratio(over_N: npt.NDArray[np.float64], under_N: npt.NDArray[np.float64], weights_N: Weights) -> float:
-    """The weighted sum of one by that of the other, of answers that count; NaN of nothing."""
-    some = weights_N > 0
-    total = float((under_N * weights_N)[some].sum())
-    return float((over_N * weights_N)[some].sum()) / total if total else float("nan")
+    def told(self, marked: Mapping[str, Marked], baseline: str) -> Iterator[str]:
+        """See `vig_ray.evaluation.outcomes.other_tokens`."""
+        return other_tokens(self.name, marked, baseline, "tokens")
 
 
 def _questions(sample: OwnSample, passes: tuple[str, ...], *, writes: bool) -> Iterator[Question]:

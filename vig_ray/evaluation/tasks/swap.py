@@ -21,6 +21,7 @@ import numpy as np
 
 from vig_ray.dataset.schema import IMAGE_MARK, Image, Turn
 from vig_ray.evaluation.other_images import with_other_images
+from vig_ray.evaluation.outcomes import Marked, other_tokens
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Task, Weights
 from vig_ray.evaluation.wrapped import Wrapped, and_marks, asked_of, asked_way, told_of
@@ -84,6 +85,10 @@ class Swap(Wrapped):
         found |= {f"drop {name}": sign * (found["own"] - found[name]) for name in _WITHOUT}
         loss = {name: _loss(marks, weights_N * (marks["way"] == way)) for way, name in enumerate(WAYS)}
         return found | {"loss": loss["own"]} | {f"rise {name}": loss[name] - loss["own"] for name in _WITHOUT}
+
+    def told(self, marked: Mapping[str, Marked], baseline: str) -> Iterator[str]:
+        """See `vig_ray.evaluation.outcomes.other_tokens`."""
+        return other_tokens(self.name, marked, baseline, "swap tokens")
 
 
 def _loss(marks: Columns, weights_N: Weights) -> float:
