@@ -46,7 +46,7 @@ class Asked:
     def identity(self) -> dict[str, Any]:
         """What of the command decides the questions and marks: options, and the content of files that they name."""
         files = {name: _digest(value) for name, value in self.given.options.items() if _is_file(value)}
-        more = getattr(task(self.name), "files", lambda _: {})(self.given)
+        more: dict[str, str] = getattr(task(self.name), "files", lambda _: {})(self.given)
         options = {name: value for name, value in self.given.options.items() if name not in {*files, _JUDGE_CACHE}}
         files |= {name: _digest(path) for name, path in more.items()}
         return {
