@@ -12,7 +12,7 @@ import torch
 from tests.scoring.prompts import picture
 from vig_ray.dataset.schema import Turn
 from vig_ray.evaluation.generation import Written
-from vig_ray.model.prompt import Prompt, PromptError
+from vig_ray.model.prompt import Prompt, PromptError, PromptImage
 
 MARGIN = 1e-3
 QUESTIONS = ("What is on the left?", "Describe the image.", "Is there a red circle in the image?")
