@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny_models
@@ -20,9 +19,8 @@ from tests.selection.made import copy_outputs, selected
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
-from vig_ray.model.load import load_formatter
 from vig_ray.model.prompt import PromptImage
-from vig_ray.scoring import in_process, job, text_pass
+from vig_ray.scoring import in_process, job
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.selection import job as selection
 from vig_ray.selection.config import SelectConfig
@@ -389,35 +387,6 @@ def test_by_ray_it_is_the_same(data: str, alone: Path, language_model: str, tmp_
         of_alone = rows(alone)[key]["text_logprobs"]
         if row["error"] is None:
             assert row["text_logprobs"] == (of_alone and pytest.approx(of_alone, rel=1e-5, abs=1e-5))
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"reference": "text"}, "--reference text is the loss of a language model, which --reference-model names"),
-        ({"reference_model": "lm"}, "--reference-model has no effect without --reference text"),
-        ({"align": "characters"}, "--align has no effect without --reference text"),
-        (
-            {"passes": "text", "reference": "blur,text", "reference_model": "lm"},
-            "--passes text makes the text pass alone",
-        ),
-        ({"passes": "text"}, "which --reference-model names"),
-    ],
-)
-def test_options_that_say_nothing_are_refused(tmp_path: Path, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
-        config("d", tmp_path, **options)
-
-
-def test_a_server_has_one_model() -> None:
-    from serve_app.options import AppConfig
-
-    with pytest.raises(ValidationError, match="is the loss of a second model, and a server holds one"):
-        AppConfig(model="m", reference="text")  # type: ignore[arg-type]
-
-
-def test_a_plain_prompts_length_is_known_without_its_images() -> None:
-    assert text_pass.sized(load_formatter(CHECKPOINT, "plain"))
 
 
 def test_gains_are_of_no_other_model(alone: Path, tmp_path: Path) -> None:
