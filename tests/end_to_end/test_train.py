@@ -207,9 +207,11 @@ def test_a_language_model_whose_worker_and_driver_are_killed(tmp_path: Path, dat
         os.kill(workers_of(driver.pid)[0], signal.SIGKILL)
         wait_until(lambda: steps_kept(out) > before + 4)
         assert driver.poll() is None
+        workers = workers_of(driver.pid)
     finally:
         driver.kill()
     driver.wait()
+    wait_until(lambda: not any(map(psutil.pid_exists, workers)))  # else they may go on for a while
     assert steps_kept(out) < TEXT_STEPS
     assert not (out / "model").exists()
     done = vig(*asked, "--workers", "1")
