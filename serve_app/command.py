@@ -44,6 +44,7 @@ def _serve(config: Any) -> None:
 
     from serve_app.app import deployments, read_key_hashes
     from serve_app.draining import Draining
+    from serve_app.ready import wait_until_ready
     from vig_ray.cluster import machines, parse_range
     from vig_ray.compat.ray import replicas_left
     from vig_ray.model.load import load_formatter, prompts_of, tell
@@ -64,6 +65,7 @@ def _serve(config: Any) -> None:
         # Two applications, so that the ingress can finish what it has accepted while the scorer is still there.
         handle = serve.run(scorer, name="scorer", route_prefix=None, logging_config=quiet)
         serve.run(ingress(handle), name="vig", logging_config=quiet)
+        wait_until_ready(config.host, config.port)
         stop = threading.Event()
 
         def on_signal(*_: object) -> None:

@@ -27,7 +27,7 @@ from serve_app.schema import EXAMPLE_QA
 from tests import gates as gating
 from tests.end_to_end.conftest import ROOT
 from tests.end_to_end.server import Measured, Server, assert_as_scored, wait_until
-from tests.gates import Gates
+from tests.gates import Begun, Gates
 from tests.serving.malformed import request_of
 from vig_ray import cli
 from vig_ray.demo import CHECKPOINT
@@ -166,18 +166,35 @@ class Gated:
         pool.shutdown(wait=False)
         return futures
 
+    def wait_for(self, number: int, answers: list[Future[tuple[dict[str, Any], httpx.Response]]]) -> Begun:
+        """Batch `number`, once an engine has begun it for these requests, of which none is answered before."""
+
+        def begun() -> bool:
+            early = [future.result()[1] for future in answers if future.done()]
+            assert not early, f"answered before a closed gate: {early[0].status_code}: {early[0].text}"
+            return len(self.gates.begun()) > number
+
+        wait_until(begun)
+        return self.gates.begun()[number]
+
     def engines_are_there(self) -> bool:
         """Whether both engines have a process."""
         return len(self.server.replicas("Scorer")) == 2
 
 
 @pytest.fixture(scope="module")
-def gated(preforked: None, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
+def gated_server(preforked: None, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
     started = Gated(world, tmp_path_factory.mktemp("gated") / "gates")
     yield started
-    started.gates.open()
     if started.server.process.poll() is None:
         started.server.stop()
+
+
+@pytest.fixture
+def gated(gated_server: Gated) -> Iterator[Gated]:
+    """With all gates open after the test, however it ends."""
+    yield gated_server
+    gated_server.gates.open()
 
 
 def test_work_of_clients_that_left_is_dropped(gated: Gated) -> None:
@@ -185,9 +202,9 @@ def test_work_of_clients_that_left_is_dropped(gated: Gated) -> None:
     wait_until(gated.engines_are_there)
     first = gated.close_the_next(2)
     at_the_gates = gated.ask(2)
-    gated.gates.wait_for(first)
+    gated.wait_for(first, at_the_gates)
     at_the_gates += gated.ask(6)  # one of them comes to the other engine
-    gated.gates.wait_for(first + 1)
+    gated.wait_for(first + 1, at_the_gates)
 
     def under_way() -> float:
         return gated.server.metric("serve_replica_processing_queries", deployment="Scorer")
