@@ -15,7 +15,7 @@ import torch
 
 # Of this project and its dependencies only: the server may be started in any folder.
 _MODULES = [
-    "vig_ray.training.worker", "vig_ray.training.job", "torch.distributed.fsdp", "torch.distributed.checkpoint",
+    "vig_ray.training.worker", "vig_ray.training.ray_group", "torch.distributed.fsdp", "torch.distributed.checkpoint",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto",
     "transformers.models.llava.modeling_llava", "transformers.models.clip.modeling_clip",
     "transformers.models.llama.modeling_llama", "peft",

@@ -19,8 +19,8 @@ from vig_ray.stage import claim
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
+from vig_ray.training.finish import finish
 from vig_ray.training.index import of_samples, of_selection
-from vig_ray.training.job import finish
 from vig_ray.training.metrics import MetricsLogger, SilentLogger
 from vig_ray.training.run import Run, Setup
 from vig_ray.training.worker import train

@@ -44,10 +44,11 @@ from vig_ray.model.checkpoint import fingerprint
 from vig_ray.model.load import Prompts, default_dtype, load_formatter, prompts_of, stop_ids, tell, template_fingerprint
 from vig_ray.pipeline import Step, commit_block, run_steps
 from vig_ray.scoring.engines.load import check_engine, deciding, engine_for
-from vig_ray.scoring.in_process import run_steps_here, this_process
+from vig_ray.scoring.in_process import run_steps_here
 from vig_ray.scoring.placement import ONE_OF_EACH, Pools, engine_there, pools_for
 from vig_ray.stage import Claim, claim, parquet_files, read_stage
 from vig_ray.storage import check_writable, filesystem, join, write_bytes
+from vig_ray.this_process import this_process
 from vig_ray.whole_files import whole_files
 
 log = logging.getLogger(__name__)

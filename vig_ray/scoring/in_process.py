@@ -5,21 +5,14 @@ Starting a Ray and an engine in a process of its own takes longer than scoring t
 
 from __future__ import annotations
 
-import gc
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import cv2
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
-from vig_ray.cluster import Machines
 from vig_ray.errors import StageError
-from vig_ray.model.load import without_bars
 from vig_ray.pipeline import Step, commit_block, count_samples, delete_uncommitted
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.engines import EngineDiedError
@@ -30,20 +23,6 @@ from vig_ray.whole_files import whole_files
 
 FEW = 64
 """Samples below which a Ray isn't worth its start."""
-
-
-@contextmanager
-def this_process() -> Iterator[Machines]:
-    """This machine as a process without a Ray sees it; what scoring set for the process is taken back at the end."""
-    threads = cv2.getNumThreads()
-    try:
-        with without_bars():
-            yield Machines(os.cpu_count() or 1, torch.cuda.device_count())
-    finally:
-        cv2.setNumThreads(threads)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def run_steps_here(

@@ -26,7 +26,7 @@ from vig_ray.scoring.blur import blur_by
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.load import check_engine, deciding, engine_for
 from vig_ray.scoring.engines.prefixes import told
-from vig_ray.scoring.in_process import FEW, run_steps_here, this_process
+from vig_ray.scoring.in_process import FEW, run_steps_here
 from vig_ray.scoring.passes import Passes, rows_here, stored_rows
 from vig_ray.scoring.placement import ONE_OF_EACH, Placement, engine_there, pools_for
 from vig_ray.scoring.reference import blur_mean_parameters, make_reference
@@ -38,6 +38,7 @@ from vig_ray.scoring.text_pass import TEXT_OPTIONS, check_text_pass, phases
 from vig_ray.stage import Claim, claim, read_stage, record_file
 from vig_ray.storage import check_writable, exists, join
 from vig_ray.tables.passes import CLEAN, TEXT, has_gains, of_one_reference, references_of
+from vig_ray.this_process import this_process
 
 log = logging.getLogger(__name__)
 

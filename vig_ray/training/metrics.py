@@ -186,11 +186,24 @@ def flops_per_token(run: Run) -> float:
     return 6.0 * trained + 4.0 * frozen
 
 
-class JobMetricsLogger:
-    """The first worker's: sends figures to trackers and lines to `tell`, an object with `checked` and `step`."""
+class Shown(Protocol):
+    """Whoever shows a person how far a run is."""
 
-    def __init__(self, tell: Any, *, out: str, name: str, identity: str) -> None:
-        self._tell, self._out, self._name, self._identity = tell, out, name, identity
+    def started(self, done: int, steps: int, workers: str) -> None:
+        """Workers begin, after `done` of `steps` steps; what they are, in words."""
+
+    def checked(self, done: int, total: int) -> None:
+        """So many samples of `total` have had their tokens compared."""
+
+    def step(self, done: int, figures: Mapping[str, float]) -> None:
+        """So many steps are done; the last one's figures."""
+
+
+class JobMetricsLogger:
+    """The first worker's: sends figures to trackers and to `shown`."""
+
+    def __init__(self, shown: Shown, *, out: str, name: str, identity: str) -> None:
+        self._shown, self._out, self._name, self._identity = shown, out, name, identity
         self._trackers: list[Tracker] = []
         self._flops = 0.0
         self._device = torch.device("cpu")
@@ -206,12 +219,12 @@ class JobMetricsLogger:
                 config.watch, out=self._out, name=self._name, config=config.model_dump(mode="json"),
                 identity=self._identity, first=run.step,
             )  # fmt: skip
-            self._tell.started.remote(run.step, run.setup.sampler.steps, _described(run))
+            self._shown.started(run.step, run.setup.sampler.steps, _described(run))
 
     def checked(self, done: int, total: int) -> None:
         """See `MetricsLogger`."""
         if self._speaks:
-            self._tell.checked.remote(min(done, total), total)
+            self._shown.checked(min(done, total), total)
 
     def step(self, step: Step) -> None:
         """See `MetricsLogger`."""
@@ -219,7 +232,7 @@ class JobMetricsLogger:
             figures = figures_of(step, self._flops, self._device)
             for tracker in self._trackers:
                 tracker.log(step.step + 1, figures)
-            self._tell.step.remote(step.step + 1, figures)
+            self._shown.step(step.step + 1, figures)
 
     def end(self) -> None:
         """See `MetricsLogger`."""

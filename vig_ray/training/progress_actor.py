@@ -73,6 +73,25 @@ class ProgressActor:
         return self._fatal
 
 
+class ByActor:
+    """What `metrics.Shown` asks for, told to the actor without waiting for it."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def started(self, done: int, steps: int, workers: str) -> None:
+        """See `metrics.Shown`."""
+        self._actor.started.remote(done, steps, workers)
+
+    def checked(self, done: int, total: int) -> None:
+        """See `metrics.Shown`."""
+        self._actor.checked.remote(done, total)
+
+    def step(self, done: int, figures: Mapping[str, float]) -> None:
+        """See `metrics.Shown`."""
+        self._actor.step.remote(done, figures)
+
+
 def metric(figure: str) -> str:
     """A figure's name among the metrics: "train/loss" is vig_train_loss, "speed/mfu" is vig_train_speed_mfu."""
     return f"vig_train_{figure.removeprefix('train/').replace('/', '_')}"

@@ -69,10 +69,10 @@ def check(config: TrainTextConfig) -> Plan:
     )
 
 
-def run(config: TrainTextConfig) -> Trained | DryRun:
+def run(config: TrainTextConfig, *, in_process: bool = False) -> Trained | DryRun:
     """Train; returns what came of it, or with `dry_run` what would be trained.
 
-    Raises StageError, before any worker starts, where the config, the samples, the model or what is in `OUT` is wrong;
-    and where training can't go on, with what to do.
+    `in_process`: by one worker in this process, without a Ray. Raises StageError, before any worker starts, where the
+    config, the samples, the model or what is in `OUT` is wrong; and where training can't go on, with what to do.
     """
-    return carry_out(check(config))
+    return carry_out(check(config), in_process=in_process)
