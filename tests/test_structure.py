@@ -37,10 +37,10 @@ FLOORS: tuple[set[str], ...] = (
     {"vig_ray.push"},
     {"vig_ray.demo"},
     {"vig_ray.submission", "vig_ray.arguments"},
-    {"vig_ray.study"},
     {"vig_ray.results"},
     {"vig_ray.api"},
     {"vig_ray.cli"},
+    {"vig_ray.study"},
     {"serve_app", "jobs"},
     {"benchmarks"},
 )

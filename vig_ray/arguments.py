@@ -38,17 +38,17 @@ def add_options(parser: argparse.ArgumentParser, config_class: type[StageConfig]
     """Give `parser` an option for every field of the config, --config, a usage line and a description."""
     fields = _as_shown(config_class)
     for name, field in fields:
-        if _extra(field).get("positional"):
+        if extra_of(field).get("positional"):
             many = None if field.is_required() else "?"
             parser.add_argument(name, metavar=name.upper(), nargs=many, help=_help(field))
         elif field.annotation is bool:
             parser.add_argument(
-                _flag(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=_help(field)
+                flag_of(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=_help(field)
             )
         else:
-            several: dict[str, Any] = {"action": "extend", "nargs": "+"} if _extra(field).get("repeated") else {}
+            several: dict[str, Any] = {"action": "extend", "nargs": "+"} if extra_of(field).get("repeated") else {}
             parser.add_argument(
-                _flag(name), dest=name, metavar=_metavar(field), default=None, help=_help(field), **several
+                flag_of(name), dest=name, metavar=_metavar(field), default=None, help=_help(field), **several
             )
     parser.add_argument(
         "--config",
@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser, config_class: type[StageConfig]
         help="YAML file with any of these options; the command line and VIG_<VERB>_<OPTION> variables win",
     )
     required = [
-        _in_usage(name, field) for name, field in fields if field.is_required() or _extra(field).get("positional")
+        _in_usage(name, field) for name, field in fields if field.is_required() or extra_of(field).get("positional")
     ]
     parser.usage = " ".join([parser.prog, *required, "[options]"])
     parser.description = (config_class.__doc__ or "").partition("\n")[0]
@@ -81,14 +81,15 @@ def read_config(verb: Sequence[str], config_class: type[StageConfig], given: Map
     try:
         return config_class(**_from_yaml(given["config"]) | _from_environment(verb, config_class) | chosen)
     except ValidationError as error:
-        raise StageError("; ".join(explained(error, _flag))) from error
+        raise StageError("; ".join(explained(error, flag_of))) from error
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """An option as the command line has it."""
     return "--" + name.replace("_", "-")
 
 
-def _extra(field: FieldInfo) -> dict[str, Any]:
+def extra_of(field: FieldInfo) -> dict[str, Any]:
     """`metavar`, `positional` and `repeated` as the field has them, or the type of its values."""
     if isinstance(field.json_schema_extra, dict):
         return field.json_schema_extra
@@ -103,7 +104,7 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
 def _help(field: FieldInfo) -> str:
     text = (field.description or "").replace("%", "%%")
     if field.is_required():
-        return text if _extra(field).get("positional") else f"{text} (required)"
+        return text if extra_of(field).get("positional") else f"{text} (required)"
     if field.default_factory is None and field.default not in (None, ()) and field.annotation is not bool:
         return f"{text} (default: {_as_written(field.default)})"
     return text
@@ -118,8 +119,8 @@ def _as_written(default: Any) -> str:
 
 def _metavar(field: FieldInfo) -> str:
     """What stands for the value: as the field says, the choices of a Literal, or the type in capitals."""
-    if "metavar" in _extra(field):
-        return str(_extra(field)["metavar"])
+    if "metavar" in extra_of(field):
+        return str(extra_of(field)["metavar"])
     annotation: Any = field.annotation
     if get_origin(annotation) is not Literal:
         annotation = next((part for part in get_args(annotation) if part is not type(None)), annotation)
@@ -129,8 +130,8 @@ def _metavar(field: FieldInfo) -> str:
 
 
 def _in_usage(name: str, field: FieldInfo) -> str:
-    if not _extra(field).get("positional"):
-        return f"{_flag(name)} ..."
+    if not extra_of(field).get("positional"):
+        return f"{flag_of(name)} ..."
     return name.upper() if field.is_required() else f"[{name.upper()}]"
 
 

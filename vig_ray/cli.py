@@ -118,6 +118,12 @@ VERBS = {
             "vig_ray.evaluation.lmms.environment:set_up",
         ),
     ),
+    "study": Verb(
+        "a grid of the stages above, from a file: which selection is better, and how sure that is; study.json",
+        "vig_ray.study.config:StudyConfig",
+        "vig_ray.study.job:run",
+        resumes=True,
+    ),
     "export": Verb(
         "the model of a training run as a checkpoint, in the hub's or LLaVA's layout",
         "vig_ray.training.export:ExportConfig",

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -198,8 +199,23 @@ def footer_readers(files: int) -> Iterator[None]:
         yield
 
 
+_alone = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What runs within does so in this process, though it is a worker of a Ray: many at a time, each with its core."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def joins(address: str | None) -> bool:
     """Whether `machines` joins a Ray that is there, instead of starting one."""
+    if _alone.get() and address is None:
+        return False
     return bool(address or os.environ.get("RAY_ADDRESS")) or ray.is_initialized()
 
 
@@ -209,6 +225,9 @@ def scans_on_ray(address: str | None) -> Iterator[bool]:
 
     A Ray that this process has started is one machine; it is used where `address` asks for it.
     """
+    if _alone.get() and address is None:
+        yield False
+        return
     asked = bool(address or os.environ.get("RAY_ADDRESS"))
     if not (asked or (ray.is_initialized() and not started_here())):
         yield False

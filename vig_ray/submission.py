@@ -34,9 +34,9 @@ from vig_ray.storage import absolute, one_line
 
 log = logging.getLogger("vig_ray.submission")
 
-_PATHS = ("images", "out", "samples", "scores", "selection", "measures", "counts", "exclude", "synonyms")
+PATHS = ("images", "out", "samples", "scores", "selection", "measures", "counts", "exclude", "synonyms")
 _BY_TASK = ("data", "images", "task_options")  # of `vig eval`, whose values are by task
-_MODELS = ("model", "reference_model", "embedding_model", "clip_model")
+MODELS = ("model", "reference_model", "embedding_model", "clip_model")
 _OPTIONS_FILE = "job.yaml"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 _LOST_CONNECTIONS = 10
@@ -84,10 +84,10 @@ def stage_options(config: StageConfig) -> dict[str, Any]:
     """What was given of the stage's own options, in JSON's types; paths of this machine in full."""
     stage_options = config.model_fields_set - set(SubmitOptions.model_fields)
     values = config.model_dump(mode="json", include=stage_options)
-    return {name: _in_full(name, value) for name, value in sorted(values.items())}
+    return {name: option_in_full(name, value) for name, value in sorted(values.items())}
 
 
-def _in_full(name: str, value: Any) -> Any:
+def option_in_full(name: str, value: Any) -> Any:
     """A local path by its whole name: the job runs in another folder. A model may be a hub id, so it must be here."""
     if isinstance(value, dict) and name in _BY_TASK:
         return {task: _there(each) if name == "task_options" else absolute(each) for task, each in value.items()}
@@ -95,10 +95,10 @@ def _in_full(name: str, value: Any) -> Any:
         return [_model_in_full(each) for each in value]
     if name == "data":
         return in_full(value) if isinstance(value, str) else [in_full(each) for each in value]
-    if isinstance(value, list) and name in _PATHS:
-        return [_in_full(name, each) for each in value]
+    if isinstance(value, list) and name in PATHS:
+        return [option_in_full(name, each) for each in value]
     local = isinstance(value, str) and "://" not in value
-    if local and (name in _PATHS or (name in _MODELS and is_local(value))):
+    if local and (name in PATHS or (name in MODELS and is_local(value))):
         return absolute(value)
     return value
 

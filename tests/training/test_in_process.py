@@ -58,7 +58,8 @@ def test_a_run_that_was_stopped_goes_on(
             job.run(config(chosen, tmp_path / "parts", **options), in_process=True)
     parts = job.run(config(chosen, tmp_path / "parts", **options), in_process=True)
     assert "going on at step 2" in capsys.readouterr().err
-    assert isinstance(whole, job.Trained) and isinstance(parts, job.Trained)
+    assert isinstance(whole, job.Trained)
+    assert isinstance(parts, job.Trained)
     assert parts.loss == pytest.approx(whole.loss, abs=1e-6)
     one, other = (load_file(Path(each.model) / "model.safetensors") for each in (whole, parts))
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
@@ -81,7 +82,8 @@ def test_a_language_model_too(chosen: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     trained = text_job.run(given, in_process=True)
     assert isinstance(trained, job.Trained)
-    assert trained.steps == 2 and Path(trained.model, "config.json").exists()
+    assert trained.steps == 2
+    assert Path(trained.model, "config.json").exists()
 
 
 def test_what_only_ray_can_do_is_refused(chosen: Path, tmp_path: Path) -> None:

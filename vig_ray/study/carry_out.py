@@ -1,0 +1,114 @@
+"""One stage of a study, in a worker of Ray: by itself in this process where that does it, else by jobs of its own on
+the same Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from vig_ray.cluster import alone, parse_range
+from vig_ray.errors import StageError
+from vig_ray.storage import exists, join, one_line, read_bytes, write_bytes
+from vig_ray.study import record as records
+from vig_ray.study.graph import MODEL_NAME, Node
+from vig_ray.study.record import LOG, Record, command_of, folder_of
+from vig_ray.study.stages import KINDS, loaded
+
+
+def by_jobs(node: Node) -> bool:
+    """Whether a node starts workers of its own instead of running in one process: where it is told how many, or needs
+    an engine that has processes of its own, or its verb knows no other way."""
+    kind, options = KINDS[node.verb], node.options
+    if kind.alone:
+        return False
+    workers = str(options.get("workers", "1"))
+    return not kind.here or parse_range(workers)[1] > 1 or options.get("engine", "torch") not in ("torch", "auto")
+
+
+def carry_out(node: Node, out: str, gpus: int) -> Record:
+    """Run a stage and keep its record. What the stage itself finds wrong is a record that says so; anything else is
+    raised."""
+    config_class, run = loaded(node.verb)
+    folder, command, began = folder_of(out, node.name), command_of(node, out), time.monotonic()
+    kind = KINDS[node.verb]
+    state, told, table = "done", "", None
+    with _log_of(folder) as log:
+        try:
+            config = config_class.model_validate({**node.options, "out": folder})
+            if by_jobs(node):
+                outcome = run(config)
+            else:
+                with alone():
+                    outcome = run(config, in_process=True) if kind.here else run(config)
+            told = outcome.text()
+            table = outcome.json() if node.verb == "eval" else None
+        except StageError as error:
+            state, told = "failed", str(error)
+        except OSError as error:
+            state, told = "failed", one_line(error) or type(error).__name__
+        log.write(told + "\n")
+    record = Record(
+        name=node.name, stage=node.stage, verb=node.verb, command=command, state=state, told=told,  # type: ignore[arg-type]
+        seconds=time.monotonic() - began, gpus=gpus, tokens=_tokens(node, folder) if state == "done" else None,
+        table=table,
+    )  # fmt: skip
+    records.write(out, record)
+    return record
+
+
+@contextlib.contextmanager
+def _log_of(folder: str) -> Iterator[io.StringIO]:
+    """What vig_ray logs meanwhile, and prints on standard error, goes to log.txt of a stage, behind what is there."""
+    text = io.StringIO()
+    logger, handler = logging.getLogger("vig_ray"), logging.StreamHandler(text)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    where = join(folder, LOG)
+    try:
+        with contextlib.redirect_stderr(text):
+            yield text
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        earlier = read_bytes(where) if exists(where).name == "File" else b""
+        write_bytes(where, earlier + text.getvalue().encode())
+
+
+def _tokens(node: Node, folder: str) -> int | None:
+    """The tokens that a training's loss was of, all epochs."""
+    if node.verb not in ("train", "train-text"):
+        return None
+    lines = read_bytes(join(folder, "training", "log.jsonl")).decode().splitlines()
+    return sum(int(json.loads(line)["active_tokens"]) for line in lines)
+
+
+def model_named(options: Any) -> str:
+    """The checkpoint that an evaluation asks."""
+    return str(options["model"][0]).removeprefix(f"{MODEL_NAME}=")
+
+
+def _in_a_worker(node: Node, out: str, gpus: int) -> Record:
+    import torch
+
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    return carry_out(node, out, gpus)
+
+
+def task_of(node: Node, *, gpus: bool, retries: int) -> Any:
+    """The Ray task that runs a node. What a lost machine was doing is done again by another, which goes on from what
+    the stage had kept."""
+    jobs = by_jobs(node)
+    needs_gpu = gpus and KINDS[node.verb].computes and not jobs and node.options.get("device") != "cpu"
+    return ray.remote(num_cpus=0 if jobs else 1, num_gpus=int(needs_gpu), max_retries=retries, retry_exceptions=False)(
+        _in_a_worker
+    ).options(name=node.name), int(needs_gpu)

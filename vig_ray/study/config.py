@@ -1,0 +1,29 @@
+"""The options of `vig study`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from vig_ray.stage import StageConfig
+
+
+class StudyConfig(StageConfig):
+    """Run the grid of a study, and tell which of its arms is better, and how sure that is."""
+
+    study: str = Field(
+        description="study.yaml, which says what is compared; docs/study.md", json_schema_extra={"positional": True}
+    )
+    out: str = Field(description="directory that gets runs/, one folder a stage, and study.json, the results")
+    dry_run: bool = Field(False, description="only print what would be run, what is shared, and what it will cost")
+    seeds: int | None = Field(None, ge=1, description="the first N seeds only, and no more where an order is open")
+    arms: str | None = Field(None, description="only these arms", json_schema_extra={"metavar": "NAME[,...]"})
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="most stages at a time; by default one a core on this machine, and as many as a cluster has room "
+        "for",
+    )
+    address: str | None = Field(
+        None, description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or a Ray of its own here"
+    )
+    strict: bool = Field(False, description="exit with status 1 if any stage failed")

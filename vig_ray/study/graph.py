@@ -1,0 +1,302 @@
+"""The grid of a study spelled out: every stage of every cell, each once, named after all that decides its output.
+
+A cell is an arm, with one value of each of `vary`, and a seed; it ends in a stage `eval`. What it takes is found from
+there backwards, so that a stage that nothing asks for isn't run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from vig_ray.arguments import explained
+from vig_ray.demo import CHECKPOINT
+from vig_ray.errors import StageError
+from vig_ray.model.checkpoint import fingerprint, is_local
+from vig_ray.storage import join, scheme_of
+from vig_ray.study.file import Options, StudyFile
+from vig_ray.study.stages import KINDS, loaded
+from vig_ray.submission import MODELS, PATHS, option_in_full
+
+Json = dict[str, Any]
+
+LAST = "eval"
+MODEL_NAME = "model"
+"""The name of the one model that each evaluation of a study asks, in its table."""
+
+_REFERENCE = re.compile(r"\$([a-z][a-z0-9_-]*)")
+_BUILT_IN = {"demo-model": CHECKPOINT}
+_DIGITS = 10
+# What doesn't decide an output: a stage that differs in nothing else is the same one.
+_HOW = ("workers", "prepare_workers", "batch_tokens", "micro_batch", "loaders", "rows_per_file", "device", "window")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage with all its options, and where they lead. `options`: without --out; `inputs`: names of other nodes."""
+
+    name: str
+    stage: str
+    verb: str
+    options: Mapping[str, Any] = field(hash=False)
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid. `label`: the arm with what of it is varied; `nodes`: all it takes, each after its inputs;
+    the last is its evaluation."""
+
+    arm: str
+    axes: Mapping[str, Any] = field(hash=False)
+    seed: int
+    nodes: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """Without the seed."""
+        return label_of(self.arm, self.axes)
+
+    @property
+    def last(self) -> str:
+        """The evaluation."""
+        return self.nodes[-1]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All nodes by name, each after its inputs, and the cells that take them, the first seed of all arms first."""
+
+    nodes: Mapping[str, Node] = field(hash=False)
+    cells: tuple[Cell, ...] = ()
+
+    def of_seeds(self, seeds: tuple[int, ...]) -> tuple[Cell, ...]:
+        """The cells of these seeds."""
+        return tuple(cell for cell in self.cells if cell.seed in seeds)
+
+
+def label_of(arm: str, axes: Mapping[str, Any]) -> str:
+    """'vig p=30 samples=2000': an arm with what is varied of it, options without their stages."""
+    return " ".join((arm, *(f"{name.rpartition('.')[2]}={value}" for name, value in axes.items())))
+
+
+def spell_out(study: StudyFile, path: str, out: str, *, seeds: tuple[int, ...] | None = None) -> Graph:
+    """The graph of a study's file at `path`, whose outputs go to OUT/runs. Raises StageError, which names the place in
+    the file, where an option is wrong or a path isn't there."""
+    nodes: dict[str, Node] = {}
+    cells = []
+    for seed in study.all_seeds if seeds is None else seeds:
+        for arm, changes in study.arms.items():
+            for axes in _axes(study, changes):
+                one = _Cell(study, path, out, arm, axes, seed, nodes)
+                last = one.node(LAST, ())
+                cells.append(Cell(arm, axes, seed, (*one.taken, last.name)))
+    return Graph(nodes, tuple(cells))
+
+
+def _axes(study: StudyFile, changes: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What is varied of an arm: all but what it says itself."""
+    names = [name for name in study.vary if not _says(changes, name)]
+    for values in itertools.product(*(study.vary[name] for name in names)):
+        yield dict(zip(names, values, strict=True))
+
+
+def _says(changes: Mapping[str, Any], name: str) -> bool:
+    stage, _, option = name.partition(".")
+    return stage in changes and (not option or option in changes[stage])
+
+
+class _Cell:
+    """One cell while it is spelled out. `taken`: its nodes so far, in order."""
+
+    def __init__(
+        self,
+        study: StudyFile,
+        path: str,
+        out: str,
+        arm: str,
+        axes: Mapping[str, Any],
+        seed: int,
+        nodes: dict[str, Node],
+    ) -> None:
+        self._study, self._path, self._out, self._arm, self._axes = study, path, out, arm, axes
+        self._seed, self._nodes = seed, nodes
+        self._of_stage: dict[str, Node] = {}
+        self.taken: list[str] = []
+
+    def node(self, stage: str, asked_by: tuple[str, ...]) -> Node:
+        """The node of a stage, with all that it takes. `asked_by`: the stages that led here."""
+        if stage in asked_by:
+            raise StageError(f"{self._path}: stages: {' -> '.join((*asked_by, stage))}: a circle of references")
+        if stage not in self._of_stage:
+            made = self._made(stage, asked_by)
+            self._of_stage[stage] = made
+            if stage != LAST or asked_by:
+                self.taken.append(made.name)
+        return self._of_stage[stage]
+
+    def _made(self, stage: str, asked_by: tuple[str, ...]) -> Node:
+        if stage not in self._study.stages and stage not in self._arm_changes:
+            raise StageError(f"{self._path}: stages: there is no {stage}, in which every cell ends")
+        options = self._given(stage)
+        verb = str(options.pop("run", stage))
+        if verb not in KINDS:
+            raise StageError(f"{self._path}: stages.{stage}: {verb}: no such stage; there are {', '.join(KINDS)}")
+        if "out" in options:
+            raise StageError(f"{self._path}: stages.{stage}.out: a study names the folders of its stages itself")
+        config_class, _ = loaded(verb)
+        for option, reference in KINDS[verb].wired.items():
+            if stage == verb and option not in options and self._knows(reference[1:]):
+                options[option] = reference
+        if KINDS[verb].seeded:
+            options.setdefault("seed", "$seed")
+        if verb == "eval":
+            options.setdefault("draws", 0)  # intervals are over seeds
+        inputs: list[str] = []
+        resolved = {
+            option: self._resolved(value, stage, option, (*asked_by, stage), inputs)
+            for option, value in options.items()
+            if value is not None
+        }
+        if verb == "eval":
+            resolved = self._of_one_model(resolved)
+        folder = os.path.dirname(os.path.abspath(self._path))
+        with contextlib.chdir(folder):
+            resolved = {option: option_in_full(option, value) for option, value in resolved.items()}
+        try:
+            config_class.model_validate({**resolved, "out": "-"})
+        except ValidationError as error:
+            where = f"{self._path}: stages.{stage}.{{}}".format
+            raise StageError(f"{'; '.join(explained(error, where))} (arm {self._arm})") from error
+        self._check_paths(stage, resolved)
+        identity = {
+            "verb": verb,
+            "options": {name: value for name, value in resolved.items() if name not in _HOW},
+            "files": {option: _state(value, self._out) for option, value in sorted(resolved.items())},
+        }
+        canonical = json.dumps(identity, sort_keys=True, default=str).replace(self._out, "$OUT")
+        name = f"{stage}-{hashlib.blake2b(canonical.encode(), digest_size=20).hexdigest()[:_DIGITS]}"
+        node = Node(name, stage, verb, resolved, tuple(dict.fromkeys(inputs)))
+        self._nodes.setdefault(name, node)
+        return node
+
+    @property
+    def _arm_changes(self) -> Mapping[str, Any]:
+        return self._study.arms[self._arm]
+
+    def _given(self, stage: str) -> Options:
+        """A stage's options: the study's, then the arm's, then what is varied."""
+        options = {**self._study.stages.get(stage, {}), **self._arm_changes.get(stage, {})}
+        for name, value in self._axes.items():
+            of, _, option = name.partition(".")
+            if of == stage:
+                options[option] = value
+        return {str(name).replace("-", "_"): value for name, value in options.items()}
+
+    def _knows(self, name: str) -> bool:
+        return name in self._study.stages or name in self._values
+
+    @property
+    def _values(self) -> dict[str, Any]:
+        changed = {name: value for name, value in self._arm_changes.items() if name in self._study.values}
+        varied = {name: value for name, value in self._axes.items() if name in self._study.values}
+        return {**_BUILT_IN, **self._study.values, **changed, **varied, "seed": self._seed}
+
+    def _resolved(self, value: Any, stage: str, option: str, asked_by: tuple[str, ...], inputs: list[str]) -> Any:
+        """A value with what its $NAMEs stand for."""
+        if isinstance(value, dict):
+            return {key: self._resolved(each, stage, option, asked_by, inputs) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._resolved(each, stage, option, asked_by, inputs) for each in value]
+        if not isinstance(value, str):
+            return value
+        whole = _REFERENCE.fullmatch(value)
+        if whole and whole[1] in self._values:
+            return self._resolved(self._values[whole[1]], stage, option, asked_by, inputs)
+
+        def stands_for(found: re.Match[str]) -> str:
+            name = found[1]
+            if name in self._values:
+                return str(self._resolved(self._values[name], stage, option, asked_by, inputs))
+            if name not in self._study.stages and name not in self._arm_changes:
+                known = ", ".join((*self._study.stages, *self._values))
+                raise StageError(f"{self._path}: stages.{stage}.{option}: ${name}: no such name; there are {known}")
+            node = self.node(name, asked_by)
+            inputs.append(node.name)
+            folder = join(self._out, "runs", node.name)
+            if value[found.end() : found.end() + 1] == "/":
+                return folder
+            part = KINDS[node.verb].gives.get(option)
+            if part is None:
+                raise StageError(
+                    f"{self._path}: stages.{stage}.{option}: ${name} is a stage that leaves no {option}; name a file "
+                    f"or folder of its output, as ${name}/..."
+                )
+            return join(folder, part) if part else folder
+
+        return _REFERENCE.sub(stands_for, value)
+
+    def _of_one_model(self, options: Options) -> Options:
+        """The options of an evaluation, whose one model has the same name in every table."""
+        model = options.get("model")
+        if isinstance(model, list) and len(model) == 1:
+            model = model[0]
+        if not isinstance(model, str):
+            raise StageError(f"{self._path}: stages.{LAST}.model: takes one model; arms are what compares models")
+        return {**options, "model": [f"{MODEL_NAME}={model}"]}
+
+    def _check_paths(self, stage: str, options: Mapping[str, Any]) -> None:
+        """Raise StageError for a path of this machine that isn't there."""
+        for option, value in options.items():
+            if option not in (*PATHS, *MODELS, "data"):
+                continue
+            for each in _strings(value):
+                path = each.removeprefix(f"{MODEL_NAME}=") if option == "model" else each
+                if path.startswith(self._out) or scheme_of(path) or any(sign in path for sign in "*?[{"):
+                    continue
+                if (option in MODELS and not is_local(path)) or (option not in MODELS and not path.startswith("/")):
+                    continue
+                if not os.path.exists(path):
+                    raise StageError(f"{self._path}: stages.{stage}.{option}: {path}: not there")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _strings(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _strings(each)
+
+
+def _state(value: Any, out: str) -> list[Any]:
+    """What tells the files that an option names from others in their place: a model by its weights, a file by its size
+    and when it was changed, a folder by those of what lies in it. Outputs of other stages are told apart by name."""
+    found: list[Any] = []
+    for each in _strings(value):
+        path = each.removeprefix(f"{MODEL_NAME}=")
+        if not path.startswith("/") or path.startswith(out) or not os.path.exists(path):
+            continue
+        if os.path.isfile(os.path.join(path, "config.json")):
+            found.append(fingerprint(path))
+        elif os.path.isdir(path):
+            with os.scandir(path) as entries:
+                found.append(sorted((entry.name, *_stamp(entry.stat())) for entry in entries))
+        else:
+            found.append(_stamp(os.stat(path)))
+    return found
+
+
+def _stamp(state: os.stat_result) -> tuple[int, int]:
+    return state.st_size, state.st_mtime_ns

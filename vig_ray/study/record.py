@@ -1,0 +1,87 @@
+"""What a study keeps of each stage: OUT/runs/NAME/study.json beside the stage's own output, with the command that does
+the same by hand, and log.txt, what it said.
+
+A stage is done when its study.json says so; it is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pydantic.fields import FieldInfo
+
+from vig_ray.arguments import extra_of, flag_of
+from vig_ray.errors import StageError
+from vig_ray.storage import exists, join, one_line, read_bytes, write_bytes
+from vig_ray.study.graph import Node
+from vig_ray.study.stages import loaded
+
+RECORD, LOG, RUNS = "study.json", "log.txt", "runs"
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a stage ended. `seconds` it took, this time; `gpus` it held; `tokens`: of training, those trained on;
+    `table`: of an evaluation, its summary; `told`: what the verb printed, or the error."""
+
+    name: str
+    stage: str
+    verb: str
+    command: str
+    state: Literal["done", "failed"]
+    told: str
+    seconds: float = 0.0
+    gpus: int = 0
+    tokens: int | None = None
+    table: Mapping[str, Any] | None = field(default=None, hash=False)
+
+    @property
+    def done(self) -> bool:
+        """Whether its output is whole."""
+        return self.state == "done"
+
+
+def folder_of(out: str, name: str) -> str:
+    """Where a stage of the study in `out` writes."""
+    return join(out, RUNS, name)
+
+
+def read(out: str, name: str) -> Record | None:
+    """The record of a stage; None where there is none. Raises StageError for one that can't be read."""
+    where = join(folder_of(out, name), RECORD)
+    if exists(where).name != "File":
+        return None
+    try:
+        return Record(**json.loads(read_bytes(where)))
+    except (ValueError, TypeError) as error:
+        raise StageError(f"{where}: can't be read ({one_line(error)}); delete it, and the stage runs again") from error
+
+
+def write(out: str, record: Record) -> None:
+    """Keep a record."""
+    where = join(folder_of(out, record.name), RECORD)
+    write_bytes(where, (json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def command_of(node: Node, out: str) -> str:
+    """The command line that does what a node does."""
+    config_class, _ = loaded(node.verb)
+    words = ["vig", node.verb]
+    for option, value in node.options.items():
+        words += _words(option, value, config_class.model_fields[option])
+    return shlex.join([*words, "--out", folder_of(out, node.name)])
+
+
+def _words(option: str, value: Any, field_: FieldInfo) -> list[str]:
+    if isinstance(value, bool):
+        return [flag_of(option) if value else flag_of(f"no-{option}")]
+    if isinstance(value, Mapping):
+        return [flag_of(option), *(f"{name}={each}" if name else str(each) for name, each in value.items())]
+    if isinstance(value, list | tuple):
+        several = [str(each) for each in value]
+        return [flag_of(option), *(several if extra_of(field_).get("repeated") else [",".join(several)])]
+    return [flag_of(option), str(value)]

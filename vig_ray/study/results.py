@@ -1,0 +1,235 @@
+"""What the numbers of a study's cells say: means over seeds, differences from the baseline, orders, and what they cost.
+
+All of it is in OUT/study.json, which `vig report --study` shows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vig_ray.errors import StageError
+from vig_ray.study.file import Order, StudyFile
+from vig_ray.study.graph import MODEL_NAME, Cell, Graph
+from vig_ray.study.record import Record
+from vig_ray.study.statistics import Difference, Mean, ScalingLaw, difference, mean_of, scaling_law
+
+Json = dict[str, Any]
+_SMALLEST_FIT = 2
+
+
+class Metric(NamedTuple):
+    """A number of a task, TASK.METRIC."""
+
+    name: str
+    percent: bool
+    higher_is_better: bool
+
+    def text(self, value: float | None, *, sign: bool = False) -> str:
+        """A value for people: shares times 100."""
+        if value is None or not math.isfinite(value):
+            return "–"
+        digits = 1 if self.percent else 3
+        return f"{100 * value if self.percent else value:{'+' if sign else ''}.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm, with one value of each of what is varied. `values`: by metric and seed; `tokens` trained on and the
+    training's `seconds`: by seed."""
+
+    label: str
+    arm: str
+    axes: Mapping[str, Any]
+    values: Mapping[str, Mapping[int, float]]
+    tokens: Mapping[int, int]
+    seconds: Mapping[int, float]
+
+    def mean(self, metric: str) -> Mean:
+        """Over seeds."""
+        return mean_of(list(self.values[metric].values()))
+
+
+class Step(NamedTuple):
+    """One step of an order: `high` is said to have more than `low`. `said`: "yes" or "no" where that is settled."""
+
+    low: str
+    high: str
+    difference: Difference
+
+    @property
+    def said(self) -> str:
+        """Whether it holds."""
+        if not self.difference.settled:
+            return "open"
+        return "yes" if self.difference.mean.value > 0 else "no"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An order and its steps. A settled step against it refutes the whole, an open one leaves it open."""
+
+    order: Order
+    steps: tuple[Step, ...]
+
+    @property
+    def said(self) -> str:
+        """Of the whole order."""
+        found = [step.said for step in self.steps]
+        return "no" if "no" in found else "open" if "open" in found else "yes"
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A scaling law of one arm: fitted to all sizes but the largest. `predicted` and `found` loss of that one."""
+
+    arm: str
+    law: ScalingLaw
+    sizes: tuple[float, ...]
+    largest: float
+    predicted: float
+    found: float
+
+    @property
+    def error(self) -> float:
+        """Relative, of the prediction."""
+        return abs(self.predicted - self.found) / self.found
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's numbers. `failed`: stages that failed; `missing`: cells without a number, and why."""
+
+    study: StudyFile
+    out: str
+    metrics: tuple[Metric, ...]
+    rows: tuple[Row, ...]
+    baseline: str
+    claims: tuple[Claim, ...]
+    scaled: tuple[Scaled, ...]
+    failed: tuple[Record, ...]
+    missing: Mapping[str, str]
+    cost: Json
+
+    def difference(self, row: Row, metric: str) -> Difference:
+        """From the baseline, in pairs of seeds."""
+        (base,) = (each for each in self.rows if each.label == self.baseline)
+        return difference(row.values[metric], base.values[metric])
+
+
+def asked_for(study: StudyFile) -> list[str]:
+    """The numbers that a study names, as TASK.METRIC."""
+    of_orders = [Order.parse(text).metric for text in study.orders]
+    return [*study.measured, *of_orders, *([study.scaling.of] if study.scaling else [])]
+
+
+def gather(study: StudyFile, graph: Graph, cells: Sequence[Cell], records: Mapping[str, Record], out: str,
+           missing: Mapping[str, str], cost: Json) -> Results:  # fmt: skip
+    """The results of the cells that have ended."""
+    tables = {cell: records[cell.last].table for cell in cells if cell.last in records and records[cell.last].done}
+    metrics = _metrics(study, [table for table in tables.values() if table is not None])
+    labels = dict.fromkeys(cell.label for cell in cells)
+    rows = tuple(_row(label, [cell for cell in cells if cell.label == label], tables, metrics, records)
+                 for label in labels)  # fmt: skip
+    baseline = _baseline(study, rows)
+    return Results(
+        study,
+        out,
+        metrics,
+        rows,
+        baseline,
+        tuple(_claims(study, rows)),
+        tuple(_scaled(study, rows)),
+        tuple(each for each in records.values() if not each.done and each.name in graph.nodes),
+        missing,
+        cost,
+    )
+
+
+def _metrics(study: StudyFile, tables: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
+    known: dict[str, Metric] = {}
+    main = []
+    for table in tables:
+        for task in table["tasks"]:
+            for each in task["metrics"]:
+                name = f"{task['name']}.{each['name']}"
+                known.setdefault(name, Metric(name, each["percent"], each["higher_is_better"]))
+            if task["main"] is not None:
+                main.append(f"{task['name']}.{task['main']}")
+    wanted = dict.fromkeys((*(study.measured or main), *asked_for(study)))
+    return tuple(known.get(name, Metric(name, percent=False, higher_is_better=True)) for name in wanted)
+
+
+def _row(
+    label: str,
+    cells: Sequence[Cell],
+    tables: Mapping[Cell, Mapping[str, Any] | None],
+    metrics: Sequence[Metric],
+    records: Mapping[str, Record],
+) -> Row:
+    values: dict[str, dict[int, float]] = {metric.name: {} for metric in metrics}
+    tokens: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for cell in cells:
+        table = tables.get(cell)
+        for task in table["tasks"] if table else ():
+            for name, number in task["models"][MODEL_NAME]["numbers"].items():
+                metric = f"{task['name']}.{name}"
+                if metric in values and number["value"] is not None:
+                    values[metric][cell.seed] = float(number["value"])
+        trained = [records[name] for name in cell.nodes if name in records and records[name].tokens is not None]
+        if table is not None and trained:
+            tokens[cell.seed] = trained[-1].tokens or 0
+            seconds[cell.seed] = sum(each.seconds for each in trained)
+    return Row(label, cells[0].arm, cells[0].axes, values, tokens, seconds)
+
+
+def _baseline(study: StudyFile, rows: Sequence[Row]) -> str:
+    """The row that others are compared with: the arm that is named, or the first; of a varied one its first."""
+    arm = study.baseline or rows[0].arm
+    return next(row.label for row in rows if row.arm == arm)
+
+
+def rows_of(name: str, rows: Sequence[Row]) -> list[Row]:
+    """The rows that an order names: one by its label, or all of an arm."""
+    exact = [row for row in rows if row.label == name]
+    return exact or [row for row in rows if row.arm == name]
+
+
+def _claims(study: StudyFile, rows: Sequence[Row]) -> Iterator[Claim]:
+    """The orders, of a varied arm once for each value that all its arms have."""
+    for text in study.orders:
+        order = Order.parse(text)
+        found = [rows_of(name, rows) for name in order.arms]
+        most = max(map(len, found))
+        if any(len(each) not in (1, most) for each in found):
+            raise StageError(f"orders: {text}: its arms are varied by different values; name them as 'ARM p=30'")
+        for number in range(most):
+            of_step = [each[number if len(each) > 1 else 0] for each in found]
+            steps = tuple(
+                Step(low.label, high.label, difference(high.values[order.metric], low.values[order.metric]))
+                for low, high in itertools.pairwise(of_step)
+                if order.metric in low.values
+            )
+            yield Claim(order, steps)
+
+
+def _scaled(study: StudyFile, rows: Sequence[Row]) -> Iterator[Scaled]:
+    """A law of each arm, of means over seeds."""
+    if study.scaling is None:
+        return
+    over, of = study.scaling.over, study.scaling.of
+    for arm in dict.fromkeys(row.arm for row in rows):
+        points = sorted(
+            (float(row.axes[over]), row.mean(of).value)
+            for row in rows
+            if row.arm == arm and over in row.axes and row.values.get(of)
+        )
+        if len(points) <= _SMALLEST_FIT:
+            continue
+        *smaller, (largest, found) = points
+        law = scaling_law([size for size, _ in smaller], [loss for _, loss in smaller])
+        yield Scaled(arm, law, tuple(size for size, _ in smaller), largest, law.at(largest), found)

@@ -1,0 +1,151 @@
+"""The nodes of a study's graph as tasks on Ray: each as soon as its inputs are there, those of the first cells
+first."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import ray
+
+from vig_ray.cluster import Machines
+from vig_ray.errors import StageError
+from vig_ray.storage import one_line
+from vig_ray.study import record as records
+from vig_ray.study.carry_out import task_of
+from vig_ray.study.file import Budget
+from vig_ray.study.graph import Cell, Node
+from vig_ray.study.record import Record, command_of
+
+_RETRIES = 8
+_LOOK_S = 1.0
+
+
+@dataclass
+class Progress:
+    """How far a study is. `records`: of the nodes that have ended; `taken`: those of them that were there before;
+    `running`: when each of the others began, by a clock that only goes forward; `without`: nodes that can't run, with
+    the failed one that is the reason; `over`: why the rest isn't begun, where a budget is spent."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+    running: dict[str, float] = field(default_factory=dict)
+    without: dict[str, str] = field(default_factory=dict)
+    over: str = ""
+
+    def done(self, name: str) -> bool:
+        """Whether a node's output is there."""
+        return name in self.records and self.records[name].done
+
+    def hours(self) -> tuple[float, float]:
+        """Of all stages that ended, and those of GPUs: also of earlier runs of the same study."""
+        seconds = sum(each.seconds for each in self.records.values())
+        on_gpus = sum(each.seconds * each.gpus for each in self.records.values())
+        return seconds / 3600, on_gpus / 3600
+
+
+def in_order(cells: Sequence[Cell], nodes: Mapping[str, Node]) -> list[Node]:
+    """The nodes of cells, each once and after its inputs, those of the first cells first."""
+    names = dict.fromkeys(name for cell in cells for name in cell.nodes)
+    return [nodes[name] for name in names]
+
+
+def take_what_is_there(progress: Progress, nodes: Sequence[Node], out: str) -> None:
+    """Note the nodes whose outputs an earlier run has left whole."""
+    for node in nodes:
+        found = records.read(out, node.name)
+        if found is not None and found.done and node.name not in progress.records:
+            progress.records[node.name] = found
+            progress.taken.add(node.name)
+
+
+def run(
+    progress: Progress,
+    nodes: Sequence[Node],
+    out: str,
+    ray_has: Machines,
+    *,
+    at_once: int | None,
+    budget: Budget,
+    told: Callable[[Record], None],
+    look: Callable[[], None],
+) -> None:
+    """Run all nodes that aren't done. A failed one costs those that need it, and no other.
+
+    `at_once`: the most tasks at a time, None where Ray's resources alone decide. `told`: called with each record as it
+    comes; `look`: called every second.
+    """
+    waiting = [node for node in nodes if not progress.done(node.name)]
+    for node in waiting:
+        progress.records.pop(node.name, None)  # an earlier failure is tried again
+    under_way: dict[ray.ObjectRef, tuple[Node, int]] = {}
+    try:
+        while waiting or under_way:
+            waiting = _settle(progress, waiting)
+            progress.over = progress.over or _spent(progress, budget)
+            if progress.over:
+                waiting = []
+            for node in _ready(progress, waiting):
+                if at_once is not None and len(under_way) >= at_once:
+                    break
+                task, gpus = task_of(node, gpus=bool(ray_has.gpus), retries=_RETRIES)
+                under_way[task.remote(node, out, gpus)] = node, gpus
+                progress.running[node.name] = time.monotonic()
+                waiting.remove(node)
+            look()
+            if under_way:
+                ended, _ = ray.wait(list(under_way), num_returns=1, timeout=_LOOK_S)
+                for each in ended:
+                    node, gpus = under_way.pop(each)
+                    progress.records[node.name] = found = _outcome(each, node, out, gpus, progress)
+                    told(found)
+    finally:
+        for each in under_way:
+            ray.cancel(each, force=True)
+
+
+def _ready(progress: Progress, waiting: Sequence[Node]) -> list[Node]:
+    return [node for node in waiting if all(progress.done(name) for name in node.inputs)]
+
+
+def _settle(progress: Progress, waiting: Sequence[Node]) -> list[Node]:
+    """The nodes that may still run: without those that need what has failed, which are noted."""
+    left = []
+    for node in waiting:
+        failed = [name for name in node.inputs if name in progress.records and not progress.records[name].done]
+        missing = [progress.without[name] for name in node.inputs if name in progress.without]
+        if failed or missing:
+            progress.without[node.name] = (failed or missing)[0]
+        else:
+            left.append(node)
+    return left
+
+
+def _spent(progress: Progress, budget: Budget) -> str:
+    hours, on_gpus = progress.hours()
+    for name, spent, most in (("hours", hours, budget.hours), ("gpu_hours", on_gpus, budget.gpu_hours)):
+        if most is not None and spent >= most:
+            return f"budget.{name}: {spent:.2f} of {most:g} are spent"
+    return ""
+
+
+def _outcome(reference: ray.ObjectRef, node: Node, out: str, gpus: int, progress: Progress) -> Record:
+    """What a task came to."""
+    began = progress.running.pop(node.name)
+    try:
+        found: Record = ray.get(reference)
+        return found
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        told = f"{type(cause).__name__}: {one_line(cause)}"[:500]
+    except ray.exceptions.RayError as error:
+        told = f"lost {_RETRIES + 1} times: {one_line(error)}"[:500]
+    failed = Record(
+        name=node.name, stage=node.stage, verb=node.verb, command=command_of(node, out), state="failed", told=told,
+        seconds=time.monotonic() - began, gpus=gpus,
+    )  # fmt: skip
+    with contextlib.suppress(OSError, StageError):  # it is told on the terminal all the same
+        records.write(out, failed)
+    return failed

@@ -1,0 +1,135 @@
+"""A study's results, and its plan, for a person at a terminal."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from vig_ray.progress import duration
+from vig_ray.study.graph import Cell, Graph
+from vig_ray.study.record import Record
+from vig_ray.study.results import Claim, Metric, Results, Row
+from vig_ray.study.statistics import Difference, Mean
+
+SAID = {"yes": "holds", "no": "does not hold", "open": "open"}
+
+
+def mean_text(mean: Mean, metric: Metric, *, sign: bool = False) -> str:
+    """A mean with its interval."""
+    text = metric.text(mean.value, sign=sign)
+    if mean.low is None or mean.high is None:
+        return text
+    return f"{text} [{metric.text(mean.low, sign=sign)}, {metric.text(mean.high, sign=sign)}]"
+
+
+def difference_text(one: Difference, metric: Metric) -> str:
+    """A difference; a star where its interval excludes 0, else how many seeds would settle it."""
+    text = mean_text(one.mean, metric, sign=True)
+    if one.settled:
+        return f"{text} *"
+    return f"{text} ({one.seeds_needed} seeds)" if one.seeds_needed else text
+
+
+def table(results: Results) -> Iterator[str]:
+    """Rows by metrics: mean over seeds, and below it the difference from the baseline."""
+    heads = ["", "seeds", *(_head(metric) for metric in results.metrics), "tokens", "s"]
+    lines = [heads]
+    for row in results.rows:
+        cells = [row.label, str(max((len(values) for values in row.values.values()), default=0))]
+        cells += [mean_text(row.mean(metric.name), metric) for metric in results.metrics]
+        lines.append([*cells, _tokens(row), _seconds(row)])
+        if row.label != results.baseline:
+            differences = [difference_text(results.difference(row, each.name), each) for each in results.metrics]
+            lines.append([f"  - {results.baseline}", "", *differences, "", ""])
+    widths = [max(len(line[place]) for line in lines) for place in range(len(heads))]
+    for line in lines:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+
+
+def _head(metric: Metric) -> str:
+    return metric.name + (" %" if metric.percent else "") + ("" if metric.higher_is_better else " ↓")
+
+
+def _tokens(row: Row) -> str:
+    return f"{statistics.mean(row.tokens.values()):,.0f}" if row.tokens else "–"
+
+
+def _seconds(row: Row) -> str:
+    return f"{statistics.mean(row.seconds.values()):,.0f}" if row.seconds else "–"
+
+
+def claim_text(claim: Claim, metrics: Mapping[str, Metric]) -> Iterator[str]:
+    """An order, whether it holds, and its steps where there are several or it doesn't."""
+    yield f"{claim.order.text}: {SAID[claim.said]}"
+    metric = metrics[claim.order.metric]
+    for step in claim.steps:
+        told = difference_text(step.difference, metric)
+        yield f"  {step.high} - {step.low}: {told}: {SAID[step.said]}"
+
+
+def results_text(results: Results) -> str:
+    """All of it."""
+    lines = [*table(results), ""] if results.metrics else ["no evaluation has ended", ""]
+    metrics = {metric.name: metric for metric in results.metrics}
+    if results.metrics:
+        lines.append(
+            "[ ]: 95 %, Student's t over seeds, differences in pairs of one seed; *: excludes 0; (n seeds): would find "
+            "it with 80 %, were it as it came out"
+        )
+        for claim in results.claims:
+            lines += claim_text(claim, metrics)
+    for each in results.scaled:
+        law = each.law
+        lines.append(
+            f"{each.arm}: L(D) = (D / {law.scale:.4g}) ^ {law.exponent:.4f} of {len(each.sizes)} sizes; at "
+            f"{each.largest:g} it says {each.predicted:.4f}, and {each.found:.4f} came out ({100 * each.error:.1f} %)"
+        )
+    for record in results.failed:
+        lines.append(f"failed: {record.name}: {record.told.splitlines()[0] if record.told else ''}")
+    for cell, why in results.missing.items():
+        lines.append(f"without: {cell}: {why}")
+    return "\n".join([*lines, f"study: {results.out}"])
+
+
+def plan_text(graph: Graph, cells: Sequence[Cell], records: Mapping[str, Record]) -> str:
+    """What would run, what is shared and what is there, and how long it takes by what has been measured here."""
+    counts: Counter[str] = Counter()
+    uses: Counter[str] = Counter()
+    there: Counter[str] = Counter()
+    wanted = dict.fromkeys(name for cell in cells for name in cell.nodes)
+    for cell in cells:
+        uses.update(graph.nodes[name].stage for name in cell.nodes)
+    for name in wanted:
+        stage = graph.nodes[name].stage
+        counts[stage] += 1
+        there[stage] += name in records and records[name].done
+    labels = len({cell.label for cell in cells})
+    lines = [f"{len(cells):,} cells: {labels} arms with what is varied, {len({cell.seed for cell in cells})} seeds"]
+    known: dict[str, list[float]] = {}
+    for record in records.values():
+        if record.done:
+            known.setdefault(record.stage, []).append(record.seconds)
+    total, unknown = 0.0, []
+    for stage in counts:
+        left = counts[stage] - there[stage]
+        line = f"  {stage:<12} {counts[stage]:5,} runs for {uses[stage]:,} uses"
+        if there[stage]:
+            line += f", {there[stage]:,} are there"
+        if left and stage in known:
+            seconds = left * statistics.mean(known[stage])
+            total += seconds
+            line += f"; {left:,} to run, about {duration(seconds)} by {len(known[stage])} that ended"
+        elif left:
+            unknown.append(stage)
+        lines.append(line)
+    if total:
+        lines.append(f"about {duration(total)} one after the other")
+    if unknown:
+        lines.append(
+            f"how long {', '.join(unknown)} take isn't known before one has run: --seeds 1 --arms "
+            f"{cells[0].arm} runs one of each"
+            if cells
+            else ""
+        )
+    return "\n".join(lines)
