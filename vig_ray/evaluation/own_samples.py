@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,10 +18,9 @@ from vig_ray.dataset.rows import to_sample
 from vig_ray.dataset.schema import IMAGE_MARK, Image, RowError, Turn
 from vig_ray.errors import StageError
 from vig_ray.evaluation.task import Given
+from vig_ray.evaluation.told import warn_once
 from vig_ray.storage import join
 from vig_ray.tables.directories import dataset, selection_directory
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,15 +62,9 @@ def own_samples(given: Given, selection: str | None = None, tail: int | None = N
         else:
             yield sample if chosen is None else chosen.with_tokens(sample)
     for why, count in left_out.items():
-        _tell(f"{given.data}: {count:,} samples left out: {why}")
+        warn_once(f"{given.data}: {count:,} samples left out: {why}")
     if chosen is not None and found < len(chosen):
         raise StageError(f"{given.data}: has {found:,} of the {len(chosen):,} samples that {selection} names")
-
-
-@functools.cache
-def _tell(line: str) -> None:
-    """Log a line once, though the data is read more than once."""
-    log.warning("%s", line)
 
 
 class _Chosen:

@@ -8,8 +8,6 @@ of the same questions.
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,8 +19,7 @@ from vig_ray.errors import StageError
 from vig_ray.evaluation.judged import JudgedMarks
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Task, Weights
-
-log = logging.getLogger(__name__)
+from vig_ray.evaluation.told import warn_once
 
 _NUMBER = "wrapped number"  # a mark: the question's place among the inner task's
 _KEY = "wrapped"  # in a question's `more`: the way that it is asked, and what of it isn't the inner task's
@@ -136,12 +133,6 @@ def inner_question(question: Question) -> Question:
     return replace(question, id=question.id.rpartition("/")[0], more=more)
 
 
-@functools.cache
-def tell(line: str) -> None:
-    """Log a line once, though the data is read more than once."""
-    log.warning("%s", line)
-
-
 def told_of(name: str, questions: Iterator[Question | None], why: str) -> Iterator[Question]:
     """Questions without the gaps, which are counted and told. Raises StageError where there is nothing else."""
     left_out = found = 0
@@ -154,4 +145,4 @@ def told_of(name: str, questions: Iterator[Question | None], why: str) -> Iterat
     if left_out and not found:
         raise StageError(f"--tasks {name}: {why}, in any of {left_out:,} questions")
     if left_out:
-        tell(f"{name}: {left_out:,} questions left out: {why}")
+        warn_once(f"{name}: {left_out:,} questions left out: {why}")
