@@ -27,7 +27,7 @@ from vig_ray.evaluation.corruption import Pool, bare_question, false_answer, sta
 from vig_ray.evaluation.files import Record, files_of, records
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Task, Weights, mean
-from vig_ray.evaluation.text import normalised, same
+from vig_ray.evaluation.text import begins, same
 from vig_ray.evaluation.wrapped import Wrapped, and_marks, asked_of, asked_way, told_of
 
 BASE, CORRUPTED = 0, 1
@@ -121,7 +121,7 @@ class BlindFaith(Wrapped):
             question, answer = replace(question, choices=()), Answer(answer.text)
         followed = float("nan")
         if asked["way"] == CORRUPTED and asked["false"] is not None:
-            followed = float(_begins(answer.text, asked["false"]))
+            followed = float(begins(answer.text, asked["false"]))
         return and_marks(super().mark(question, answer), {"followed": followed})
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
@@ -160,12 +160,6 @@ def _filled(template: str, question: Question, told: _Told) -> str:
         "answer": told.answer or "",
     }
     return front + _PLACES.sub(lambda place: places[place[1]], template)
-
-
-def _begins(answer: str, false: str) -> bool:
-    """Whether an answer is the false one, or begins with it as a word: "B. a cat" does with "B"."""
-    said, wanted = normalised(answer), normalised(false)
-    return re.match(rf"{re.escape(wanted)}(?!\w)", said) is not None
 
 
 def _texts(uri: str) -> dict[str, _Told]:
