@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.evaluation.asking import answered, read
+from vig_ray.errors import StageError
 from vig_ray.evaluation.text import begins, same, says
 
 
@@ -91,3 +93,12 @@ def test_containment_of_exact(tmp_path: Path) -> None:
     made, questions = read("exact", file)
     assert answered(made, questions, ["1.5 m"]) == {"exact": 0, "contains": 0}
     assert answered(made, questions, ["about 5 m"]) == {"exact": 0, "contains": 1}
+
+
+@pytest.mark.parametrize("answer", ["", "?!", ["red", " . "]])
+def test_an_expected_answer_that_says_nothing_is_refused(tmp_path: Path, answer: object) -> None:
+    """Any other punctuation would be the same."""
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps([{"question": "a", "answer": "b"}, {"question": "c", "answer": answer}]))
+    with pytest.raises(StageError, match=r"rows.json, entry 2: 'answer' is '.*', of which nothing is left without"):
+        read("exact", file)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from vig_ray.dataset.fields import shorten
+from vig_ray.evaluation.files import Record
+
 _AROUND = " \t\n.,;:!?\"'`()[]{}"
 _NUMBER = re.compile(r"[.]?\d")  # what a text with a number in front begins with
 # What may not stand before a number: a digit with a point or comma, a point of its own, a sign.
@@ -24,6 +27,14 @@ def normalised(text: str) -> str:
     if bare[:1].isdigit() and front.endswith(".") and not front.endswith(".."):
         return f".{bare}"  # ".5" isn't 5
     return bare
+
+
+def checked_answer(record: Record, key: str, text: str) -> str:
+    """A text under a key with which answers are compared. Raises StageError, which names the record, where nothing is
+    left of it: it would be the same as any punctuation, and any answer would begin with it."""
+    if not normalised(text):
+        raise record.fault(f"'{key}' is {shorten(text)}, of which nothing is left without punctuation")
+    return text
 
 
 def same(answer: str, expected: str) -> bool:

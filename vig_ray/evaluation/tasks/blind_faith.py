@@ -27,7 +27,7 @@ from vig_ray.evaluation.corruption import Pool, bare_question, false_answer, sta
 from vig_ray.evaluation.files import Record, files_of, records
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Task, Weights, mean
-from vig_ray.evaluation.text import begins, same
+from vig_ray.evaluation.text import begins, checked_answer, same
 from vig_ray.evaluation.wrapped import Wrapped, and_marks, asked_of, asked_way, told_of
 
 BASE, CORRUPTED = 0, 1
@@ -169,8 +169,9 @@ def _texts(uri: str) -> dict[str, _Told]:
         for record in records(file):
             key = record.name("question_id" if record.has("question_id") else "id")
             text = _first(record, "response" if record.has("response") else "text")
-            answer = next((name for name in ("changed_ans", "answer") if record.has(name)), None)
-            found[key] = _Told(text, answer and _first(record, answer))
+            named = next((name for name in ("changed_ans", "answer") if record.has(name)), None)
+            false = named and checked_answer(record, named, _first(record, named))
+            found[key] = _Told(text, false)
     return found
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Weights, mean
-from vig_ray.evaluation.text import same, says
+from vig_ray.evaluation.text import checked_answer, same, says
 from vig_ray.evaluation.user_rows import user_rows
 
 
@@ -33,6 +33,8 @@ class Exact:
             expected = row.texts("answer") if isinstance(row.value("answer"), list) else [row.name("answer")]
             if not expected:
                 raise row.fault("'answer' is an empty list")
+            for each in expected:
+                checked_answer(row, "answer", each)
             yield Question(**row.asked(), expected=expected, answer=expected[0])
 
     def mark(self, question: Question, answer: Answer) -> Marks:
