@@ -113,7 +113,7 @@ def test_each_question_comes_four_times(tmp_path: Path, caplog: pytest.LogCaptur
         assert (none.images, none.prompt) == ((), text)
         assert [each.under for each in (own, other, blur, none)] == ["clean", "clean", "blur", "clean"]
         assert [each.passes for each in (own, other, blur, none)] == [("clean",), ("clean",), ("blur",), ("clean",)]
-        assert {each.unit for each in (own, other, blur, none)} == {str(number)}
+        assert {each.unit for each in (own, other, blur, none)} == {f"row {number}"}
     assert asked(tmp_path)[1] == questions
     assert asked(tmp_path, swap_seed="1")[1] != questions
     assert {each.passes for each in asked(tmp_path, loss="no")[1]} == {()}

@@ -4,8 +4,9 @@ A row of a JSON, JSON Lines, TSV or Parquet file:
 
     {"question": "What color is the circle?", "image": "images/1.png", "answer": "red", "group": "color", "id": "q1"}
 
-`answer`: a text, or a list of texts any of which is right. `image`: a path, bytes, or a list of them, or none. `id` and
-`group` may be there. The question is asked as it is written, with its images before it unless it has `<image>` marks.
+`answer`: a text, or a list of texts any of which is right. `image`: a path, bytes, or a list of them, or none; TSV has
+no lists. `id` and `group` may be there. The question is asked as it is written, with its images before it unless it has
+`<image>` marks.
 """
 
 from __future__ import annotations
