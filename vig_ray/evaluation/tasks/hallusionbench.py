@@ -31,7 +31,7 @@ class HallusionBench:
     whole_units = True
     max_new_tokens = 128
     by = "first"
-    metrics_of = (Metric("aAcc", main=True), Metric("qAcc"), Metric("fAcc"), Metric("yes"))
+    metrics_of = (Metric("aAcc", main=True), Metric("qAcc"), Metric("fAcc"), Metric("yes", higher_is_better=None))
 
     def read(self, given: Given) -> Iterator[Question]:
         """The questions of HallusionBench.json, or of lmms-eval's Parquet."""
