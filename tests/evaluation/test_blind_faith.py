@@ -188,3 +188,29 @@ def test_what_cannot_be_corrupted_is_told(tmp_path: Path) -> None:
     for name in ("blind-faith:nothing", "nothing:exact", "swap:blind-faith:exact", "blind-faith:lmms:pope"):
         with pytest.raises(StageError, match=f"--tasks {name.removeprefix('blind-faith:nothing') or 'nothing'}"):
             task(name)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"changed_ans": ["?"]}, "line 2: 'changed_ans' is '?', of which nothing is left without punctuation"),
+        ({"changed_ans": "..."}, "line 2: 'changed_ans' is '...', of which nothing is left"),
+        ({"changed_ans": [""]}, "line 2: 'changed_ans' is '', of which nothing is left"),
+        ({"answer": " ' "}, "line 2: 'answer' is \" ' \", of which nothing is left"),
+    ],
+)
+def test_a_false_answer_of_a_file_that_says_nothing_is_refused(tmp_path: Path, told: dict[str, Any], said: str) -> None:
+    data = rows(tmp_path, [{**row, "id": number} for number, row in enumerate(OPEN[:2])])
+    file = tmp_path / "texts.jsonl"
+    whole = [{"id": 0, "text": "It is blue.", "answer": "blue"}, {"id": 1, "text": "It is red.", **told}]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in whole), encoding="utf-8")
+    with pytest.raises(StageError) as raised:
+        read("blind-faith:exact", data, texts=str(file))
+    assert f"{file}, {said}" in str(raised.value)
+
+
+def test_no_false_answer_that_says_nothing_is_made(tmp_path: Path) -> None:
+    """Of the other answers to such questions, one is punctuation alone: every answer would begin with it."""
+    data = [{"question": "Which sign?", "choices": choices, "answer": 0} for choices in (["a", "?"], ["a", "?", "b"])]
+    _, questions = read("blind-faith:choices", rows(tmp_path, data))
+    assert [each.more["wrapped"]["false"] for each in questions] == ["b", "b"]  # the first question has none

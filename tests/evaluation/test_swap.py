@@ -26,6 +26,7 @@ from vig_ray.evaluation.questions import to_sample
 from vig_ray.evaluation.task import Given
 from vig_ray.evaluation.tasks import task
 from vig_ray.evaluation.tasks.swap import WAYS
+from vig_ray.evaluation.told import warn_once
 from vig_ray.model.load import Prompts
 from vig_ray.scoring.prepared import unpack
 
@@ -99,10 +100,32 @@ def asked(folder: Path, **options: str) -> tuple[Any, list[Question]]:
     return made, list(made.read(given))
 
 
+def test_why_a_question_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    data = [{"question": f"Item {n}?", "answer": "x"} for n in range(3)]
+    data += [{"question": "None?", "answer": "x", "image": []} for _ in range(2)]
+    data += [{"question": "Two?", "answer": "x", "images": ["0.png", "1.png"]}]
+    for row in data[-1:]:
+        row["image"] = None
+    given = Given(str(rows(tmp_path, data)))
+    assert len(list(begun("swap:exact", given).read(given))) == 3 * 4
+    assert "swap:exact: 2 questions left out: without an image" in caplog.text
+    assert "swap:exact: 1 questions left out: no other question has as many images" in caplog.text
+    given = Given(str(rows(tmp_path, data[3:5])))
+    with pytest.raises(StageError, match="--tasks swap:exact: without an image, in any of 2 questions"):
+        list(begun("swap:exact", given).read(given))
+    given = Given(str(rows(tmp_path, data[3:])))
+    with pytest.raises(
+        StageError, match=r"--tasks swap:exact: without an image 2, no other .* images 1, of 3 questions"
+    ):
+        list(begun("swap:exact", given).read(given))
+
+
 def test_each_question_comes_four_times(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
     made, questions = asked(tmp_path)
     assert made.ways == 4
-    assert "swap:exact: 1 questions left out: no other question has as many images" in caplog.text
+    assert "swap:exact: 1 questions left out: without an image" in caplog.text
     assert len(questions) == 4 * len(COLORS)
     own_images = {question.images for question in questions[::4]}
     for number, (own, other, blur, none) in enumerate(zip(*(questions[way::4] for way in range(4)), strict=True)):
@@ -113,7 +136,7 @@ def test_each_question_comes_four_times(tmp_path: Path, caplog: pytest.LogCaptur
         assert (none.images, none.prompt) == ((), text)
         assert [each.under for each in (own, other, blur, none)] == ["clean", "clean", "blur", "clean"]
         assert [each.passes for each in (own, other, blur, none)] == [("clean",), ("clean",), ("blur",), ("clean",)]
-        assert {each.unit for each in (own, other, blur, none)} == {str(number)}
+        assert {each.unit for each in (own, other, blur, none)} == {f"row {number}"}
     assert asked(tmp_path)[1] == questions
     assert asked(tmp_path, swap_seed="1")[1] != questions
     assert {each.passes for each in asked(tmp_path, loss="no")[1]} == {()}

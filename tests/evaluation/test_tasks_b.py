@@ -356,3 +356,31 @@ def test_a_question_may_not_lead_out_of_the_images(tmp_path: Path) -> None:
     file = published.written(tmp_path / "val_v1.0.json", whole)
     with pytest.raises(StageError, match=r"entry 1: ImagePath: '\.\./\.\./etc/passwd' lies outside the images folder"):
         read("docvqa", file)
+
+
+def test_mmbench_without_copies_has_no_circular(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    published.mmbench(tmp_path, 4, copies=False)
+    made, questions = read("mmbench", tmp_path)
+    right = [question.expected for question in questions]
+    found = answered(made, questions, right)
+    assert np.isnan(found["circular"])
+    assert (found["vanilla"], found["unread"]) == (1, 0)
+    assert (
+        f"{tmp_path}: 4 of 4 questions of mmbench have no copies with their options moved on, and no number "
+        "'circular'; --task-options mmbench.circular=make makes them"
+    ) in caplog.text
+    # Where they aren't wanted there is nothing to be told.
+    caplog.clear()
+    made, questions = read("mmbench", tmp_path, circular="none")
+    assert np.isnan(answered(made, questions, right)["circular"])
+    assert not caplog.text
+
+
+def test_mmbench_circular_is_of_the_questions_with_copies(tmp_path: Path) -> None:
+    rows = published.mmbench(tmp_path, 4)
+    kept = [row for row in rows if row["index"] % 1_000_000 != 3 or row["index"] == 3]
+    lines = ["\t".join(f'"{value}"' for value in row.values()) for row in kept]
+    (tmp_path / "MMBench_DEV_EN.tsv").write_text("\n".join(["\t".join(rows[0]), *lines]), encoding="utf-8")
+    made, questions = read("mmbench", tmp_path)
+    wrong = ["?" if question.unit == "0" else question.expected for question in questions]
+    assert answered(made, questions, wrong)["circular"] == 2 / 3

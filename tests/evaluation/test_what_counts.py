@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +22,11 @@ from vig_ray.evaluation.outcomes import Drawn, Marked, compared
 from vig_ray.evaluation.question import Answer, Question
 from vig_ray.evaluation.questions import questions_of, survey
 from vig_ray.evaluation.statistics import relative
-from vig_ray.evaluation.summary import EvalSummary, relative_performance
+from vig_ray.evaluation.summary import EvalSummary, metric_text, relative_performance
 from vig_ray.evaluation.task import Given, Metric, Task, mean
+from vig_ray.evaluation.tasks import task as task_of
+from vig_ray.evaluation.tasks.blind_faith import BlindFaith
+from vig_ray.evaluation.tasks.swap import Swap
 
 COLORS = ("red", "green", "blue", "white")
 
@@ -175,3 +178,54 @@ def test_a_question_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     (asked,) = asked_for(EvalConfig(model=("a=org/model",), tasks="exact", data=str(file), out="o"))
     with pytest.raises(StageError, match=r"rows.json: exact has question 'same' twice; where several files"):
         survey(str(tmp_path), asked)
+
+
+def test_a_main_number_that_no_model_has_is_not_in_the_table(tmp_path: Path) -> None:
+    published_b.mmbench(tmp_path, 4, copies=False)
+    made, questions = read("mmbench", tmp_path)
+    one = marked(made, questions, [question.expected for question in questions])
+    task = compared(made, {"a": one, "b": one}, "a", draws=0, seed=0)
+    text = EvalSummary("out", {"a": "m", "b": "n"}, "a", (task,), 0, 0).text()
+    assert "circular" not in text.splitlines()[1]
+    assert "vanilla" in text.splitlines()[1]
+    assert "of b without mmbench, where a number is missing" in text
+
+
+def test_parts_of_a_task_are_not_missing_from_the_average() -> None:
+    """The average takes pope's number, which is there, and not that of its random part, which isn't."""
+    one = Marked(
+        pa.array(["a", "b"]), pa.array(["a", "b"]), pa.array([None, None], pa.string()), np.ones(2, dtype=bool),
+        {"score": np.ones(2)}, Counter(), {},
+    )  # fmt: skip
+    whole = replace(compared(Made(), {"a": one, "b": one}, "a", draws=0, seed=0), name="lmms:pope")  # type: ignore[arg-type]
+    nothing = Drawn({"score": float("nan")}, {})
+    without = {name: replace(each, on_common=nothing) for name, each in whole.models.items()}
+    part = replace(whole, name="lmms:pope_random", part=True, models=without)
+    text = EvalSummary("out", {"a": "m", "b": "n"}, "a", (whole, part), 0, 0).text()
+    assert "without" not in text
+    text = EvalSummary("out", {"a": "m", "b": "n"}, "a", (replace(whole, models=without), part), 0, 0).text()
+    assert "of b without lmms:pope, where a number is missing" in text
+
+
+@pytest.mark.parametrize("name", ["pope", "hallusionbench"])
+def test_the_share_of_yes_is_neither_better_high_nor_low(name: str) -> None:
+    made = task_of(name)
+    shares = [metric for metric in made.metrics_of if metric.name.split()[-1] == "yes"]
+    assert len(shares) == (4 if name == "pope" else 1)
+    for metric in shares:
+        assert metric.higher_is_better is None
+        assert "↓" not in metric_text(metric)
+        assert np.isnan(relative(metric, 0.5, 0.5))
+
+
+def test_a_task_without_a_better_has_none_around_it() -> None:
+    class Yes(Made):
+        metrics_of = (Metric("yes", higher_is_better=None),)
+        options: ClassVar[dict[str, str]] = {}
+        max_new_tokens = 1
+
+    swap: Any = Swap(Yes())  # type: ignore[arg-type]
+    better = {metric.name: metric.higher_is_better for metric in swap.metrics_of}
+    assert better["own"] is None
+    faith: Any = BlindFaith(Yes())  # type: ignore[arg-type]
+    assert [metric.higher_is_better for metric in faith.metrics_of] == [None, None, None, False]

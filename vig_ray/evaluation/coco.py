@@ -23,11 +23,8 @@ class Coco:
 def read_instances(uri: str) -> Coco:
     """The objects of an `instances_*.json`. Raises StageError, naming file and key, for another layout."""
     whole = _read(uri, ("images", "annotations", "categories"))
-    try:
-        names = {each["id"]: str(each["name"]) for each in whole["categories"]}
-        files = {each["id"]: str(each["file_name"]) for each in whole["images"]}
-    except (KeyError, TypeError) as error:
-        raise StageError(f"{uri}: an image or a category without {error}; expected COCO's layout") from error
+    names = _by_id(uri, "category", whole["categories"], "name")
+    files = _by_id(uri, "image", whole["images"], "file_name")
     objects: dict[int, dict[str, None]] = {image: {} for image in files}
     for number, each in enumerate(whole["annotations"], 1):
         try:
@@ -46,6 +43,17 @@ def read_captions(uri: str) -> dict[int, list[str]]:
         except (KeyError, TypeError) as error:
             raise StageError(f"{uri}, annotation {number}: no {error}; expected COCO's captions") from error
     return captions
+
+
+def _by_id(uri: str, what: str, rows: list[Any], key: str) -> dict[int, str]:
+    """What each row has under a key, as text, by its id."""
+    found = {}
+    for number, each in enumerate(rows, 1):
+        try:
+            found[each["id"]] = str(each[key])
+        except (KeyError, TypeError) as error:
+            raise StageError(f"{uri}, {what} {number}: no {error}; expected COCO's layout") from error
+    return found
 
 
 def _read(uri: str, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def false_answer(task: Task, question: Question, pool: Pool, seed: int) -> False
     else:
         candidates = itertools.chain(_alternative(question, right), pool.candidates(question, right, chance))
     for candidate in candidates:
-        if not same(candidate, right) and _worth(task, question, candidate) == 0:
+        # Where nothing is left of one without punctuation, every answer would begin with it.
+        if normalised(candidate) and not same(candidate, right) and _worth(task, question, candidate) == 0:
             return FalseAnswer(candidate, options.get(candidate, candidate))
     return None
 

@@ -45,7 +45,7 @@ class Record:
     def value(self, key: str) -> Any:
         """What is under a key. Raises StageError where there is none."""
         if self.values.get(key) is None:
-            there = ", ".join(list(self.values)[:12])
+            there = ", ".join([name for name, value in self.values.items() if value is not None][:12])
             raise self.fault(f"no '{key}' (there are {there}); is this the file as its authors publish it?")
         return self.values[key]
 
@@ -214,10 +214,15 @@ def _tsv(uri: str) -> Iterator[Record]:
             header = next(reader, None)
             if header is None:
                 raise StageError(f"{uri}: an empty file")
+            number = 0
             for number, row in enumerate(reader, 1):
                 if len(row) != len(header):
                     raise StageError(f"{uri}, row {number}: {len(row)} columns, and the header has {len(header)}")
-                yield Record(f"{uri}, row {number}", dict(zip(header, row, strict=True)))
+                # A table of text has nothing else for a value that is missing.
+                values = {key: cell or None for key, cell in zip(header, row, strict=True)}
+                yield Record(f"{uri}, row {number}", values)
+            if not number:
+                raise StageError(f"{uri}: one line alone; expected TSV, a header and a row a line below it")
         except (UnicodeDecodeError, csv.Error) as error:
             raise StageError(f"{uri}: can't be read as TSV: {error}") from error
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,10 +18,9 @@ from vig_ray.dataset.rows import to_sample
 from vig_ray.dataset.schema import IMAGE_MARK, Image, RowError, Turn
 from vig_ray.errors import StageError
 from vig_ray.evaluation.task import Given
-from vig_ray.storage import join
+from vig_ray.evaluation.told import warn_once
+from vig_ray.storage import join, one_line
 from vig_ray.tables.directories import dataset, selection_directory
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,26 +51,43 @@ def own_samples(given: Given, selection: str | None = None, tail: int | None = N
     the data can't be read, or a sample of the selection isn't in it.
     """
     chosen = None if selection is None else _Chosen(selection, tail)
-    left_out: Counter[str] = Counter()
-    found = 0
+    left_out = _LeftOut()
+    found = asked = 0
     for sample in _of_directory(given, left_out):
         if chosen is not None and sample.key not in chosen:
             continue
         found += 1
         if _marks(sample.conversation) != len(sample.images):
-            left_out["marks and images differ in number"] += 1
+            left_out.add("marks and images differ in number", sample.key)
         else:
+            asked += 1
             yield sample if chosen is None else chosen.with_tokens(sample)
-    for why, count in left_out.items():
-        _tell(f"{given.data}: {count:,} samples left out: {why}")
+    for why, count in left_out.counts.items():
+        first = "the first " if count > 1 else ""
+        warn_once(f"{given.data}: {count:,} samples left out: {why} ({first}{left_out.first[why]})")
     if chosen is not None and found < len(chosen):
         raise StageError(f"{given.data}: has {found:,} of the {len(chosen):,} samples that {selection} names")
+    if left_out.counts and not asked:
+        why, where = next(iter(left_out.first.items()))
+        raise StageError(
+            f"{given.data}: none of its {left_out.counts.total():,} samples can be asked about; {where}: "
+            f"{left_out.said.get(why, why)}"
+        )
 
 
-@functools.cache
-def _tell(line: str) -> None:
-    """Log a line once, though the data is read more than once."""
-    log.warning("%s", line)
+class _LeftOut:
+    """How many samples are left out, the first of them, and what is said of it, by the reason."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+        self.said: dict[str, str] = {}
+
+    def add(self, why: str, where: str, said: str | None = None) -> None:
+        """One more, which is called `where`; `said`: the whole error, where there is more of it than `why`."""
+        self.counts[why] += 1
+        if self.first.setdefault(why, where) == where and said is not None:
+            self.said[why] = said
 
 
 class _Chosen:
@@ -103,7 +117,7 @@ class _Chosen:
         return replace(sample, token_ids=token_ids, token_weights=weights)
 
 
-def _of_directory(given: Given, left_out: Counter[str]) -> Iterator[OwnSample]:
+def _of_directory(given: Given, left_out: _LeftOut) -> Iterator[OwnSample]:
     directory = samples_directory(given.data)
     if directory is None:
         yield from _of_files(given, left_out)
@@ -114,7 +128,7 @@ def _of_directory(given: Given, left_out: Counter[str]) -> Iterator[OwnSample]:
             if row["error"] is None:
                 yield _of_row(row)
             else:
-                left_out[row["error"].partition(":")[0]] += 1
+                left_out.add(row["error"].partition(":")[0], row["sample_key"], row["error"])
 
 
 def _of_row(row: dict[str, Any]) -> OwnSample:
@@ -123,7 +137,7 @@ def _of_row(row: dict[str, Any]) -> OwnSample:
     return OwnSample(row["sample_key"], row["source"], images, turns)
 
 
-def _of_files(given: Given, left_out: Counter[str]) -> Iterator[OwnSample]:
+def _of_files(given: Given, left_out: _LeftOut) -> Iterator[OwnSample]:
     """The rows of files, as an import reads them, without its archives and what it fetches."""
     plan = make_plan(DataOptions(data=(given.data,), images=given.images), join(given.data, "samples"))
     if plan.images.archives:
@@ -134,6 +148,6 @@ def _of_files(given: Given, left_out: Counter[str]) -> Iterator[OwnSample]:
             try:
                 sample, _ = to_sample(row, folder)
             except RowError as error:
-                left_out[error.kind] += 1
+                left_out.add(error.kind, file.sample_key(row.number), one_line(error))
                 continue
             yield OwnSample(file.sample_key(row.number), sample.source, sample.images, sample.conversation)

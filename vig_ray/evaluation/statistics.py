@@ -92,10 +92,12 @@ def relative(metric: Metric, value: float, baseline: float) -> float:
 
     value / baseline (VisNec, section 4.1; VIG's Figure 6 normalises by the model of all data alike). Where
     less is better, baseline / value: VisNec has no such metric, and VIG doesn't say what it did. So above 1 is better
-    in all of them, and they can be averaged. NaN where one is no number, where the baseline's isn't above 0,
-    and where less is better and the model's isn't.
+    in all of them, and they can be averaged. NaN where neither more nor less is better, where one is no number, where
+    the baseline's isn't above 0, and where less is better and the model's isn't.
     """
     if not (math.isfinite(value) and math.isfinite(baseline) and baseline > 0):
+        return math.nan
+    if metric.higher_is_better is None:
         return math.nan
     if metric.higher_is_better:
         return value / baseline

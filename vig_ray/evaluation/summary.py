@@ -99,7 +99,9 @@ class EvalSummary:
             if main:
                 yield f"Rel.: mean of performance relative to {self.baseline}, of {main}; above 100 is better"
             for model, rel in self.relatives().items():
-                without = [name for name, one in rel.of_task.items() if not math.isfinite(one.value)]
+                missing = {name for name, one in rel.of_task.items() if not math.isfinite(one.value)}
+                # The average takes no part of another task, so that none is missing from it.
+                without = [task.name for task in self.tasks if task.name in missing and not task.part]
                 if without:
                     yield (
                         f"  of {model} without {', '.join(without)}, where a number is missing, or one that is divided "
@@ -199,7 +201,7 @@ def estimate_text(one: Estimate, *, percent: bool, sign: bool = False) -> str:
 
 def metric_text(metric: Metric) -> str:
     """A metric as a column's head: with the unit of shares, and an arrow where less is better."""
-    return metric.name + (" %" if metric.percent else "") + ("" if metric.higher_is_better else " ↓")
+    return metric.name + (" %" if metric.percent else "") + (" ↓" if metric.higher_is_better is False else "")
 
 
 def _table(summary: EvalSummary) -> Iterator[str]:
@@ -223,12 +225,13 @@ def _table(summary: EvalSummary) -> Iterator[str]:
 
 
 def _shown(task: OfTask) -> list[Metric]:
-    """The metrics that any model has a number of, and the main one."""
-    return [
+    """The metrics that any model has a number of; where there is none, the main one."""
+    known = [
         metric
         for metric in task.metrics
-        if metric == task.main or any(math.isfinite(one.numbers[metric.name].value) for one in task.models.values())
+        if any(math.isfinite(one.numbers[metric.name].value) for one in task.models.values())
     ]
+    return known or [metric for metric in task.metrics if metric == task.main]
 
 
 def _column(task: OfTask, metric: Metric, rows: Sequence[tuple[str, bool]]) -> list[str]:

@@ -46,13 +46,13 @@ class Given:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number that a task reports. `percent`: it is a share, shown times 100. `higher_is_better`: the other way for
-    CHAIR's. `main`: what a model's relative performance (VisNec's Rel.) takes of the task; one metric of a benchmark
-    is, none of an analysis."""
+    """One number that a task reports. `percent`: it is a share, shown times 100. `higher_is_better`: False for CHAIR's,
+    None where neither more nor less is better, as of the share of answers that are yes. `main`: what a model's relative
+    performance (VisNec's Rel.) takes of the task; one metric of a benchmark is, none of an analysis."""
 
     name: str
     percent: bool = True
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
     main: bool = False
 
 

@@ -22,6 +22,8 @@ class UserRow(Record):
     def asked(self, question: str | None = None) -> dict[str, Any]:
         """What a `Question` takes of it: id, prompt, images, group. `question`: in place of the row's own.
 
+        A row without an id is called "row 7", so that it is no other row whose own id is 7.
+
         Raises StageError where it has none, or its marks and images don't fit.
         """
         images = self._images()
@@ -30,7 +32,7 @@ class UserRow(Record):
         if marks not in (0, len(images)):
             raise self.fault(f"{marks} {IMAGE_MARK} marks in 'question', and {len(images)} images")
         return {
-            "id": self.name("id") if self.has("id") else str(self.number),
+            "id": self.name("id") if self.has("id") else f"row {self.number}",
             "prompt": text if marks else marked(text, images),
             "images": images,
             "group": self.name("group") if self.has("group") else None,

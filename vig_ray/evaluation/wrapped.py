@@ -8,11 +8,10 @@ of the same questions.
 
 from __future__ import annotations
 
-import functools
-import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +20,7 @@ from vig_ray.errors import StageError
 from vig_ray.evaluation.judged import JudgedMarks
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Task, Weights
-
-log = logging.getLogger(__name__)
+from vig_ray.evaluation.told import warn_once
 
 _NUMBER = "wrapped number"  # a mark: the question's place among the inner task's
 _KEY = "wrapped"  # in a question's `more`: the way that it is asked, and what of it isn't the inner task's
@@ -136,22 +134,27 @@ def inner_question(question: Question) -> Question:
     return replace(question, id=question.id.rpartition("/")[0], more=more)
 
 
-@functools.cache
-def tell(line: str) -> None:
-    """Log a line once, though the data is read more than once."""
-    log.warning("%s", line)
+class LeftOut(NamedTuple):
+    """A question that isn't asked, and why."""
+
+    why: str
 
 
-def told_of(name: str, questions: Iterator[Question | None], why: str) -> Iterator[Question]:
-    """Questions without the gaps, which are counted and told. Raises StageError where there is nothing else."""
-    left_out = found = 0
+def told_of(name: str, questions: Iterator[Question | LeftOut]) -> Iterator[Question]:
+    """Questions without those that are left out, which are counted and told by their reason. Raises StageError where
+    there is nothing else."""
+    left_out: Counter[str] = Counter()
+    found = 0
     for question in questions:
-        if question is None:
-            left_out += 1
+        if isinstance(question, LeftOut):
+            left_out[question.why] += 1
         else:
             found += 1
             yield question
     if left_out and not found:
-        raise StageError(f"--tasks {name}: {why}, in any of {left_out:,} questions")
-    if left_out:
-        tell(f"{name}: {left_out:,} questions left out: {why}")
+        if len(left_out) == 1:
+            raise StageError(f"--tasks {name}: {next(iter(left_out))}, in any of {left_out.total():,} questions")
+        whys = ", ".join(f"{why} {count:,}" for why, count in left_out.items())
+        raise StageError(f"--tasks {name}: {whys}, of {left_out.total():,} questions")
+    for why, count in left_out.items():
+        warn_once(f"{name}: {count:,} questions left out: {why}")

@@ -25,7 +25,7 @@ from vig_ray.evaluation.outcomes import Marked
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Task, Weights, mean
 from vig_ray.evaluation.tasks.held_out import HeldOut
-from vig_ray.evaluation.wrapped import told_of
+from vig_ray.evaluation.wrapped import LeftOut, told_of
 
 _THIRDS = ("early", "middle", "late")
 
@@ -62,14 +62,14 @@ class Attention:
 
     def read(self, given: Given) -> Iterator[Question]:
         """The questions that have an image."""
-        return told_of(self.name, self._read(given), "no image")
+        return told_of(self.name, self._read(given))
 
-    def _read(self, given: Given) -> Iterator[Question | None]:
+    def _read(self, given: Given) -> Iterator[Question | LeftOut]:
         written = given.choice(self.name, "queries", self._known) == "written"
         heads = given.choice(self.name, "heads", ("no", "yes")) == "yes"
         for question in self.inner.read(self._inner_given(given)):
             if not question.images:
-                yield None
+                yield LeftOut("no image")
                 continue
             if not written and question.answer is None:
                 raise StageError(

@@ -27,8 +27,8 @@ from vig_ray.evaluation.corruption import Pool, bare_question, false_answer, sta
 from vig_ray.evaluation.files import Record, files_of, records
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Task, Weights, mean
-from vig_ray.evaluation.text import normalised, same
-from vig_ray.evaluation.wrapped import Wrapped, and_marks, asked_of, asked_way, told_of
+from vig_ray.evaluation.text import begins, checked_answer, same
+from vig_ray.evaluation.wrapped import LeftOut, Wrapped, and_marks, asked_of, asked_way, told_of
 
 BASE, CORRUPTED = 0, 1
 TEMPLATE = "A description of the image says: {text}\n{prompt}"
@@ -80,10 +80,9 @@ class BlindFaith(Wrapped):
         """Each question as it is, and with a false text."""
         if "judge" in self.inner.options or not getattr(self.inner, "right_answers", True):
             raise StageError(f"--tasks {self.name}: {self.inner.name} has no answers that are right by themselves")
-        why = "the file has no text for them" if "texts" in given.options else "no false answer is there"
-        return told_of(self.name, self._read(given), why)
+        return told_of(self.name, self._read(given))
 
-    def _read(self, given: Given) -> Iterator[Question | None]:
+    def _read(self, given: Given) -> Iterator[Question | LeftOut]:
         template, likelihood = self._template(given), self._by_likelihood(given)
         inner_given = self.inner_given(given)
         seed = given.whole(self.name, "faith_seed", 0, least=0)
@@ -92,7 +91,7 @@ class BlindFaith(Wrapped):
         for number, question in enumerate(self.inner.read(inner_given)):
             told = self._made(question, pool, seed) if pool is not None else (texts or {}).get(question.id)
             if told is None:
-                yield None
+                yield LeftOut("no false answer is there" if texts is None else "the file has no text for them")
                 continue
             paired = likelihood and not question.choices
             asked = self._pair(question, told) if paired else question
@@ -121,7 +120,7 @@ class BlindFaith(Wrapped):
             question, answer = replace(question, choices=()), Answer(answer.text)
         followed = float("nan")
         if asked["way"] == CORRUPTED and asked["false"] is not None:
-            followed = float(_begins(answer.text, asked["false"]))
+            followed = float(begins(answer.text, asked["false"]))
         return and_marks(super().mark(question, answer), {"followed": followed})
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
@@ -162,12 +161,6 @@ def _filled(template: str, question: Question, told: _Told) -> str:
     return front + _PLACES.sub(lambda place: places[place[1]], template)
 
 
-def _begins(answer: str, false: str) -> bool:
-    """Whether an answer is the false one, or begins with it as a word: "B. a cat" does with "B"."""
-    said, wanted = normalised(answer), normalised(false)
-    return re.match(rf"{re.escape(wanted)}(?!\w)", said) is not None
-
-
 def _texts(uri: str) -> dict[str, _Told]:
     """The texts of a file, by the ids of questions. Raises StageError."""
     found: dict[str, _Told] = {}
@@ -175,8 +168,9 @@ def _texts(uri: str) -> dict[str, _Told]:
         for record in records(file):
             key = record.name("question_id" if record.has("question_id") else "id")
             text = _first(record, "response" if record.has("response") else "text")
-            answer = next((name for name in ("changed_ans", "answer") if record.has(name)), None)
-            found[key] = _Told(text, answer and _first(record, answer))
+            named = next((name for name in ("changed_ans", "answer") if record.has(name)), None)
+            false = named and checked_answer(record, named, _first(record, named))
+            found[key] = _Told(text, false)
     return found
 
 

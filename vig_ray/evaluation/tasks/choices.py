@@ -1,6 +1,6 @@
 """Multiple choice of one's own, by likelihood or by the letter that the model writes.
 
-A row of a JSON, JSON Lines, TSV or Parquet file:
+A row of a JSON, JSON Lines or Parquet file:
 
     {"question": "What color is the circle?", "image": "images/1.png", "choices": ["red", "blue"], "answer": 0}
 

@@ -4,8 +4,9 @@ A row of a JSON, JSON Lines, TSV or Parquet file:
 
     {"question": "What color is the circle?", "image": "images/1.png", "answer": "red", "group": "color", "id": "q1"}
 
-`answer`: a text, or a list of texts any of which is right. `image`: a path, bytes, or a list of them, or none. `id` and
-`group` may be there. The question is asked as it is written, with its images before it unless it has `<image>` marks.
+`answer`: a text, or a list of texts any of which is right. `image`: a path, bytes, or a list of them, or none; TSV has
+no lists. `id` and `group` may be there. The question is asked as it is written, with its images before it unless it has
+`<image>` marks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Weights, mean
-from vig_ray.evaluation.text import same, says
+from vig_ray.evaluation.text import checked_answer, same, says
 from vig_ray.evaluation.user_rows import user_rows
 
 
@@ -33,6 +34,8 @@ class Exact:
             expected = row.texts("answer") if isinstance(row.value("answer"), list) else [row.name("answer")]
             if not expected:
                 raise row.fault("'answer' is an empty list")
+            for each in expected:
+                checked_answer(row, "answer", each)
             yield Question(**row.asked(), expected=expected, answer=expected[0])
 
     def mark(self, question: Question, answer: Answer) -> Marks:

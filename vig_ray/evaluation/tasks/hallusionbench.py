@@ -31,7 +31,7 @@ class HallusionBench:
     whole_units = True
     max_new_tokens = 128
     by = "first"
-    metrics_of = (Metric("aAcc", main=True), Metric("qAcc"), Metric("fAcc"), Metric("yes"))
+    metrics_of = (Metric("aAcc", main=True), Metric("qAcc"), Metric("fAcc"), Metric("yes", higher_is_better=None))
 
     def read(self, given: Given) -> Iterator[Question]:
         """The questions of HallusionBench.json, or of lmms-eval's Parquet."""
@@ -44,6 +44,9 @@ class HallusionBench:
             for row in records(uri):
                 key = "filename" if "image" not in row.values else "image"
                 images = row.images(key, folder) if row.has(key) else ()
+                told = key == "filename" or row.has("visual_input")  # a Parquet may say it by its null alone
+                if not images and told and row.name("visual_input") != "0":
+                    raise row.fault(f"no '{key}', and its visual_input isn't 0, which stands for no figure")
                 if not (images or everything):
                     continue
                 pair, figure = _key(row, _OF_QUESTION), _key(row, _OF_FIGURE)

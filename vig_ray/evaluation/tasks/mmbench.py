@@ -12,6 +12,7 @@ from vig_ray.evaluation.files import Record, marked
 from vig_ray.evaluation.parsing import option_letter
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Weights, mean, share_of_groups
+from vig_ray.evaluation.told import warn_once
 
 _LETTERS = "ABCDE"
 _COPIES_FROM = 1_000_000  # a copy of question 17 with its options moved on is 1000017, the next 2000017
@@ -56,6 +57,12 @@ class MMBench:
         of_question: dict[int, list[_Row]] = {}
         for row in rows:
             of_question.setdefault(row.index % _COPIES_FROM, []).append(row)
+        alone = sum(len(found) == 1 for found in of_question.values())
+        if alone and copies == "file":
+            warn_once(
+                f"{given.data}: {alone:,} of {len(of_question):,} questions of {self.name} have no copies with their "
+                f"options moved on, and no number 'circular'; --task-options {self.name}.circular=make makes them"
+            )
         for number, found in of_question.items():
             found.sort(key=lambda row: row.index)
             if copies == "none":
@@ -64,20 +71,24 @@ class MMBench:
                 found = list(found[0].moved())
             for row in found:
                 question = _question(row, number, _image(row, by_index, files), prompt)
+                if len(found) == 1:
+                    question = replace(question, more={**question.more, "alone": True})
                 yield replace(question, choices=tuple(row.options)) if likelihood else question
 
     def mark(self, question: Question, answer: Answer) -> Marks:
-        """Whether the answer names the right option. `question`: the number of the question that it is a copy of."""
+        """Whether the answer names the right option. `question`: the number of the question that it is a copy of, NaN
+        where there are no copies."""
         options: Mapping[str, str] = question.more["options"]
         text = answer.text.strip()
         letter = named(text, options) or option_letter(text, sorted(options))
         right = float(letter == question.expected)
         number = question.more["number"]
         first = right if question.more["index"] == number else float("nan")
-        return {"score": right, "question": float(number), "first": first, "unread": float(letter is None)}
+        group = float("nan") if question.more.get("alone") else float(number)
+        return {"score": right, "question": group, "first": first, "unread": float(letter is None)}
 
     def metrics(self, marks: Columns, weights_N: Weights) -> dict[str, float]:
-        """Shares of questions that are right in all copies, and as they stand in the file."""
+        """Shares of questions that are right in all copies, of those that have any, and as they stand in the file."""
         circular = share_of_groups(marks["score"], marks["question"], weights_N)
         return {
             "circular": circular,

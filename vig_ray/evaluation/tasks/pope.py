@@ -19,6 +19,11 @@ _COUNTS = ("accuracy", "precision", "recall", "f1", "yes")
 _RULES = ("authors", "lmms-eval")
 
 
+def _metric(count: str, before: str = "", *, main: bool = False) -> Metric:
+    """One of the counts; of the share of yes neither more nor less is better."""
+    return Metric(f"{before}{count}", higher_is_better=None if count == "yes" else True, main=main)
+
+
 class Pope:
     """Of POPE's files or made anew from objects of images; 3 questions with yes and 3 with no an image and sampling."""
 
@@ -36,10 +41,10 @@ class Pope:
     max_new_tokens = 128
     by = "first"
     metrics_of = (
-        *(Metric(name, main=name == "f1") for name in _COUNTS),
+        *(_metric(name, main=name == "f1") for name in _COUNTS),
         Metric("mean f1"),
         Metric("unread", higher_is_better=False),
-        *(Metric(f"{sampling} {name}") for sampling in SAMPLINGS for name in _COUNTS),
+        *(_metric(name, f"{sampling} ") for sampling in SAMPLINGS for name in _COUNTS),
     )
 
     def begin(self, given: Given) -> None:

@@ -24,7 +24,7 @@ from vig_ray.evaluation.other_images import with_other_images
 from vig_ray.evaluation.outcomes import Marked, other_tokens
 from vig_ray.evaluation.question import Answer, Columns, Marks, Question
 from vig_ray.evaluation.task import Given, Metric, Task, Weights
-from vig_ray.evaluation.wrapped import Wrapped, and_marks, asked_of, asked_way, told_of
+from vig_ray.evaluation.wrapped import LeftOut, Wrapped, and_marks, asked_of, asked_way, told_of
 
 WAYS = ("own", "other", "blur", "none")
 _WITHOUT = WAYS[1:]
@@ -53,15 +53,15 @@ class Swap(Wrapped):
 
     def read(self, given: Given) -> Iterator[Question]:
         """Each question with each of the four."""
-        return told_of(self.name, self._read(given), "no other question has as many images")
+        return told_of(self.name, self._read(given))
 
-    def _read(self, given: Given) -> Iterator[Question | None]:
+    def _read(self, given: Given) -> Iterator[Question | LeftOut]:
         losses = given.choice(self.name, "loss", ("yes", "no")) == "yes"
         seed = given.whole(self.name, "swap_seed", 0, least=0)
         pairs = with_other_images(self.inner.read(self.inner_given(given)), seed)
         for number, (question, other) in enumerate(pairs):
             if other is None:
-                yield None
+                yield LeftOut("no other question has as many images" if question.images else "without an image")
                 continue
             asks = losses and question.answer is not None and not question.passes
             for way, name in enumerate(WAYS):
@@ -81,7 +81,7 @@ class Swap(Wrapped):
         """See the module."""
         marks, weights_N = self.in_all_ways(marks, weights_N)
         found = {name: self.main_of(way, marks, weights_N) for way, name in enumerate(WAYS)}
-        sign = 1 if self.main.higher_is_better else -1
+        sign = -1 if self.main.higher_is_better is False else 1
         found |= {f"drop {name}": sign * (found["own"] - found[name]) for name in _WITHOUT}
         loss = {name: _loss(marks, weights_N * (marks["way"] == way)) for way, name in enumerate(WAYS)}
         return found | {"loss": loss["own"]} | {f"rise {name}": loss[name] - loss["own"] for name in _WITHOUT}
