@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -58,7 +59,7 @@ def carry_out(node: Node, out: str, gpus: int) -> Record:
     record = Record(
         name=node.name, stage=node.stage, verb=node.verb, command=command, state=state, told=told,  # type: ignore[arg-type]
         seconds=time.monotonic() - began, gpus=gpus, tokens=_tokens(node, folder) if state == "done" else None,
-        table=table,
+        table=table, machine=f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:12]}",
     )  # fmt: skip
     records.write(out, record)
     return record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from vig_ray.dataset.options import Share
 from vig_ray.stage import StageConfig
 
 
@@ -17,6 +18,17 @@ class StudyConfig(StageConfig):
     dry_run: bool = Field(False, description="only print what would be run, what is shared, and what it will cost")
     seeds: int | None = Field(None, ge=1, description="the first N seeds only, and no more where an order is open")
     arms: str | None = Field(None, description="only these arms", json_schema_extra={"metavar": "NAME[,...]"})
+    pilot: Share = Field(
+        None,
+        description="take this share of the data that is imported, and of a training's --max-steps: a first look",
+        json_schema_extra={"metavar": "PERCENT%"},
+    )
+    search: str | None = Field(
+        None,
+        description="first try values of an option in short runs, as p=20..100, and go on with the better ones alone "
+        "(docs/study.md)",
+        json_schema_extra={"metavar": "NAME=LOW..HIGH[:N]"},
+    )
     workers: int | None = Field(
         None,
         ge=1,

@@ -33,7 +33,7 @@ LAST = "eval"
 MODEL_NAME = "model"
 """The name of the one model that each evaluation of a study asks, in its table."""
 
-_REFERENCE = re.compile(r"\$([a-z][a-z0-9_-]*)")
+REFERENCE = re.compile(r"\$([a-z][a-z0-9_-]*)")
 _BUILT_IN = {"demo-model": CHECKPOINT}
 _DIGITS = 10
 # What doesn't decide an output: a stage that differs in nothing else is the same one.
@@ -89,12 +89,12 @@ def label_of(arm: str, axes: Mapping[str, Any]) -> str:
     return " ".join((arm, *(f"{name.rpartition('.')[2]}={value}" for name, value in axes.items())))
 
 
-def spell_out(study: StudyFile, path: str, out: str, *, seeds: tuple[int, ...] | None = None) -> Graph:
+def spell_out(study: StudyFile, path: str, out: str) -> Graph:
     """The graph of a study's file at `path`, whose outputs go to OUT/runs. Raises StageError, which names the place in
     the file, where an option is wrong or a path isn't there."""
     nodes: dict[str, Node] = {}
     cells = []
-    for seed in study.all_seeds if seeds is None else seeds:
+    for seed in study.all_seeds:
         for arm, changes in study.arms.items():
             for axes in _axes(study, changes):
                 one = _Cell(study, path, out, arm, axes, seed, nodes)
@@ -178,10 +178,11 @@ class _Cell:
             where = f"{self._path}: stages.{stage}.{{}}".format
             raise StageError(f"{'; '.join(explained(error, where))} (arm {self._arm})") from error
         self._check_paths(stage, resolved)
+        states = {option: _state(value, self._out) for option, value in sorted(resolved.items())}
         identity = {
             "verb": verb,
             "options": {name: value for name, value in resolved.items() if name not in _HOW},
-            "files": {option: _state(value, self._out) for option, value in sorted(resolved.items())},
+            "files": {option: state for option, state in states.items() if state},
         }
         canonical = json.dumps(identity, sort_keys=True, default=str).replace(self._out, "$OUT")
         name = f"{stage}-{hashlib.blake2b(canonical.encode(), digest_size=20).hexdigest()[:_DIGITS]}"
@@ -219,7 +220,7 @@ class _Cell:
             return [self._resolved(each, stage, option, asked_by, inputs) for each in value]
         if not isinstance(value, str):
             return value
-        whole = _REFERENCE.fullmatch(value)
+        whole = REFERENCE.fullmatch(value)
         if whole and whole[1] in self._values:
             return self._resolved(self._values[whole[1]], stage, option, asked_by, inputs)
 
@@ -243,7 +244,7 @@ class _Cell:
                 )
             return join(folder, part) if part else folder
 
-        return _REFERENCE.sub(stands_for, value)
+        return REFERENCE.sub(stands_for, value)
 
     def _of_one_model(self, options: Options) -> Options:
         """The options of an evaluation, whose one model has the same name in every table."""
@@ -259,32 +260,35 @@ class _Cell:
         for option, value in options.items():
             if option not in (*PATHS, *MODELS, "data"):
                 continue
-            for each in _strings(value):
+            for each in strings_in(value):
                 path = each.removeprefix(f"{MODEL_NAME}=") if option == "model" else each
                 if path.startswith(self._out) or scheme_of(path) or any(sign in path for sign in "*?[{"):
                     continue
-                if (option in MODELS and not is_local(path)) or (option not in MODELS and not path.startswith("/")):
+                if option in MODELS and not (is_local(path) or path.startswith((".", "/", "~"))):
+                    continue  # an id on the hub
+                if option not in MODELS and not path.startswith("/"):
                     continue
-                if not os.path.exists(path):
+                if not os.path.exists(os.path.expanduser(path)):
                     raise StageError(f"{self._path}: stages.{stage}.{option}: {path}: not there")
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings_in(value: Any) -> Iterator[str]:
+    """The strings in a value, however deep."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for each in value.values():
-            yield from _strings(each)
+            yield from strings_in(each)
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _strings(each)
+            yield from strings_in(each)
 
 
 def _state(value: Any, out: str) -> list[Any]:
     """What tells the files that an option names from others in their place: a model by its weights, a file by its size
     and when it was changed, a folder by those of what lies in it. Outputs of other stages are told apart by name."""
     found: list[Any] = []
-    for each in _strings(value):
+    for each in strings_in(value):
         path = each.removeprefix(f"{MODEL_NAME}=")
         if not path.startswith("/") or path.startswith(out) or not os.path.exists(path):
             continue

@@ -1,7 +1,7 @@
 """`vig study`: read the file, spell out its graph, run what isn't there, and say what came out.
 
 OUT/runs/STAGE-1f2e3d4c5b/   a stage's own output, study.json (how it ended, its command) and log.txt
-OUT/study.json               the results, as `vig report --study` takes them
+OUT/study.json               the results so far, as `vig report --study` takes them
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,19 @@ import filelock
 
 from vig_ray.cluster import machines
 from vig_ray.errors import StageError
-from vig_ray.evaluation.tasks import task
 from vig_ray.progress import RowProgress
 from vig_ray.storage import absolute, check_writable, join, scheme_of, write_bytes
 from vig_ray.study import file as files
+from vig_ray.study.chosen import check_numbers, chosen, headline
 from vig_ray.study.config import StudyConfig
 from vig_ray.study.file import StudyFile
-from vig_ray.study.graph import Cell, Graph, spell_out
+from vig_ray.study.graph import LAST, Cell, Graph, Node, spell_out
 from vig_ray.study.record import Record
-from vig_ray.study.results import Results, asked_for, gather
+from vig_ray.study.results import RUNGS, Results, Trial, gather
 from vig_ray.study.results_json import as_json
 from vig_ray.study.runner import Progress, in_order, take_what_is_there
 from vig_ray.study.runner import run as run_nodes
+from vig_ray.study.search import Searched, Short, before_training, parse, search
 from vig_ray.study.text import plan_text, results_text
 
 log = logging.getLogger(__name__)
@@ -76,61 +77,31 @@ def run(config: StudyConfig) -> Studied | Planned:
 
     Raises StageError, before anything runs, where the file, an option of a stage or a path in it is wrong.
     """
-    study = _chosen(files.read(config.study), config)
+    study = chosen(files.read(config.study), config)
     out = absolute(config.out)
     check_writable(out)
+    searched = None if config.search is None else parse(config.search, study)
+    if searched is not None:
+        study = study.model_copy(update={"vary": {**study.vary, searched.name: searched.values}})
     graph = spell_out(study, config.study, out)
-    _check_numbers(study, config.study, graph)
+    check_numbers(study, config.study, graph)
+    at_work = _AtWork(study, config, graph, out)
+    take_what_is_there(at_work.progress, list(graph.nodes.values()), out)
     cells = graph.of_seeds(study.seeds)
-    progress = Progress()
-    take_what_is_there(progress, list(graph.nodes.values()), out)
     if config.dry_run:
-        return Planned(plan_text(graph, cells, progress.records))
+        return Planned(plan_text(graph, cells, at_work.progress.records))
     with _lock(out):
         _tell_the_same(cells)
-        results = _carried_out(study, config, graph, cells, progress, out)
-        write_bytes(join(out, RESULTS), (json.dumps(as_json(results), indent=2, ensure_ascii=False) + "\n").encode())
-    return Studied(results)
-
-
-def _check_numbers(study: StudyFile, path: str, graph: Graph) -> None:
-    """Raise StageError for a number that no task has. Parts of a task, and those of lmms-eval, are known afterwards."""
-    names = dict.fromkeys(
-        name for node in graph.nodes.values() if node.verb == "eval" for name in _tasks(node.options["tasks"])
-    )
-    known = {name: [metric.name for metric in task(name).metrics_of] for name in names if not name.startswith("lmms:")}
-    for asked in asked_for(study):
-        name, dot, metric = asked.rpartition(".")
-        if not dot or (name in known and metric not in known[name]):
-            there = known.get(name) or [f"{each}.{one}" for each, metrics in known.items() for one in metrics]
-            raise StageError(f"{path}: {asked}: no such number; there are {', '.join(there)}")
-        if not any(name == each or name.startswith(each.partition(":")[0]) for each in names):
-            raise StageError(f"{path}: {asked}: stages.eval.tasks has no {name}; there are {', '.join(names)}")
-
-
-def _tasks(given: Any) -> list[str]:
-    return [each.strip() for each in given.split(",")] if isinstance(given, str) else list(given)
-
-
-def _chosen(study: StudyFile, config: StudyConfig) -> StudyFile:
-    """The study with what the command line leaves of it. Raises StageError."""
-    changed: dict[str, Any] = {}
-    if config.seeds is not None:
-        if config.seeds > len(study.all_seeds):
-            raise StageError(f"--seeds {config.seeds}: {config.study} has {len(study.all_seeds)}")
-        changed |= {"seeds": study.all_seeds[: config.seeds], "more_seeds": None}
-    if config.arms is not None:
-        names = [name.strip() for name in config.arms.split(",")]
-        for name in names:
-            if name not in study.arms:
-                raise StageError(f"--arms {name}: no such arm; {config.study} has {', '.join(study.arms)}")
-        kept = {name: changes for name, changes in study.arms.items() if name in names}
-        orders = [text for text in study.orders
-                  if all(arm.partition(" ")[0] in kept for arm in files.Order.parse(text).arms)]  # fmt: skip
-        changed |= {"arms": kept, "orders": tuple(orders)}
-        if study.baseline not in kept:
-            changed["baseline"] = None
-    return study.model_copy(update=changed)
+        if searched is not None:
+            cells = at_work.search(searched, cells)
+        while True:
+            at_work.run(cells)
+            results = at_work.results(cells)
+            further = _further(graph, cells, results)
+            if not further or at_work.progress.over:
+                return Studied(results)
+            log.info("orders are open: %d more cells", len(further) - len(cells))
+            cells = further
 
 
 @contextmanager
@@ -152,37 +123,106 @@ def _lock(out: str) -> Iterator[None]:
         lock.release()
 
 
-def _carried_out(
-    study: StudyFile, config: StudyConfig, graph: Graph, cells: Sequence[Cell], progress: Progress, out: str
-) -> Results:
-    """Run the cells, and further seeds of what isn't settled by them."""
-    cores = os.cpu_count() or 1
-    with machines(config.address, actors=config.workers or cores) as ray_has:
-        at_once = config.workers or ray_has.cores
-        while True:
-            nodes = in_order(cells, graph.nodes)
-            with RowProgress("study", len(nodes), units="stages", done=0) as bar:
-                _announce(bar, nodes, progress)
+class _AtWork:
+    """A study while it runs."""
 
-                def told(record: Record, bar: RowProgress = bar) -> None:
-                    bar.say(_line(record))
+    def __init__(self, study: StudyFile, config: StudyConfig, graph: Graph, out: str) -> None:
+        self._study, self._config, self._graph, self._out = study, config, graph, out
+        self._trials: tuple[Trial, ...] = ()
+        self.progress = Progress()
 
-                def look(bar: RowProgress = bar, nodes: Sequence[Any] = nodes) -> None:
-                    done = sum(node.name in progress.records for node in nodes)
-                    bar.update(done, f"{len(progress.running)} running")
+    def search(self, searched: Searched, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+        """Short runs of the first seed's cells with these values; the cells, of all seeds, that are worth whole ones,
+        and those of arms that name the option themselves."""
+        first = cells[0].seed
+        tried = [cell for cell in cells if cell.seed == first and searched.name in cell.axes]
+        if not tried:
+            raise StageError(f"--search {searched.name}: every arm has its own; leave it out of one")
+        metric, higher_is_better = headline(self._study, self._graph, self._config.study)
+        shorts = [Short(self._study, self._config.study, self._out, cell) for cell in tried]
+        needed = before_training(tried, self._graph)
+        config = self._config
+        with machines(config.address, actors=config.workers or os.cpu_count() or 1) as ray_has:
+            at_once = config.workers or ray_has.cores
+            with RowProgress("search", len(needed), units="stages") as bar:
+                run_nodes(
+                    self.progress, needed, self._out, ray_has, at_once=at_once, budget=self._study.budget,
+                    told=lambda record: bar.say(_line(record)), look=lambda: None,
+                )  # fmt: skip
+            log.info("searching %s over %d values of %d arms", searched.name, len(searched.values), len(tried))
+            trials = search(
+                shorts, self._graph, metric, higher_is_better=higher_is_better, ray_has=ray_has, at_once=at_once
+            )
+        self._trials = tuple(trials)
+        for each in trials:
+            log.info("%s: %s of %s at %s", each.label, metric, RUNGS[: len(each.rungs)], each.rungs)
+        kept = {each.label for each in trials if each.survived}
+        take_what_is_there(self.progress, list(self._graph.nodes.values()), self._out)
+        return tuple(cell for cell in cells if searched.name not in cell.axes or cell.label in kept)
 
-                run_nodes(progress, nodes, out, ray_has, at_once=at_once, budget=study.budget, told=told, look=look)
-            results = _results(study, graph, cells, progress, out)
-            further = _further(graph, cells, results)
-            if not further or progress.over:
-                return results
-            log.info("orders are open: %d more cells", len(further) - len(cells))
-            cells = further
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Run these cells; the results so far are written whenever an evaluation ends."""
+        nodes = in_order(cells, self._graph.nodes)
+        with RowProgress("study", len(nodes), units="stages") as bar:
+            there = sum(self.progress.done(node.name) for node in nodes)
+            bar.say(f"{len(nodes):,} stages" + (f", {there:,} of them are there" if there else ""))
+            if there < len(nodes):
+                self._run(nodes, cells, bar)
+        self.results(cells)
 
+    def _run(self, nodes: Sequence[Node], cells: Sequence[Cell], bar: RowProgress) -> None:
+        def told(record: Record) -> None:
+            bar.say(_line(record))
+            if record.stage == LAST:
+                self.results(cells)
 
-def _announce(bar: RowProgress, nodes: Sequence[Any], progress: Progress) -> None:
-    there = sum(progress.done(node.name) for node in nodes)
-    bar.say(f"{len(nodes):,} stages" + (f", {there:,} of them are there" if there else ""))
+        def look() -> None:
+            done = sum(node.name in self.progress.records for node in nodes)
+            bar.update(done, f"{len(self.progress.running)} running")
+
+        config = self._config
+        with machines(config.address, actors=config.workers or os.cpu_count() or 1) as ray_has:
+            run_nodes(
+                self.progress,
+                nodes,
+                self._out,
+                ray_has,
+                at_once=config.workers or ray_has.cores,
+                budget=self._study.budget,
+                told=told,
+                look=look,
+            )
+
+    def results(self, cells: Sequence[Cell]) -> Results:
+        """The results of these cells so far, which OUT/study.json has then."""
+        progress = self.progress
+        missing = {}
+        for cell in cells:
+            if not progress.done(cell.last):
+                ended = [name for name in cell.nodes if name in progress.records and not progress.done(name)]
+                why = f"{ended[0]} failed" if ended else progress.over or "not run yet"
+                missing[f"{cell.label}, seed {cell.seed}"] = why
+        wanted = list(dict.fromkeys(name for cell in cells for name in cell.nodes))
+        records = {name: progress.records[name] for name in wanted if name in progress.records}
+        pilot = None if self._config.pilot is None else 100 * self._config.pilot
+        results = gather(self._study, self._graph, cells, records, self._out, missing, self._cost(wanted), pilot)
+        results = replace(results, trials=self._trials)
+        text = json.dumps(as_json(results), indent=2, ensure_ascii=False)
+        write_bytes(join(self._out, RESULTS), f"{text}\n".encode())
+        return results
+
+    def _cost(self, wanted: Sequence[str]) -> dict[str, Any]:
+        """What these stages took, and how many ran now."""
+        progress = self.progress
+        hours, gpu_hours = progress.hours()
+        by_stage: dict[str, dict[str, float]] = {}
+        for name in wanted:
+            if progress.done(name):
+                one = by_stage.setdefault(self._graph.nodes[name].stage, {"runs": 0, "seconds": 0.0})
+                one["runs"] += 1
+                one["seconds"] += progress.records[name].seconds
+        ran = [name for name in wanted if name in progress.records and name not in progress.taken]
+        return {"hours": hours, "gpu_hours": gpu_hours, "stages": len(wanted), "ran": len(ran), "by_stage": by_stage}
 
 
 def _line(record: Record) -> str:
@@ -190,33 +230,6 @@ def _line(record: Record) -> str:
     if not record.done:
         return f"{record.name} failed: {first}"
     return f"{record.name}: {record.seconds:.0f} s"
-
-
-def _results(study: StudyFile, graph: Graph, cells: Sequence[Cell], progress: Progress, out: str) -> Results:
-    missing = {}
-    for cell in cells:
-        if not progress.done(cell.last):
-            failed = next((name for name in cell.nodes if name in progress.records and not progress.done(name)), None)
-            missing[f"{cell.label}, seed {cell.seed}"] = f"{failed} failed" if failed else progress.over or "not run"
-    hours, gpu_hours = progress.hours()
-    wanted = dict.fromkeys(name for cell in cells for name in cell.nodes)
-    ran = [name for name in wanted if name in progress.records and name not in progress.taken]
-    cost = {
-        "hours": hours, "gpu_hours": gpu_hours, "stages": len(wanted), "ran": len(ran),
-        "by_stage": _by_stage(graph, progress, wanted),
-    }  # fmt: skip
-    chosen = {name: progress.records[name] for name in wanted if name in progress.records}
-    return gather(study, graph, cells, chosen, out, missing, cost)
-
-
-def _by_stage(graph: Graph, progress: Progress, wanted: Any) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
-    for name in wanted:
-        if progress.done(name):
-            one = found.setdefault(graph.nodes[name].stage, {"runs": 0, "seconds": 0.0})
-            one["runs"] += 1
-            one["seconds"] += progress.records[name].seconds
-    return found
 
 
 def _further(graph: Graph, cells: Sequence[Cell], results: Results) -> tuple[Cell, ...]:

@@ -26,7 +26,8 @@ RECORD, LOG, RUNS = "study.json", "log.txt", "runs"
 @dataclass(frozen=True)
 class Record:
     """How a stage ended. `seconds` it took, this time; `gpus` it held; `tokens`: of training, those trained on;
-    `table`: of an evaluation, its summary; `told`: what the verb printed, or the error."""
+    `table`: of an evaluation, its summary; `told`: what the verb printed, or the error. `machine`: the host's name and
+    Ray's of its part of the cluster."""
 
     name: str
     stage: str
@@ -36,6 +37,7 @@ class Record:
     told: str
     seconds: float = 0.0
     gpus: int = 0
+    machine: str = ""
     tokens: int | None = None
     table: Mapping[str, Any] | None = field(default=None, hash=False)
 

@@ -20,13 +20,16 @@ from vig_ray.study.statistics import Difference, Mean, ScalingLaw, difference, m
 Json = dict[str, Any]
 _SMALLEST_FIT = 2
 
+RUNGS = (0.25, 0.5, 1.0)
+"""Of a search: the shares of a training's steps at which the better half goes on."""
+
 
 class Metric(NamedTuple):
-    """A number of a task, TASK.METRIC."""
+    """A number of a task, TASK.METRIC. `higher_is_better`: None where it is neither."""
 
     name: str
     percent: bool
-    higher_is_better: bool
+    higher_is_better: bool | None
 
     def text(self, value: float | None, *, sign: bool = False) -> str:
         """A value for people: shares times 100."""
@@ -100,8 +103,22 @@ class Scaled:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One value of one arm: its number at each rung that it came to."""
+
+    label: str
+    rungs: tuple[float, ...]
+
+    @property
+    def survived(self) -> bool:
+        """Whether it came to full length."""
+        return len(self.rungs) == len(RUNGS)
+
+
+@dataclass(frozen=True)
 class Results:
-    """A study's numbers. `failed`: stages that failed; `missing`: cells without a number, and why."""
+    """A study's numbers. `failed`: stages that failed; `missing`: cells without a number, and why. `pilot`: the per
+    cent of the data that it is of, None for all. `trials`: of a search before it."""
 
     study: StudyFile
     out: str
@@ -113,6 +130,8 @@ class Results:
     failed: tuple[Record, ...]
     missing: Mapping[str, str]
     cost: Json
+    pilot: float | None = None
+    trials: tuple[Trial, ...] = ()
 
     def difference(self, row: Row, metric: str) -> Difference:
         """From the baseline, in pairs of seeds."""
@@ -127,7 +146,7 @@ def asked_for(study: StudyFile) -> list[str]:
 
 
 def gather(study: StudyFile, graph: Graph, cells: Sequence[Cell], records: Mapping[str, Record], out: str,
-           missing: Mapping[str, str], cost: Json) -> Results:  # fmt: skip
+           missing: Mapping[str, str], cost: Json, pilot: float | None) -> Results:  # fmt: skip
     """The results of the cells that have ended."""
     tables = {cell: records[cell.last].table for cell in cells if cell.last in records and records[cell.last].done}
     metrics = _metrics(study, [table for table in tables.values() if table is not None])
@@ -146,6 +165,7 @@ def gather(study: StudyFile, graph: Graph, cells: Sequence[Cell], records: Mappi
         tuple(each for each in records.values() if not each.done and each.name in graph.nodes),
         missing,
         cost,
+        pilot,
     )
 
 
@@ -160,7 +180,7 @@ def _metrics(study: StudyFile, tables: Sequence[Mapping[str, Any]]) -> tuple[Met
             if task["main"] is not None:
                 main.append(f"{task['name']}.{task['main']}")
     wanted = dict.fromkeys((*(study.measured or main), *asked_for(study)))
-    return tuple(known.get(name, Metric(name, percent=False, higher_is_better=True)) for name in wanted)
+    return tuple(known.get(name, Metric(name, percent=False, higher_is_better=None)) for name in wanted)
 
 
 def _row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from vig_ray.study.advice import advice
 from vig_ray.study.results import Claim, Results, Row, Scaled
 from vig_ray.study.statistics import Difference, Mean
 
@@ -25,7 +26,10 @@ def as_json(results: Results) -> Json:
         "scaling": [_scaled(each) for each in results.scaled],
         "failed": [{"name": each.name, "told": each.told, "command": each.command} for each in results.failed],
         "missing": dict(results.missing),
+        "trials": [{"label": each.label, "rungs": list(each.rungs)} for each in results.trials],
         "cost": results.cost,
+        "pilot": results.pilot,
+        "advice": advice(results),
     }
 
 

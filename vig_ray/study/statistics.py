@@ -116,7 +116,7 @@ def scaling_law(sizes: Sequence[float], losses: Sequence[float]) -> ScalingLaw:
         raise ValueError("a scaling law needs runs of at least two sizes")
     if min(sizes) <= 0 or min(losses) <= 0:
         raise ValueError("a scaling law is of sizes and losses above 0")
-    exponent, constant = np.polyfit(np.log(sizes), np.log(losses), 1)
-    if exponent == 0:
+    if min(losses) == max(losses):
         raise ValueError("the loss is the same for all sizes")
+    exponent, constant = np.polyfit(np.log(sizes), np.log(losses), 1)
     return ScalingLaw(float(np.exp(-constant / exponent)), float(exponent))

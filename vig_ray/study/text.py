@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from vig_ray.progress import duration
+from vig_ray.study.advice import advice
 from vig_ray.study.graph import Cell, Graph
 from vig_ray.study.record import Record
 from vig_ray.study.results import Claim, Metric, Results, Row
@@ -48,7 +49,7 @@ def table(results: Results) -> Iterator[str]:
 
 
 def _head(metric: Metric) -> str:
-    return metric.name + (" %" if metric.percent else "") + ("" if metric.higher_is_better else " ↓")
+    return metric.name + (" %" if metric.percent else "") + (" ↓" if metric.higher_is_better is False else "")
 
 
 def _tokens(row: Row) -> str:
@@ -89,7 +90,7 @@ def results_text(results: Results) -> str:
         lines.append(f"failed: {record.name}: {record.told.splitlines()[0] if record.told else ''}")
     for cell, why in results.missing.items():
         lines.append(f"without: {cell}: {why}")
-    return "\n".join([*lines, f"study: {results.out}"])
+    return "\n".join([*lines, *advice(results), f"study: {results.out}"])
 
 
 def plan_text(graph: Graph, cells: Sequence[Cell], records: Mapping[str, Record]) -> str:
