@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from vig_ray.errors import StageError
+from vig_ray.study import file as files
 from vig_ray.study import job
 from vig_ray.study.config import StudyConfig
 from vig_ray.study.file import Order
+from vig_ray.study.search import parse
 
 
 def right(folder: Path) -> dict[str, Any]:
@@ -123,3 +125,25 @@ def test_orders_are_read_from_the_least() -> None:
     for wrong in ("a < b", "a on t.y", "a < b > c on t.y", "a < on t.y"):
         with pytest.raises(ValueError, match="takes ARM"):
             Order.parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("p", "takes NAME=LOW"), ("p=20..10", "a lower value"), ("p=5", "one value is no search"),
+        ("q=1,2", "q: no stage has such an option"), ("seed=1,2", "say whose, STAGE.seed"),
+        ("vig.p=1,2", "no stage has"), ("p=x..y", "one value"),
+    ],
+)  # fmt: skip
+def test_a_search_that_can_not_be(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(StageError, match=f"--search .*{told}"):
+        planned(tmp_path, right(tmp_path), search=text)
+
+
+def test_values_of_a_search(tmp_path: Path) -> None:
+    study = files.read(written(tmp_path, right(tmp_path)))
+    assert parse("p=20..100", study) == ("select.p", (20, 40, 60, 80, 100))
+    assert parse("select.p=0..1:3", study).values == (0, 1)
+    assert parse("train.lr=1e-4,3e-4", study) == ("train.lr", (1e-4, 3e-4))
+    assert parse("lr=0.5..1.5:3", study) == ("train.lr", (0.5, 1.0, 1.5))
+    assert parse("model=a,b", study) == ("model", ("a", "b"))

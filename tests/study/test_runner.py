@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.command import call
 from tests.study import made
@@ -59,10 +60,12 @@ def test_cells_are_what_the_commands_do_by_hand(tmp_path: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file() and file != out / "study.json"}
     assert "13 stages, 13 of them are there" in call("study", str(path), "--out", str(out)).stderr
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    made.write(tmp_path, arms={"random": {"select": {"strategy": "random"}}, "vig": {}, "half": {"select": {"p": 25}}})
-    # The data was written anew, with the same content; that is other data to a study.
-    again = call("study", str(path), "--out", str(out), "--arms", "half", "--seeds", "1", "--dry-run").stdout
-    assert "1 cells: 1 arms" in again
+    study = yaml.safe_load(path.read_text())
+    study["arms"]["half"] = {"select": {"p": 25}}
+    path.write_text(yaml.safe_dump(study))
+    call("study", str(path), "--out", str(out), "--seeds", "1", "--arms", "random,half")
+    assert made.results(out)["cost"]["ran"] == 3
+    assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
 def test_a_failure_costs_what_needs_it(tmp_path: Path) -> None:
@@ -80,7 +83,7 @@ def test_a_failure_costs_what_needs_it(tmp_path: Path) -> None:
     assert all(math.isfinite(value) for value in values.values())
     again = call("study", str(path), "--out", str(out))  # tried again, and nothing else
     assert made.results(out)["cost"]["ran"] == 1
-    assert "8 of them are there" in again.stderr
+    assert "7 of them are there" in again.stderr
 
 
 def test_a_budget_that_is_spent_is_told(tmp_path: Path) -> None:
@@ -106,3 +109,26 @@ def test_an_open_order_takes_more_seeds(tmp_path: Path) -> None:
     assert np.ptp(list(by_seed.values())) == 0
     assert results["orders"][0]["said"] == "open"
     assert results["cost"]["ran"] == 2  # nothing of them hangs on the seed
+
+
+def test_a_search_goes_on_with_the_better_half(tmp_path: Path) -> None:
+    path, out = made.write(tmp_path, stages={"train": {"max_steps": 8}}), tmp_path / "out"
+    done = call("study", str(path), "--out", str(out), "--search", "train.lr=1e-3,1e-7,1e-8,1e-9", "--arms", "vig",
+                "--workers", "2")  # fmt: skip
+    results = made.results(out)
+    rungs = {trial["label"]: trial["rungs"] for trial in results["trials"]}
+    assert rungs.keys() == {f"vig lr={rate}" for rate in ("0.001", "1e-07", "1e-08", "1e-09")}
+    survivors = [label for label, scores in rungs.items() if len(scores) == 3]
+    assert 1 <= len(survivors) < 4
+    assert [row["label"] for row in results["rows"]] == survivors
+    assert all(len(row["numbers"]["exact.exact"]["by_seed"]) == 2 for row in results["rows"])
+    lengths = {
+        json.loads(lines[-1])["step"] + 1
+        for file in out.glob("runs/train-*/training/log.jsonl") if (lines := file.read_text().splitlines())
+    }  # fmt: skip
+    assert lengths >= {2, 8}
+    # The last rung is the whole run with the first seed, and isn't run twice.
+    kept = made.records(out)
+    whole = [record for record in kept.values() if record["stage"] == "train" and "--max-steps 8" in record["command"]]
+    assert len(whole) == 2 * len(survivors)
+    assert "study: " in done.stdout

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -36,8 +36,7 @@ _VALUES = 5
 _RANGE = re.compile(r"(-?[\d.]+)\.\.(-?[\d.]+)(?::(\d+))?")
 
 
-@dataclass(frozen=True)
-class Searched:
+class Searched(NamedTuple):
     """An option and its values. `name`: as `vary` has it."""
 
     name: str
