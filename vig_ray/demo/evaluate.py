@@ -20,6 +20,7 @@ from typing import Any
 
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.demo.held_out import CLEAN
+from vig_ray.demo.knobs import AS_IS, NATURES, Knobs, nature_line
 from vig_ray.evaluation.config import EvalConfig
 from vig_ray.evaluation.job import run as evaluate
 from vig_ray.evaluation.summary import EvalSummary
@@ -38,31 +39,41 @@ _EXISTS = 0.4  # of the samples to train on
 _THINGS = [world.Thing(color, shape) for color in world.COLORS for shape in world.SHAPES]
 
 
-def _exists(scene: world.Scene, rng: random.Random) -> world.Exchange:
-    """Whether there is a thing: every other time there is. What isn't there shares a color or a shape with what is."""
+def _exists(scene: world.Scene, rng: random.Random, prior: float = 0.0) -> world.Exchange:
+    """Whether there is a thing: every other time there is, or with chance `prior` in any case. What isn't there shares
+    a color or a shape with what is."""
     there = (scene.left, scene.right)
     thing = rng.choice(there)
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 * (1 - prior):
         near = [other for other in _THINGS if (other.color == thing.color) != (other.shape == thing.shape)]
         thing = rng.choice([other for other in near if other not in there])
     said = "Yes" if thing in there else "No"
     return world.Exchange(f"Is there a {thing.color} {thing.shape} in the image?", f"{said}.", ((0, len(said)),))
 
 
-def write_samples(folder: str, count: int, seed: int) -> str:
+def write_samples(folder: str, count: int, seed: int, knobs: Knobs = AS_IS) -> str:
     """Samples to train on, in LLaVA's format: the world's, two in five of them asking whether there is a thing."""
-    path = world.write(folder, count, seed)
+    path = world.write(folder, count, seed, knobs)
     rng = random.Random(seed + 2)
     with open(path) as file:
         rows: list[dict[str, Any]] = json.load(file)
-    scenes = {number: sample.scene for number, sample in world.samples(count, seed) if sample.scene is not None}
-    for row in rows:
-        scene = scenes.get(int(row["id"]))
-        if "image" in row and scene is not None and rng.random() < _EXISTS:
-            made = world.llava_row(world.Sample("exists", scene, [_exists(scene, rng)]), row["id"], row["image"], rng)
-            row.update(made)
+    numbered = list(world.samples(count, seed, knobs=knobs))
+    scenes = {number: sample.scene for number, sample in numbered if sample.scene is not None}
+    natures = [sample.nature for _, sample in numbered]
+    for at, (row, (_, sample)) in enumerate(zip(rows, numbered, strict=True)):
+        scene = sample.about or scenes.get(int(row["id"]))
+        template = sample.nature.template
+        # All near copies of a template are asked the same.
+        of_row = rng if template is None else random.Random(f"exists {seed} {template}")
+        if "image" in row and scene is not None and of_row.random() < _EXISTS:
+            exists = _exists(scene, of_row, knobs.prior)
+            row.update(world.llava_row(world.Sample("exists", scene, [exists]), row["id"], row["image"], of_row))
+            # What the kind "mismatched" got wrong is gone; that the image is another's is not.
+            natures[at] = natures[at]._replace(needs_image=True, mismatched=sample.about is not None)
     with open(path, "w") as file:
         json.dump(rows, file)
+    with open(os.path.join(folder, NATURES), "w") as lines:
+        lines.writelines(map(nature_line, natures))
     return path
 
 
