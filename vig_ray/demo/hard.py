@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,10 +71,12 @@ class Thing(NamedTuple):
 
     @property
     def row(self) -> int:
+        """0 at the top."""
         return self.cell // GRID
 
     @property
     def column(self) -> int:
+        """0 on the left."""
         return self.cell % GRID
 
 
@@ -179,9 +181,7 @@ def count(scene: Scene, rng: random.Random, number: int | None = None, most: int
     return _marked(f"How many {plural} are there?", "I count ", answers, ".", (name,))
 
 
-def relation(
-    scene: Scene, rng: random.Random, axis: str | None = None, *, first: bool | None = None
-) -> Asked | None:
+def relation(scene: Scene, rng: random.Random, axis: str | None = None, *, first: bool | None = None) -> Asked | None:
     """Which side of a thing another is on, both the only ones of their color and shape. `axis`: row or column;
     `first`: whether left or above is right; None where no two things are so."""
     named = Counter((thing.color, thing.shape) for thing in scene.things)
@@ -191,8 +191,7 @@ def relation(
         (one, other)
         for one in alone
         for other in alone
-        if getattr(one, axis) != getattr(other, axis)
-        and first in (None, getattr(one, axis) < getattr(other, axis))
+        if getattr(one, axis) != getattr(other, axis) and first in (None, getattr(one, axis) < getattr(other, axis))
     ]
     if not pairs:
         return None
@@ -291,6 +290,27 @@ def turns(rng: random.Random, prior: float = 0.0) -> tuple[Scene, list[Exchange]
             found.append(asked.exchange)
         else:
             return scene, found
+
+
+_ASK: dict[str, Callable[[Scene, random.Random], Asked | None]] = {"color": color, "count": count, "relation": relation}
+
+
+def lesson(rng: random.Random) -> tuple[Scene, list[Exchange]]:
+    """A scene and one to six true exchanges about it, for training: many answers for one image."""
+    scene = random_scene(rng)
+    found = []
+    for kind in rng.choices((*ASKED, "caption", "knowledge"), (5, 5, 5, 5, 1, 1), k=rng.randint(3, 8)):
+        if kind == "caption":
+            found.append(caption(scene, rng))
+        elif kind == "knowledge":
+            found.append(Exchange(*rng.choice(world.KNOWLEDGE), ()))
+        elif kind == "exists":
+            asked = exists(scene, rng, yes=rng.random() < 0.5)
+            found += [asked.exchange] if asked else []
+        else:
+            asked = _ASK[kind](scene, rng)
+            found += [asked.exchange] if asked else []
+    return scene, found or [caption(scene, rng)]
 
 
 def sample(rng: random.Random, knobs: Knobs = AS_IS) -> Sample:

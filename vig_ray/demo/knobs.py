@@ -125,9 +125,7 @@ def turn(drawn: Drawn[S], knobs: Knobs, seed: int, make: Callable[[random.Random
     return drawn
 
 
-def _copied(
-    drawn: Drawn[S], share: float, rng: random.Random, make: Callable[[random.Random], Sample[S]]
-) -> Drawn[S]:
+def _copied(drawn: Drawn[S], share: float, rng: random.Random, make: Callable[[random.Random], Sample[S]]) -> Drawn[S]:
     templates = [make(rng) for _ in range(TEMPLATES)]
     rows: Drawn[S] = []
     for row, (number, sample) in enumerate(drawn):

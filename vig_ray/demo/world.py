@@ -80,6 +80,8 @@ SHARES: dict[str, float] = {
 KINDS = tuple(SHARES)
 WITHOUT_IMAGE = ("knowledge", "text")
 """Kinds that can be answered without the image."""
+CLEAN = ("color", "place", "caption", "turns", "prior", "knowledge")
+"""Kinds of samples with an image in which nothing is wrong."""
 DOT_SHARE = 0.15
 
 S = TypeVar("S", bound=turning.Scene)
