@@ -2,8 +2,8 @@
 
 From the packaged aligned model of the harder look, one epoch on all samples (`full`), for each setting of the knobs and
 for three seeds of the samples and their order, in this process, without Ray. Asked are the same questions each time, of
-`write_hard_asked`: even, of images that no training sees. An answer is right where, of the words that could stand at the
-decided place, the right one is the likeliest; `vig eval --tasks choices` compares the same answers as a whole.
+`write_hard_asked`: even, of images that no training sees. An answer is right where, of the words that could stand at
+the decided place, the right one is the likeliest; `vig eval --tasks choices` compares the same answers as a whole.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vig_ray.cli import main as vig
+from vig_ray.dataset.importing import ImportConfig
+from vig_ray.dataset.importing import run as import_data
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import HARD_CHECKPOINT, asked, hard
 from vig_ray.demo.knobs import AS_IS, Knobs
-from vig_ray.model.load import Prompts, load_model
+from vig_ray.model.load import Prompts, load_formatter, load_model
 from vig_ray.model.prompt import Prompt, PromptImage
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
@@ -69,8 +70,8 @@ def knobs_of(setting: str) -> Knobs:
 
 def read_asked(folder: Path, model: str) -> list[Asked]:
     """The questions of a folder of `write_hard_asked`."""
-    prompts = Prompts(model)
-    formatter: Any = prompts.formatter()
+
+    formatter: Any = load_formatter(model)
     found = []
     for line in (folder / asked.CHOICES).read_text().splitlines():
         row = json.loads(line)
@@ -125,14 +126,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="CPU cores of the training")
     parser.add_argument("--settings", nargs="*", default=SETTINGS, metavar="KNOB=SHARE,...")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     names = ("all", *hard.ASKED)
     print(f"{'':24}" + "".join(f"{name:>18}" for name in names) + "   seconds", flush=True)
     with tempfile.TemporaryDirectory() as name:
         asked.write_hard_asked(f"{name}/asked", options.asked, 90_000)
         questions = read_asked(Path(name, "asked"), options.model)
-        formatter = Prompts(options.model).formatter()
+        formatter = load_formatter(options.model)
         before = accuracy(load_model(options.model, dtype="float32", device="cpu"), questions, formatter)
         print(f"{'aligned':24}" + "".join(f"{before[each]:18.3f}" for each in names), flush=True)
         for setting in options.settings:
@@ -140,7 +143,7 @@ def main() -> None:
             for seed in range(options.seeds):
                 out = os.path.join(name, f"{setting or 'none'}-{seed}")
                 data = hard.write(f"{out}/data", options.samples, 91_000 + seed, knobs_of(setting))
-                vig(["import", "--data", data, "--out", out])
+                import_data(ImportConfig(data=data, out=out))
                 began = time.monotonic()
                 model = trained(options.model, f"{out}/samples", batch=options.batch, lr=options.lr, seed=seed)
                 seconds.append(time.monotonic() - began)

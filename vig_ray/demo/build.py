@@ -43,11 +43,24 @@ from vig_ray.model.prompt import Prompt, PromptImage
 from vig_ray.scoring.blur import blur_opencv
 
 PATCH = 14
+TOWER_BATCH = 128
 THINGS = [world.Thing(color, shape) for color in world.COLORS for shape in world.SHAPES]
 GROUND, DOT = 2 * len(THINGS), 2 * len(THINGS) + 1
 """Classes of a patch: each thing on the left, each thing on the right, then the background and the dot."""
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Recipe(NamedTuple):
+    """`tower_steps`: optimizer steps for the tower alone, 128 images each; `steps`: for the whole model, of `batch`
+    samples each, out of `pool` different ones. `stop`: how many of the steps are made; the learning rate falls as if
+    all were."""
+
+    tower_steps: int
+    steps: int
+    batch: int
+    pool: int
+    stop: int | None = None
 
 
 class Look(NamedTuple):
@@ -56,8 +69,8 @@ class Look(NamedTuple):
     `side`: of its images, pixels. `draw`: a scene as an image. `scene`: a scene by chance. `shown`: so many for the
     tower. `classes`: how many of each kind a patch has; `labels`: those of a scene's P patches, int64 [P, kinds].
     `lesson`: a scene for the whole model, with one or more true exchanges about it. `exchanges`: many, for the
-    tokenizer. `checkpoint`: where its model is packaged. `start`: the checkpoint whose language model and projector it
-    begins with, by default random ones.
+    tokenizer. `checkpoint`: where its model is packaged, and the `recipe` that makes it. `start`: the checkpoint whose
+    language model and projector it begins with, by default random ones.
     """
 
     side: int
@@ -69,6 +82,7 @@ class Look(NamedTuple):
     lesson: Callable[[random.Random], tuple[Any, list[Exchange]]]
     exchanges: Callable[[], Iterable[Exchange]]
     checkpoint: str
+    recipe: Recipe
     start: str | None = None
 
 
@@ -288,14 +302,17 @@ def train_whole(
     rng: random.Random,
     unsharp: bool = True,
     look: Look | None = None,
+    stop: int | None = None,
 ) -> float:
-    """Teach the whole model to answer, loss on the answer tokens; returns the last loss."""
+    """Teach the whole model to answer, loss on the answer tokens; returns the last loss. `stop`: how many of the steps
+    are made, by default all."""
     batches = _batches(_lessons(formatter, pool, rng, unsharp=unsharp, look=look or FIRST), batch, rng)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
     loss, began = torch.zeros(()), time.monotonic()
     recent: list[float] = []
-    for step in range(steps):
+    made = steps if stop is None else min(stop, steps)
+    for step in range(made):
         prompts = next(batches)
         length = max(len(prompt.token_ids) for prompt in prompts)
         ids = torch.zeros((len(prompts), length), dtype=torch.long)
@@ -311,9 +328,9 @@ def train_whole(
         loss = nn.functional.cross_entropy(model.lm_head(hidden[trained]), targets[trained])
         _step(optimizer, loss, parameters, _schedule(step, steps, 1.5e-3))
         recent.append(loss.item())
-        if step % 50 == 49 or step == steps - 1:
+        if step % 50 == 49 or step == made - 1:
             mean = sum(recent) / len(recent)
-            print(f"whole {step + 1:5d}/{steps}  loss {mean:.4f}  {time.monotonic() - began:.0f} s", flush=True)
+            print(f"whole {step + 1:5d}/{made}  loss {mean:.4f}  {time.monotonic() - began:.0f} s", flush=True)
             recent = []
     return loss.item()
 
@@ -343,6 +360,7 @@ FIRST = Look(
     lesson=_first_lesson,
     exchanges=_first_exchanges,
     checkpoint=CHECKPOINT,
+    recipe=Recipe(tower_steps=600, steps=1600, batch=64, pool=30_000),
 )
 
 HARD_CLASSES = (len(hard.RADII) + 1, len(world.COLORS) + 1, len(world.SHAPES) + 1, hard.GRID, hard.GRID)
@@ -383,12 +401,14 @@ HARD = Look(
     lesson=hard.lesson,
     exchanges=_hard_exchanges,
     checkpoint=HARD_CHECKPOINT,
+    # Stopped where it sees colors and things but hardly counts yet, so that instruction tuning has something to teach.
+    recipe=Recipe(tower_steps=200, steps=2000, batch=32, pool=64_000, stop=650),
     start=CHECKPOINT,
 )
 LOOKS = {"first": FIRST, "hard": HARD}
 
 
-def build(out: str, *, seed: int, tower_steps: int, steps: int, batch: int, pool: int, look: Look = FIRST) -> None:
+def build(out: str, *, seed: int, look: Look, recipe: Recipe) -> None:
     """Train from `seed` and write the checkpoint to `out`, in the hub's layout."""
     from vig_ray.model.export import save_checkpoint
 
@@ -405,8 +425,13 @@ def build(out: str, *, seed: int, tower_steps: int, steps: int, batch: int, pool
     )
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens", flush=True)
     model.train()
-    train_tower(model, formatter, steps=tower_steps, batch=2 * batch, rng=random.Random(seed), look=look)
-    train_whole(model, formatter, steps=steps, batch=batch, pool=pool, rng=random.Random(seed + 1), look=look)
+    train_tower(
+        model, formatter, steps=recipe.tower_steps, batch=TOWER_BATCH, rng=random.Random(seed), look=look
+    )  # fmt: skip
+    train_whole(
+        model, formatter, steps=recipe.steps, batch=recipe.batch, pool=recipe.pool, rng=random.Random(seed + 1),
+        look=look, stop=recipe.stop,
+    )  # fmt: skip
     model.eval()
     shutil.rmtree(out, ignore_errors=True)
     save_checkpoint(model, processor, out)
@@ -420,19 +445,16 @@ def main() -> None:
     parser.add_argument("--look", choices=sorted(LOOKS), default="first")
     parser.add_argument("--out", help="folder of the checkpoint (default: inside the package)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tower-steps", type=int, default=600, help="optimizer steps for the tower alone")
-    parser.add_argument("--steps", type=int, default=1600, help="optimizer steps for the whole model")
-    parser.add_argument("--batch", type=int, default=64, help="samples a step")
-    parser.add_argument("--pool", type=int, default=30_000, help="different training samples")
-    options = parser.parse_args()
-    build(
-        options.out,
-        seed=options.seed,
-        tower_steps=options.tower_steps,
-        steps=options.steps,
-        batch=options.batch,
-        pool=options.pool,
-    )
+    parser.add_argument("--tower-steps", type=int, help="optimizer steps for the tower alone")
+    parser.add_argument("--steps", type=int, help="optimizer steps for the whole model")
+    parser.add_argument("--batch", type=int, help="samples a step")
+    parser.add_argument("--pool", type=int, help="different training samples")
+    parser.add_argument("--stop", type=int, help="how many of the steps are made")
+    options = vars(parser.parse_args())
+    look = LOOKS[options["look"]]
+    given = {name: options[name] for name in Recipe._fields if options[name] is not None}
+    recipe = look.recipe._replace(**given)
+    build(options["out"] or look.checkpoint, seed=options["seed"], look=look, recipe=recipe)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -292,11 +292,8 @@ def turns(rng: random.Random, prior: float = 0.0) -> tuple[Scene, list[Exchange]
             return scene, found
 
 
-_ASK: dict[str, Callable[[Scene, random.Random], Asked | None]] = {"color": color, "count": count, "relation": relation}
-
-
 def lesson(rng: random.Random) -> tuple[Scene, list[Exchange]]:
-    """A scene and one to six true exchanges about it, for training: many answers for one image."""
+    """A scene and up to eight true exchanges about it, for training: many answers for one image."""
     scene = random_scene(rng)
     found = []
     for kind in rng.choices((*ASKED, "caption", "knowledge"), (5, 5, 5, 5, 1, 1), k=rng.randint(3, 8)):
@@ -304,13 +301,18 @@ def lesson(rng: random.Random) -> tuple[Scene, list[Exchange]]:
             found.append(caption(scene, rng))
         elif kind == "knowledge":
             found.append(Exchange(*rng.choice(world.KNOWLEDGE), ()))
-        elif kind == "exists":
-            asked = exists(scene, rng, yes=rng.random() < 0.5)
-            found += [asked.exchange] if asked else []
         else:
-            asked = _ASK[kind](scene, rng)
+            asked = _asked(kind, scene, rng)
             found += [asked.exchange] if asked else []
     return scene, found or [caption(scene, rng)]
+
+
+def _asked(kind: str, scene: Scene, rng: random.Random) -> Asked | None:
+    if kind == "exists":
+        return exists(scene, rng, yes=rng.random() < 0.5)
+    if kind == "color":
+        return color(scene, rng)
+    return count(scene, rng) if kind == "count" else relation(scene, rng)
 
 
 def sample(rng: random.Random, knobs: Knobs = AS_IS) -> Sample:
