@@ -230,7 +230,7 @@ def one_seed(seed: Seed, ways: Sequence[str], figures: Figures) -> dict[str, dic
             figures.add_losses(way, of_captions, weights)
         tuned, auroc = seed.tuned(way, aligned)
         model = load_model(tuned, dtype="float32", device="cpu")
-        of_samples = held_out.measure(f"{seed.shared}/samples", model, Prompts(tuned), held_out.CLEAN)
+        of_samples = held_out.measure(f"{seed.shared}/samples", model, Prompts(tuned), world.CLEAN)
         columns = {"aligned": of_captions.columns(), "tuned": of_samples.columns()}
         of_ways[way] = {f"{name}: {row}": columns[name][row] for name, rows in ROWS.items() for row in rows}
         of_ways[way]["AUROC of VIG by the aligned model"] = auroc

@@ -45,7 +45,7 @@ def held_out_data(folder: Path, count: int) -> str:
 
 def measured(folder: str, model: Any) -> dict[str, float]:
     """Accuracy and loss, where the image decides and elsewhere."""
-    columns = held_out.measure(folder, model, Prompts(CHECKPOINT), held_out.CLEAN).columns()
+    columns = held_out.measure(folder, model, Prompts(CHECKPOINT), world.CLEAN).columns()
     return {name: value for name, value in columns.items() if name.startswith(("accuracy", "loss"))}
 
 

@@ -10,27 +10,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vig_ray.demo import CHECKPOINT, build, world
+from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT, build, hard, world
 from vig_ray.model.load import load_formatter, load_model
 
+LOOKS = pytest.mark.parametrize("look", build.LOOKS.values(), ids=build.LOOKS)
 
-def test_a_few_steps_write_a_checkpoint_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+
+@LOOKS
+def test_a_few_steps_write_a_checkpoint_that_loads(
+    look: build.Look, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = str(tmp_path / "model")
-    build.build(out, seed=3, tower_steps=3, steps=3, batch=4, pool=24)
-    assert "parameters" in capsys.readouterr().out
+    build.build(out, seed=3, look=look, recipe=build.Recipe(tower_steps=2, steps=30, batch=4, pool=24, stop=3))
+    told = capsys.readouterr().out
+    assert "parameters" in told
+    assert "whole     3/3" in told
     formatter = load_formatter(out)
     model = load_model(out, dtype="float32", device="cpu")
-    assert formatter.num_image_tokens == 16
-    assert sorted(os.listdir(out)) == sorted(os.listdir(CHECKPOINT))
-    packaged = load_model(CHECKPOINT, dtype="float32", device="cpu")
+    assert formatter.num_image_tokens == (look.side // build.PATCH) ** 2
+    assert sorted(os.listdir(out)) == sorted(os.listdir(look.checkpoint))
+    packaged = load_model(look.checkpoint, dtype="float32", device="cpu")
     shapes = [(name, tensor.shape) for name, tensor in model.state_dict().items()]
     assert shapes == [(name, tensor.shape) for name, tensor in packaged.state_dict().items()]
 
 
-def test_the_packaged_model_is_small_and_has_todays_tokenizer() -> None:
-    assert sum(os.path.getsize(os.path.join(CHECKPOINT, name)) for name in os.listdir(CHECKPOINT)) < 5_000_000
-    made = json.loads(build.build_tokenizer().backend_tokenizer.to_str())["model"]
-    packaged = json.loads(Path(CHECKPOINT, "tokenizer.json").read_text())["model"]
+@LOOKS
+def test_the_packaged_model_is_small_and_has_todays_tokenizer(look: build.Look) -> None:
+    folder = look.checkpoint
+    assert sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)) < 5_000_000
+    made = json.loads(build.build_tokenizer(look).backend_tokenizer.to_str())["model"]
+    packaged = json.loads(Path(folder, "tokenizer.json").read_text())["model"]
     assert (made["vocab"], made["merges"]) == (packaged["vocab"], packaged["merges"])
 
 
@@ -40,6 +49,33 @@ def test_words_of_the_world_are_single_tokens(demo_formatter) -> None:
         assert len(demo_formatter.tokenizer(f"is {word}", add_special_tokens=False)["input_ids"]) == 2
     for word in ("Yes", "No"):
         assert len(demo_formatter.tokenizer(f": {word}", add_special_tokens=False)["input_ids"]) == 3
+
+
+def test_words_of_the_harder_look_are_single_tokens() -> None:
+    tokenizer = load_formatter(HARD_CHECKPOINT).tokenizer
+    words = [*world.COLORS, *world.SHAPES, *hard.RADII, *hard.ROWS, *hard.COLUMNS, *hard.NUMBERS[1:], "above", "below"]
+    for word in words:
+        assert len(tokenizer(f"is {word}", add_special_tokens=False)["input_ids"]) == 2, word
+
+
+def test_what_is_taken_over_is_by_piece() -> None:
+    """Words that both looks know keep their rows, and the rest of the language model is the other one's."""
+    processor = build.build_processor(build.HARD)
+    model = build.build_model(processor)
+    mine = {name: weight.clone() for name, weight in model.state_dict().items()}
+    build.take_over(model, processor.tokenizer, CHECKPOINT)
+    other = load_model(CHECKPOINT, dtype="float32", device="cpu").state_dict()
+    ids, other_ids = processor.tokenizer.get_vocab(), load_formatter(CHECKPOINT).tokenizer.get_vocab()
+    name = "lm_head.weight"
+    taken = model.state_dict()
+    assert (taken[name][ids["▁circle"]] == other[name][other_ids["▁circle"]]).all()
+    assert "▁above" not in other_ids
+    assert (taken[name][ids["▁above"]] == mine[name][ids["▁above"]]).all()
+    for name, weight in taken.items():
+        if "vision_tower" in name:
+            assert (weight == mine[name]).all()
+        elif name not in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
+            assert (weight == other[name]).all()
 
 
 def test_patch_labels_follow_the_picture() -> None:

@@ -10,7 +10,6 @@ from transformers import AutoTokenizer
 
 from tests.command import call
 from vig_ray.demo import captions, parts, world
-from vig_ray.demo.held_out import CLEAN
 from vig_ray.model.load import load_formatter
 from vig_ray.model.text_only import TextOnly
 
@@ -50,7 +49,7 @@ def test_lone_texts_and_captions_are_read_as_written(tmp_path: Path) -> None:
         answer = row["conversations"][1]["value"]
         for first, last in known["decided"][0]:
             assert answer[first:last] in {*world.COLORS, *world.SHAPES, "Yes", "No", "yes", "no"}
-    assert set(CLEAN) < set(world.KINDS)
+    assert set(world.CLEAN) < set(world.KINDS)
     texts = captions.write_texts(str(tmp_path / "texts" / "data"), 12, 5)
     call("import", "--data", texts, "--out", str(tmp_path / "texts"))
 

@@ -6,3 +6,6 @@ import os
 
 CHECKPOINT = os.path.join(os.path.dirname(__file__), "checkpoint")
 """The packaged demo model: a LLaVA-1.5 in small, written by `python -m vig_ray.demo.build`."""
+
+HARD_CHECKPOINT = os.path.join(os.path.dirname(__file__), "hard_checkpoint")
+"""That of the harder look, written by `python -m vig_ray.demo.build --look hard`."""

@@ -12,13 +12,14 @@ import os
 import random
 
 from vig_ray.demo import world
+from vig_ray.demo.knobs import Exchange
 
 _FURTHER = {"knowledge": 4, "color": 3, "prior": 1}
 """Kinds of the sentences after the first, by how often they come."""
 _MOST_FURTHER = 4
 
 
-def caption(scene: world.Scene, rng: random.Random) -> world.Exchange:
+def caption(scene: world.Scene, rng: random.Random) -> Exchange:
     """A caption of a scene; `decided` are the characters that the image decides, given those before them.
 
     After the first sentence a color follows from what was said, so that of the others only a dot is decided.
@@ -35,7 +36,7 @@ def caption(scene: world.Scene, rng: random.Random) -> world.Exchange:
         if kind == "prior":
             decided += [(start + first, start + last) for first, last in exchange.decided]
         text += f" {exchange.answer}"
-    return world.Exchange("", text, tuple(decided))
+    return Exchange("", text, tuple(decided))
 
 
 def write(folder: str, count: int, seed: int) -> str:

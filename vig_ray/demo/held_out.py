@@ -23,9 +23,6 @@ from vig_ray.training.batch import TrainingSample
 from vig_ray.training.index import of_samples
 from vig_ray.training.loader import SampleSource
 
-CLEAN = ("color", "place", "caption", "turns", "prior", "knowledge")
-"""Kinds of samples in which nothing is wrong."""
-
 
 @dataclass(frozen=True)
 class Measured:

@@ -1,15 +1,17 @@
-"""`vig demo`: make the demo world, import and score it with the packaged model, print what came out, and report it."""
+"""`vig demo`: make the demo world, import and score it with its packaged model, print what came out, and report it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 import vig_ray
-from vig_ray.demo import CHECKPOINT, world
+from vig_ray.demo.knobs import TEMPLATES, Knobs
+from vig_ray.demo.looks import LOOKS, LookName
 from vig_ray.errors import StageError
 from vig_ray.evaluation.summary import EvalSummary
 from vig_ray.options import References
@@ -20,6 +22,8 @@ from vig_ray.storage import check_writable, join, scheme_of
 from vig_ray.tables.passes import View
 
 _LEAST_OCCURRENCES = 20
+Share = Annotated[float, Field(ge=0, le=1)]
+Write = Callable[[str, int, int, Knobs], str]
 
 
 class DemoConfig(StageConfig):
@@ -30,6 +34,23 @@ class DemoConfig(StageConfig):
     )
     samples: int = Field(1000, ge=1, description="samples to make")
     seed: int = Field(1, description="seed of the dataset")
+    look: LookName = Field(
+        "first", description="two things an image; or hard: three to six, which are counted and stand in relations"
+    )
+    mismatched: Share = Field(
+        0.0, description="share of the samples whose image is another scene's, the answer staying as it was"
+    )
+    prior: Share = Field(
+        0.0,
+        description="how often a color is its shape's usual one, and an answer its question's, instead of an even draw",
+    )
+    redundant: Share = Field(0.0, description=f"share of the samples that are near copies of {TEMPLATES}")
+    visual: Share | None = Field(
+        None, description="share of the samples whose questions need the image; by default as the look has it"
+    )
+    data_only: bool = Field(
+        False, description="only write samples and questions (OUT/data, OUT/asked); no model is run"
+    )
     reference: References = Field(("blur",), description="what stands for 'no image'; the report is of the first")
     evaluate: bool = Field(
         False,
@@ -37,34 +58,50 @@ class DemoConfig(StageConfig):
         "what the images show (OUT/evaluate); takes a few minutes",
     )
     trained: int = Field(8000, ge=100, description="with --evaluate: samples to train on")
-    asked: int = Field(100, ge=10, description="with --evaluate: images to ask about")
+    asked: int = Field(100, ge=10, description="with --evaluate or --data-only: images to ask about")
+
+    @property
+    def knobs(self) -> Knobs:
+        """Of the samples; questions have none."""
+        return Knobs(self.mismatched, self.prior, self.redundant, self.visual)
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if self.data_only and self.evaluate:
+            raise ValueError("--data-only runs no model, --evaluate trains some; leave one out")
+        return self
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """What --data-only wrote: `data`, the samples' data.json, and `asked`, the folder of questions."""
+
+    data: str
+    asked: str
+
+    def text(self) -> str:
+        """Where the files are."""
+        return f"samples: {self.data}\nquestions: {self.asked}"
 
 
 @dataclass(frozen=True)
 class DemoReport:
-    """The scores of the demo dataset; `report`: the file that shows them."""
+    """The scores of the demo dataset; `report`: the file that shows them; `kinds`: what each kind of sample is."""
 
     summary: ScoreSummary
     report: str
     tokens: list[TokenMean]
     spelled: dict[int, str]
+    kinds: dict[str, str]
     evaluation: EvalSummary | None = None
 
     def text(self) -> str:
         """Counts, mean gain by kind, the tokens with the highest and the lowest mean gain, and where the scores are."""
-        kinds = {
-            "color": "only the image tells",
-            "place": "only the image tells",
-            "caption": "partly what no image shows",
-            "turns": "several turns of the other kinds",
-            "prior": "a language prior tells, mostly",
-            "knowledge": "answerable without the image",
-            "partial": "caption with one color wrong",
-            "mismatched": "text about another image",
-        }
         lines = ["", "mean gain by kind of sample, nats"]
         means = sorted(self.summary.sources.items(), key=lambda item: -item[1].mean)
-        lines += [f"  {mean.mean:+7.3f}  {kind:<11} {mean.samples:5d}  {kinds.get(kind, '')}" for kind, mean in means]
+        lines += [
+            f"  {mean.mean:+7.3f}  {kind:<11} {mean.samples:5d}  {self.kinds.get(kind, '')}" for kind, mean in means
+        ]
 
         def row(token: TokenMean) -> str:
             return f"{token.mean_gain:+7.3f}  {self.spelled[token.token_id]:<10} {token.count:5d}"
@@ -77,7 +114,7 @@ class DemoReport:
         return "\n".join([*lines, "", self.summary.text(), f"report: {self.report}", *asked])
 
 
-def _made(config: DemoConfig, folder: str, write: Callable[[str], object], **options: int) -> str:
+def _made(config: DemoConfig, folder: str, write: Callable[[str], object], **options: object) -> str:
     """`folder`, whose content `write` makes where it isn't there yet, of these options. Raises StageError."""
     identity = {"options": options, "vig_ray": vig_ray.__version__}
     output = claim(folder, "demo", identity, overwrite=True, resumes=False)
@@ -89,45 +126,59 @@ def _made(config: DemoConfig, folder: str, write: Callable[[str], object], **opt
     return folder
 
 
+def _samples(config: DemoConfig, folder: str, write: Write, count: int, seed: int) -> str:
+    """data.json of `count` samples in `folder`, with the config's knobs. Raises StageError."""
+    options: dict[str, object] = {"samples": count, "seed": config.seed, **config.knobs.turned()}
+    if config.look != "first":
+        options["look"] = config.look
+    made = _made(config, folder, lambda to: write(to, count, seed, config.knobs), **options)
+    return os.path.join(made, "data.json")
+
+
+def _asked(config: DemoConfig, folder: str) -> str:
+    """The questions, in `folder`: the same for all knobs. Raises StageError."""
+    options: dict[str, object] = {"images": config.asked, "seed": config.seed}
+    if config.look != "first":
+        options["look"] = config.look
+    write = LOOKS[config.look].write_asked
+    return _made(config, folder, lambda to: write(to, config.asked, config.seed + 80_000), **options)
+
+
 def _evaluated(config: DemoConfig) -> EvalSummary:
     """What `vig_ray.demo.evaluate` says of models trained on selections. Raises StageError."""
     from vig_ray.demo import evaluate
 
-    out, samples, images, seed = join(config.out, "evaluate"), config.trained, config.asked, config.seed
-    data = _made(
-        config, join(out, "data"), lambda to: evaluate.write_samples(to, samples, seed + 70_000),
-        samples=samples, seed=seed,
-    )  # fmt: skip
-    asked = _made(
-        config, join(out, "asked"), lambda to: evaluate.write_asked(to, images, seed + 80_000),
-        images=images, seed=seed,
-    )  # fmt: skip
-    return evaluate.run(out, os.path.join(data, "data.json"), asked, images=images, seed=seed)
+    out, look, seed = join(config.out, "evaluate"), LOOKS[config.look], config.seed
+    data = _samples(config, join(out, "data"), look.write_training, config.trained, seed + 70_000)
+    asked = _asked(config, join(out, "asked"))
+    return evaluate.run(out, look, data, asked, images=config.asked, seed=seed)
 
 
-def run(config: DemoConfig) -> DemoReport:
-    """Make, import, score and report the demo dataset in `config.out`."""
+def run(config: DemoConfig) -> DemoReport | DemoData:
+    """Make, import, score and report the demo dataset in `config.out`, or only make it."""
+    if scheme_of(config.out):
+        raise StageError(f"--out {config.out}: the demo's images are written to a local folder; name one")
+    check_writable(config.out)
+    look = LOOKS[config.look]
+    data = _samples(config, join(config.out, "data"), look.write, config.samples, config.seed)
+    if config.data_only:
+        return DemoData(data, _asked(config, join(config.out, "asked")))
+
     from transformers import AutoTokenizer
 
     from vig_ray.report.job import ReportConfig
     from vig_ray.report.job import run as report
     from vig_ray.scoring import job
 
-    if scheme_of(config.out):
-        raise StageError(f"--out {config.out}: the demo's images are written to a local folder; name one")
-    check_writable(config.out)
-    count, seed = config.samples, config.seed
-    data = _made(config, join(config.out, "data"), lambda to: world.write(to, count, seed), samples=count, seed=seed)
-    data = os.path.join(data, "data.json")
     summary = job.run(
-        ScoreConfig(data=data, model=CHECKPOINT, out=config.out, reference=config.reference, overwrite=True)
+        ScoreConfig(data=data, model=look.checkpoint, out=config.out, reference=config.reference, overwrite=True)
     )
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tokenizer = AutoTokenizer.from_pretrained(look.checkpoint)
     view = View.of(read_stage(summary.directory) or {}, summary.directory)
     tokens = token_means(summary.directory, view, least=_LEAST_OCCURRENCES)
     spelled = {token.token_id: tokenizer.convert_ids_to_tokens(token.token_id).lstrip("▁") for token in tokens}
     written = report(
         ReportConfig(scores=config.out, out=join(config.out, "report.html"), title="What the demo's images contribute")
     )
-    asked = _evaluated(config) if config.evaluate else None
-    return DemoReport(summary, written.out, tokens, spelled, asked)
+    evaluation = _evaluated(config) if config.evaluate else None
+    return DemoReport(summary, written.out, tokens, spelled, look.kinds, evaluation)

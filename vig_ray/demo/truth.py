@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vig_ray.demo import CHECKPOINT
 from vig_ray.stage import read_stage
 from vig_ray.tables.directories import dataset, scores_directory
 from vig_ray.tables.passes import View
@@ -65,11 +64,12 @@ def read(folder: str, reference: str | None = None) -> Known:
     reference."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    scores = scores_directory(folder)
+    record = read_stage(scores) or {}
+    tokenizer = AutoTokenizer.from_pretrained(record["config"]["model"])  # each look's has words of its own
     with open(os.path.join(folder, "data", "truth.jsonl")) as file:
         truth = [json.loads(line) for line in file]
-    scores = scores_directory(folder)
-    view = View.of(read_stage(scores) or {}, scores, reference)
+    view = View.of(record, scores, reference)
     gains, decided, kinds = [], [], []
     sample_gains, sample_kinds = [], []
     columns = ["sample_key", "vig", "token_ids", "turn", "clean_logprobs", "reference_logprobs"]

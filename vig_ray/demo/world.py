@@ -13,6 +13,9 @@ in LLaVA's own format, with `source` naming the kind:
     mismatched      text about another image
     text            knowledge, without an image
 
+Turned knobs (`vig_ray.demo.knobs`) make more samples mismatched, colors and answers the usual ones, samples near copies
+of each other, or more of them answerable without the image.
+
 Brackets mark what the image decides. Not marked are words that are fixed by the order of a caption ("left" comes
 first), what an earlier turn has said, and all text about another image.
 """
@@ -26,11 +29,14 @@ import math
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image, ImageDraw
+
+from vig_ray.demo import knobs as turning
+from vig_ray.demo.knobs import AS_IS, Exchange, Knobs, Nature
 
 COLORS = {
     "red": (220, 30, 30),
@@ -41,6 +47,8 @@ COLORS = {
     "black": (15, 15, 15),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
+USUAL_COLORS = dict(zip(SHAPES, ("red", "blue", "green", "yellow"), strict=True))
+"""What color a shape has where language alone decides."""
 SIZES = ((64, 64), (96, 64), (64, 80), (112, 84), (80, 80), (128, 96))
 """Width and height of the images, pixels."""
 NAMES = ("Anna", "Boris", "Clara", "David", "Elena", "Felix", "Greta", "Hugo")
@@ -56,7 +64,8 @@ KNOWLEDGE = (
     ("What is the opposite of hot?", "The opposite of hot is cold."),
     ("Where do fish live?", "Fish live in water."),
 )
-SHARES = {
+_KNOWN = {question for question, _ in KNOWLEDGE}
+SHARES: dict[str, float] = {
     "color": 16,
     "place": 16,
     "caption": 18,
@@ -69,8 +78,13 @@ SHARES = {
 }
 """Percent of a dataset's samples by kind: as in a real dataset, most are right."""
 KINDS = tuple(SHARES)
+WITHOUT_IMAGE = ("knowledge", "text")
+"""Kinds that can be answered without the image."""
+CLEAN = ("color", "place", "caption", "turns", "prior", "knowledge")
+"""Kinds of samples with an image in which nothing is wrong."""
 DOT_SHARE = 0.15
 
+S = TypeVar("S", bound=turning.Scene)
 _BRACKETS = re.compile(r"\[([^]]*)\]")
 
 
@@ -91,24 +105,30 @@ class Scene:
     seed: int
 
 
-class Exchange(NamedTuple):
-    """One question and its answer; `decided` are the answer's characters (start, end) that the image decides."""
+def random_scene(rng: random.Random, prior: float = 0.0) -> Scene:
+    """A scene of two things that differ in both color and shape, so that either names one of them.
 
-    question: str
-    answer: str
-    decided: tuple[tuple[int, int], ...]
-
-
-def random_scene(rng: random.Random) -> Scene:
-    """A scene of two things that differ in both color and shape, so that either names one of them."""
+    `prior`: how often a color is its shape's usual one, and there is no dot, instead of as drawn.
+    """
     left_color, right_color = rng.sample(sorted(COLORS), 2)
     left_shape, right_shape = rng.sample(SHAPES, 2)
-    return Scene(
-        Thing(left_color, left_shape), Thing(right_color, right_shape), rng.random() < DOT_SHARE, rng.getrandbits(32)
-    )
+    if prior:
+        left_color, right_color = _usual(rng, prior, left_shape, right_shape)
+    dot = rng.random() < DOT_SHARE
+    if prior and rng.random() < prior:
+        dot = False
+    return Scene(Thing(left_color, left_shape), Thing(right_color, right_shape), dot, rng.getrandbits(32))
 
 
-def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
+def _usual(rng: random.Random, prior: float, *shapes: str) -> list[str]:
+    """Colors for different shapes, all of them different: usual with chance `prior`, else drawn from what is left."""
+    colors = [USUAL_COLORS[shape] if rng.random() < prior else "" for shape in shapes]
+    rest = iter(rng.sample(sorted(set(COLORS) - set(colors)), len(shapes)))
+    return [color or next(rest) for color in colors]
+
+
+def outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
+    """The corners of a shape around (x, y), at most `r` away on each axis, pixels."""
     if shape == "circle":
         return [(x + r * math.cos(t * math.pi / 24), y + r * math.sin(t * math.pi / 24)) for t in range(48)]
     if shape == "square":
@@ -149,7 +169,7 @@ def draw(scene: Scene, *, labels: bool = False, size: tuple[int, int] | None = N
         x = width * center + rng.uniform(-0.02, 0.02) * width
         y = height * rng.uniform(0.35, 0.65)
         fill = index + 1 if labels else COLORS[thing.color]
-        pen.polygon(_outline(thing.shape, x, y, radius), fill=fill)
+        pen.polygon(outline(thing.shape, x, y, radius), fill=fill)
     if scene.dot:
         x, y, r = width * 0.5, height * 0.86, max(5.0, width * 0.07)
         pen.ellipse((x - r, y - r, x + r, y + r), fill=3 if labels else (15, 15, 15))
@@ -302,29 +322,47 @@ def lesson(scene: Scene, rng: random.Random) -> list[Exchange]:
     return [_exchange(ask.question, ask.answer(scene) or "") for ask in asks]
 
 
-class Sample(NamedTuple):
-    """One sample of the world before it is written."""
-
-    kind: str
-    scene: Scene | None
-    turns: list[Exchange]
+Sample = turning.Sample[Scene]
 
 
-def samples(count: int, seed: int, kinds: Sequence[str] | None = None) -> Iterator[tuple[int, Sample]]:
+def samples(
+    count: int, seed: int, kinds: Sequence[str] | None = None, knobs: Knobs = AS_IS
+) -> Iterator[tuple[int, Sample]]:
     """`count` samples as (image number, sample); every third image has two of them.
 
-    Kinds are drawn with the shares in `SHARES`, or evenly from `kinds`.
+    Kinds are drawn with the shares in `SHARES`, or evenly from `kinds`; with `knobs.visual`, so that it holds.
     """
+    drawn = _drawn(count, seed, kinds, knobs)
+    if not (knobs.redundant or knobs.mismatched):
+        return drawn
+    return iter(turning.turn(list(drawn), knobs, seed, lambda rng: _sample(rng, random_scene(rng, knobs.prior), knobs)))
+
+
+def _drawn(count: int, seed: int, kinds: Sequence[str] | None, knobs: Knobs) -> Iterator[tuple[int, Sample]]:
     rng = random.Random(seed)
-    scene, number = random_scene(rng), 0
+    scene, number = random_scene(rng, knobs.prior), 0
     for row in range(count):
         if row % 4 != 3:  # the fourth row asks about the image of the third
-            scene, number = random_scene(rng), number + 1
-        kind = rng.choice(kinds) if kinds else rng.choices(KINDS, list(SHARES.values()))[0]
-        yield number, Sample(kind, None if kind == "text" else scene, exchanges(kind, scene, rng))
+            scene, number = random_scene(rng, knobs.prior), number + 1
+        yield number, _sample(rng, scene, knobs, kinds)
 
 
-def llava_row(sample: Sample, image_id: str, image: str, rng: random.Random) -> dict[str, Any]:
+def _sample(rng: random.Random, scene: Scene, knobs: Knobs, kinds: Sequence[str] | None = None) -> Sample:
+    """A sample of any kind about `scene`."""
+    of_kinds = turning.weights(SHARES, WITHOUT_IMAGE, knobs.visual)
+    kind = rng.choice(kinds) if kinds else rng.choices(KINDS, of_kinds)[0]
+    turns = exchanges(kind, scene, rng)
+    while knobs.visual is not None and kind == "turns" and not _needs_image(turns):
+        turns = exchanges(kind, scene, rng)
+    nature = Nature(_needs_image(turns), kind == "mismatched")
+    return Sample(kind, None if kind == "text" else scene, turns, nature)
+
+
+def _needs_image(turns: Sequence[Exchange]) -> bool:
+    return any(exchange.question not in _KNOWN for exchange in turns)
+
+
+def llava_row(sample: turning.Sample[Any], image_id: str, image: str, rng: random.Random) -> dict[str, Any]:
     """The sample as a row of a LLaVA file; `<image>` stands before or after the first question, as in LLaVA-665K."""
     turns: list[dict[str, str]] = []
     for index, exchange in enumerate(sample.turns):
@@ -338,22 +376,36 @@ def llava_row(sample: Sample, image_id: str, image: str, rng: random.Random) -> 
     return row
 
 
-def write(folder: str, count: int, seed: int) -> str:
-    """Write `count` samples into `folder`: data.json (LLaVA's format), images/, truth.jsonl; return data.json's path.
+def write(folder: str, count: int, seed: int, knobs: Knobs = AS_IS) -> str:
+    """Write `count` samples into `folder`: data.json (LLaVA's format), images/, truth.jsonl, nature.jsonl; return
+    data.json's path.
 
     truth.jsonl has one line a row of data.json: its kind and, for each assistant turn, the decided characters.
+    nature.jsonl has what `vig_ray.demo.knobs` did to the row.
     """
+    return write_samples(folder, samples(count, seed, knobs=knobs), seed, draw)
+
+
+def write_samples(
+    folder: str,
+    numbered: Iterable[tuple[int, turning.Sample[S]]],
+    seed: int,
+    draw: Callable[[S], Image.Image],
+) -> str:
+    """`write` for samples with their images' numbers, of any look. `draw`: its scenes."""
     os.makedirs(os.path.join(folder, "images"), exist_ok=True)
     rng, drawn = random.Random(seed + 1), set()
     rows: list[dict[str, Any]] = []
-    with open(os.path.join(folder, "truth.jsonl"), "w") as truth:
-        for number, sample in samples(count, seed):
+    natures = os.path.join(folder, turning.NATURES)
+    with open(os.path.join(folder, "truth.jsonl"), "w") as truth, open(natures, "w") as nature:
+        for number, sample in numbered:
             image = f"images/{number:06d}.png"
             if sample.scene is not None and number not in drawn:
                 draw(sample.scene).save(os.path.join(folder, image))
                 drawn.add(number)
             rows.append(llava_row(sample, f"{number:06d}", image, rng))
             truth.write(json.dumps({"kind": sample.kind, "decided": [t.decided for t in sample.turns]}) + "\n")
+            nature.write(turning.nature_line(sample.nature))
     path = os.path.join(folder, "data.json")
     with open(path, "w") as file:
         json.dump(rows, file)
