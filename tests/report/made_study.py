@@ -121,11 +121,15 @@ def varied() -> Json:
               "choices.accuracy"),
     ]  # fmt: skip
     laws = []
-    for arm, factor in (("random", 1.0), ("vig", 0.9)):
-        found = next(one for one in rows if one["label"] == f"{arm} p=70")["numbers"]["held-out.loss"]["by_seed"]
-        scale, loss = 400.0 * factor, sum(found.values()) / 3
-        laws.append({"arm": arm, "scale": scale, "exponent": -0.2, "sizes": [10, 30, 50], "largest": 70,
-                     "predicted": (70 / scale) ** -0.2, "found": loss, "error": 0.02})  # fmt: skip
+    for arm in ("random", "vig"):
+        of = {one["axes"]["select.p"]: one["numbers"]["held-out.loss"]["by_seed"].values()
+              for one in rows if one["arm"] == arm}  # fmt: skip
+        loss = {p: sum(found) / 3 for p, found in of.items()}
+        exponent = math.log(loss[50] / loss[10]) / math.log(50 / 10)  # through two of them
+        scale = 50 * loss[50] ** (-1 / exponent)
+        predicted = (70 / scale) ** exponent
+        laws.append({"arm": arm, "scale": scale, "exponent": exponent, "sizes": [10, 30, 50], "largest": 70,
+                     "predicted": predicted, "found": loss[70], "error": abs(predicted / loss[70] - 1)})  # fmt: skip
     return study(
         rows, metrics, "random p=10", title="p and the strategy", about="Which strategy needs the fewest samples?",
         paper=[paper], law={"over": "select.p", "of": "held-out.loss"}, scaling=laws, orders=orders,

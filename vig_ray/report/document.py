@@ -31,12 +31,12 @@ _PARTS = {
     "evaluation": "Evaluation",
     "orders": "What is settled",
     "results": "Results",
-    "paper": "What papers report",
+    "paper": "Papers",
     "curves": "Curves",
-    "cost": "Cost against quality",
+    "cost": "Cost and quality",
     "scaling": "Scaling law",
-    "missing": "What is missing",
-    "time": "Where the time went",
+    "missing": "Missing",
+    "time": "Time",
     "method": "How it is counted",
 }
 _OF_PART = {

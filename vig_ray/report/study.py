@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from vig_ray.progress import duration
 from vig_ray.report import study_charts
 from vig_ray.report.document import fact, figure_html
 from vig_ray.report.figures import Figure, Rendered
@@ -29,6 +28,7 @@ from vig_ray.report.study_numbers import (
     needs,
     points,
     read_study,
+    time_text,
     verdict,
 )
 from vig_ray.report.tables import Cell, table
@@ -90,7 +90,7 @@ class Studied:
             fact("rows" if varied else "arms", f"{arms:,}", varied),
             fact("seeds", f"{seeds:,}", f"{with_all:,} of {arms:,} rows have all" if with_all < arms else ""),
             fact("compared with", escape(study.baseline), ""),
-            fact("stages", f"{study.cost.stages:,}", f"{duration(3600 * study.cost.hours)} in all"),
+            fact("stages", f"{study.cost.stages:,}", f"{time_text(3600 * study.cost.hours)} in all"),
         ]
         about = f'<p class="soft">{escape(study.about)}</p>' if study.about else ""
         said = f'<p id="verdict">{escape(" ".join(verdict(study)))}</p>'
@@ -168,12 +168,12 @@ def _orders(study: StudyNumbers) -> str:
     for name, claim in zip(claim_names(study), study.orders, strict=True):
         metric = study.metric(claim.metric)
         for number, step in enumerate(claim.steps):
-            head = [name, SAID[claim.said]] if number == 0 else ["", ""]
             one = step.difference
             told = Cell(metric.text(one.mean.value, sign=True), metric.interval(one.mean, sign=True), one.settled)
-            rows.append([*head, f"{step.high} − {step.low}", told, _p_value(one.p), f"{one.mean.seeds}", needs(one)])
-    heads = ("order", "", "step", "difference", "p-value", "seeds", "")
-    return table(heads, rows, words=(0, 1, 2, 6))
+            cells = [f"{step.high} − {step.low}", told, _p_value(one.p), f"{one.mean.seeds}", needs(one)]
+            rows.append([Cell(name, SAID[claim.said]) if number == 0 else "", *cells])
+    heads = ("order, and whether it holds", "step", "difference", "p-value", "seeds", "so far")
+    return table(heads, rows, words=(0, 1, 5))
 
 
 def _seeds_of(row: Row) -> str:
@@ -231,12 +231,14 @@ def _paper(study: StudyNumbers, paper: Paper) -> str:
     for column in paper.columns:
         heads += [f"{column}, reported", *([f"{beside[column].head}, here"] if column in beside else [])]
     heads += [f"{metric.head}, here" for metric in others]
+    digits = [max((_digits(row[place]) for row in paper.rows.values()), default=0)
+              for place in range(len(paper.columns))]  # fmt: skip
     rows: list[list[Any]] = []
     for name, reported in paper.rows.items():
         for number, row in enumerate(study.rows_of(name) or [None]):
             cells: list[Any] = [name if row is None else row.label]
-            for column, value in zip(paper.columns, reported, strict=True):
-                cells.append(_reported(value) if number == 0 else "")
+            for column, value, few in zip(paper.columns, reported, digits, strict=True):
+                cells.append(_reported(value, few) if number == 0 else "")
                 cells += [_mean_cell(row, beside[column])] if column in beside else []
             rows.append([*cells, *(_mean_cell(row, metric) for metric in others)])
     note = f'<p class="soft">{escape(paper.note)}</p>' if paper.note else ""
@@ -250,8 +252,13 @@ def _same(column: str, metric: Metric, study: StudyNumbers) -> bool:
     return column.lower() == metric.name.lower() or (alone and column.lower() == task.lower())
 
 
-def _reported(value: float | str | None) -> str:
-    return "–" if value is None else value if isinstance(value, str) else f"{value:g}"
+def _digits(value: float | str | None) -> int:
+    """How many digits a number has behind its point."""
+    return len(f"{value:.6f}".rstrip("0").partition(".")[2]) if isinstance(value, float | int) else 0
+
+
+def _reported(value: float | str | None, digits: int) -> str:
+    return "–" if value is None else value if isinstance(value, str) else f"{value:.{digits}f}"
 
 
 def _mean_cell(row: Row | None, metric: Metric) -> Cell | str:
@@ -381,12 +388,12 @@ def _time(study: StudyNumbers) -> Iterator[Drawn]:
     figure = Figure(
         "time",
         "Time by stage",
-        f"{duration(3600 * study.cost.hours)} in all{gpus}: stages that ran side by side are added up, those of "
+        f"{time_text(3600 * study.cost.hours)} in all{gpus}: stages that ran side by side are added up, those of "
         "earlier calls of the same study too, and a stage that several rows share is there once.",
         lambda width: study_charts.time_by_stage(study, width),
     )
     rows = [
-        [name, f"{of.runs:,}", duration(of.seconds), duration(of.seconds / of.runs) if of.runs else "",
+        [name, f"{of.runs:,}", time_text(of.seconds), time_text(of.seconds / of.runs) if of.runs else "",
          f"{100 * of.seconds / total:.1f} %"]
         for name, of in stages
     ]  # fmt: skip

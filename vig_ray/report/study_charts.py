@@ -3,11 +3,11 @@ laws, and where the time went."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vig_ray.progress import duration
 from vig_ray.report.chart_style import ZERO_LINE, legend_of, spec
 from vig_ray.report.colours import LIGHT
 from vig_ray.report.evaluation_charts import colours_of
@@ -22,12 +22,14 @@ from vig_ray.report.study_numbers import (
     frontier,
     needs,
     points,
+    time_text,
 )
 
 Json = dict[str, Any]
 _LABELS, _ROW = 150, 20
 _DASHES = ([1, 0], [6, 3], [2, 2])
-_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+_STROKE = {"symbolType": "stroke", "symbolStrokeWidth": 2}
+_ACROSS = [1, 4]  # the dash of what isn't varied
 _SAYS = {"better, settled": LIGHT["p3"], "worse, settled": LIGHT["m3"], "open": LIGHT["zero"]}
 _LOG_FROM = 16  # how many times the least the greatest is, from which a scale is logarithmic
 _LETTER, _LINE = 6.2, 13  # of a label at 11 pixels
@@ -63,7 +65,7 @@ def _differences_of(study: StudyNumbers, metric: Metric, width: int) -> Json | N
          "scale": {"domain": [low, high], "nice": False}, "axis": {"gridColor": ZERO_LINE, "tickCount": 6}}  # fmt: skip
     colour = {"field": "says", **legend_of(list(_SAYS), list(_SAYS.values()), "difference", columns=3)}
     shape = {"field": "says", "type": "nominal", "legend": {"title": "difference", "columns": 3},
-             "scale": {"domain": list(_SAYS), "range": ["triangle-right", "triangle-left", "circle"]}}  # fmt: skip
+             "scale": {"domain": list(_SAYS), "range": ["triangle-up", "triangle-down", "circle"]}}  # fmt: skip
     return {
         "data": {"values": values},
         "width": width - _LABELS - 10,
@@ -123,13 +125,19 @@ def curve(study: StudyNumbers, axis: str, metric: Metric, width: int) -> Json:
     at = sorted({value["at"] for value in values})
     low, high = bounds([value["value"] for value in [*values, *levels]], means, metric.scale)
     x = {"field": "at", "type": "quantitative", "title": axis, "scale": _scale(at, room=0.03),
-         "axis": {"values": at, "labelOverlap": True, "format": "~g", "grid": False}}  # fmt: skip
+         "axis": {"values": at, "labelOverlap": True, "labelExpr": "'' + datum.value", "grid": False}}  # fmt: skip
     y = {"field": "value", "type": "quantitative", "title": metric.head,
          "scale": {"domain": [low, high], "nice": False}, "axis": {"tickCount": 6}}  # fmt: skip
-    colour = {"field": "line", **colours_of(names, columns=2 if width < 500 else 4, symbolOpacity=1)}
-    colour["legend"]["title"] = "arm"
-    dashes = [_DASHES[(number + number // 6) % len(_DASHES)] for number in range(len(names))]
-    dash = {"field": "line", "type": "nominal", "legend": None, "scale": {"domain": names, "range": dashes}}
+    arm_of = {name: rows[0].arm for name, rows in found.lines.items()}
+    arm_of |= {name: row.arm for name, row in found.levels.items()}
+    by_arm = len({*arm_of.values()}) == len(names)  # else an arm's lines need colours of their own
+    shown = (
+        _colours(study.arms, arm_of, width, **_STROKE) if by_arm else _colours(names, _same(names), width, **_STROKE)
+    )
+    colour = {"field": "line", **shown}
+    dashes = [_DASHES[(number + number // 6) % len(_DASHES)] for number in range(len(found.lines))]
+    dash = {"field": "line", "type": "nominal", "legend": colour["legend"],
+            "scale": {"domain": names, "range": [*dashes, *[_ACROSS] * len(found.levels)]}}  # fmt: skip
     layers: list[Json] = [
         {
             "transform": [{"filter": "isValid(datum.low)"}],
@@ -148,10 +156,23 @@ def curve(study: StudyNumbers, axis: str, metric: Metric, width: int) -> Json:
     if levels:
         layers.insert(0, {
             "data": {"values": levels},
-            "mark": {"type": "rule", "strokeWidth": 1.5, "strokeDash": [2, 4], "clip": True},
-            "encoding": {"y": y, "color": colour, "description": {"field": "say"}},
+            "mark": {"type": "rule", "strokeWidth": 2, "clip": True},
+            "encoding": {"y": y, "color": colour, "strokeDash": dash, "description": {"field": "say"}},
         })  # fmt: skip
     return spec(data={"values": values}, width=width - 70, height=250, layer=layers)
+
+
+def _colours(names: Sequence[str], shown: Mapping[str, str], width: int, **legend: Any) -> Json:
+    """A colour for each of the names, and a legend of what is shown: by its text, the name whose colour it has."""
+    found = colours_of(list(names))["scale"]
+    colour_of = dict(zip(found["domain"], found["range"], strict=True))
+    columns = max(1, int((width - 80) // (_LETTER * max(map(len, shown)) + 30)))
+    colours = [colour_of[name] for name in shown.values()]
+    return legend_of(list(shown), colours, "arm", columns=columns, symbolOpacity=1, **legend)
+
+
+def _same(names: Sequence[str]) -> dict[str, str]:
+    return dict(zip(names, names, strict=True))
 
 
 def _told(row: Row, metric: Metric, who: str) -> Json:
@@ -172,17 +193,17 @@ def _scale(values: Sequence[float], room: float = 0.06) -> Json:
 
 def cost(study: StudyNumbers, metric: Metric, width: int) -> Json:
     """What rows reach against what they cost, a panel for each measure of cost, with the frontier drawn."""
-    panels = [
-        _cost_panel(study, metric, measure, found, width)
-        for measure in MEASURES
-        if (found := points(study, metric, measure))
-    ]
+    of_measure = {measure: points(study, metric, measure) for measure in MEASURES}
+    shown = {point.row.arm for found in of_measure.values() for point in found}
+    arms = [arm for arm in study.arms if arm in shown]
+    panels = [_cost_panel(study, metric, measure, found, arms, width) for measure, found in of_measure.items() if found]
     return spec(vconcat=panels, spacing=18, resolve={"scale": {"color": "shared"}})
 
 
-def _cost_panel(study: StudyNumbers, metric: Metric, measure: Measure, found: Sequence[Point], width: int) -> Json:
+def _cost_panel(
+    study: StudyNumbers, metric: Metric, measure: Measure, found: Sequence[Point], arms: Sequence[str], width: int
+) -> Json:
     best = frontier(found, higher_is_better=metric.higher_is_better)
-    arms = study.arms
     inner, height = width - 80, 260
     means = [point.row.numbers[metric.name].mean for point in found]
     low, high = bounds([metric.scale * point.quality for point in found], means, metric.scale)
@@ -195,23 +216,21 @@ def _cost_panel(study: StudyNumbers, metric: Metric, measure: Measure, found: Se
         for point in found
     ]  # fmt: skip
     x = {"field": "cost", "type": "quantitative", "title": measure.words, "scale": x_scale,
-         "axis": {"tickCount": 6, "format": "~s"}}  # fmt: skip
+         "axis": {"tickCount": 6, "labelExpr": "format(datum.value, '~s')"}}  # fmt: skip
     y = {"field": "value", "type": "quantitative", "title": metric.head,
          "scale": {"domain": [low, high], "nice": False}, "axis": {"tickCount": 6}}  # fmt: skip
-    colour = {"field": "arm", **colours_of(arms, columns=2 if width < 500 else 4, symbolOpacity=1)}
-    colour["legend"]["title"] = "arm"
+    colour = {"field": "arm", **_colours(study.arms, _same(arms), width)}
     step = [{"cost": point.cost, "value": metric.scale * point.quality} for point in best]
     step.append({"cost": x_scale["domain"][1], "value": step[-1]["value"]})
     places = [(_place(point.cost, x_scale, inner), _y_place(metric.scale * point.quality, low, high, height))
               for point in found]  # fmt: skip
-    rules = [
-        (at, *(_y_place(metric.scale * end, low, high, height) for end in (mean.high, mean.low)))
-        for (at, _), mean in zip(places, means, strict=True)
-        if mean.low is not None and mean.high is not None
-    ]
+    ends = [[_y_place(metric.scale * end, low, high, height) for end in (mean.high, mean.low) if end is not None]
+            for mean in means]  # fmt: skip
+    rules = [(at - 1, two[0], at + 1, two[1]) for (at, _), two in zip(places, ends, strict=True) if two]
     texts = [_point_name(study, point.row) for point in found]
     first = sorted(range(len(found)), key=lambda number: found[number] not in best)
-    sides = place_labels(places, texts, rules, first, inner, height)
+    line = [(_place(one["cost"], x_scale, inner), _y_place(one["value"], low, high, height)) for one in step]
+    sides = place_labels(places, texts, [*rules, *_stairs(line)], first, inner, height)
     return {
         "width": inner,
         "height": height,
@@ -269,26 +288,32 @@ _SIDES: dict[str, Json] = {
     "above left": {"align": "right", "dx": -5, "dy": -11}, "below left": {"align": "right", "dx": -5, "dy": 11},
 }  # fmt: skip
 Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, pixels."""
+
+
+def _stairs(line: Sequence[tuple[float, float]]) -> Iterator[Box]:
+    """What a stepped line through these places covers."""
+    for (left, level), (right, next_level) in itertools.pairwise(line):
+        yield left, level - 1, right, level + 1
+        yield right - 1, min(level, next_level), right + 1, max(level, next_level)
 
 
 def place_labels(
     places: Sequence[tuple[float, float]],
     texts: Sequence[str],
-    rules: Sequence[tuple[float, float, float]],
+    lines: Sequence[Box],
     order: Sequence[int],
     width: float,
     height: float,
 ) -> list[str | None]:
     """The side of its point that each text stands on, so that it covers no other text and no point, and if that can be
-    no upright rule; None where there is no room. `places`: of points, pixels; `rules`: x, top and bottom; `order`: who
-    chooses first."""
+    no line; None where there is no room. `places`: of points, pixels; `order`: who chooses first."""
     marks = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
-    uprights = [(x - 1, top, x + 1, bottom) for x, top, bottom in rules]
     taken: list[Box] = []
     found: list[str | None] = [None] * len(places)
     for number in order:
         own = [mark for at, mark in enumerate(marks) if at != number]
-        for around in ([*own, *uprights], own):
+        for around in ([*own, *lines], own):
             fitting = (
                 side for side in _SIDES
                 if _free(_box(places[number], texts[number], side), [*around, *taken], width, height)
@@ -341,7 +366,7 @@ def scaling(study: StudyNumbers, width: int) -> Json:
     found, fitted, said = [], [], []
     for each in study.scaling:
         for row in study.rows:
-            if row.arm == each.arm and row.axes.get(asked.over) is not None and _has(row, asked.of):
+            if row.arm == each.arm and asked.over in row.axes and (row.numbers[asked.of].mean.value or 0) > 0:
                 at = f"{each.arm}, {asked.over} = {row.axes[asked.over]}"
                 found.append({"arm": each.arm, "size": float(row.axes[asked.over]), **_told(row, metric, at)})
         ends = (min(each.sizes), each.largest)
@@ -353,13 +378,13 @@ def scaling(study: StudyNumbers, width: int) -> Json:
         said.append({"arm": each.arm, "size": each.largest, "value": metric.scale * each.predicted, "say": say})
     everything = [one["value"] for one in [*found, *fitted, *said]]
     x = {"field": "size", "type": "quantitative", "title": asked.over,
-         "axis": {"values": sorted({one["size"] for one in found}), "format": "~s", "labelOverlap": True},
+         "axis": {"values": sorted({one["size"] for one in found}), "labelExpr": "format(datum.value, '~s')",
+                  "labelOverlap": True},
          "scale": {"type": "log", "nice": False, "domain": _wide([one["size"] for one in found], 0.04)}}  # fmt: skip
     y = {"field": "value", "type": "quantitative", "title": metric.head,
          "scale": {"type": "log", "nice": False, "domain": _wide(everything, 0.15)},
          "axis": {"tickCount": 5, "format": "~r"}}  # fmt: skip
-    colour = {"field": "arm", **colours_of(arms, columns=2 if width < 500 else 4, symbolOpacity=1)}
-    colour["legend"]["title"] = "arm"
+    colour = {"field": "arm", **_colours(study.arms, _same(arms), width)}
     return spec(
         width=width - 80,
         height=260,
@@ -388,10 +413,6 @@ def scaling(study: StudyNumbers, width: int) -> Json:
     )
 
 
-def _has(row: Row, metric: str) -> bool:
-    return row.numbers[metric].mean.value is not None
-
-
 def _wide(values: Sequence[float], room: float) -> list[float]:
     """The ends of a logarithmic scale."""
     low, high = min(values), max(values)
@@ -408,7 +429,7 @@ def time_by_stage(study: StudyNumbers, width: int) -> Json:
     values = [
         {
             "stage": name, "time": of.seconds / unit,
-            "say": f"{name}: {duration(of.seconds)} in {of.runs:,} run{'s' if of.runs != 1 else ''}",
+            "say": f"{name}: {time_text(of.seconds)} in {of.runs:,} run{'s' if of.runs != 1 else ''}",
         }
         for name, of in stages
     ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -179,6 +180,12 @@ class Paper(_Part):
     rows: dict[str, tuple[float | str | None, ...]]
     note: str = ""
 
+    @model_validator(mode="after")
+    def _whole(self) -> Paper:
+        if any(len(row) != len(self.columns) for row in self.rows.values()):
+            raise ValueError(f"{self.source} has rows of another length than its columns")
+        return self
+
 
 class Scaling(_Part):
     """Over which size the law is, and of which loss."""
@@ -230,9 +237,10 @@ class StudyNumbers(_Part):
 
     @property
     def arms(self) -> list[str]:
-        """The arms, the baseline's first, the others as the study has them."""
+        """The arms: the baseline's first, then those that are varied most, which are to be told apart best."""
         first = next(row.arm for row in self.rows if row.label == self.baseline)
-        return list(dict.fromkeys((first, *(row.arm for row in self.rows))))
+        counts = Counter(row.arm for row in self.rows)
+        return sorted(counts, key=lambda arm: (arm != first, -counts[arm]))
 
     def metric(self, name: str) -> Metric:
         """A metric by its name."""
@@ -246,15 +254,19 @@ class StudyNumbers(_Part):
         """What is varied over numbers, of at least one arm over two of them."""
         found = []
         for name in dict.fromkeys(name for row in self.rows for name in row.axes):
-            values = [row.axes[name] for row in self.rows if name in row.axes]
-            if all(is_number(value) for value in values) and len(set(values)) > 1:
+            values = {number_of(row.axes[name]) for row in self.rows if name in row.axes}
+            if None not in values and len(values) > 1:
                 found.append(name)
         return found
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of what is varied has a place on a scale."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def number_of(value: Any) -> float | None:
+    """A value of what is varied as a number, None where it is none. 1e-4 is text to YAML."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def read_study(folder: str) -> tuple[Json, StudyNumbers]:
@@ -360,6 +372,19 @@ def claim_names(study: StudyNumbers) -> list[str]:
     ]
 
 
+def _grouped(study: StudyNumbers, said: str) -> dict[str, list[Claim]]:
+    """The orders of which this is said: those of a varied arm together, with how many of its values they are of."""
+    names = claim_names(study)
+    found: dict[str, list[Claim]] = {}
+    for text in dict.fromkeys(claim.text for claim in study.orders):
+        of_text = [place for place, claim in enumerate(study.orders) if claim.text == text]
+        some = [place for place in of_text if study.orders[place].said == said]
+        name = f"{text} (at {'all' if len(some) == len(of_text) else f'{len(some)} of'} {len(of_text)} values)"
+        if some:
+            found[name if len(some) > 1 else names[some[0]]] = [study.orders[place] for place in some]
+    return found
+
+
 _NAMED = 3  # orders, before the rest is only counted
 
 
@@ -374,23 +399,21 @@ def verdict(study: StudyNumbers) -> list[str]:
     differences from the baseline."""
     if not study.orders:
         return [differences_told(study)]
-    named = list(zip(claim_names(study), study.orders, strict=True))
-    holds, refuted, still_open = ([(name, claim) for name, claim in named if claim.said == said] for said in SAID)
+    holds, refuted, still_open = (_grouped(study, said) for said in SAID)
     told = []
     if holds:
-        told.append(f"{_listed([name for name, _ in holds])} {'holds' if len(holds) == 1 else 'hold'}")
+        told.append(f"{_listed(list(holds))} {'holds' if len(holds) == 1 else 'hold'}")
     if refuted:
-        does = "does" if len(refuted) == 1 else "do"
-        told.append(f"{_listed([name for name, _ in refuted])} {does} not hold")
+        told.append(f"{_listed(list(refuted))} {'does' if len(refuted) == 1 else 'do'} not hold")
     sentences = [f"Settled: {', and '.join(told)}." if told else "None of the orders is settled."]
     if still_open:
-        sentences.append(f"Open: {_listed([f'{name} ({_open_for(claim)})' for name, claim in still_open])}.")
+        sentences.append(f"Open: {_listed([f'{name}: {_open_for(some)}' for name, some in still_open.items()])}.")
     return sentences
 
 
-def _open_for(claim: Claim) -> str:
-    """How many more seeds the last of a claim's open steps takes."""
-    left = [step.difference for step in claim.steps if step.said == "open"]
+def _open_for(claims: Sequence[Claim]) -> str:
+    """How many more seeds the last of the open steps takes."""
+    left = [step.difference for claim in claims for step in claim.steps if step.said == "open"]
     known = [one.more_seeds for one in left]
     if any(more is None for more in known):
         return needs(next(one for one in left if one.more_seeds is None)).removeprefix("open, ")
@@ -410,7 +433,7 @@ def differences_told(study: StudyNumbers) -> str:
     settled = [(metric, one) for metric, one in found if one is not None and one.settled]
     better = sum(metric.is_better(one.mean.value or 0) for metric, one in settled)
     return (
-        f"Of {_counted(len(found), 'difference')} from {study.baseline} {better:,} {_are(better)} settled as better "
+        f"Of {_counted(len(found), 'difference')} from {study.baseline}, {better:,} {_are(better)} settled as better "
         f"and {len(settled) - better:,} as worse; {len(found) - len(settled):,} {_are(len(found) - len(settled))} open."
     )
 
@@ -447,3 +470,11 @@ def by_arm(rows: Iterable[Row]) -> Mapping[str, list[Row]]:
     for row in rows:
         found.setdefault(row.arm, []).append(row)
     return found
+
+
+def time_text(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s"
