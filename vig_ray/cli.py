@@ -145,7 +145,7 @@ VERBS = {
         "vig_ray.report.top:run",
     ),
     "report": Verb(
-        "what scores look like: figures, tables and samples in one HTML file",
+        "what scores, an evaluation or a study look like: figures, tables and samples in one HTML file",
         "vig_ray.report.job:ReportConfig",
         "vig_ray.report.job:run",
     ),

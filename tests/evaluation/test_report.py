@@ -55,5 +55,5 @@ def test_the_page_shows_table_intervals_and_answers(asked: Path, chosen: Path, t
 def test_what_is_no_evaluation_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="no evaluation here"):
         job.run(ReportConfig(evaluation=str(tmp_path), out=str(tmp_path / "r.html")))
-    with pytest.raises(ValueError, match="--scores or --evaluation is required"):
+    with pytest.raises(ValueError, match="--scores, --evaluation or --study is required"):
         ReportConfig(out="r.html")

@@ -29,6 +29,14 @@ _PARTS = {
     "failures": "Failures",
     "gallery": "Gallery",
     "evaluation": "Evaluation",
+    "orders": "What is settled",
+    "results": "Results",
+    "paper": "Papers",
+    "curves": "Curves",
+    "cost": "Cost and quality",
+    "scaling": "Scaling law",
+    "missing": "Missing",
+    "time": "Time",
     "method": "How it is counted",
 }
 _OF_PART = {
@@ -68,6 +76,12 @@ def evaluation_page(title: str, numbers: Json, evaluation: str) -> str:
     return _filled(title, numbers, "", {"evaluation": evaluation}, sources)
 
 
+def study_page(title: str, numbers: Json, about: str, parts: Mapping[str, str]) -> str:
+    """The whole file of a study. `about`, `parts`: HTML."""
+    sources = "VIG: Hwang and Lee, arXiv 2602.17186; scaling laws: PRIOR, section 4."
+    return _filled(title, numbers, about, parts, sources)
+
+
 def _filled(title: str, numbers: Json, about: str, parts: Mapping[str, str], sources: str) -> str:
     """The page with its parts, HTML by name, those left out that are empty."""
     main, nav = [], []
@@ -101,7 +115,8 @@ def _about(about: Json) -> str:
     return line + "".join(f'<p class="warning">{escape(warning)}</p>' for warning in about["warnings"])
 
 
-def _fact(name: str, value: str, small: str) -> str:
+def fact(name: str, value: str, small: str) -> str:
+    """One of the facts at the top, all HTML: a number, what it is, and what belongs to it."""
     return f"<div><dt>{name}</dt><dd>{value}<small>{small}</small></dd></div>"
 
 
@@ -112,17 +127,17 @@ def _summary(numbers: Json) -> str:
     read = f"{counts['scored']:,} scored, {counts['text_only']:,} text-only, {counts['failed']:,} failed{truncated}"
     quartiles = f"quartiles {format_gain(of_all['q1'])}, {format_gain(of_all['q3'])}"
     facts = [
-        _fact("samples read", f"{counts['read']:,}", read),
-        _fact("answer tokens scored", f"{counts['answer_tokens']:,}", ""),
-        _fact(
+        fact("samples read", f"{counts['read']:,}", read),
+        fact("answer tokens scored", f"{counts['answer_tokens']:,}", ""),
+        fact(
             "mean VIG",
             f"{format_gain(of_all['mean'])} nats",
             f"95 %: {format_interval(of_all)}" if of_all["low"] is not None else "",
         ),
-        _fact("median VIG", f"{format_gain(of_all['median'])} nats", quartiles),
+        fact("median VIG", f"{format_gain(of_all['median'])} nats", quartiles),
     ]
     of_groups = [
-        _fact(group, format_share(groups[group]["share"]), f"{groups[group]['samples']:,} samples")
+        fact(group, format_share(groups[group]["share"]), f"{groups[group]['samples']:,} samples")
         for group in GROUPS[::-1]
     ]
     near = f"{numbers['near_zero']:g}"

@@ -22,7 +22,7 @@ from vig_ray.errors import StageError
 from vig_ray.options import CommaSeparated, Percentage, Percentages, ScoredUnder
 from vig_ray.report.cards import gallery_html
 from vig_ray.report.detokenize import load_tokenizer, token_text
-from vig_ray.report.document import evaluation_page, page
+from vig_ray.report.document import evaluation_page, page, study_page
 from vig_ray.report.evaluation import Evaluated
 from vig_ray.report.figures import NAMES, render_all
 from vig_ray.report.figures import figures as figures_of_scores
@@ -32,6 +32,7 @@ from vig_ray.report.numbers import WRITER, numbers
 from vig_ray.report.part_of_speech import GainsByTag, gains_by_tag, load_tagger
 from vig_ray.report.scans import SURVEYED, Scanned, scan_scores
 from vig_ray.report.selection_summary import summarize_selection
+from vig_ray.report.study import Studied
 from vig_ray.report.tally import COLUMNS
 from vig_ray.report.written import MEGABYTE, Written, check_out, claim_report, left_out_html, write_report
 from vig_ray.stage import Claim, StageConfig, parquet_files, read_stage
@@ -44,6 +45,7 @@ from vig_ray.tables.scan import Files
 Json = dict[str, Any]
 TITLE, _EVALUATION_TITLE = "What the images contribute", "Did it help?"
 _KEPT_COLUMNS = 12  # that are shown where none is named
+_NOT_OF_A_STUDY = ("scores", "evaluation", "reference", "selection", "samples", "model", "by")
 _MARGIN = 20_000  # for the gallery's own headings and filters
 
 
@@ -52,12 +54,19 @@ class ReportConfig(StageConfig):
 
     scores: str | None = Field(
         None,
-        description="scores/ of a finished `vig score`, or the directory that holds it; not needed with --evaluation",
+        description="scores/ of a finished `vig score`, or the directory that holds it; not needed with --evaluation "
+        "or --study",
     )
     evaluation: str | None = Field(
         None,
         description="evaluation/ of a finished `vig eval`, or the directory that holds it: its table, intervals and "
         "some answers, beside the scores or by themselves",
+    )
+    study: str | None = Field(
+        None,
+        description="what `vig study --out` wrote, finished or not: its numbers over seeds, what is settled, curves, "
+        "cost against quality; a page of its own",
+        json_schema_extra={"metavar": "DIR"},
     )
     out: str = Field(description="HTML file to write; FILE.json and FILE-figures/ come beside it")
     reference: ScoredUnder = None
@@ -116,8 +125,12 @@ class ReportConfig(StageConfig):
 
     @model_validator(mode="after")
     def _of_something(self) -> ReportConfig:
-        if self.scores is None and self.evaluation is None:
-            raise ValueError("--scores or --evaluation is required")
+        if self.study is not None:
+            others = [name for name in _NOT_OF_A_STUDY if getattr(self, name)]
+            if others:
+                raise ValueError(f"--study is a page of its own; leave out {', '.join(f'--{name}' for name in others)}")
+        elif self.scores is None and self.evaluation is None:
+            raise ValueError("--scores, --evaluation or --study is required")
         return self
 
 
@@ -140,6 +153,8 @@ class _Inputs:
 def run(config: ReportConfig) -> Written:
     """Write a report. Raises StageError, before the first scan, where an input or `out` is wrong."""
     check_out(config.out)
+    if config.study is not None:
+        return _of_study(config, Studied.of(config.study))
     evaluated = Evaluated.of(config) if config.evaluation is not None else None
     if config.scores is None:
         assert evaluated is not None
@@ -314,3 +329,15 @@ def _of_evaluation(config: ReportConfig, evaluated: Evaluated) -> Written:
     html = evaluation_page(_EVALUATION_TITLE if config.title == TITLE else config.title, contents, shown.html)
     size, folder = write_report(config, config.out, output, html, contents, figures if config.figures else None)
     return Written(config.out, size, folder, contents, (), shown.shown, shown.left_out)
+
+
+def _of_study(config: ReportConfig, studied: Studied) -> Written:
+    """A report of a study."""
+    names = [figure.name for figure in studied.figures()] if config.figures else []
+    output = claim_report(config.out, names)
+    figures = render_all(studied.figures())
+    contents = {"written_by": WRITER, **studied.contents()}
+    title = studied.title if config.title == TITLE else config.title
+    html = study_page(title, contents, studied.about(), studied.parts(figures))
+    size, folder = write_report(config, config.out, output, html, contents, figures if config.figures else None)
+    return Written(config.out, size, folder, contents, studied.told(), 0, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from vig_ray.report.format import (
     format_gain,
@@ -21,17 +21,32 @@ from vig_ray.report.tally import GROUPS
 Json = dict[str, Any]
 
 
+class Cell(NamedTuple):
+    """A cell with a second, smaller line, or one that stands out."""
+
+    text: str
+    small: str = ""
+    strong: bool = False
+
+
+def _inside(cell: Any) -> str:
+    if not isinstance(cell, Cell):
+        return escape(str(cell))
+    text = f"<strong>{escape(cell.text)}</strong>" if cell.strong else escape(cell.text)
+    return f"{text}<small>{escape(cell.small)}</small>" if cell.small else text
+
+
 def table(
     head: Sequence[str], rows: Iterable[Sequence[Any]], *, words: Sequence[int] = (), marked: int | None = None
 ) -> str:
-    """An HTML table of cells as text. Lines may break in the columns `words`; the row `marked` stands out."""
+    """An HTML table of cells, text or `Cell`. Lines may break in the columns `words`; the row `marked` stands out."""
 
     def tag(at: int, name: str) -> str:
         return f'<{name} class="words">' if at in words else f"<{name}>"
 
     body = []
     for number, row in enumerate(rows):
-        cells = "".join(f"{tag(at, 'td')}{escape(str(cell))}" for at, cell in enumerate(row))
+        cells = "".join(f"{tag(at, 'td')}{_inside(cell)}" for at, cell in enumerate(row))
         body.append(f'<tr class="marked">{cells}' if number == marked else f"<tr>{cells}")
     heads = "".join(f"{tag(at, 'th')}{escape(name)}" for at, name in enumerate(head))
     inside = f"<table><tr>{heads}{''.join(body)}</table>"

@@ -1,0 +1,480 @@
+"""A study's results as a page reads them: study.json, checked, and what follows from it without a new statistic."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from vig_ray.errors import StageError
+from vig_ray.storage import exists, join, one_line, read_bytes
+
+Json = dict[str, Any]
+RESULTS = "study.json"
+SAID = {"yes": "holds", "no": "does not hold", "open": "open"}
+
+
+class _Part(BaseModel):
+    """Base of the parts of study.json: what a page doesn't show may be there besides."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Mean(_Part):
+    """A mean over `seeds` seeds and its 95 % interval; None where there is none."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+class Difference(_Part):
+    """A difference in pairs of one seed. `seeds_needed`: in all, for it to be found with a probability of 80 %."""
+
+    mean: Mean
+    p: float | None
+    settled: bool
+    seeds_needed: int | None
+
+    @property
+    def more_seeds(self) -> int | None:
+        """How many more seeds that takes; None where it is settled or there is no telling."""
+        if self.settled or self.seeds_needed is None:
+            return None
+        return max(1, self.seeds_needed - self.mean.seeds)
+
+
+class Metric(_Part):
+    """A number of a task, TASK.METRIC."""
+
+    name: str
+    percent: bool
+    higher_is_better: bool
+
+    @property
+    def scale(self) -> int:
+        """What its values are shown times."""
+        return 100 if self.percent else 1
+
+    @property
+    def head(self) -> str:
+        """As heads of tables have it: with the unit of shares, and an arrow to where it is better."""
+        return f"{self.name}{' %' if self.percent else ''} {'↑' if self.higher_is_better else '↓'}"
+
+    def text(self, value: float | None, *, sign: bool = False) -> str:
+        """A value for people: shares times 100."""
+        if value is None:
+            return "–"
+        return f"{self.scale * value:{'+' if sign else ''}.{1 if self.percent else 3}f}"
+
+    def interval(self, mean: Mean, *, sign: bool = False) -> str:
+        """A mean's interval; "" where there is none."""
+        if mean.low is None or mean.high is None:
+            return ""
+        return f"[{self.text(mean.low, sign=sign)}, {self.text(mean.high, sign=sign)}]"
+
+    def told(self, mean: Mean, *, sign: bool = False) -> str:
+        """A mean with its interval."""
+        return f"{self.text(mean.value, sign=sign)} {self.interval(mean, sign=sign)}".strip()
+
+    def is_better(self, difference: float) -> bool:
+        """Whether a difference is one for the better."""
+        return (difference > 0) == self.higher_is_better
+
+
+class Number(_Part):
+    """A metric of a row. `difference`: from the baseline, None for the baseline itself."""
+
+    by_seed: dict[int, float | None]
+    mean: Mean
+    difference: Difference | None
+
+
+class Row(_Part):
+    """An arm, with one value of each of what is varied of it. `tokens` trained on, `seconds` of training: by seed."""
+
+    label: str
+    arm: str
+    axes: dict[str, Any]
+    tokens: dict[int, float]
+    seconds: dict[int, float]
+    numbers: dict[str, Number]
+
+    @property
+    def seeds(self) -> int:
+        """The most seeds that one of its numbers is of."""
+        return max((number.mean.seeds for number in self.numbers.values()), default=0)
+
+    def without(self, axis: str) -> str:
+        """Its label without one of what is varied."""
+        rest = (f"{name.rpartition('.')[2]}={value}" for name, value in self.axes.items() if name != axis)
+        return " ".join((self.arm, *rest))
+
+
+class Step(_Part):
+    """One step of an order: `high` is said to have more than `low`."""
+
+    low: str
+    high: str
+    said: Literal["yes", "no", "open"]
+    difference: Difference
+
+
+class Claim(_Part):
+    """An order, as the study's file has it, and its steps: those of one value where its arms are varied."""
+
+    text: str
+    metric: str
+    said: Literal["yes", "no", "open"]
+    steps: tuple[Step, ...]
+
+
+class Scaled(_Part):
+    """L(D) = (D / `scale`) ^ `exponent`, fitted to `sizes`; what it predicts for the `largest`, and what came out."""
+
+    arm: str
+    scale: float
+    exponent: float
+    sizes: tuple[float, ...]
+    largest: float
+    predicted: float
+    found: float
+    error: float
+
+
+class Failed(_Part):
+    """A stage that failed: what it said, and the command that does the same."""
+
+    name: str
+    told: str
+    command: str
+
+
+class OfStage(_Part):
+    """The runs of one stage, and the seconds that they took together."""
+
+    runs: int
+    seconds: float
+
+
+class Cost(_Part):
+    """What a study took. `hours`: those of stages side by side added up; `ran`: the last time it was called."""
+
+    hours: float
+    gpu_hours: float
+    stages: int
+    ran: int
+    by_stage: dict[str, OfStage]
+
+
+class Paper(_Part):
+    """What a paper reports: rows by arm, a number or text for each column."""
+
+    source: str
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[float | str | None, ...]]
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Paper:
+        if any(len(row) != len(self.columns) for row in self.rows.values()):
+            raise ValueError(f"{self.source} has rows of another length than its columns")
+        return self
+
+
+class Scaling(_Part):
+    """Over which size the law is, and of which loss."""
+
+    over: str
+    of: str
+
+
+class Asked(_Part):
+    """Of the study's file what a page shows."""
+
+    seeds: tuple[int, ...]
+    paper: tuple[Paper, ...] = ()
+    scaling: Scaling | None = None
+
+
+class StudyNumbers(_Part):
+    """study.json."""
+
+    title: str
+    about: str
+    study: Asked
+    baseline: str
+    metrics: tuple[Metric, ...]
+    rows: tuple[Row, ...]
+    orders: tuple[Claim, ...]
+    scaling: tuple[Scaled, ...]
+    failed: tuple[Failed, ...]
+    missing: dict[str, str]
+    cost: Cost
+
+    @model_validator(mode="after")
+    def _whole(self) -> StudyNumbers:
+        names = {metric.name for metric in self.metrics}
+        if self.baseline not in {row.label for row in self.rows}:
+            raise ValueError(f"baseline {self.baseline} is none of the rows")
+        for row in self.rows:
+            if names - row.numbers.keys():
+                raise ValueError(f"{row.label} has no {min(names - row.numbers.keys())}")
+        for claim in self.orders:
+            if claim.metric not in names or not claim.steps:
+                raise ValueError(f"the order {claim.text} has no {'step' if claim.metric in names else claim.metric}")
+        return self
+
+    @property
+    def others(self) -> list[Row]:
+        """The rows that are compared with the baseline."""
+        return [row for row in self.rows if row.label != self.baseline]
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms: the baseline's first, then those that are varied most, which are to be told apart best."""
+        first = next(row.arm for row in self.rows if row.label == self.baseline)
+        counts = Counter(row.arm for row in self.rows)
+        return sorted(counts, key=lambda arm: (arm != first, -counts[arm]))
+
+    def metric(self, name: str) -> Metric:
+        """A metric by its name."""
+        return next(metric for metric in self.metrics if metric.name == name)
+
+    def rows_of(self, name: str) -> list[Row]:
+        """The row with this label, or else all of an arm."""
+        return [row for row in self.rows if row.label == name] or [row for row in self.rows if row.arm == name]
+
+    def numeric_axes(self) -> list[str]:
+        """What is varied over numbers, of at least one arm over two of them."""
+        found = []
+        for name in dict.fromkeys(name for row in self.rows for name in row.axes):
+            values = {number_of(row.axes[name]) for row in self.rows if name in row.axes}
+            if None not in values and len(values) > 1:
+                found.append(name)
+        return found
+
+
+def number_of(value: Any) -> float | None:
+    """A value of what is varied as a number, None where it is none. 1e-4 is text to YAML."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def read_study(folder: str) -> tuple[Json, StudyNumbers]:
+    """study.json in the folder that `vig study --out` wrote, as it is and checked. Raises StageError, in one line that
+    names the file, where there is none, or it isn't one."""
+    path = join(folder, RESULTS)
+    if exists(path).name != "File":
+        raise StageError(f"{path}: not there; --study takes what `vig study --out` wrote")
+    try:
+        raw = json.loads(read_bytes(path), parse_constant=lambda _: None)
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path}: can't be read ({one_line(error)}); run the same `vig study` again") from error
+    try:
+        return raw, StudyNumbers.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        said = one_line(ValueError(f"{where}: {message}" if where else message))
+        raise StageError(f"{path}: not the results of a study ({said}); run the same `vig study` again") from error
+
+
+class Measure(NamedTuple):
+    """Something that a row costs: its name in study.json, and in words."""
+
+    name: Literal["tokens", "seconds"]
+    words: str
+
+    def of(self, row: Row) -> float | None:
+        """The mean over seeds; None of a row without training, or without numbers."""
+        by_seed = getattr(row, self.name)
+        return sum(by_seed.values()) / len(by_seed) if by_seed else None
+
+
+MEASURES = (Measure("tokens", "tokens trained on"), Measure("seconds", "seconds of training"))
+
+
+class Point(NamedTuple):
+    """A row by what it costs and what it reaches."""
+
+    row: Row
+    cost: float
+    quality: float
+
+
+def points(study: StudyNumbers, metric: Metric, measure: Measure) -> list[Point]:
+    """The rows that have both, in the study's order."""
+    found = []
+    for row in study.rows:
+        cost, quality = measure.of(row), row.numbers[metric.name].mean.value
+        if cost is not None and quality is not None:
+            found.append(Point(row, cost, quality))
+    return found
+
+
+def frontier(some: Sequence[Point], *, higher_is_better: bool) -> list[Point]:
+    """Those for which no other has at least the quality for at most the cost, the cheapest first; of several that are
+    equal in both, all."""
+    sign = 1 if higher_is_better else -1
+    best: list[Point] = []
+    for point in sorted(some, key=lambda one: (one.cost, -sign * one.quality)):
+        if not best or sign * point.quality > sign * best[-1].quality or point[1:] == best[-1][1:]:
+            best.append(point)
+    return best
+
+
+def frontiers(study: StudyNumbers) -> dict[str, dict[str, list[str]]]:
+    """The labels of the rows on each frontier, by metric and by what they cost."""
+    return {
+        metric.name: {
+            measure.name: [
+                point.row.label
+                for point in frontier(points(study, metric, measure), higher_is_better=metric.higher_is_better)
+            ]
+            for measure in MEASURES
+        }
+        for metric in study.metrics
+    }
+
+
+def needs(difference: Difference) -> str:
+    """How far a difference is from being settled, in words."""
+    if difference.settled:
+        return "settled"
+    more = difference.more_seeds
+    if more is not None:
+        return f"open, about {more:,} more seed{'s' if more > 1 else ''}"
+    if difference.mean.seeds == 0:
+        return "open, no seed has both"
+    if difference.mean.seeds == 1:
+        return "open, one seed has no interval"
+    return "open, no difference so far" if not difference.mean.value else "open, more than 1,000 seeds"
+
+
+def claim_names(study: StudyNumbers) -> list[str]:
+    """The orders as they are told apart: that of a varied arm, which comes once a value, by its steps' rows."""
+    texts = [claim.text for claim in study.orders]
+    return [
+        claim.text
+        if texts.count(claim.text) == 1
+        else f"{' < '.join((claim.steps[0].low, *(step.high for step in claim.steps)))} on {claim.metric}"
+        for claim in study.orders
+    ]
+
+
+def _grouped(study: StudyNumbers, said: str) -> dict[str, list[Claim]]:
+    """The orders of which this is said: those of a varied arm together, with how many of its values they are of."""
+    names = claim_names(study)
+    found: dict[str, list[Claim]] = {}
+    for text in dict.fromkeys(claim.text for claim in study.orders):
+        of_text = [place for place, claim in enumerate(study.orders) if claim.text == text]
+        some = [place for place in of_text if study.orders[place].said == said]
+        name = f"{text} (at {'all' if len(some) == len(of_text) else f'{len(some)} of'} {len(of_text)} values)"
+        if some:
+            found[name if len(some) > 1 else names[some[0]]] = [study.orders[place] for place in some]
+    return found
+
+
+_NAMED = 3  # orders, before the rest is only counted
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) > _NAMED + 1:
+        names = [*names[:_NAMED], f"{len(names) - _NAMED} more"]
+    return names[0] if len(names) == 1 else f"{'; '.join(names[:-1])}; and {names[-1]}"
+
+
+def verdict(study: StudyNumbers) -> list[str]:
+    """What is settled and what is open, in one or two sentences: of the orders, or where there are none of the
+    differences from the baseline."""
+    if not study.orders:
+        return [differences_told(study)]
+    holds, refuted, still_open = (_grouped(study, said) for said in SAID)
+    told = []
+    if holds:
+        told.append(f"{_listed(list(holds))} {'holds' if len(holds) == 1 else 'hold'}")
+    if refuted:
+        told.append(f"{_listed(list(refuted))} {'does' if len(refuted) == 1 else 'do'} not hold")
+    sentences = [f"Settled: {', and '.join(told)}." if told else "None of the orders is settled."]
+    if still_open:
+        sentences.append(f"Open: {_listed([f'{name}: {_open_for(some)}' for name, some in still_open.items()])}.")
+    return sentences
+
+
+def _open_for(claims: Sequence[Claim]) -> str:
+    """How many more seeds the last of the open steps takes."""
+    left = [step.difference for claim in claims for step in claim.steps if step.said == "open"]
+    known = [one.more_seeds for one in left]
+    if any(more is None for more in known):
+        return needs(next(one for one in left if one.more_seeds is None)).removeprefix("open, ")
+    return needs(max(left, key=lambda one: one.more_seeds or 0)).removeprefix("open, ")
+
+
+def differences_told(study: StudyNumbers) -> str:
+    """How many differences from the baseline are settled, in one sentence."""
+    found = [
+        (metric, number.difference)
+        for row in study.others
+        for metric in study.metrics
+        if (number := row.numbers[metric.name]).difference is not None and number.difference.mean.value is not None
+    ]
+    if not found:
+        return f"Nothing can be compared with {study.baseline} yet."
+    settled = [(metric, one) for metric, one in found if one is not None and one.settled]
+    better = sum(metric.is_better(one.mean.value or 0) for metric, one in settled)
+    return (
+        f"Of {_counted(len(found), 'difference')} from {study.baseline}, {better:,} {_are(better)} settled as better "
+        f"and {len(settled) - better:,} as worse; {len(found) - len(settled):,} {_are(len(found) - len(settled))} open."
+    )
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def bounds(values: Iterable[float], intervals: Iterable[Mean], scale: float) -> tuple[float, float]:
+    """The ends of a scale with room for all values, and for all intervals but those that are far longer than most."""
+    shown = list(values)
+    both = [(one.value, one.low, one.high) for one in intervals]
+    ends = [
+        (value * scale, low * scale, high * scale)
+        for value, low, high in both
+        if value is not None and low is not None and high is not None
+    ]
+    halves = sorted((high - low) / 2 for _, low, high in ends)
+    most = 3 * halves[(len(halves) - 1) // 2] if halves else 0.0
+    least_room = max(most, max(shown) - min(shown))
+    low = min([*shown, *(max(low, value - least_room) for value, low, _ in ends)])
+    high = max([*shown, *(min(high, value + least_room) for value, _, high in ends)])
+    pad = 0.06 * (high - low) or 0.02 * abs(high) or 0.5
+    return low - pad, high + pad
+
+
+def by_arm(rows: Iterable[Row]) -> Mapping[str, list[Row]]:
+    """Rows by arm, in their order."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.arm, []).append(row)
+    return found
+
+
+def time_text(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s"
