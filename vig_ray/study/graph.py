@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vig_ray.arguments import explained
-from vig_ray.demo import CHECKPOINT
+from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.storage import join, scheme_of
@@ -34,7 +34,7 @@ MODEL_NAME = "model"
 """The name of the one model that each evaluation of a study asks, in its table."""
 
 REFERENCE = re.compile(r"\$([a-z][a-z0-9_-]*)")
-_BUILT_IN = {"demo-model": CHECKPOINT}
+_BUILT_IN = {"demo-model": CHECKPOINT, "hard-model": HARD_CHECKPOINT}
 _DIGITS = 10
 # What doesn't decide an output: a stage that differs in nothing else is the same one.
 _HOW = ("workers", "prepare_workers", "batch_tokens", "micro_batch", "loaders", "rows_per_file", "device", "window")
