@@ -312,7 +312,7 @@ def test_labels_of_points_cover_no_other_label_and_no_point() -> None:
     for _ in range(50):
         places = [(rng.uniform(0, 500), rng.uniform(0, 240)) for _ in range(12)]
         texts = ["p=" + "9" * rng.randrange(1, 9) for _ in places]
-        sides = place_labels(places, texts, [], range(12), 500, 240)
+        sides = place_labels(places, texts, range(12), 500, 240)
         boxes = [_box(place, text, side) for place, text, side in zip(places, texts, sides, strict=True) if side]
         placed += len(boxes)
         for number, (left, top, right, bottom) in enumerate(boxes):
