@@ -325,7 +325,7 @@ def _costs(study: StudyNumbers) -> Iterator[Drawn]:
             f"{metric.name} against what it cost",
             "The stepped line is the frontier: no row reaches at least the quality for at most the cost of one that is "
             f"filled, and {where} it nothing lies. Upright lines are 95 % intervals: where they are long, another seed "
-            f"may change who is on it. {_CUT}{_untrained(study, metric)}",
+            f"may change who is on it. Points have their names where there is room. {_CUT}{_untrained(study, metric)}",
             lambda width, metric=metric: study_charts.cost(study, metric, width),  # type: ignore[misc]
         )
         yield Drawn("cost", figure, table(heads, rows))

@@ -29,6 +29,7 @@ Json = dict[str, Any]
 _LABELS, _ROW = 150, 20
 _DASHES = ([1, 0], [6, 3], [2, 2])
 _STROKE = {"symbolType": "stroke", "symbolStrokeWidth": 2}
+_FEW = 3  # lines whose bands are told apart
 _ACROSS = [1, 4]  # the dash of what isn't varied
 _SAYS = {"better, settled": LIGHT["p3"], "worse, settled": LIGHT["m3"], "open": LIGHT["zero"]}
 _LOG_FROM = 16  # how many times the least the greatest is, from which a scale is logarithmic
@@ -141,7 +142,12 @@ def curve(study: StudyNumbers, axis: str, metric: Metric, width: int) -> Json:
     layers: list[Json] = [
         {
             "transform": [{"filter": "isValid(datum.low)"}],
-            "mark": {"type": "area", "opacity": 0.16, "clip": True, "aria": False},
+            "mark": {
+                "type": "area",
+                "opacity": 0.16 if len(found.lines) <= _FEW else 0.08,
+                "clip": True,
+                "aria": False,
+            },
             "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour},
         },
         {
@@ -191,6 +197,15 @@ def _scale(values: Sequence[float], room: float = 0.06) -> Json:
     return {"domain": [low - pad, high + pad], "nice": False}
 
 
+def _ticks(scale: Json) -> Json:
+    """Few ticks: on a logarithmic scale at 1, 2 and 5, which would get one at each digit."""
+    if scale.get("type") != "log":
+        return {"tickCount": 6}
+    low, high = scale["domain"]
+    tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return {"values": [at for ten in tens for digit in (1, 2, 5) if low <= (at := digit * 10.0**ten) <= high]}
+
+
 def cost(study: StudyNumbers, metric: Metric, width: int) -> Json:
     """What rows reach against what they cost, a panel for each measure of cost, with the frontier drawn."""
     of_measure = {measure: points(study, metric, measure) for measure in MEASURES}
@@ -216,7 +231,7 @@ def _cost_panel(
         for point in found
     ]  # fmt: skip
     x = {"field": "cost", "type": "quantitative", "title": measure.words, "scale": x_scale,
-         "axis": {"tickCount": 6, "labelExpr": "format(datum.value, '~s')"}}  # fmt: skip
+         "axis": {**_ticks(x_scale), "labelExpr": "format(datum.value, '~s')", "labelOverlap": True}}  # fmt: skip
     y = {"field": "value", "type": "quantitative", "title": metric.head,
          "scale": {"domain": [low, high], "nice": False}, "axis": {"tickCount": 6}}  # fmt: skip
     colour = {"field": "arm", **_colours(study.arms, _same(arms), width)}
@@ -230,7 +245,7 @@ def _cost_panel(
     texts = [_point_name(study, point.row) for point in found]
     first = sorted(range(len(found)), key=lambda number: found[number] not in best)
     line = [(_place(one["cost"], x_scale, inner), _y_place(one["value"], low, high, height)) for one in step]
-    sides = place_labels(places, texts, [*rules, *_stairs(line)], first, inner, height)
+    sides = place_labels(places, texts, first, inner, height, lines=[*_stairs(line)], intervals=rules)
     return {
         "width": inner,
         "height": height,
@@ -301,19 +316,21 @@ def _stairs(line: Sequence[tuple[float, float]]) -> Iterator[Box]:
 def place_labels(
     places: Sequence[tuple[float, float]],
     texts: Sequence[str],
-    lines: Sequence[Box],
     order: Sequence[int],
     width: float,
     height: float,
+    *,
+    lines: Sequence[Box] = (),
+    intervals: Sequence[Box] = (),
 ) -> list[str | None]:
-    """The side of its point that each text stands on, so that it covers no other text and no point, and if that can be
-    no line; None where there is no room. `places`: of points, pixels; `order`: who chooses first."""
+    """The side of its point that each text stands on, so that it covers no other text, point or line, and if that can
+    be no interval; None where there is no room. `places`: of points, pixels; `order`: who chooses first."""
     marks = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
     taken: list[Box] = []
     found: list[str | None] = [None] * len(places)
     for number in order:
-        own = [mark for at, mark in enumerate(marks) if at != number]
-        for around in ([*own, *lines], own):
+        own = [*lines, *(mark for at, mark in enumerate(marks) if at != number)]
+        for around in ([*own, *intervals], own):
             fitting = (
                 side for side in _SIDES
                 if _free(_box(places[number], texts[number], side), [*around, *taken], width, height)
