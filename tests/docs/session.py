@@ -24,7 +24,7 @@ from tests.docs.pages import ROOT, Block, commands, words
 from tests.end_to_end.server import free_port
 from tests.training.texts import write_llama
 from vig_ray import cli
-from vig_ray.demo import CHECKPOINT, world
+from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT, world
 
 _SHELL = re.compile(r"[|&;<>$`*]")
 _BLOCK_SECONDS = 300
@@ -44,6 +44,7 @@ def furnish(folder: Path, samples: int) -> None:
     for name in ("vig_ray/demo/checkpoint", "llava-hf/llava-1.5-7b-hf", "models/aligned"):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).symlink_to(CHECKPOINT)
+    (folder / "vig_ray/demo/hard_checkpoint").symlink_to(HARD_CHECKPOINT)
     write_llama(folder / "models" / "llama")
     scene = world.Scene(world.Thing("green", "circle"), world.Thing("yellow", "triangle"), dot=False, seed=1)
     world.draw(scene).save(folder / "green-circle.png")
