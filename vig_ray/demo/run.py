@@ -51,6 +51,11 @@ class DemoConfig(StageConfig):
     data_only: bool = Field(
         False, description="only write samples and questions (OUT/data, OUT/asked); no model is run"
     )
+    parts: bool = Field(
+        False,
+        description="only write what a model is aligned from (OUT/parts): a vision tower that sees, a language model "
+        "that can't read yet, texts, captions; no model is run",
+    )
     reference: References = Field(("blur",), description="what stands for 'no image'; the report is of the first")
     evaluate: bool = Field(
         False,
@@ -67,8 +72,10 @@ class DemoConfig(StageConfig):
 
     @model_validator(mode="after")
     def _either(self) -> Self:
-        if self.data_only and self.evaluate:
-            raise ValueError("--data-only runs no model, --evaluate trains some; leave one out")
+        if self.evaluate and (self.data_only or self.parts):
+            raise ValueError("--data-only and --parts run no model, --evaluate trains some; leave one out")
+        if self.parts and self.look != "first":
+            raise ValueError("--parts are of --look first")
         return self
 
 
@@ -82,6 +89,29 @@ class DemoData:
     def text(self) -> str:
         """Where the files are."""
         return f"samples: {self.data}\nquestions: {self.asked}"
+
+
+@dataclass(frozen=True)
+class DemoParts:
+    """What --parts wrote."""
+
+    folder: str
+
+    def text(self) -> str:
+        """Where it is, and what lies in it."""
+        return f"parts: {self.folder}\n" + "\n".join(f"  {name:<10} {what}" for name, what in _PARTS.items())
+
+
+_PARTS = {
+    "tower": "a vision tower that sees",
+    "language": "a language model with random weights, and its tokenizer",
+    "texts": "what it can learn to read by: vig train-text --context conversation",
+    "captions": "to align on",
+    "other": "other captions, for PRIOR's reference model",
+    "held-out": "captions that none of these has",
+}
+"""What --parts writes, by folder; of data in data.json."""
+_TEXTS_A_CAPTION = 8
 
 
 @dataclass(frozen=True)
@@ -154,11 +184,30 @@ def _evaluated(config: DemoConfig) -> EvalSummary:
     return evaluate.run(out, look, data, asked, images=config.asked, seed=seed)
 
 
-def run(config: DemoConfig) -> DemoReport | DemoData:
+def _parts(config: DemoConfig) -> DemoParts:
+    """Parts of a model, and what it is aligned on; see `_PARTS`. Raises StageError."""
+    from vig_ray.demo import captions, parts
+
+    count, seed = config.samples, config.seed
+
+    def write(to: str) -> None:
+        parts.write_tower(join(to, "tower"))
+        parts.write_language_model(join(to, "language"), seed)
+        captions.write_texts(join(to, "texts"), _TEXTS_A_CAPTION * count, seed + 50_000)
+        captions.write(join(to, "captions"), count, seed + 60_000)
+        captions.write(join(to, "other"), count, seed + 70_000)
+        captions.write(join(to, "held-out"), config.asked, seed + 51_000)
+
+    return DemoParts(_made(config, join(config.out, "parts"), write, samples=count, seed=seed, asked=config.asked))
+
+
+def run(config: DemoConfig) -> DemoReport | DemoData | DemoParts:
     """Make, import, score and report the demo dataset in `config.out`, or only make it."""
     if scheme_of(config.out):
         raise StageError(f"--out {config.out}: the demo's images are written to a local folder; name one")
     check_writable(config.out)
+    if config.parts:
+        return _parts(config)
     look = LOOKS[config.look]
     data = _samples(config, join(config.out, "data"), look.write, config.samples, config.seed)
     if config.data_only:
