@@ -85,6 +85,7 @@ bench: .venv/ready  ## the numbers of docs/speed.md
 
 .venv-lmms/ready: .venv/ready vig_ray/evaluation/lmms/environment.py
 	$(BIN)/python -m vig_ray.cli eval --setup-lmms .venv-lmms
+	$(LMMS_BIN)/python -m pip install --quiet --no-deps anls==0.0.2 salesforce-lavis==1.0.2  # oracles of the tests
 	touch $@
 
 clean:

@@ -106,8 +106,8 @@ def ours(asked: Asked, kind: str, folder: Path, new_tokens: int) -> Answered:
     from vig_ray.evaluation.answer import Answerer
     from vig_ray.evaluation.config import EvalConfig
     from vig_ray.evaluation.generation import Sampling
-    from vig_ray.evaluation.job import check
     from vig_ray.evaluation.mark import Marker
+    from vig_ray.evaluation.plan import check
     from vig_ray.evaluation.prepare import QuestionPreparer
     from vig_ray.evaluation.questions import write
     from vig_ray.stage import parquet_files

@@ -16,7 +16,7 @@ from vig_ray.cli import main
 from vig_ray.dataset.schema import Image, Turn
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
-from vig_ray.evaluation import job
+from vig_ray.evaluation import job, plan
 from vig_ray.evaluation.asked import Model, asked_for, model_of
 from vig_ray.evaluation.config import EvalConfig
 from vig_ray.evaluation.likelihood import Choice, likeliest
@@ -256,7 +256,7 @@ def test_answers_are_of_a_method_however_it_is_spelled(data: Path, tmp_path: Pat
     def identity(**options: Any) -> dict[str, Any]:
         given: dict[str, Any] = {"model": (CHECKPOINT,), "tasks": "exact", "out": str(tmp_path)}
         config = EvalConfig(**given, data={"exact": str(data / "asked/exact.jsonl")}, **options)
-        return job._model_plan(config, Model("demo", CHECKPOINT)).identity
+        return plan._model_plan(config, Model("demo", CHECKPOINT)).identity
 
     assert identity(decoding="vcd") == identity(decoding="vcd,alpha=1")
     assert identity(decoding="vcd") != identity(decoding="vcd,alpha=2")

@@ -6,11 +6,15 @@ import copy
 import importlib
 import json
 import shutil
+import weakref
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
@@ -22,11 +26,12 @@ from tests.scoring.prompts import LONG, ask, picture
 from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
+from vig_ray.evaluation import curves
 from vig_ray.evaluation.answering import Answering
 from vig_ray.evaluation.attention import ImageAttention, Place, last_answer, places_of, with_written
 from vig_ray.evaluation.config import EvalConfig
 from vig_ray.evaluation.job import run
-from vig_ray.evaluation.outcomes import read_marked
+from vig_ray.evaluation.outcomes import Marked, read_marked
 from vig_ray.evaluation.statistics import generator_of, unit_weights
 from vig_ray.model.load import load_formatter, load_model
 from vig_ray.model.prompt import Prompt, PromptError, PromptImage
@@ -184,6 +189,36 @@ def test_curves_and_numbers_are_numpys(evaluated: Path, tmp_path: Path) -> None:
     assert "task-attention-exact-layers" in drawn
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "attention on the image by head" in page
+
+
+def test_draws_of_curves_are_held_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance, count = np.random.default_rng(2), 40
+    keys = pa.array([f"t/{n}" for n in range(count)])
+    units = pa.array([f"u{n // 2}" for n in range(count)])
+    marked = {
+        model: Marked(
+            keys, units, pa.nulls(count, pa.string()), np.arange(count) != failed,
+            {str(Place(layer)): chance.random(count) for layer in range(3)}, Counter(), {},
+        )
+        for model, failed in (("a", 3), ("b", 9), ("c", 3))
+    }  # fmt: skip
+    whole = curves.curves("t", marked, "a", draws=100, seed=1)
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    def watched(*arguments: Any) -> Any:
+        nonlocal most
+        for weights_DU in unit_weights(*arguments):
+            alive.append(weakref.ref(weights_DU))
+            most = max(most, sum(each() is not None for each in alive))
+            yield weights_DU
+
+    monkeypatch.setattr("vig_ray.evaluation.statistics._AT_ONCE", 10 * 20)
+    monkeypatch.setattr(curves, "unit_weights", watched)
+    parts = curves.curves("t", marked, "a", draws=100, seed=1)
+    pd.testing.assert_frame_equal(parts.to_pandas(), whole.to_pandas(), rtol=1e-12)
+    assert len(alive) == 10
+    assert most <= 2  # the one at hand, and the one before
 
 
 def test_what_cannot_be_told(tmp_path: Path) -> None:

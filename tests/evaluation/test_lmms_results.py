@@ -17,7 +17,7 @@ from tests.gates import gone
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.evaluation.config import EvalConfig
-from vig_ray.evaluation.lmms import child
+from vig_ray.evaluation.lmms import child, run
 from vig_ray.evaluation.lmms.asked import planned
 from vig_ray.evaluation.lmms.environment import REQUIREMENTS, python_of, set_up
 from vig_ray.evaluation.lmms.model import wrapped
@@ -192,3 +192,51 @@ def test_a_program_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     with child.running(["sleep", "600"], str(said)) as process:
         pass
     assert process.returncode == -15
+
+
+SERVER = """\
+import http.server, os, sys, threading, time
+
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+port = int(sys.argv[sys.argv.index("--port") + 1])
+server = http.server.HTTPServer(("127.0.0.1", port), Health)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+while not os.path.exists(os.environ["VIG_TEST_GATE"]):
+    time.sleep(0.05)
+print("a cable is loose", file=sys.stderr, flush=True)
+os._exit(3)
+"""
+
+
+def test_a_server_that_ends_ends_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for vLLM's server, which ends once the first task runs, and for lmms-eval, which waits for answers."""
+    gate, package = tmp_path / "gate", tmp_path / "packages" / "vllm" / "entrypoints" / "openai"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent, package.parent.parent):
+        (folder / "__init__.py").touch()
+    (package / "api_server.py").write_text(SERVER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'packages'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("VIG_TEST_GATE", str(gate))
+    waits = tmp_path / "python"
+    waits.write_text(f"#!/bin/sh\necho $$ >>{gate}\nexec sleep 600\n")
+    waits.chmod(0o755)
+    monkeypatch.setattr(run, "python_of", lambda _: str(waits))
+    options = run.LmmsOptions(through="vllm", device="cpu", timeout=60)
+    config = EvalConfig(model=(CHECKPOINT,), tasks="lmms:a,lmms:b", out=str(tmp_path / "out"))  # type: ignore[arg-type]
+
+    found = run.run_lmms("demo", CHECKPOINT, ["a", "b"], str(tmp_path / "out"), options, config)
+
+    for failed in found.values():
+        assert isinstance(failed, Failed)
+        assert failed.why.startswith("vLLM's server ended with status 3: a cable is loose (all of it: ")
+        assert "\n" not in failed.why
+    (begun,) = gate.read_text().split()  # the second task isn't begun
+    while not gone(int(begun)):
+        time.sleep(0.05)

@@ -201,7 +201,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(
     assert "lmms:vig_choices failed: it compares likelihoods, which lmms-eval" in told
     assert summary.failed == 2
     assert json.loads((out / "evaluation" / "summary.json").read_text()) == summary.json()
-    with pytest.raises(StageError, match=r"vig_both: holds another run .* limit differ"):
+    with pytest.raises(StageError, match=r"vig_both: holds another run .*limit differ"):
         run_lmms(
             "demo", CHECKPOINT, ["vig_both"], str(out / "evaluation"), options(tasks, limit=2), EvalConfig(**given)
         )

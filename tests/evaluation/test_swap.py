@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from tests.oracle import blurred
 from vig_ray.dataset.schema import SAMPLES, Image, Turn
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
+from vig_ray.evaluation.asked import asked_for
+from vig_ray.evaluation.config import EvalConfig
 from vig_ray.evaluation.other_images import with_other_images
 from vig_ray.evaluation.prepare import QuestionPreparer
 from vig_ray.evaluation.question import Answer, Question
@@ -41,14 +45,17 @@ def holding(number: int, images: tuple[Image, ...], **more: Any) -> Question:
 @given(
     contents=st.lists(st.lists(st.integers(0, 6), max_size=2), min_size=1, max_size=40),
     most=st.sampled_from([1, 9, 20, 1000]),
+    most_sets=st.sampled_from([None, None, 2, 5]),
     seed=st.integers(0, 3),
 )
-def test_no_question_gets_an_image_of_its_own(contents: list[list[int]], most: int, seed: int) -> None:
+def test_no_question_gets_an_image_of_its_own(
+    contents: list[list[int]], most: int, most_sets: int | None, seed: int
+) -> None:
     questions = [
         holding(number, tuple(Image(bytes=bytes([each]) * 9) for each in of_question))
         for number, of_question in enumerate(contents)
     ]
-    found = list(with_other_images(questions, seed, most_bytes=most))
+    found = list(with_other_images(questions, seed, most_bytes=most, most_sets=most_sets))
     assert [question for question, _ in found] == questions
     every = {question.images for question in questions}
     for question, other in found:
@@ -59,9 +66,9 @@ def test_no_question_gets_an_image_of_its_own(contents: list[list[int]], most: i
         assert len(other) == len(question.images)
         assert not set(other) & set(question.images)
     singles = {question.images for question in questions if len(question.images) == 1}
-    if len(singles) > 1 and most == 1000:  # then each has another, and each is another's
+    if len(singles) > 1 and most == 1000 and most_sets is None:  # then each has another, and each is another's
         assert {other for question, other in found if len(question.images) == 1} == singles
-    assert list(with_other_images(questions, seed, most_bytes=most)) == found
+    assert list(with_other_images(questions, seed, most_bytes=most, most_sets=most_sets)) == found
 
 
 def test_files_of_one_content_are_one_image(tmp_path: Path) -> None:
@@ -142,6 +149,39 @@ def test_each_question_comes_four_times(tmp_path: Path, caplog: pytest.LogCaptur
     assert {each.passes for each in asked(tmp_path, loss="no")[1]} == {()}
     with pytest.raises(StageError, match="swap_seed=x: expected a whole number"):
         asked(tmp_path, swap_seed="x")
+
+
+def test_a_limit_bounds_what_is_read_for_other_images() -> None:
+    """Of 2,000 images, two questions each: no more than twice as many images as the limit, or as 64."""
+    made: Any = task("swap:exact")
+    read = 0
+
+    def counted(_: Given) -> Iterator[Question]:
+        nonlocal read
+        for number in range(4000):
+            read += 1
+            yield holding(number, (Image(bytes=str(number // 2).encode()),), answer="x")
+
+    made.inner.read = counted
+    for limit, sets in ((1, 64), (200, 200)):
+        read = 0
+        questions = list(islice(made.read(Given("", limit=limit)), 4 * limit))
+        assert read == 4 * sets + 1
+        images = [int(each.images[0].bytes or b"") for each in questions[1::4]]
+        assert [own != each // 2 for each, own in enumerate(images)] == [True] * limit
+        assert max(images) < sets
+    read = 0
+    next(made.read(Given("")))
+    assert read == 4000
+
+
+def test_the_command_tells_tasks_its_limit(tmp_path: Path) -> None:
+    given = {"model": CHECKPOINT, "tasks": "swap:exact", "data": str(tmp_path / "x.jsonl"), "out": str(tmp_path)}
+    (found,) = asked_for(EvalConfig(**given, limit=7))
+    assert found.given.limit == 7
+    assert found.identity() == {"name": "swap:exact", "limit": 7}
+    (found,) = asked_for(EvalConfig(**given))
+    assert (found.given.limit, found.identity()) == (None, {"name": "swap:exact"})
 
 
 def test_numbers_of_each_image(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from vig_ray.dataset.schema import Turn
 from vig_ray.demo import CHECKPOINT
 from vig_ray.evaluation import generator_check
 from vig_ray.evaluation.choosing import Choosing, draw
-from vig_ray.evaluation.generation import Sampling, Written
+from vig_ray.evaluation.generation import Sampling, Written, seed_of
 from vig_ray.evaluation.load import load_generator
 from vig_ray.evaluation.torch_generator import TorchGenerator
 from vig_ray.model.load import load_formatter, load_model, stop_ids
@@ -126,6 +126,38 @@ def test_draws_hang_on_the_prompt_and_the_seed_alone(llava: Family) -> None:
     for index, each in enumerate(mixed):
         assert isinstance(each, Written)
         assert each.text == texts[index] if not index % 2 else check(each, llava.alone[index], llava.stops)
+
+
+def test_draws_are_the_same_in_any_batch_and_order(family: Family) -> None:
+    """All together, in small batches in another order, and each by itself."""
+    generator, count = family.generator(), len(family.prompts)
+    hot = Sampling(max_new_tokens=MOST, temperature=1.5, top_p=0.95, seed=7)
+    found: list[dict[int, list[int]]] = []
+    for tokens, order in ((100_000, list(range(count))), (700, shuffled(count, 1)), (1, shuffled(count, 2))):
+        generator.max_batch_tokens = tokens
+        written = generator.generate([family.prompts[i] for i in order], [hot] * count)
+        found.append({i: each.token_ids.tolist() for i, each in zip(order, written, strict=True)})  # type: ignore[union-attr]
+    assert found[0] == found[1] == found[2]
+    assert len({tuple(tokens) for tokens in found[0].values()}) > count // 2  # they aren't all the same anyway
+
+
+def test_a_draw_hangs_on_the_tokens_the_images_keys_and_the_seed(llava: Family) -> None:
+    """Not on the place of a question, nor on what else it is in its benchmark; pixels are known by their keys."""
+    generator, prompt = llava.generator(), llava.prompts[0]
+    other = replace(prompt, images=(prompt.images[0].derive("elsewhere", lambda pixels: pixels),))
+    hot = [Sampling(max_new_tokens=MOST, temperature=2.0, seed=seed) for seed in range(12)]
+    shorter = [replace(each, max_new_tokens=3) for each in hot]
+    prompts = [*[prompt] * 12, *[other] * 12, *[replace(prompt)] * 12, *[prompt] * 12]
+    written = generator.generate(prompts, [*hot, *hot, *hot, *shorter])
+    tokens = [each.token_ids.tolist() for each in written if isinstance(each, Written)]
+    own, of_other_key, again, begun = (tokens[start : start + 12] for start in range(0, 48, 12))
+    assert own == again
+    assert own != of_other_key
+    assert begun == [each[:3] for each in own]
+    assert len({tuple(each) for each in own}) > 3  # by the seed
+    seeds = {seed_of(each, seed) for each in (prompt, other, llava.prompts[1]) for seed in range(2)}
+    assert len(seeds) == 6
+    assert seed_of(replace(prompt), 1) == seed_of(prompt, 1)
 
 
 def test_a_draw_is_of_the_warped_distribution() -> None:

@@ -27,11 +27,10 @@ _OF_COMMAND = {"synonyms": "synonyms", "judge": "judge", "judge_model": "judge_m
 
 @dataclass(frozen=True)
 class Asked:
-    """A task that is asked for. `limit`: how many of its questions, from the first; None for all."""
+    """A task that is asked for, with what the command says of it."""
 
     name: str
     given: Given
-    limit: int | None = None
 
     def begun(self) -> Task:
         """The task, ready to read and to mark in this process. Raises StageError."""
@@ -53,7 +52,7 @@ class Asked:
             "name": self.name,
             **({"options": options} if options else {}),
             **({"files": files} if files else {}),
-            **({"limit": self.limit} if self.limit is not None else {}),
+            **({"limit": self.given.limit} if self.given.limit is not None else {}),
         }
 
 
@@ -89,10 +88,12 @@ def _asked(config: Any, name: str) -> Asked:
             options[option] = value
     if _JUDGE_CACHE in made.options:  # in OUT, which all machines reach
         options[_JUDGE_CACHE] = absolute(options.get(_JUDGE_CACHE) or join(config.out, "evaluation", ".judge"))
-    return Asked(name, made_given(made, data, images, options, "--task-options"), config.limit)
+    return Asked(name, made_given(made, data, images, options, "--task-options", config.limit))
 
 
-def made_given(made: Task, data: str, images: str | None, options: Mapping[str, str], flag: str) -> Given:
+def made_given(
+    made: Task, data: str, images: str | None, options: Mapping[str, str], flag: str, limit: int | None = None
+) -> Given:
     """What is said of a task, local paths in full. `flag`: that of the options. Raises StageError for an option that it
     doesn't have."""
     for option in options:
@@ -100,7 +101,10 @@ def made_given(made: Task, data: str, images: str | None, options: Mapping[str, 
             there = ", ".join(f"{made.name}.{each} ({words})" for each, words in made.options.items()) or "none"
             raise StageError(f"{flag} {made.name}.{option}: the task has no such option; it has {there}")
     return Given(
-        absolute(data), images and absolute(images), {name: _in_full(value) for name, value in options.items()}
+        absolute(data),
+        images and absolute(images),
+        {name: _in_full(value) for name, value in options.items()},
+        limit,
     )
 
 

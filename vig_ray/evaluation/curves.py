@@ -4,6 +4,7 @@ attention.parquet, a row a model, layer and head."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +53,21 @@ class _Sums(NamedTuple):
         return found
 
 
+@dataclass(frozen=True)
+class _Curve:
+    """The mean shares of one model's answers at these places. `of_draws`: of all answers, float64 [1, P], and then of
+    the draws, [some draws, P] at a time."""
+
+    places: tuple[Place, ...]
+    sums: _Sums
+    of_draws: list[Floats]
+
+    def means(self) -> dict[Place, Floats]:
+        """By place, float64 [1 + D]: of all answers, and then in every draw."""
+        means_DP = np.concatenate(self.of_draws)
+        return {place: means_DP[:, column] for column, place in enumerate(self.places)}
+
+
 def curves(name: str, marked: Mapping[str, Marked], baseline: str, *, draws: int, seed: int) -> pa.Table:
     """The curves of a task's answers by model, in the table's order; rows of `CURVES`.
 
@@ -59,40 +75,52 @@ def curves(name: str, marked: Mapping[str, Marked], baseline: str, *, draws: int
     """
     unit_Q = marked[baseline].units.dictionary_encode().indices.to_numpy(zero_copy_only=False)
     units = int(unit_Q.max(initial=-1)) + 1
-    weights = [np.ones((1, units)), *(unit_weights(units, draws, generator_of(seed, name)) if draws else ())]
+    own = {
+        model: _curve(one, list(places_of(one.columns)), one.answered, unit_Q, units) for model, one in marked.items()
+    }
+    pairs = {model: _pair(one, marked[baseline], unit_Q, units) for model, one in marked.items() if model != baseline}
+    every = [*own.values(), *(curve for pair in pairs.values() for curve in pair)]
+    # Some draws at a time: all of them, a number a unit each, can be more than memory holds.
+    for weights_DU in _weights(units, draws, seed, name):
+        for curve in every:
+            curve.of_draws.append(curve.sums.means(weights_DU))
     rows: list[dict[str, Any]] = []
     for model, one in marked.items():
-        own = _drawn(one, list(places_of(one.columns)), one.answered, unit_Q, weights)
-        differences = {} if model == baseline else _differences(one, marked[baseline], unit_Q, weights)
-        rows += _rows(name, model, one, own, differences)
+        differences = {} if model == baseline else _differences(*pairs[model])
+        rows += _rows(name, model, one, own[model].means(), differences)
     return pa.Table.from_pylist(rows, schema=CURVES)
 
 
-def _drawn(
-    marked: Marked, places: Sequence[Place], mask: Mask, unit_Q: npt.NDArray[np.integer], weights: Sequence[Floats]
-) -> dict[Place, Floats]:
-    """By place the mean share of the answers in `mask`: of all, and then in every draw."""
-    if not places:
-        return {}
-    names = places_of(marked.columns)
-    shares_QP = np.stack([np.where(mask, marked.columns[names[place]], np.nan) for place in places], axis=1)
-    known_QP = ~np.isnan(shares_QP)
-    sums = _Sums(*(np.zeros((weights[0].shape[1], len(places))) for _ in range(2)))
-    np.add.at(sums.shares, unit_Q, np.where(known_QP, shares_QP, 0))
-    np.add.at(sums.counts, unit_Q, known_QP)
-    means_DP = np.concatenate([sums.means(weights_DU) for weights_DU in weights])
-    return {place: means_DP[:, column] for column, place in enumerate(places)}
+def _weights(units: int, draws: int, seed: int, name: str) -> Iterator[Floats]:
+    """How often units count, float64 [some, U]: once each, and then as they are drawn."""
+    yield np.ones((1, units))
+    if draws:
+        yield from unit_weights(units, draws, generator_of(seed, name))
 
 
-def _differences(
-    marked: Marked, baseline: Marked, unit_Q: npt.NDArray[np.integer], weights: Sequence[Floats]
-) -> dict[Place, Estimate]:
-    """By place that both have."""
+def _curve(marked: Marked, places: Sequence[Place], mask: Mask, unit_Q: npt.NDArray[np.integer], units: int) -> _Curve:
+    """Of the answers in `mask`, before any draw."""
+    sums = _Sums(*(np.zeros((units, len(places))) for _ in range(2)))
+    if places:
+        names = places_of(marked.columns)
+        shares_QP = np.stack([np.where(mask, marked.columns[names[place]], np.nan) for place in places], axis=1)
+        known_QP = ~np.isnan(shares_QP)
+        np.add.at(sums.shares, unit_Q, np.where(known_QP, shares_QP, 0))
+        np.add.at(sums.counts, unit_Q, known_QP)
+    return _Curve(tuple(places), sums, [])
+
+
+def _pair(marked: Marked, baseline: Marked, unit_Q: npt.NDArray[np.integer], units: int) -> tuple[_Curve, _Curve]:
+    """A model's curve and the baseline's, at the places and of the answers that both have."""
     theirs = places_of(baseline.columns)
     places = [place for place in places_of(marked.columns) if place in theirs]
     common = marked.answered & baseline.answered
-    ours, others = (_drawn(one, places, common, unit_Q, weights) for one in (marked, baseline))
-    return {place: _estimate(ours[place] - others[place]) for place in places}
+    return _curve(marked, places, common, unit_Q, units), _curve(baseline, places, common, unit_Q, units)
+
+
+def _differences(ours: _Curve, theirs: _Curve) -> dict[Place, Estimate]:
+    others = theirs.means()
+    return {place: _estimate(means_D - others[place]) for place, means_D in ours.means().items()}
 
 
 def _estimate(means_D: Floats) -> Estimate:

@@ -76,6 +76,11 @@ def longest_answer(prompt: Prompt, sampling: Sampling, *, limit: int, room: int 
     return sampling if room is None else replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room - length))
 
 
+def overflow() -> PromptError:
+    """What a prompt has in place of an answer where its logits, at any of its tokens, are no numbers."""
+    return PromptError("NotFinite", "logits overflow; --dtype bfloat16 or float32 has the range")
+
+
 class Generator(Protocol):
     """`description`: one line for the log and the record, what writes and how."""
 

@@ -28,7 +28,6 @@ from vig_ray.model.probe import PROBES, Probe, pictures
 from vig_ray.model.prompt import Formatter, Pixels, Prompt, PromptError, PromptImage
 from vig_ray.model.remember import Found, remembered
 from vig_ray.model.small_copy import largest_difference, small_copy
-from vig_ray.model.text_only import TextOnly
 from vig_ray.scoring.engines import EngineDiedError
 from vig_ray.scoring.engines.forwards import Kind, kind, together
 from vig_ray.scoring.engines.tree import out_of_memory
@@ -96,7 +95,7 @@ def settled(model: str, formatter: Formatter) -> Found:
 
     Raises StageError where they come out right in no way.
     """
-    made = small_copy(model, text_only=isinstance(formatter, TextOnly))
+    made = small_copy(model)
     if made is None:
         return None
     generator = TorchGenerator(made, formatter)

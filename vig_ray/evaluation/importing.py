@@ -122,5 +122,5 @@ def _asked(config: ImportTaskConfig) -> Asked:
     if len(config.data) > 1:
         raise StageError(f"--data: takes one file or folder with --task {config.task}")
     made = task(config.task)
-    given = made_given(made, config.data[0], config.images, config.task_options, "--task-options")
-    return Asked(config.task, given, config.limit)
+    given = made_given(made, config.data[0], config.images, config.task_options, "--task-options", config.limit)
+    return Asked(config.task, given)

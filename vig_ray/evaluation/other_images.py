@@ -2,7 +2,8 @@
 
 Each set of images goes to the questions of another set, as a cycle. No question gets an image that it has itself, under
 whatever name: files of one content are one image. Images that are named by their files are exchanged among all
-questions; of those that come as bytes only so many are held at a time, and exchanged among each other.
+questions; of those that come as bytes only so many are held at a time, and exchanged among each other. So are images of
+any kind where a bound is given, beyond which nothing is to be read for the first questions.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ Sets = dict[Key, tuple[Image, ...]]
 
 
 def with_other_images(
-    questions: Iterable[Question], seed: int, *, most_bytes: int = _MOST_BYTES
+    questions: Iterable[Question], seed: int, *, most_bytes: int = _MOST_BYTES, most_sets: int | None = None
 ) -> Iterator[tuple[Question, tuple[Image, ...] | None]]:
     """Questions in order, each with as many images of another question; None where no other has as many.
 
-    `most_bytes`: of different images in memory; twice as many are held.
+    `most_bytes`: of different images that are exchanged among each other; `most_sets`: how many different sets of
+    images are, None for any number. Twice as many are held, so that none of these parts is small, the last one neither.
     """
     waiting: list[Question] = []
-    held = _Held()
+    held = _Held(most_bytes, most_sets)
     left: dict[int, Sets] = {}
     for question in questions:
-        if held.bytes >= 2 * most_bytes and question.images not in held.sets:
-            first = _up_to(waiting, most_bytes)
+        if held.full(2) and question.images not in held.sets:
+            first = _up_to(waiting, most_bytes, most_sets)
             yield from _exchanged(waiting[:first], seed, left)
-            waiting, held = waiting[first:], _Held()
+            waiting, held = waiting[first:], _Held(most_bytes, most_sets)
             for each in waiting:
                 held.add(each)
         waiting.append(question)
@@ -44,11 +46,19 @@ def with_other_images(
 
 
 class _Held:
-    """Different sets of images, and how many bytes they hold."""
+    """Different sets of images, and how many bytes they hold; a part is full with so many of either."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int, most_sets: int | None) -> None:
         self.sets: set[tuple[Image, ...]] = set()
         self.bytes = 0
+        self._most_bytes, self._most_sets = most_bytes, most_sets
+
+    def full(self, parts: int = 1) -> bool:
+        """Whether there is enough for so many parts; no image at all is no set to exchange."""
+        sets = len(self.sets) - (() in self.sets)
+        return self.bytes >= parts * self._most_bytes or (
+            self._most_sets is not None and sets >= parts * self._most_sets
+        )
 
     def add(self, question: Question) -> None:
         if question.images not in self.sets:
@@ -56,11 +66,11 @@ class _Held:
             self.bytes += sum(len(image.bytes or b"") for image in question.images)
 
 
-def _up_to(questions: Sequence[Question], most_bytes: int) -> int:
-    """How many questions, from the first, have so many bytes of different images; the last set stays together."""
-    held = _Held()
+def _up_to(questions: Sequence[Question], most_bytes: int, most_sets: int | None) -> int:
+    """How many questions, from the first, fill a part; the last set stays together."""
+    held = _Held(most_bytes, most_sets)
     for number, question in enumerate(questions):
-        if held.bytes >= most_bytes and question.images not in held.sets:
+        if held.full() and question.images not in held.sets:
             return number
         held.add(question)
     return len(questions)

@@ -51,7 +51,7 @@ def questions_of(asked: Asked) -> Iterator[Question]:
     """The questions that a task is asked for: to the end of the unit that its limit lies in. Raises StageError where
     its reading fails, or one is no question."""
     made = asked.begun()
-    most = asked.limit and asked.limit * int(getattr(made, "ways", 1))
+    most = asked.given.limit and asked.given.limit * int(getattr(made, "ways", 1))
     count, unit = 0, None
     try:
         for question in made.read(asked.given):

@@ -23,11 +23,14 @@ Weights = npt.NDArray[np.float64]
 @dataclass(frozen=True)
 class Given:
     """What the command says of one task's data. `data`: a file or a folder, a path or URI. `images`: the folder that
-    relative image paths start from, by default the data's. `options`: the task's own, such as {"synonyms": FILE}."""
+    relative image paths start from, by default the data's. `options`: the task's own, such as {"synonyms": FILE}.
+    `limit`: how many of its questions are asked, from the first; None for all. A task may read more, and is asked no
+    more than these; one that needs others than it asks bounds by it what it reads."""
 
     data: str
     images: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    limit: int | None = None
 
     def choice(self, task: str, name: str, known: Sequence[str]) -> str:
         """The value of a task's option, one of these; the first where it isn't given. Raises StageError."""

@@ -26,7 +26,7 @@ import torch
 from vig_ray.compat.generation import Choose, write
 from vig_ray.evaluation.choosing import Choosing
 from vig_ray.evaluation.decoding import Acting, Decoding
-from vig_ray.evaluation.generation import Sampling, Written, check_sampling, longest_answer
+from vig_ray.evaluation.generation import Sampling, Written, check_sampling, longest_answer, overflow
 from vig_ray.evaluation.rows import Line, Row, Rows, aligned
 from vig_ray.model.attention import can_pack
 from vig_ray.model.prompt import Formatter, Prompt, PromptError
@@ -229,12 +229,7 @@ class TorchGenerator:
         most = max(each.max_new_tokens for each in sampling)
         self.write(lines, batch[0].way, choosing, most=most, acts=acts, choosing=choosing)
         answers = zip(choosing.written, choosing.finished, choosing.overflowed, strict=True)
-        return [
-            PromptError("NotFinite", "logits overflow; --dtype bfloat16 or float32 has the range")
-            if overflowed
-            else self._written(ids, done)
-            for ids, done, overflowed in answers
-        ]
+        return [overflow() if overflowed else self._written(ids, done) for ids, done, overflowed in answers]
 
     def write(
         self,

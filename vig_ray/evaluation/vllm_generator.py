@@ -5,13 +5,13 @@ Questions about one image follow each other, and start from its cached prefix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vig_ray.errors import StageError
-from vig_ray.evaluation.generation import Sampling, Written, check_sampling, longest_answer, seed_of
+from vig_ray.evaluation.generation import Sampling, Written, check_sampling, longest_answer, overflow, seed_of
 from vig_ray.model.checkpoint import config_of, local_folder
 from vig_ray.model.prompt import Formatter, Prompt, PromptError
 from vig_ray.scoring.engines import NO_BLIND
@@ -51,6 +51,8 @@ class VllmGenerator:
                 stop_token_ids=self.stop_ids,
                 ignore_eos=True,  # the stop tokens have it where it is one
                 detokenize=False,
+                logprobs=0,  # of the tokens written, which tell whether logits were numbers
+                flat_logprobs=True,
                 skip_reading_prefix_cache=not from_cache,
             )
 
@@ -64,7 +66,10 @@ class VllmGenerator:
             raise PromptError("Processor", "a sample made as a whole by its processor is for --engine torch")
         return longest_answer(prompt, sampling, limit=self.formatter.max_length, room=self.engine.max_length)
 
-    def _written(self, output: Any) -> Written:
+    def _written(self, output: Any) -> Written | PromptError:
+        # vLLM goes on with some token where a logit is NaN or infinite; then the log-prob of what it took is NaN.
+        if not math.isfinite(output.cumulative_logprob):
+            return overflow()
         ids = list(output.token_ids)
         finished = bool(ids) and ids[-1] in self.stop_ids
         ids = ids[:-1] if finished else ids
@@ -84,20 +89,17 @@ def start(
     options: Mapping[str, Any],
     max_new_tokens: int,
 ) -> VllmGenerator:
-    """Start vLLM with checkpoint `model` and room for prompts of any length with such answers.
+    """Start vLLM with checkpoint `model` and room for prompts of any length with such answers, as far as the model has
+    it: an answer ends where the context does, as the torch generator's do.
 
     `options` go to vLLM's EngineArgs and win over what is set here. Raises StageError as
-    `vig_ray.scoring.engines.vllm_start.start` does, and where nothing would be left for a prompt.
+    `vig_ray.scoring.engines.vllm_start.start` does.
     """
     from vig_ray.scoring.engines import vllm_start
 
     longest = getattr(config_of(local_folder(model, weights=False)).get_text_config(), "max_position_embeddings", None)
     wanted = formatter.max_length + max_new_tokens
     room = min(wanted, longest or wanted)
-    if room <= max_new_tokens:
-        raise StageError(
-            f"--max-new-tokens {max_new_tokens}: {model} takes {room} tokens, question and answer together"
-        )
     engine = vllm_start.start(
         model, formatter, dtype=dtype, device=device, batch_tokens=batch_tokens, threads=threads,
         options={"max_model_len": room, **options},

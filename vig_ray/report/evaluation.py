@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from vig_ray.errors import StageError
 from vig_ray.evaluation.asked import LMMS, QUESTIONS
-from vig_ray.evaluation.job import ATTENTION, SUMMARY
+from vig_ray.evaluation.summarising import ATTENTION, SUMMARY
 from vig_ray.report import attention_charts, evaluation_charts
 from vig_ray.report.document import figure_html
 from vig_ray.report.evaluation_charts import metric_name, told

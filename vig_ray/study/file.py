@@ -26,6 +26,7 @@ from vig_ray.storage import one_line
 Options = dict[str, Any]
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_ARM = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _LEAST = 2
 
 
@@ -104,7 +105,15 @@ class StudyFile(Model):
     scaling: Scaling | None = None
     budget: Budget = Budget()
 
-    @field_validator("arms", "stages", "values")
+    @field_validator("arms")
+    @classmethod
+    def _arms_named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not _ARM.fullmatch(name):
+                raise ValueError(f"{name}: an arm's name is of small letters, digits, ., - and _")
+        return value
+
+    @field_validator("stages", "values")
     @classmethod
     def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:

@@ -46,13 +46,33 @@ _SPECIAL = frozenset(",'\"{}[]")  # lmms-eval takes its arguments apart at these
 
 
 @dataclass(frozen=True)
+class Server:
+    """vLLM's server with a model. `log`: the file that has what it says."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    log: str
+
+    @property
+    def ended(self) -> str | None:
+        """Why nobody answers any more, in one line; None while it runs."""
+        status = self.process.poll()
+        if status is None:
+            return None
+        how = f"status {status}" if status >= 0 else f"signal {-status}"
+        return f"vLLM's server ended with {how}: {last_words(self.log)} (all of it: {self.log})"
+
+
+@dataclass(frozen=True)
 class Asked:
-    """How a model is asked: lmms-eval's name of its class, and the arguments that it gets."""
+    """How a model is asked: lmms-eval's name of its class, and the arguments that it gets. `server`: that answers, if
+    one does."""
 
     wrapper: str
     arguments: Mapping[str, Any]
     device: str
     batch_size: str = "1"
+    server: Server | None = None
 
     def words(self) -> list[str]:
         """As lmms-eval's command has it."""
@@ -96,10 +116,10 @@ def wrapped(checkpoint: str, given: str | None, *, device: str, dtype: str | Non
     return Asked(name, arguments, device, arguments.pop("batch_size", "1"))
 
 
-def served(address: str) -> Asked:
+def served(server: Server) -> Asked:
     """A model that answers at a server."""
-    arguments = {"model_version": _SERVED, "base_url": address, "api_key": "none", "num_cpus": _AT_ONCE}
-    return Asked("async_openai", arguments, "cpu")
+    arguments = {"model_version": _SERVED, "base_url": server.address, "api_key": "none", "num_cpus": _AT_ONCE}
+    return Asked("async_openai", arguments, "cpu", server=server)
 
 
 @contextmanager
@@ -111,8 +131,8 @@ def serving(
     trust_remote_code: bool,
     options: Mapping[str, Any],
     patience: float,
-) -> Iterator[str]:
-    """vLLM's server with a model until the end of the block; its address.
+) -> Iterator[Server]:
+    """vLLM's server with a model until the end of the block.
 
     `options`: of vLLM's engine. `patience`: seconds to start in. Raises StageError where it doesn't start.
     """
@@ -130,7 +150,7 @@ def serving(
     environment = {"VLLM_NO_USAGE_STATS": "1"} if "VLLM_NO_USAGE_STATS" not in os.environ else {}
     with running(command, log, environment) as process:
         _wait(process, f"http://127.0.0.1:{port}/health", log, patience)
-        yield f"http://127.0.0.1:{port}/v1"
+        yield Server(f"http://127.0.0.1:{port}/v1", process, log)
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -22,7 +22,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ from vig_ray.evaluation.asked import LMMS
 from vig_ray.evaluation.lmms import inside
 from vig_ray.evaluation.lmms.child import last_words, running
 from vig_ray.evaluation.lmms.environment import VERSION, python_of
-from vig_ray.evaluation.lmms.model import Asked, served, serving, wrapped
+from vig_ray.evaluation.lmms.model import Asked, Server, served, serving, wrapped
 from vig_ray.evaluation.lmms.results import LOG, LmmsResult, collect, read
 from vig_ray.model.checkpoint import fingerprint
 from vig_ray.progress import duration
@@ -46,6 +46,7 @@ FOLDER = "lmms"
 _STAGE = "eval"
 _TO_LIST = 900  # seconds: much is read, from a disk that may be slow
 _TO_SERVE = 1800  # seconds: large weights are read
+_BETWEEN_LOOKS = 0.5  # seconds: whether the server is still there
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,8 @@ def _asking(checkpoint: str, folder: str, options: LmmsOptions) -> Iterator[Aske
             trust_remote_code=options.trust_remote_code,
             options=options.vllm,
             patience=_TO_SERVE,
-        ) as address:
-            yield served(address)
+        ) as server:
+            yield served(server)
 
 
 @contextmanager
@@ -219,6 +220,8 @@ def _elsewhere() -> Iterator[str]:
 
 def _run(model: str, task: str, asked: Asked, output: Claim, options: LmmsOptions, config: StageConfig) -> None:
     """One task by lmms-eval. Raises StageError where it fails."""
+    if asked.server is not None and (why := asked.server.ended) is not None:
+        raise StageError(why)
     begun = time.monotonic()
     output.begin(config)
     log.info("%s: %s%s by lmms-eval, through %s", model, LMMS, task, asked.wrapper)
@@ -232,7 +235,7 @@ def _run(model: str, task: str, asked: Asked, output: Claim, options: LmmsOption
             command += ["--gen_kwargs", ",".join(f"{name}={value}" for name, value in options.generation.items())]
         if options.trust_remote_code:
             command += ["--trust_remote_code"]
-        outcome = _inside(command, work, options, options.timeout)
+        outcome = _inside(command, work, options, options.timeout, asked.server)
         made = os.path.join(work, "made")
         collect(written, made)
         os.replace(os.path.join(work, LOG), os.path.join(made, LOG))
@@ -249,19 +252,25 @@ def _included(options: LmmsOptions) -> list[str]:
     return [] if options.include is None else ["--include_path", os.path.abspath(options.include)]
 
 
-def _inside(arguments: Sequence[str], folder: str, options: LmmsOptions, timeout: float) -> dict[str, Any]:
-    """What `inside.py` reports of what it is told to do. Raises StageError where it fails or takes too long."""
+def _inside(
+    arguments: Sequence[str], folder: str, options: LmmsOptions, timeout: float, server: Server | None = None
+) -> dict[str, Any]:
+    """What `inside.py` reports of what it is told to do. Raises StageError where it fails or takes too long, and where
+    the server that it asks ends: lmms-eval itself would try again and again."""
     report, said = os.path.join(folder, "report.json"), os.path.join(folder, LOG)
     if os.path.exists(report):
         os.remove(report)
     python = python_of(options.environment)
     with running([python, "-P", str(inside.__file__), report, *arguments], said, {"VERBOSITY": "INFO"}) as process:
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired as error:
-            raise StageError(
-                f"it took longer than {duration(timeout)}, --lmms-timeout (what it said: {said})"
-            ) from error
+        until = time.monotonic() + timeout
+        while (left := until - time.monotonic()) > 0:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(min(left, _BETWEEN_LOOKS))
+                break
+            if server is not None and (why := server.ended) is not None:
+                raise StageError(why)
+        else:
+            raise StageError(f"it took longer than {duration(timeout)}, --lmms-timeout (what it said: {said})")
     if not os.path.exists(report):
         status = f"status {process.returncode}" if process.returncode >= 0 else f"signal {-process.returncode}"
         raise StageError(f"lmms-eval ended with {status}: {last_words(said)} (all of it: {said})")

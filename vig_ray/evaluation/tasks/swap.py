@@ -28,6 +28,7 @@ from vig_ray.evaluation.wrapped import LeftOut, Wrapped, and_marks, asked_of, as
 
 WAYS = ("own", "other", "blur", "none")
 _WITHOUT = WAYS[1:]
+_FEWEST_IMAGES = 64  # that change places, however few questions are asked
 
 
 class Swap(Wrapped):
@@ -58,7 +59,9 @@ class Swap(Wrapped):
     def _read(self, given: Given) -> Iterator[Question | LeftOut]:
         losses = given.choice(self.name, "loss", ("yes", "no")) == "yes"
         seed = given.whole(self.name, "swap_seed", 0, least=0)
-        pairs = with_other_images(self.inner.read(self.inner_given(given)), seed)
+        # A benchmark isn't read to its end for the images of a few questions.
+        most = None if given.limit is None else max(given.limit, _FEWEST_IMAGES)
+        pairs = with_other_images(self.inner.read(self.inner_given(given)), seed, most_sets=most)
         for number, (question, other) in enumerate(pairs):
             if other is None:
                 yield LeftOut("no other question has as many images" if question.images else "without an image")
