@@ -58,7 +58,8 @@ def reported(folder: Path, contents: dict[str, Any], **options: Any) -> str:
 
 
 def part(page: str, name: str) -> str:
-    return page.partition(f'<section id="{name}">')[2].partition('<section id="')[0]
+    """One of the page's parts, figures among them."""
+    return re.split(r"\n<section id=|</main>", page.partition(f'<section id="{name}"><h2>')[2])[0]
 
 
 def rows_of(inside: str, number: int = 0) -> list[list[str]]:
