@@ -157,7 +157,8 @@ def main() -> None:
                 error = mean * (1 - mean) / count
                 error += statistics.variance(values) / len(values) if len(values) > 1 else 0
                 cells += f"{mean:10.3f} ± {1.96 * math.sqrt(error):.3f}"
-            print(f"{setting or 'full':24}{cells}{statistics.fmean(seconds):10.0f}", flush=True)
+            seeds = " ".join(f"{of_seed['all']:.3f}" for of_seed in found)
+            print(f"{setting or 'full':24}{cells}{statistics.fmean(seconds):10.0f}   all by seed: {seeds}", flush=True)
 
 
 if __name__ == "__main__":
