@@ -140,6 +140,7 @@ def test_vllm_starts_for_answers_longer_than_the_context(monkeypatch: pytest.Mon
         assert started["max_model_len"] == room
 
 
+@pytest.mark.vllm_v2
 def test_logits_that_overflow_are_no_answer(tmp_path: Path, vllm_engine: Callable[[str], Any]) -> None:
     """A model that has no number for one word: whoever is asked with it has no answer, by either engine.
 
