@@ -234,6 +234,7 @@ ON_RAY = (
     "training.job",
     "training.text_job",
     "training.progress_actor",
+    "training.ray_group",
 )
 ON_VLLM = ("scoring.engines.vllm", "scoring.engines.vllm_worker")
 

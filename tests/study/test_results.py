@@ -125,3 +125,18 @@ def test_a_cell_without_a_number_is_left_out_of_its_seed() -> None:
     results = found(numbers)
     assert results.rows[1].mean("t.m").n == 2
     assert results.difference(results.rows[1], "t.m").mean.n == 2
+
+
+def test_a_varied_baseline_is_compared_at_the_same_value() -> None:
+    numbers = {("random", "30", 0): 0.5, ("random", "70", 0): 0.6, ("vig", "30", 0): 0.55, ("vig", "70", 0): 0.7,
+               ("full", "", 0): 0.65}  # fmt: skip
+    results = found(numbers, vary={"select.p": (30, 70)}, baseline="random")
+    told = {
+        row["label"]: (row["compared_with"], row["numbers"]["t.m"]["difference"]) for row in as_json(results)["rows"]
+    }
+    assert {label: base for label, (base, _) in told.items()} == {
+        "random p=30.0": "random p=30.0", "random p=70.0": "random p=70.0",
+        "vig p=30.0": "random p=30.0", "vig p=70.0": "random p=70.0", "full": "random p=30.0",
+    }  # fmt: skip
+    assert told["random p=70.0"][1] is None
+    assert told["vig p=70.0"][1]["mean"]["value"] == pytest.approx(0.1)

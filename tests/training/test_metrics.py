@@ -14,8 +14,7 @@ from tests.training.runs import setup_of
 from vig_ray.errors import StageError
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.distributed import DistributedContext
-from vig_ray.training.metrics import JobMetricsLogger, figures_of, peak_flops, trackers
-from vig_ray.training.progress_actor import line_of
+from vig_ray.training.metrics import JobMetricsLogger, figures_of, line_of, peak_flops, trackers
 from vig_ray.training.run import Run, Step
 from vig_ray.training.worker import prepare, train
 

@@ -89,7 +89,7 @@ class Studied:
         facts = [
             fact("rows" if varied else "arms", f"{arms:,}", varied),
             fact("seeds", f"{seeds:,}", f"{with_all:,} of {arms:,} rows have all" if with_all < arms else ""),
-            fact("compared with", escape(study.baseline), ""),
+            fact("compared with", escape(study.compared_with), ""),
             fact("stages", f"{study.cost.stages:,}", f"{time_text(3600 * study.cost.hours)} in all"),
         ]
         about = f'<p class="soft">{escape(study.about)}</p>' if study.about else ""
@@ -182,7 +182,7 @@ def _seeds_of(row: Row) -> str:
 
 
 def _name_cell(study: StudyNumbers, row: Row) -> Cell | str:
-    return Cell(row.label, "baseline") if row.label == study.baseline else row.label
+    return Cell(row.label, "baseline") if row.label == study.base_of(row) else row.label
 
 
 def _results(study: StudyNumbers) -> str:
@@ -214,12 +214,12 @@ def _differences(study: StudyNumbers) -> Iterator[Drawn]:
     ]
     figure = Figure(
         "differences",
-        f"Differences from {study.baseline}",
+        f"Differences from {study.compared_with}",
         f"{differences_told(study)} Lines are 95 % intervals; where one lies on one side of 0 the difference is "
         f"settled, blue for better, orange for worse. {_CUT}",
         lambda width: study_charts.differences(study, width),
     )
-    heads = (f"− {study.baseline}", *(metric.head for metric in study.metrics))
+    heads = (f"− {study.compared_with}", *(metric.head for metric in study.metrics))
     yield Drawn("results", figure, table(heads, rows), folded=False)
 
 

@@ -54,7 +54,8 @@ def _differences_of(study: StudyNumbers, metric: Metric, width: int) -> Json | N
         means.append(one.mean)
         values.append({
             "row": row.label, "says": says, **_ends(one.mean, metric.scale),
-            "say": f"{row.label} - {study.baseline}, {metric.head}: {metric.told(one.mean, sign=True)}, {needs(one)}",
+            "say": f"{row.label} - {study.base_of(row)}, {metric.head}: {metric.told(one.mean, sign=True)}, "
+            f"{needs(one)}",
         })  # fmt: skip
     if not values:
         return None
@@ -62,7 +63,7 @@ def _differences_of(study: StudyNumbers, metric: Metric, width: int) -> Json | N
     low, high = bounds([0, *(value["value"] for value in values)], means, metric.scale)
     y = {"field": "row", "type": "nominal", "sort": names, "title": None, "scale": {"domain": names},
          "axis": {"labelLimit": _LABELS - 15, "labelColor": LIGHT["text"], "grid": True}}  # fmt: skip
-    x = {"type": "quantitative", "title": f"{metric.head}: difference from {study.baseline}",
+    x = {"type": "quantitative", "title": f"{metric.head}: difference from {study.compared_with}",
          "scale": {"domain": [low, high], "nice": False}, "axis": {"gridColor": ZERO_LINE, "tickCount": 6}}  # fmt: skip
     colour = {"field": "says", **legend_of(list(_SAYS), list(_SAYS.values()), "difference", columns=3)}
     shape = {"field": "says", "type": "nominal", "legend": {"title": "difference", "columns": 3},

@@ -104,6 +104,7 @@ class Row(_Part):
     tokens: dict[int, float]
     seconds: dict[int, float]
     numbers: dict[str, Number]
+    compared_with: str = ""
 
     @property
     def seeds(self) -> int:
@@ -233,7 +234,19 @@ class StudyNumbers(_Part):
     @property
     def others(self) -> list[Row]:
         """The rows that are compared with the baseline."""
-        return [row for row in self.rows if row.label != self.baseline]
+        return [row for row in self.rows if row.label != self.base_of(row)]
+
+    def base_of(self, row: Row) -> str:
+        """The row that a row is compared with: of a varied baseline the one of the same values."""
+        return row.compared_with or self.baseline
+
+    @property
+    def compared_with(self) -> str:
+        """What differences are from, in words."""
+        bases = {self.base_of(row) for row in self.rows}
+        if len(bases) == 1:
+            return self.baseline
+        return f"{next(row.arm for row in self.rows if row.label == self.baseline)} of the same values"
 
     @property
     def arms(self) -> list[str]:
@@ -429,12 +442,12 @@ def differences_told(study: StudyNumbers) -> str:
         if (number := row.numbers[metric.name]).difference is not None and number.difference.mean.value is not None
     ]
     if not found:
-        return f"Nothing can be compared with {study.baseline} yet."
+        return f"Nothing can be compared with {study.compared_with} yet."
     settled = [(metric, one) for metric, one in found if one is not None and one.settled]
     better = sum(metric.is_better(one.mean.value or 0) for metric, one in settled)
     return (
-        f"Of {_counted(len(found), 'difference')} from {study.baseline}, {better:,} {_are(better)} settled as better "
-        f"and {len(settled) - better:,} as worse; {len(found) - len(settled):,} {_are(len(found) - len(settled))} open."
+        f"Of {_counted(len(found), 'difference')} from {study.compared_with}, {better:,} {_are(better)} settled as "
+        f"better and {len(settled) - better:,} as worse; {len(found) - len(settled):,} {_are(len(found) - len(settled))} open."
     )
 
 

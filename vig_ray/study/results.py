@@ -135,8 +135,17 @@ class Results:
 
     def difference(self, row: Row, metric: str) -> Difference:
         """From the baseline, in pairs of seeds."""
-        (base,) = (each for each in self.rows if each.label == self.baseline)
-        return difference(row.values[metric], base.values[metric])
+        return difference(row.values[metric], self.base_of(row).values[metric])
+
+    def base_of(self, row: Row) -> Row:
+        """What a row is compared with: of a varied baseline the row with the same values, as far as it has them."""
+        (first,) = (each for each in self.rows if each.label == self.baseline)
+        same = [
+            each
+            for each in self.rows
+            if each.arm == first.arm and all(row.axes.get(name, value) == value for name, value in each.axes.items())
+        ]
+        return same[0] if same else first
 
 
 def asked_for(study: StudyFile) -> list[str]:

@@ -38,6 +38,7 @@ def _row(results: Results, row: Row) -> Json:
         "label": row.label,
         "arm": row.arm,
         "axes": dict(row.axes),
+        "compared_with": results.base_of(row).label,
         "tokens": {str(seed): tokens for seed, tokens in row.tokens.items()},
         "seconds": {str(seed): seconds for seed, seconds in row.seconds.items()},
         "numbers": {},
@@ -46,7 +47,7 @@ def _row(results: Results, row: Row) -> Json:
         made["numbers"][metric.name] = {
             "by_seed": {str(seed): _finite(value) for seed, value in row.values[metric.name].items()},
             "mean": _mean(row.mean(metric.name)),
-            "difference": None if row.label == results.baseline else _difference(results.difference(row, metric.name)),
+            "difference": None if row is results.base_of(row) else _difference(results.difference(row, metric.name)),
         }
     return made
 

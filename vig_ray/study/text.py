@@ -40,9 +40,9 @@ def table(results: Results) -> Iterator[str]:
         cells = [row.label, str(max((len(values) for values in row.values.values()), default=0))]
         cells += [mean_text(row.mean(metric.name), metric) for metric in results.metrics]
         lines.append([*cells, _tokens(row), _seconds(row)])
-        if row.label != results.baseline:
+        if row is not results.base_of(row):
             differences = [difference_text(results.difference(row, each.name), each) for each in results.metrics]
-            lines.append([f"  - {results.baseline}", "", *differences, "", ""])
+            lines.append([f"  - {results.base_of(row).label}", "", *differences, "", ""])
     widths = [max(len(line[place]) for line in lines) for place in range(len(heads))]
     for line in lines:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -17,8 +17,7 @@ from vig_ray.storage import join
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.distributed import DistributedContext
 from vig_ray.training.finish import finish, write_bad_batch
-from vig_ray.training.metrics import JobMetricsLogger
-from vig_ray.training.progress_actor import line_of
+from vig_ray.training.metrics import JobMetricsLogger, line_of
 from vig_ray.training.run import BadBatchError, Setup
 from vig_ray.training.worker import train
 

@@ -251,3 +251,14 @@ def _described(run: Run) -> str:
         f"{trained:,} weights trained, samples {'packed' if run.packed else 'padded'}"
         f"{', FSDP' if run.sharded else ''}{kept if run.whole_gradients else ''}{checked}"
     )
+
+
+def line_of(figures: Mapping[str, float]) -> str:
+    """A step's figures on one short line."""
+    if not figures:
+        return ""
+    line = f"loss {figures['train/loss']:.4f}, lr {figures['train/learning_rate']:.2e}"
+    line += f", {figures['speed/tokens_per_s']:,.0f} tokens/s ({figures['speed/active_tokens_per_s']:,.0f} active)"
+    if "held_out/active_loss" in figures:
+        line += f", held out {figures['held_out/active_loss']:.4f}"
+    return line

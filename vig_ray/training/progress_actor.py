@@ -11,6 +11,7 @@ import ray
 from ray.util.metrics import Counter, Gauge
 
 from vig_ray.progress import RowProgress
+from vig_ray.training.metrics import line_of
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -95,17 +96,6 @@ class ByActor:
 def metric(figure: str) -> str:
     """A figure's name among the metrics: "train/loss" is vig_train_loss, "speed/mfu" is vig_train_speed_mfu."""
     return f"vig_train_{figure.removeprefix('train/').replace('/', '_')}"
-
-
-def line_of(figures: Mapping[str, float]) -> str:
-    """A step's figures on one short line."""
-    if not figures:
-        return ""
-    line = f"loss {figures['train/loss']:.4f}, lr {figures['train/learning_rate']:.2e}"
-    line += f", {figures['speed/tokens_per_s']:,.0f} tokens/s ({figures['speed/active_tokens_per_s']:,.0f} active)"
-    if "held_out/active_loss" in figures:
-        line += f", held out {figures['held_out/active_loss']:.4f}"
-    return line
 
 
 @contextmanager
