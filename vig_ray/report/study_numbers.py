@@ -445,9 +445,10 @@ def differences_told(study: StudyNumbers) -> str:
         return f"Nothing can be compared with {study.compared_with} yet."
     settled = [(metric, one) for metric, one in found if one is not None and one.settled]
     better = sum(metric.is_better(one.mean.value or 0) for metric, one in settled)
+    worse, left = len(settled) - better, len(found) - len(settled)
     return (
         f"Of {_counted(len(found), 'difference')} from {study.compared_with}, {better:,} {_are(better)} settled as "
-        f"better and {len(settled) - better:,} as worse; {len(found) - len(settled):,} {_are(len(found) - len(settled))} open."
+        f"better and {worse:,} as worse; {left:,} {_are(left)} open."
     )
 
 
