@@ -23,6 +23,9 @@ def test_cells_are_what_the_commands_do_by_hand(tmp_path: Path) -> None:
     done = call("study", str(path), "--out", str(out))
     assert "12 stages" not in done.stderr  # one scoring for both arms and seeds
     assert "13 stages" in done.stderr
+    assert {f"{arm}, seed {seed}: exact.exact % " in done.stderr for arm in ("random", "vig") for seed in (0, 1)} == {
+        True
+    }
     results = made.results(out)
     assert [row["label"] for row in results["rows"]] == ["random", "vig"]
     assert results["cost"]["ran"] == results["cost"]["stages"] == 13

@@ -32,7 +32,7 @@ from vig_ray.study.results_json import as_json
 from vig_ray.study.runner import Progress, in_order, take_what_is_there
 from vig_ray.study.runner import run as run_nodes
 from vig_ray.study.search import Searched, Short, before_training, parse, search
-from vig_ray.study.text import plan_text, results_text
+from vig_ray.study.text import cell_text, plan_text, results_text
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,10 @@ class _AtWork:
         def told(record: Record) -> None:
             bar.say(_line(record))
             if record.stage == LAST:
-                self.results(cells)
+                results = self.results(cells)
+                for cell in cells if record.done else ():
+                    if cell.last == record.name:
+                        bar.say(cell_text(results, cell))
 
         def look() -> None:
             done = sum(node.name in self.progress.records for node in nodes)

@@ -38,7 +38,7 @@ KINDS = {
     "score": Kind(
         {"data": "samples", "samples": "samples", "scores": ""}, {"data": "$data", "model": "$model"}, here=True
     ),
-    "measure": Kind({"measures": "measures"}, {"samples": "$score", "model": "$model"}),
+    "measure": Kind({"measures": "measures"}, {"scores": "$score"}),
     "select": Kind({"selection": "selection"}, {"scores": "$score"}, alone=True, computes=False, seeded=True),
     "train": Kind(
         _MODEL, {"model": "$model", "samples": "$score", "selection": "$select"}, here=True, seeded=True

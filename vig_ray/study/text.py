@@ -48,6 +48,13 @@ def table(results: Results) -> Iterator[str]:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
+def cell_text(results: Results, cell: Cell) -> str:
+    """One cell's numbers, as its evaluation ends."""
+    (row,) = (row for row in results.rows if row.label == cell.label)
+    numbers = (f"{_head(metric)} {metric.text(row.values[metric.name].get(cell.seed))}" for metric in results.metrics)
+    return f"  {cell.label}, seed {cell.seed}: {', '.join(numbers)}"
+
+
 def _head(metric: Metric) -> str:
     return metric.name + (" %" if metric.percent else "") + (" ↓" if metric.higher_is_better is False else "")
 
