@@ -1,6 +1,8 @@
 """Run a study as a Ray job; takes the options of `vig study`.
 
-    ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/study.py studies/vig-table5.yaml --out s3://...
+    ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/study.py studies/vig-table5.yaml --out /shared/...
+
+--out is a folder that all machines see.
 
 The job is idempotent: submitted again after a failure, it does what is left.
 """

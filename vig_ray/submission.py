@@ -34,9 +34,9 @@ from vig_ray.storage import absolute, one_line
 
 log = logging.getLogger("vig_ray.submission")
 
-PATHS = ("images", "out", "samples", "scores", "selection", "measures", "counts", "exclude", "synonyms")
+PATHS = ("images", "out", "samples", "scores", "selection", "measures", "counts", "exclude", "synonyms", "lmms_include")
 _BY_TASK = ("data", "images", "task_options")  # of `vig eval`, whose values are by task
-MODELS = ("model", "reference_model", "embedding_model", "clip_model")
+MODELS = ("model", "reference_model", "embedding_model", "clip_model", "language_model", "vision_tower")
 _OPTIONS_FILE = "job.yaml"
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 _LOST_CONNECTIONS = 10

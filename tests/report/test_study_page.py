@@ -24,10 +24,10 @@ from vig_ray.report.study_charts import _box, place_labels
 from vig_ray.report.study_numbers import Mean, Point, Row, StudyNumbers, bounds, frontier, needs, verdict
 from vig_ray.study.file import Order, StudyFile
 from vig_ray.study.record import Record
-from vig_ray.study.results import Claim, Metric, Results, Scaled, Step
+from vig_ray.study.results import Claim, Metric, Results, Scaled, Step, apart
 from vig_ray.study.results import Row as StudyRow
 from vig_ray.study.results_json import as_json
-from vig_ray.study.statistics import ScalingLaw, difference
+from vig_ray.study.statistics import ScalingLaw
 
 NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quotes\" 'and' {{title}}"
 EXACT, LOSS = made.metric("choices.exact"), made.metric("held-out.loss", percent=False, higher=False)
@@ -253,11 +253,11 @@ def test_what_vig_study_writes_is_what_a_page_reads(tmp_path: Path) -> None:
         paper=({"source": "VIG", "columns": ("loss",), "rows": {"vig": (1.5,)}},),
     )  # fmt: skip
     rows = tuple(
-        StudyRow(f"{arm} p={p}", arm, {"select.p": p}, {"held-out.loss": {0: low + 9 / p, 1: low + 9.5 / p}},
-                 {0: 10 * p}, {0: 2.0 * p})
+        StudyRow(f"{arm} p={p}", arm, {"select.p": p}, {"held-out.loss": {0: low + 9 / p, 1: low * 1.01 + 9.5 / p}},
+                 {0: 10 * p}, {0: 2.0 * p}, {seed: f"{arm}{p}{seed}" for seed in range(2)})
         for arm, low in (("random", 2.0), ("vig", 1.5)) for p in (10, 30, 90)
     )  # fmt: skip
-    found = difference(rows[3].values["held-out.loss"], rows[0].values["held-out.loss"])
+    found = apart(rows[3], rows[0], "held-out.loss")
     results = Results(
         study, "out", (Metric("held-out.loss", False, False),), rows, "random p=10",
         (Claim(Order.parse(study.orders[0]), (Step("random p=10", "vig p=10", found),)),),

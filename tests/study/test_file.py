@@ -75,9 +75,15 @@ WRONG = {
     "a task that there isn't": ("orders", ["random < vig on pope.f1"], "stages.eval.tasks has no pope"),
     "no seed": ("seeds", 0, "seeds: at least 1"),
     "a seed twice": ("seeds", [1, 1], "seeds: has a seed twice"),
-    "a folder of one's own": ("stages/train", {"out": "x"}, "stages.train.out: a study names the folders"),
+    "a folder of one's own": ("stages/train", {"out": "x"}, "stages.train.out: a study sets it itself"),
     "data that isn't there": ("values/data", "no.json", "stages.score.data: .*no.json: not there"),
     "a model that isn't there": ("values/model", "./no-model", "stages.score.model: .*no-model"),
+    "a value that stands for itself": ("values/data", "$data", "values.data: stands for itself"),
+    "data that is a number": ("values/data", 5, "stages.score.data"),
+    "a task's data that is nothing": ("stages/eval/data", {"exact": None}, "stages.eval.data: .*None: not there"),
+    "an order of one arm twice": ("orders", ["vig < vig on exact.exact"], "orders.0: 'vig < vig"),
+    "a row that there isn't": ("orders", ["random < vig p=3 on exact.exact"], "orders: vig p=3: no such row"),
+    "a model with a name": ("stages/eval/model", "mine=$train", "stages.eval.model: .*arms have names"),
     "two models": ("stages/eval/model", ["$train", "$model"], "stages.eval.model: takes one model"),
     "a name for two things": ("values/train", 3, "values.train: also the name of a stage"),
     "a paper's row too short": (
@@ -97,7 +103,10 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path: Path, case: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("text", "told"), [("a: [", "not YAML"), ("- a", "a study has stages and arms")])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("a: [", "not YAML"), ("- a", "a study has stages and arms"), ("arms: {a: {}, a: {}}", "a is there twice")],
+)
 def test_what_is_no_study(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(StageError, match=told):
         planned(tmp_path, text)

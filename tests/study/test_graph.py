@@ -13,8 +13,6 @@ from tests.study.test_file import right, written
 from vig_ray import cli
 from vig_ray.demo import CHECKPOINT
 from vig_ray.study import file as files
-from vig_ray.study.chosen import chosen
-from vig_ray.study.config import StudyConfig
 from vig_ray.study.graph import Graph, Node, spell_out
 from vig_ray.study.record import command_of
 
@@ -90,7 +88,7 @@ def test_names_change_with_what_decides_an_output_and_with_nothing_else(tmp_path
         return set(spelled(tmp_path, study).nodes)
 
     base = names(lambda study: None)
-    assert names(lambda study: study["stages"]["train"].update(workers="2", device="cpu")) == base
+    assert names(lambda study: study["stages"]["train"].update(workers="2", batch_tokens=64)) == base
     assert names(lambda study: study.update(title="another")) == base
     shared = names(lambda study: study["stages"]["train"].update(lr=1e-4)) & base
     assert {name.partition("-")[0] for name in shared} == {"score", "select"}
@@ -105,8 +103,7 @@ def test_a_pilot_takes_a_share(tmp_path: Path) -> None:
     study = right(tmp_path)
     study["stages"]["train"]["max_steps"] = 5000
     path = written(tmp_path, study)
-    pilot = chosen(files.read(path), StudyConfig(study=path, out="-", pilot="2%"))
-    graph = spell_out(pilot, path, str(tmp_path / "out"))
+    graph = spell_out(files.read(path), path, str(tmp_path / "out"), pilot=0.02)
     assert of_stage(graph, "score")[0].options["sample"] == "2%"
     assert of_stage(graph, "train")[0].options["max_steps"] == 100
     assert "sample" not in of_stage(graph, "eval")[0].options

@@ -90,7 +90,7 @@ def cluster(preforked: None) -> Iterator[Any]:
 
 def test_a_lost_machine_costs_its_runs_alone(tmp_path: Path, cluster: Any) -> None:
     """Runs go side by side on four machines; one is lost while it trains."""
-    path, out = made.write(tmp_path, stages={"train": {"max_steps": 24, "save_every": 4}}), tmp_path / "out"
+    path, out = made.write(tmp_path, stages={"train": {"max_steps": 40, "save_every": 5}}), tmp_path / "out"
     driver = begun(path, out, "--address", cluster.address)
 
     def training() -> list[str]:

@@ -13,7 +13,7 @@ from vig_ray.study.advice import advice
 from vig_ray.study.file import StudyFile
 from vig_ray.study.graph import MODEL_NAME, Cell, Graph, Node
 from vig_ray.study.record import Record
-from vig_ray.study.results import Results, gather
+from vig_ray.study.results import Results, Row, _scaled, apart, gather
 from vig_ray.study.results_json import as_json
 from vig_ray.study.text import results_text
 
@@ -63,7 +63,7 @@ def test_rows_and_differences_by_scipy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vig", "said"), [([0.8, 0.81, 0.79], "yes"), ([0.6, 0.61, 0.59], "no"), ([0.6, 0.9, 0.7], "open")]
+    ("vig", "said"), [([0.8, 0.82, 0.79], "yes"), ([0.6, 0.62, 0.59], "no"), ([0.6, 0.9, 0.7], "open")]
 )
 def test_an_order_is_what_its_steps_are(vig: Sequence[float], said: str) -> None:
     numbers = numbers_of(random=[0.5, 0.52, 0.5], full=[0.7, 0.71, 0.69], vig=vig)
@@ -102,9 +102,9 @@ def test_a_law_predicts_the_largest() -> None:
 
 
 def test_advice_names_the_best_and_how_sure_it_is() -> None:
-    numbers = numbers_of(full=[0.7, 0.71, 0.69], vig=[0.8, 0.81, 0.79], half=[0.79, 0.82, 0.78])
+    numbers = numbers_of(full=[0.7, 0.71, 0.69], vig=[0.8, 0.82, 0.79], half=[0.79, 0.83, 0.78])
     lines = advice(found(numbers, tokens={"full": 1000, "vig": 500, "half": 200}, pilot=2.0))
-    assert lines[0] == "Best on t.m: vig, 80.0."
+    assert lines[0] == "Best on t.m: vig, 80.3."
     assert "settled at 3 seeds" in lines[1]
     assert lines[2].startswith("half trains on 40 % of its tokens")
     assert "2 % of the data" in lines[3]
@@ -117,7 +117,7 @@ def test_advice_where_less_is_better_or_nothing_is_sure() -> None:
     assert "which 3 seeds don't settle; about" in lines[1]
     assert advice(found(numbers_of(full=[0.7], vig=[0.5])))[1] == "No other arm came out above the baseline, full."
     one = advice(found(numbers_of(full=[0.7], vig=[0.9])))
-    assert "of one seed: there is no telling" in one[1]
+    assert "of one run: there is no telling" in one[1]
 
 
 def test_a_cell_without_a_number_is_left_out_of_its_seed() -> None:
@@ -140,3 +140,46 @@ def test_a_varied_baseline_is_compared_at_the_same_value() -> None:
     }  # fmt: skip
     assert told["random p=70.0"][1] is None
     assert told["vig p=70.0"][1]["mean"]["value"] == pytest.approx(0.1)
+
+
+def test_rows_are_paired_by_what_is_varied_and_not_by_their_place() -> None:
+    """What a search leaves: other values of one arm than of the other."""
+    numbers = {(arm, value, seed): 0.5 + 0.1 * (arm == "vig") + 0.003 * seed * (arm == "vig")
+               for arm, values in (("random", ("20", "60")), ("vig", ("40", "60", "100"))) for value in values
+               for seed in range(3)}  # fmt: skip
+    results = found(numbers, orders=("random < vig on t.m",), vary={"select.p": (20, 40, 60, 100)})
+    assert [(step.low, step.high) for claim in results.claims for step in claim.steps] == [
+        ("random p=60.0", "vig p=60.0")
+    ]
+
+
+def test_advice_compares_within_the_same_value() -> None:
+    numbers = {(arm, value, seed): 0.9 - 0.5 * float(value) + 0.05 * (arm == "vig") + 0.002 * seed * (arm == "vig")
+               for arm in ("full", "vig") for value in ("0.0", "0.4") for seed in range(3)}  # fmt: skip
+    lines = advice(found(numbers, axis="mismatched", vary={"mismatched": (0.0, 0.4)}, values={"mismatched": 0.0}))
+    told = [line for line in lines if line.startswith("Its difference")]
+    assert len(told) == 2
+    assert told[0].startswith("Its difference from full mismatched=0.0 is +5.2")
+    assert told[1].startswith("Its difference from full mismatched=0.4 is +5.2")
+
+
+def test_one_run_is_one_however_many_seeds_it_stands_for() -> None:
+    one = Row("a", "a", {}, {"t.m": {0: 0.5, 1: 0.5, 2: 0.5}}, {}, {}, dict.fromkeys(range(3), "eval-a"))
+    other = Row("b", "b", {}, {"t.m": {0: 0.7, 1: 0.7, 2: 0.7}}, {}, {}, dict.fromkeys(range(3), "eval-b"))
+    assert one.mean("t.m") == (0.5, None, None, 1)
+    assert not apart(other, one, "t.m").settled
+    seeded = Row("c", "c", {}, {"t.m": {0: 0.7, 1: 0.72, 2: 0.69}}, {}, {}, {seed: f"eval-{seed}" for seed in range(3)})
+    assert apart(seeded, one, "t.m").mean.n == 3
+
+
+def test_a_law_is_of_one_value_of_what_else_is_varied() -> None:
+    study = StudyFile(stages={"eval": {}}, arms={"vig": {}}, vary={"samples": (1, 2, 4), "train.lr": (1, 2)},
+                      values={"samples": 1}, scaling={"over": "samples", "of": "t.m"})  # fmt: skip
+    losses = {(size, rate): rate * size**-0.2 for size in (1, 2, 4) for rate in (1, 2)}
+    rows = [
+        Row("", "vig", {"samples": size, "train.lr": rate}, {"t.m": {0: losses[size, rate]}}, {}, {}, {0: f"{size}{rate}"})
+        for size in (1, 2, 4) for rate in (1, 2)
+    ]  # fmt: skip
+    laws = list(_scaled(study, rows))
+    assert [law.arm for law in laws] == ["vig lr=1", "vig lr=2"]
+    assert all(law.sizes == (1, 2) and law.error < 1e-9 for law in laws)

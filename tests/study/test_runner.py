@@ -108,23 +108,39 @@ def test_an_open_order_takes_more_seeds(tmp_path: Path) -> None:
     call("study", str(path), "--out", str(out))
     results = made.results(out)
     by_seed = results["rows"][1]["numbers"]["exact.exact"]["by_seed"]
-    assert len(by_seed) == 4
+    assert len(by_seed) == 2  # another seed would be the same run, and isn't counted as one
     assert np.ptp(list(by_seed.values())) == 0
+    assert results["rows"][1]["numbers"]["exact.exact"]["difference"]["mean"] == {
+        "value": results["rows"][1]["numbers"]["exact.exact"]["mean"]["value"]
+        - results["rows"][0]["numbers"]["exact.exact"]["mean"]["value"],
+        "low": None, "high": None, "seeds": 1,
+    }  # fmt: skip
     assert results["orders"][0]["said"] == "open"
-    assert results["cost"]["ran"] == 2  # nothing of them hangs on the seed
+    assert results["cost"]["ran"] == 2
+
+    study = yaml.safe_load(path.read_text())
+    study["arms"] = {"random": {"select": {"strategy": "random"}}, "vig": {}}
+    study |= {"baseline": "random", "orders": ["vig < random on exact.exact"], "more_seeds": 3, "seeds": 1}
+    path.write_text(yaml.safe_dump(study))
+    told = call("study", str(path), "--out", str(out))
+    assert "orders at 97.5 %" in told.stdout
+    rows = made.results(out)["rows"]
+    assert [len(row["numbers"]["exact.exact"]["by_seed"]) for row in rows] == [3, 3]  # one is never settled
 
 
-def test_a_search_goes_on_with_the_better_half(tmp_path: Path) -> None:
+def test_a_search_goes_on_with_the_better_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"tasks": "held-out", "data": {"held-out": "data/data.json"}, "limit": 24}
     stages = {"train": {"max_steps": 8}, "eval": asked}
-    path, out = made.write(tmp_path, stages=stages, orders=[], measured=["held-out.loss"]), tmp_path / "out"
-    done = call("study", str(path), "--out", str(out), "--search", "train.lr=1e-3,1e-7,1e-8,1e-9", "--arms", "vig",
-                "--workers", "2")  # fmt: skip
+    path, out = made.write(tmp_path, stages=stages, orders=["vig < random on held-out.loss"]), tmp_path / "out"
+    monkeypatch.chdir(tmp_path)  # a path that isn't whole, as users give it
+    done = call("study", path.name, "--out", "out", "--search", "train.lr=1e-3,1e-7,1e-8,1e-9", "--workers", "2")
     results = made.results(out)
     rungs = {trial["label"]: trial["rungs"] for trial in results["trials"]}
-    assert rungs.keys() == {f"vig lr={rate}" for rate in ("0.001", "1e-07", "1e-08", "1e-09")}
+    rates = ("0.001", "1e-07", "1e-08", "1e-09")
+    assert rungs.keys() == {f"{arm} lr={rate}" for arm in ("random", "vig") for rate in rates}
     survivors = [label for label, scores in rungs.items() if len(scores) == 3]
-    assert 1 <= len(survivors) < 4
+    for arm in ("random", "vig"):  # each among its own
+        assert 1 <= sum(label.startswith(arm) for label in survivors) < 4
     assert {row["label"] for row in results["rows"]} == set(survivors)
     assert "vig lr=0.001" in survivors  # the only rate that moves the model
     assert all(len(row["numbers"]["held-out.loss"]["by_seed"]) == 2 for row in results["rows"])

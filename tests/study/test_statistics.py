@@ -21,22 +21,23 @@ def test_means_have_students_interval() -> None:
 
 
 def test_differences_are_paired_by_seed() -> None:
-    ours, theirs = {0: 0.7, 1: 0.72, 2: 0.69, 5: 0.9}, {0: 0.66, 1: 0.7, 2: 0.66, 7: 0.1}
-    found = difference(ours, theirs)
-    pairs = [0, 1, 2]  # the seeds that both have
-    expected = stats.ttest_rel([ours[seed] for seed in pairs], [theirs[seed] for seed in pairs])
-    interval = expected.confidence_interval(0.95)
-    assert found.p == pytest.approx(expected.pvalue, abs=1e-12)
-    assert (found.mean.low, found.mean.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
-    assert found.mean.n == 3
-    assert found.settled == (expected.pvalue < 0.05)
+    pairs = [(0.7, 0.66), (0.72, 0.7), (0.69, 0.66)]
+    expected = stats.ttest_rel(*zip(*pairs, strict=True))
+    for confidence in (0.95, 0.975):
+        found = difference(pairs, confidence)
+        interval = expected.confidence_interval(confidence)
+        assert found.p == pytest.approx(expected.pvalue, abs=1e-12)
+        assert (found.mean.low, found.mean.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
+        assert found.mean.n == 3
+        assert found.settled == (expected.pvalue < 1 - confidence)
 
 
 def test_what_can_not_be_told() -> None:
-    assert difference({0: 1.0}, {0: 0.5}).p is None
-    assert difference({0: 1.0}, {1: 0.5}).mean.n == 0
-    assert difference({0: 1.0, 1: 2.0}, {0: 0.5, 1: 1.5}) == ((0.5, 0.5, 0.5, 2), 0.0, 2)
-    assert difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).seeds_needed is None
+    assert difference([(1.0, 0.5)]).p is None
+    assert difference([]).mean.n == 0
+    # No spread says nothing of the next seed's.
+    assert difference([(1.0, 0.5), (2.0, 1.5)]) == ((0.5, None, None, 2), None, None)
+    assert not difference([(1.0, 0.5), (2.0, 1.5)]).settled
 
 
 @pytest.mark.parametrize(("effect", "spread"), [(0.02, 0.03), (0.05, 0.02), (-0.01, 0.04)])

@@ -302,11 +302,11 @@ def _axis_text(value: Any) -> str:
 
 def _costs(study: StudyNumbers) -> Iterator[Drawn]:
     """Cost against quality, one a metric."""
-    for place, metric in enumerate(study.metrics):
+    for place, metric in enumerate(study.ranked):
         found = {measure: points(study, metric, measure) for measure in MEASURES}
         if not any(found.values()):
             continue
-        best = {measure: {point.row.label for point in frontier(some, higher_is_better=metric.higher_is_better)}
+        best = {measure: {point.row.label for point in frontier(some, higher_is_better=metric.higher_is_better is True)}
                 for measure, some in found.items()}  # fmt: skip
         labels = dict.fromkeys(point.row.label for some in found.values() for point in some)
         rows = []

@@ -38,7 +38,7 @@ _LETTER, _LINE = 6.2, 13  # of a label at 11 pixels
 
 def differences(study: StudyNumbers, width: int) -> Json:
     """Each row's difference from the baseline with its interval, a panel a metric."""
-    panels = [panel for metric in study.metrics if (panel := _differences_of(study, metric, width)) is not None]
+    panels = [panel for metric in study.ranked if (panel := _differences_of(study, metric, width)) is not None]
     return spec(vconcat=panels, spacing=18, resolve={"scale": {"color": "shared", "shape": "shared"}})
 
 
@@ -219,7 +219,7 @@ def cost(study: StudyNumbers, metric: Metric, width: int) -> Json:
 def _cost_panel(
     study: StudyNumbers, metric: Metric, measure: Measure, found: Sequence[Point], arms: Sequence[str], width: int
 ) -> Json:
-    best = frontier(found, higher_is_better=metric.higher_is_better)
+    best = frontier(found, higher_is_better=metric.higher_is_better is True)
     inner, height = width - 80, 260
     means = [point.row.numbers[metric.name].mean for point in found]
     low, high = bounds([metric.scale * point.quality for point in found], means, metric.scale)

@@ -54,7 +54,8 @@ class Metric(_Part):
 
     name: str
     percent: bool
-    higher_is_better: bool
+    higher_is_better: bool | None
+    """None where it is neither."""
 
     @property
     def scale(self) -> int:
@@ -64,7 +65,8 @@ class Metric(_Part):
     @property
     def head(self) -> str:
         """As heads of tables have it: with the unit of shares, and an arrow to where it is better."""
-        return f"{self.name}{' %' if self.percent else ''} {'↑' if self.higher_is_better else '↓'}"
+        arrow = {True: " ↑", False: " ↓", None: ""}[self.higher_is_better]
+        return f"{self.name}{' %' if self.percent else ''}{arrow}"
 
     def text(self, value: float | None, *, sign: bool = False) -> str:
         """A value for people: shares times 100."""
@@ -249,6 +251,11 @@ class StudyNumbers(_Part):
         return f"{next(row.arm for row in self.rows if row.label == self.baseline)} of the same values"
 
     @property
+    def ranked(self) -> list[Metric]:
+        """The metrics that say which row is better."""
+        return [metric for metric in self.metrics if metric.higher_is_better is not None]
+
+    @property
     def arms(self) -> list[str]:
         """The arms: the baseline's first, then those that are varied most, which are to be told apart best."""
         first = next(row.arm for row in self.rows if row.label == self.baseline)
@@ -352,11 +359,11 @@ def frontiers(study: StudyNumbers) -> dict[str, dict[str, list[str]]]:
         metric.name: {
             measure.name: [
                 point.row.label
-                for point in frontier(points(study, metric, measure), higher_is_better=metric.higher_is_better)
+                for point in frontier(points(study, metric, measure), higher_is_better=metric.higher_is_better is True)
             ]
             for measure in MEASURES
         }
-        for metric in study.metrics
+        for metric in study.ranked
     }
 
 
@@ -438,7 +445,7 @@ def differences_told(study: StudyNumbers) -> str:
     found = [
         (metric, number.difference)
         for row in study.others
-        for metric in study.metrics
+        for metric in study.ranked
         if (number := row.numbers[metric.name]).difference is not None and number.difference.mean.value is not None
     ]
     if not found:

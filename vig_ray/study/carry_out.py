@@ -4,20 +4,19 @@ the same Ray."""
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 
 from vig_ray.cluster import alone, parse_range
 from vig_ray.errors import StageError
-from vig_ray.storage import exists, join, one_line, read_bytes, write_bytes
+from vig_ray.storage import join, one_line, read_bytes
 from vig_ray.study import record as records
 from vig_ray.study.graph import MODEL_NAME, Node
 from vig_ray.study.record import LOG, Record, command_of, folder_of
@@ -66,23 +65,22 @@ def carry_out(node: Node, out: str, gpus: int) -> Record:
 
 
 @contextlib.contextmanager
-def _log_of(folder: str) -> Iterator[io.StringIO]:
+def _log_of(folder: str) -> Iterator[TextIO]:
     """What vig_ray logs meanwhile, and prints on standard error, goes to log.txt of a stage, behind what is there."""
-    text = io.StringIO()
-    logger, handler = logging.getLogger("vig_ray"), logging.StreamHandler(text)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("vig_ray")
     level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    where = join(folder, LOG)
-    try:
-        with contextlib.redirect_stderr(text):
-            yield text
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        earlier = read_bytes(where) if exists(where).name == "File" else b""
-        write_bytes(where, earlier + text.getvalue().encode())
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, LOG), "a", buffering=1, encoding="utf-8") as log:  # a killed one leaves what it said
+        handler = logging.StreamHandler(log)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            with contextlib.redirect_stderr(log):
+                yield log
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
 
 def _tokens(node: Node, folder: str) -> int | None:
@@ -105,11 +103,15 @@ def _in_a_worker(node: Node, out: str, gpus: int) -> Record:
     return carry_out(node, out, gpus)
 
 
-def task_of(node: Node, *, gpus: bool, retries: int) -> Any:
-    """The Ray task that runs a node. What a lost machine was doing is done again by another, which goes on from what
-    the stage had kept."""
-    jobs = by_jobs(node)
-    needs_gpu = gpus and KINDS[node.verb].computes and not jobs and node.options.get("device") != "cpu"
-    return ray.remote(num_cpus=0 if jobs else 1, num_gpus=int(needs_gpu), max_retries=retries, retry_exceptions=False)(
-        _in_a_worker
-    ).options(name=node.name), int(needs_gpu)
+def task_of(node: Node, *, gpus: bool, retries: int) -> tuple[Any, int]:
+    """The Ray task that runs a node, and the GPUs that it or its workers hold.
+
+    What a lost machine was doing is done again by another, which goes on from what the stage had kept.
+    """
+    jobs, device = by_jobs(node), node.options.get("device", "auto")
+    on_gpus = KINDS[node.verb].computes and (device == "cuda" or (device == "auto" and gpus))
+    held = parse_range(str(node.options.get("workers") or "1"))[1] if on_gpus else 0
+    task = ray.remote(
+        num_cpus=0 if jobs else 1, num_gpus=int(on_gpus and not jobs), max_retries=retries, retry_exceptions=False
+    )
+    return task(_in_a_worker).options(name=node.name), held

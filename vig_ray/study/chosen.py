@@ -8,14 +8,23 @@ from vig_ray.errors import StageError
 from vig_ray.evaluation.tasks import task
 from vig_ray.study import file as files
 from vig_ray.study.config import StudyConfig
-from vig_ray.study.file import Options, StudyFile
-from vig_ray.study.graph import REFERENCE, Graph, strings_in
+from vig_ray.study.file import StudyFile
+from vig_ray.study.graph import Graph
 from vig_ray.study.results import asked_for
-from vig_ray.study.stages import KINDS, loaded
 
 
 def check_numbers(study: StudyFile, path: str, graph: Graph) -> None:
     """Raise StageError for a number that no task has. Parts of a task, and those of lmms-eval, are known afterwards."""
+    labels = {cell.label for cell in graph.cells}
+    for text in study.orders:
+        for arm in files.Order.parse(text).arms:
+            if arm not in study.arms and arm not in labels:
+                near = ", ".join(sorted(label for label in labels if label.partition(" ")[0] == arm.partition(" ")[0]))
+                raise StageError(f"{path}: orders: {arm}: no such row; there are {near}")
+    if study.scaling is not None:
+        for value in study.vary[study.scaling.over]:
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise StageError(f"{path}: scaling.over: {study.scaling.over}: {value}: takes sizes above 0")
     names = dict.fromkeys(
         name for node in graph.nodes.values() if node.verb == "eval" for name in _tasks(node.options["tasks"])
     )
@@ -49,7 +58,7 @@ def _tasks(given: Any) -> list[str]:
 
 def chosen(study: StudyFile, config: StudyConfig) -> StudyFile:
     """The study with what the command line leaves of it. Raises StageError."""
-    changed: dict[str, Any] = {} if config.pilot is None else _as_pilot(study, config.pilot)
+    changed: dict[str, Any] = {}
     if config.seeds is not None:
         if config.seeds > len(study.all_seeds):
             raise StageError(f"--seeds {config.seeds}: {config.study} has {len(study.all_seeds)}")
@@ -59,38 +68,10 @@ def chosen(study: StudyFile, config: StudyConfig) -> StudyFile:
         for name in names:
             if name not in study.arms:
                 raise StageError(f"--arms {name}: no such arm; {config.study} has {', '.join(study.arms)}")
-        arms = changed.get("arms", study.arms)
-        kept = {name: changes for name, changes in arms.items() if name in names}
+        kept = {name: changes for name, changes in study.arms.items() if name in names}
         orders = [text for text in study.orders
                   if all(arm.partition(" ")[0] in kept for arm in files.Order.parse(text).arms)]  # fmt: skip
         changed |= {"arms": kept, "orders": tuple(orders)}
         if study.baseline not in kept:
             changed["baseline"] = None
     return study.model_copy(update=changed)
-
-
-def _as_pilot(study: StudyFile, share: float) -> dict[str, Any]:
-    """Stages and arms of which each takes this share of the data that it imports, and of the steps that it is told to
-    make, at least one."""
-    verbs = {stage: str(options.get("run", stage)) for stage, options in study.stages.items()}
-    stages = {}
-    for stage, options in study.stages.items():
-        fields = loaded(verbs[stage])[0].model_fields if verbs[stage] in KINDS else {}
-        names = {found[1] for text in strings_in(options.get("data")) for found in REFERENCE.finditer(text)}
-        imports = "sample" in fields and "data" in fields and not names & study.stages.keys()
-        stages[stage] = _fewer_steps({**({"sample": f"{100 * share:g}%"} if imports else {}), **options}, share)
-    arms = {
-        arm: {name: _fewer_steps(given, share) if isinstance(given, dict) else given for name, given in changes.items()}
-        for arm, changes in study.arms.items()
-    }
-    vary = {
-        name: tuple(max(1, round(value * share)) for value in values) if name.endswith(".max_steps") else values
-        for name, values in study.vary.items()
-    }
-    return {"stages": stages, "arms": arms, "vary": vary}
-
-
-def _fewer_steps(options: Options, share: float) -> Options:
-    if not options.get("max_steps"):
-        return options
-    return {**options, "max_steps": max(1, round(int(options["max_steps"]) * share))}

@@ -147,11 +147,31 @@ class StudyFile(Model):
         return (*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + more))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys are there once: of two arms with one name the first would be lost."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1 and key != "<<"), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {twice} is there twice")
+        return super().construct_mapping(node, deep)
+
+
+def _spelled(options: Any) -> Any:
+    """Options with `_` in their names, as the configs have them."""
+    return (
+        {str(name).replace("-", "_"): value for name, value in options.items()}
+        if isinstance(options, dict)
+        else options
+    )
+
+
 def read(path: str) -> StudyFile:
     """The study in a file. Raises StageError, in one line, where it is none."""
     try:
         with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file)
+            values = yaml.load(file, _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise StageError(f"{path}: {one_line(error)}") from error
     except yaml.YAMLError as error:
@@ -162,10 +182,28 @@ def read(path: str) -> StudyFile:
         study = StudyFile(**{str(name): each for name, each in values.items()})
     except ValidationError as error:
         raise StageError(f"{path}: {'; '.join(_told(error))}") from error
+    study = study.model_copy(
+        update={
+            "stages": {stage: _spelled(options) for stage, options in study.stages.items()},
+            "arms": {
+                arm: {name: _spelled(given) if name in study.stages else given for name, given in changes.items()}
+                for arm, changes in study.arms.items()
+            },
+            "vary": {
+                name if name in study.values else "{}.{}".format(*_parts(name)) if "." in name else name: values
+                for name, values in study.vary.items()
+            },
+        }
+    )
     wrong = next(_wrong(study), None)
     if wrong is not None:
         raise StageError(f"{path}: {wrong}")
     return study
+
+
+def _parts(name: str) -> tuple[str, str]:
+    stage, _, option = name.partition(".")
+    return stage, option.replace("-", "_")
 
 
 def _told(error: ValidationError) -> Iterator[str]:
@@ -227,7 +265,8 @@ class Order(BaseModel):
         """Of 'random < full < vig on choices.accuracy'; 'vig p=30' is one cell of a varied arm. Raises ValueError."""
         listed, on, metric = text.rpartition(" on ")
         arms = tuple(part.strip() for part in re.split("<|>", listed))
-        if not on or len(arms) < _LEAST or not all(arms) or not metric.strip() or ("<" in listed and ">" in listed):
+        whole = on and len(arms) >= _LEAST and all(arms) and metric.strip() and not ("<" in listed and ">" in listed)
+        if not whole or len(set(arms)) < len(arms):
             raise ValueError(f"{text!r}: takes ARM < ARM [< ARM ...] on TASK.METRIC")
         return cls(text=text, arms=arms[::-1] if ">" in listed else arms, metric=metric.strip())
 

@@ -7,6 +7,7 @@ there backwards, so that a stage that nothing asks for isn't run.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import itertools
 import json
@@ -16,9 +17,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from vig_ray.arguments import explained
+from vig_ray.dataset.options import Share
 from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
@@ -36,8 +38,13 @@ MODEL_NAME = "model"
 REFERENCE = re.compile(r"\$([a-z][a-z0-9_-]*)")
 _BUILT_IN = {"demo-model": CHECKPOINT, "hard-model": HARD_CHECKPOINT}
 _DIGITS = 10
-# What doesn't decide an output: a stage that differs in nothing else is the same one.
-_HOW = ("workers", "prepare_workers", "batch_tokens", "micro_batch", "loaders", "rows_per_file", "device", "window")
+# What doesn't decide an output: a stage that differs in nothing else is the same one. A device does, where it decides
+# the precision.
+_HOW = {"workers", "prepare_workers", "batch_tokens", "micro_batch", "loaders", "rows_per_file", "window"}
+_OURS = ("out", "address", "overwrite", "dry_run")
+"""Options that a study sets itself."""
+_WEIGHT = re.compile(r"=[\d.]+$")  # --data PATH=WEIGHT
+_NAMED_MODEL = re.compile(r"[\w.:-]+=")
 
 
 @dataclass(frozen=True)
@@ -89,15 +96,19 @@ def label_of(arm: str, axes: Mapping[str, Any]) -> str:
     return " ".join((arm, *(f"{name.rpartition('.')[2]}={value}" for name, value in axes.items())))
 
 
-def spell_out(study: StudyFile, path: str, out: str) -> Graph:
-    """The graph of a study's file at `path`, whose outputs go to OUT/runs. Raises StageError, which names the place in
-    the file, where an option is wrong or a path isn't there."""
+def spell_out(study: StudyFile, path: str, out: str, *, pilot: float | None = None, whole: str | None = None) -> Graph:
+    """The graph of a study's file at `path`, whose outputs go to OUT/runs.
+
+    `pilot`: share of the data, and of the steps where they are counted, that is taken; not of the steps of the stage
+    `whole`. Raises StageError, which names the place in the file, where an option is wrong or a path isn't there.
+    """
     nodes: dict[str, Node] = {}
+    states: dict[str, str] = {}
     cells = []
     for seed in study.all_seeds:
         for arm, changes in study.arms.items():
             for axes in _axes(study, changes):
-                one = _Cell(study, path, out, arm, axes, seed, nodes)
+                one = _Cell(study, path, out, arm, axes, seed, nodes, pilot, whole, states)
                 last = one.node(LAST, ())
                 cells.append(Cell(arm, axes, seed, (*one.taken, last.name)))
     return Graph(nodes, tuple(cells))
@@ -127,9 +138,13 @@ class _Cell:
         axes: Mapping[str, Any],
         seed: int,
         nodes: dict[str, Node],
+        pilot: float | None,
+        whole: str | None,
+        states: dict[str, str],
     ) -> None:
         self._study, self._path, self._out, self._arm, self._axes = study, path, out, arm, axes
-        self._seed, self._nodes = seed, nodes
+        self._seed, self._nodes, self._pilot, self._whole = seed, nodes, pilot, whole
+        self._runs, self._states = join(out, "runs") + "/", states
         self._of_stage: dict[str, Node] = {}
         self.taken: list[str] = []
 
@@ -151,8 +166,9 @@ class _Cell:
         verb = str(options.pop("run", stage))
         if verb not in KINDS:
             raise StageError(f"{self._path}: stages.{stage}: {verb}: no such stage; there are {', '.join(KINDS)}")
-        if "out" in options:
-            raise StageError(f"{self._path}: stages.{stage}.out: a study names the folders of its stages itself")
+        for option in _OURS:
+            if option in options:
+                raise StageError(f"{self._path}: stages.{stage}.{option}: a study sets it itself; leave it out")
         config_class, _ = loaded(verb)
         for option, reference in KINDS[verb].wired.items():
             if stage == verb and option not in options and self._knows(reference[1:]):
@@ -169,22 +185,27 @@ class _Cell:
         }
         if verb == "eval":
             resolved = self._of_one_model(resolved)
-        folder = os.path.dirname(os.path.abspath(self._path))
-        with contextlib.chdir(folder):
-            resolved = {option: option_in_full(option, value) for option, value in resolved.items()}
+        where = f"{self._path}: stages.{stage}.{{}}".format
         try:
             config_class.model_validate({**resolved, "out": "-"})
+            if self._pilot is not None:
+                imports = not any(self._runs in text for text in strings_in(resolved.get("data")))
+                resolved = as_pilot(resolved, verb, self._pilot, imports=imports, steps=stage != self._whole)
+                config_class.model_validate({**resolved, "out": "-"})
         except ValidationError as error:
-            where = f"{self._path}: stages.{stage}.{{}}".format
             raise StageError(f"{'; '.join(explained(error, where))} (arm {self._arm})") from error
+        folder = os.path.dirname(os.path.abspath(self._path))
+        with contextlib.chdir(folder):
+            resolved = {option: option_in_full(option, _as_text(value)) for option, value in resolved.items()}
         self._check_paths(stage, resolved)
-        states = {option: _state(value, self._out) for option, value in sorted(resolved.items())}
+        how = _HOW | ({"device"} if "dtype" in resolved else set())
+        states = {option: _state(value, self._runs, self._states) for option, value in sorted(resolved.items())}
         identity = {
             "verb": verb,
-            "options": {name: value for name, value in resolved.items() if name not in _HOW},
+            "options": {name: value for name, value in resolved.items() if name not in how},
             "files": {option: state for option, state in states.items() if state},
         }
-        canonical = json.dumps(identity, sort_keys=True, default=str).replace(self._out, "$OUT")
+        canonical = json.dumps(identity, sort_keys=True, default=str).replace(self._runs, "$OUT/")
         name = f"{stage}-{hashlib.blake2b(canonical.encode(), digest_size=20).hexdigest()[:_DIGITS]}"
         node = Node(name, stage, verb, resolved, tuple(dict.fromkeys(inputs)))
         self._nodes.setdefault(name, node)
@@ -222,16 +243,16 @@ class _Cell:
             return value
         whole = REFERENCE.fullmatch(value)
         if whole and whole[1] in self._values:
-            return self._resolved(self._values[whole[1]], stage, option, asked_by, inputs)
+            return self._value(whole[1], stage, option, asked_by, inputs)
 
         def stands_for(found: re.Match[str]) -> str:
             name = found[1]
             if name in self._values:
-                return str(self._resolved(self._values[name], stage, option, asked_by, inputs))
+                return str(self._value(name, stage, option, asked_by, inputs))
             if name not in self._study.stages and name not in self._arm_changes:
                 known = ", ".join((*self._study.stages, *self._values))
                 raise StageError(f"{self._path}: stages.{stage}.{option}: ${name}: no such name; there are {known}")
-            node = self.node(name, asked_by)
+            node = self.node(name, tuple(each for each in asked_by if not each.startswith("$")))
             inputs.append(node.name)
             folder = join(self._out, "runs", node.name)
             if value[found.end() : found.end() + 1] == "/":
@@ -246,6 +267,12 @@ class _Cell:
 
         return REFERENCE.sub(stands_for, value)
 
+    def _value(self, name: str, stage: str, option: str, asked_by: tuple[str, ...], inputs: list[str]) -> Any:
+        """What a value stands for. Raises StageError where it stands for itself."""
+        if f"${name}" in asked_by:
+            raise StageError(f"{self._path}: values.{name}: stands for itself, by way of others or not")
+        return self._resolved(self._values[name], stage, option, (*asked_by, f"${name}"), inputs)
+
     def _of_one_model(self, options: Options) -> Options:
         """The options of an evaluation, whose one model has the same name in every table."""
         model = options.get("model")
@@ -253,6 +280,8 @@ class _Cell:
             model = model[0]
         if not isinstance(model, str):
             raise StageError(f"{self._path}: stages.{LAST}.model: takes one model; arms are what compares models")
+        if _NAMED_MODEL.match(model):
+            raise StageError(f"{self._path}: stages.{LAST}.model: {model}: arms have names, models none; leave it out")
         return {**options, "model": [f"{MODEL_NAME}={model}"]}
 
     def _check_paths(self, stage: str, options: Mapping[str, Any]) -> None:
@@ -261,8 +290,8 @@ class _Cell:
             if option not in (*PATHS, *MODELS, "data"):
                 continue
             for each in strings_in(value):
-                path = each.removeprefix(f"{MODEL_NAME}=") if option == "model" else each
-                if path.startswith(self._out) or scheme_of(path) or any(sign in path for sign in "*?[{"):
+                path = each.removeprefix(f"{MODEL_NAME}=") if option == "model" else _WEIGHT.sub("", each)
+                if path.startswith(self._runs) or scheme_of(path) or any(sign in path for sign in "*?[{"):
                     continue
                 if option in MODELS and not (is_local(path) or path.startswith((".", "/", "~"))):
                     continue  # an id on the hub
@@ -284,23 +313,60 @@ def strings_in(value: Any) -> Iterator[str]:
             yield from strings_in(each)
 
 
-def _state(value: Any, out: str) -> list[Any]:
+def as_pilot(options: Options, verb: str, share: float, *, imports: bool, steps: bool) -> Options:
+    """A stage's options where it takes this share of the data that it imports, of the samples that it makes and, with
+    `steps`, of the steps that it is told to make."""
+    changed: Options = {}
+    if imports and verb in ("import", "score"):
+        given = TypeAdapter(Share).validate_python(options.get("sample"))
+        changed["sample"] = f"{100 * share * (1.0 if given is None else given):g}%"
+    if verb == "demo":
+        made = options.get("samples", loaded(verb)[0].model_fields["samples"].default)
+        changed["samples"] = max(1, round(int(made) * share))
+    if steps and options.get("max_steps"):
+        changed["max_steps"] = max(1, round(int(options["max_steps"]) * share))
+    return {**options, **changed}
+
+
+def _as_text(value: Any) -> Any:
+    """A dict's values as text, as the command line has them."""
+    return {name: str(each) for name, each in value.items()} if isinstance(value, dict) else value
+
+
+def _state(value: Any, runs: str, known: dict[str, str]) -> list[str]:
     """What tells the files that an option names from others in their place: a model by its weights, a file by its size
-    and when it was changed, a folder by those of what lies in it. Outputs of other stages are told apart by name."""
-    found: list[Any] = []
+    and when it was changed, a folder or a pattern by those of all in it. Outputs of other stages are told apart by
+    name, and so is what lies elsewhere. `known`: what has been looked at."""
+    found = []
     for each in strings_in(value):
-        path = each.removeprefix(f"{MODEL_NAME}=")
-        if not path.startswith("/") or path.startswith(out) or not os.path.exists(path):
-            continue
-        if os.path.isfile(os.path.join(path, "config.json")):
-            found.append(fingerprint(path))
-        elif os.path.isdir(path):
-            with os.scandir(path) as entries:
-                found.append(sorted((entry.name, *_stamp(entry.stat())) for entry in entries))
-        else:
-            found.append(_stamp(os.stat(path)))
+        path = _WEIGHT.sub("", each.removeprefix(f"{MODEL_NAME}="))
+        if path.startswith("/") and not path.startswith(runs):
+            if path not in known:
+                known[path] = _state_of(path)
+            found += [known[path]] if known[path] else []
     return found
 
 
-def _stamp(state: os.stat_result) -> tuple[int, int]:
+def _state_of(path: str) -> str:
+    if os.path.isfile(os.path.join(path, "config.json")):
+        return fingerprint(path)
+    digest, empty = hashlib.blake2b(digest_size=_DIGITS), True
+    inside = glob.glob(path, recursive=True) if any(sign in path for sign in "*?[") else [path]
+    for top in sorted(inside):
+        for file in sorted(_files(top)):
+            digest.update(f"{file} {_stamp(file)}".encode())
+            empty = False
+    return "" if empty else digest.hexdigest()
+
+
+def _files(top: str) -> Iterator[str]:
+    """A file, or all in a folder."""
+    if os.path.isfile(top):
+        yield top
+    for folder, _, names in os.walk(top):
+        yield from (os.path.join(folder, name) for name in names)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    state = os.stat(path)
     return state.st_size, state.st_mtime_ns

@@ -27,11 +27,11 @@ from vig_ray.study.config import StudyConfig
 from vig_ray.study.file import StudyFile
 from vig_ray.study.graph import LAST, Cell, Graph, Node, spell_out
 from vig_ray.study.record import Record
-from vig_ray.study.results import RUNGS, Results, Trial, gather
+from vig_ray.study.results import RUNGS, Results, Tried, gather
 from vig_ray.study.results_json import as_json
 from vig_ray.study.runner import Progress, in_order, take_what_is_there
 from vig_ray.study.runner import run as run_nodes
-from vig_ray.study.search import Searched, Short, before_training, parse, search
+from vig_ray.study.search import Searched, before_training, parse, search, trial_of
 from vig_ray.study.text import cell_text, plan_text, results_text
 
 log = logging.getLogger(__name__)
@@ -77,13 +77,21 @@ def run(config: StudyConfig) -> Studied | Planned:
 
     Raises StageError, before anything runs, where the file, an option of a stage or a path in it is wrong.
     """
+    if scheme_of(config.out) not in ("", "file"):
+        raise StageError(f"--out {config.out}: a study's stages share a folder; name one that all machines see")
+    config = config.model_copy(update={"study": os.path.abspath(config.study)})
     study = chosen(files.read(config.study), config)
     out = absolute(config.out)
     check_writable(out)
     searched = None if config.search is None else parse(config.search, study)
     if searched is not None:
         study = study.model_copy(update={"vary": {**study.vary, searched.name: searched.values}})
-    graph = spell_out(study, config.study, out)
+    graph = spell_out(study, config.study, out, pilot=config.pilot)
+    if config.pilot is not None and graph.nodes.keys() == spell_out(study, config.study, out).nodes.keys():
+        raise StageError(
+            f"--pilot {100 * config.pilot:g}%: nothing in {config.study} is made less by it; it takes a share of "
+            "imported data, of a demo's samples, and of max_steps"
+        )
     check_numbers(study, config.study, graph)
     at_work = _AtWork(study, config, graph, out)
     take_what_is_there(at_work.progress, list(graph.nodes.values()), out)
@@ -107,9 +115,6 @@ def run(config: StudyConfig) -> Studied | Planned:
 @contextmanager
 def _lock(out: str) -> Iterator[None]:
     """Keep a second `vig study` from the same folder of this machine. Raises StageError where one is at work."""
-    if scheme_of(out) not in ("", "file"):
-        yield
-        return
     folder = Path(out.removeprefix("file://"))
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / _LOCK)
@@ -128,35 +133,45 @@ class _AtWork:
 
     def __init__(self, study: StudyFile, config: StudyConfig, graph: Graph, out: str) -> None:
         self._study, self._config, self._graph, self._out = study, config, graph, out
-        self._trials: tuple[Trial, ...] = ()
+        self._trials: tuple[Tried, ...] = ()
         self.progress = Progress()
 
     def search(self, searched: Searched, cells: Sequence[Cell]) -> tuple[Cell, ...]:
-        """Short runs of the first seed's cells with these values; the cells, of all seeds, that are worth whole ones,
-        and those of arms that name the option themselves."""
-        first = cells[0].seed
+        """Short runs of the first seed's cells with these values, the better half of each arm longer; the cells, of all
+        seeds, that are worth whole ones, and those of arms that name the option themselves."""
+        first, config, study = cells[0].seed, self._config, self._study
         tried = [cell for cell in cells if cell.seed == first and searched.name in cell.axes]
         if not tried:
             raise StageError(f"--search {searched.name}: every arm has its own; leave it out of one")
-        metric, higher_is_better = headline(self._study, self._graph, self._config.study)
-        shorts = [Short(self._study, self._config.study, self._out, cell) for cell in tried]
+        metric, higher_is_better = headline(study, self._graph, config.study)
         needed = before_training(tried, self._graph)
-        config = self._config
         with machines(config.address, actors=config.workers or os.cpu_count() or 1) as ray_has:
             at_once = config.workers or ray_has.cores
             with RowProgress("search", len(needed), units="stages") as bar:
                 run_nodes(
-                    self.progress, needed, self._out, ray_has, at_once=at_once, budget=self._study.budget,
+                    self.progress, needed, self._out, ray_has, at_once=at_once, budget=study.budget,
                     told=lambda record: bar.say(_line(record)), look=lambda: None,
                 )  # fmt: skip
-            log.info("searching %s over %d values of %d arms", searched.name, len(searched.values), len(tried))
-            trials = search(
-                shorts, self._graph, metric, higher_is_better=higher_is_better, ray_has=ray_has, at_once=at_once
-            )
-        self._trials = tuple(trials)
-        for each in trials:
+            missing = [node.name for node in needed if not self.progress.done(node.name)]
+            if missing:
+                why = self.progress.over or self.progress.records.get(missing[0])
+                raise StageError(f"--search: {missing[0]}: {why.told if isinstance(why, Record) else why or 'not run'}")
+            for arm in dict.fromkeys(cell.arm for cell in tried):
+                log.info("searching %s: %d values of %s", searched.name, len(searched.values), arm)
+                trials = [
+                    trial_of(cell, study, config.study, self._graph, self._out, config.pilot)
+                    for cell in tried
+                    if cell.arm == arm
+                ]
+                self._trials += tuple(
+                    search(
+                        trials, self._out, metric, higher_is_better=higher_is_better, gpus=bool(ray_has.gpus),
+                        at_once=at_once,
+                    )
+                )  # fmt: skip
+        for each in self._trials:
             log.info("%s: %s of %s at %s", each.label, metric, RUNGS[: len(each.rungs)], each.rungs)
-        kept = {each.label for each in trials if each.survived}
+        kept = {each.label for each in self._trials if each.survived}
         take_what_is_there(self.progress, list(self._graph.nodes.values()), self._out)
         return tuple(cell for cell in cells if searched.name not in cell.axes or cell.label in kept)
 
@@ -236,7 +251,8 @@ def _line(record: Record) -> str:
 
 
 def _further(graph: Graph, cells: Sequence[Cell], results: Results) -> tuple[Cell, ...]:
-    """The cells, and of each arm in an open order those of one more seed; () where nothing is open or no seed left."""
+    """The cells, and of each arm in an open order those of all further seeds; () where nothing is open, or where
+    another seed is the same run."""
     open_labels = {
         label
         for claim in results.claims
@@ -245,11 +261,9 @@ def _further(graph: Graph, cells: Sequence[Cell], results: Results) -> tuple[Cel
         for label in (step.low, step.high)
     }
     have = {(cell.label, cell.seed) for cell in cells}
-    more = []
-    for label in open_labels:
-        left = [cell for cell in graph.cells if cell.label == label and (cell.label, cell.seed) not in have]
-        more += [cell for cell in left if cell.seed == min(each.seed for each in left)]
-    if not more:
+    runs = {cell.last for cell in cells}
+    more = [cell for cell in graph.cells if cell.label in open_labels and (cell.label, cell.seed) not in have]
+    if not any(cell.last not in runs for cell in more):
         return ()
     wanted = have | {(cell.label, cell.seed) for cell in more}
     return tuple(cell for cell in graph.cells if (cell.label, cell.seed) in wanted)

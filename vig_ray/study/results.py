@@ -11,14 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vig_ray.errors import StageError
 from vig_ray.study.file import Order, StudyFile
-from vig_ray.study.graph import MODEL_NAME, Cell, Graph
+from vig_ray.study.graph import MODEL_NAME, Cell, Graph, label_of
 from vig_ray.study.record import Record
-from vig_ray.study.statistics import Difference, Mean, ScalingLaw, difference, mean_of, scaling_law
+from vig_ray.study.statistics import CONFIDENCE, Difference, Mean, ScalingLaw, difference, mean_of, scaling_law
 
 Json = dict[str, Any]
-_SMALLEST_FIT = 2
 
 RUNGS = (0.25, 0.5, 1.0)
 """Of a search: the shares of a training's steps at which the better half goes on."""
@@ -42,7 +40,7 @@ class Metric(NamedTuple):
 @dataclass(frozen=True)
 class Row:
     """An arm, with one value of each of what is varied. `values`: by metric and seed; `tokens` trained on and the
-    training's `seconds`: by seed."""
+    training's `seconds`: by seed. `runs`: the evaluation of each seed, which may be one for several."""
 
     label: str
     arm: str
@@ -50,10 +48,20 @@ class Row:
     values: Mapping[str, Mapping[int, float]]
     tokens: Mapping[int, int]
     seconds: Mapping[int, float]
+    runs: Mapping[int, str]
 
     def mean(self, metric: str) -> Mean:
-        """Over seeds."""
-        return mean_of(list(self.values[metric].values()))
+        """Over seeds; one run counts once."""
+        return mean_of(list({self.runs[seed]: value for seed, value in self.values[metric].items()}.values()))
+
+
+def apart(ours: Row, theirs: Row, metric: str, confidence: float = CONFIDENCE) -> Difference:
+    """The difference of two rows, over the seeds that both have; two runs are one pair, however many seeds they are."""
+    one, other = ours.values[metric], theirs.values[metric]
+    pairs = {
+        (ours.runs[seed], theirs.runs[seed]): (one[seed], other[seed]) for seed in sorted(one.keys() & other.keys())
+    }
+    return difference(list(pairs.values()), confidence)
 
 
 class Step(NamedTuple):
@@ -103,7 +111,7 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Tried:
     """One value of one arm: its number at each rung that it came to."""
 
     label: str
@@ -131,11 +139,11 @@ class Results:
     missing: Mapping[str, str]
     cost: Json
     pilot: float | None = None
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[Tried, ...] = ()
 
     def difference(self, row: Row, metric: str) -> Difference:
         """From the baseline, in pairs of seeds."""
-        return difference(row.values[metric], self.base_of(row).values[metric])
+        return apart(row, self.base_of(row), metric)
 
     def base_of(self, row: Row) -> Row:
         """What a row is compared with: of a varied baseline the row with the same values, as far as it has them."""
@@ -213,13 +221,13 @@ def _row(
         if table is not None and trained:
             tokens[cell.seed] = trained[-1].tokens or 0
             seconds[cell.seed] = sum(each.seconds for each in trained)
-    return Row(label, cells[0].arm, cells[0].axes, values, tokens, seconds)
+    return Row(label, cells[0].arm, cells[0].axes, values, tokens, seconds, {cell.seed: cell.last for cell in cells})
 
 
 def _baseline(study: StudyFile, rows: Sequence[Row]) -> str:
     """The row that others are compared with: the arm that is named, or the first; of a varied one its first."""
     arm = study.baseline or rows[0].arm
-    return next(row.label for row in rows if row.arm == arm)
+    return next((row.label for row in rows if row.arm == arm), rows[0].label)
 
 
 def rows_of(name: str, rows: Sequence[Row]) -> list[Row]:
@@ -229,36 +237,51 @@ def rows_of(name: str, rows: Sequence[Row]) -> list[Row]:
 
 
 def _claims(study: StudyFile, rows: Sequence[Row]) -> Iterator[Claim]:
-    """The orders, of a varied arm once for each value that all its arms have."""
+    """The orders; of varied arms once for each choice of values that all its arms have in common."""
+    confidence = confidence_of(study)
     for text in study.orders:
         order = Order.parse(text)
-        found = [rows_of(name, rows) for name in order.arms]
-        most = max(map(len, found))
-        if any(len(each) not in (1, most) for each in found):
-            raise StageError(f"orders: {text}: its arms are varied by different values; name them as 'ARM p=30'")
-        for number in range(most):
-            of_step = [each[number if len(each) > 1 else 0] for each in found]
+        for chosen in itertools.product(*(rows_of(name, rows) for name in order.arms)):
+            named = [row for name, row in zip(order.arms, chosen, strict=True) if row.label != name]
+            if not _agree(named):
+                continue
             steps = tuple(
-                Step(low.label, high.label, difference(high.values[order.metric], low.values[order.metric]))
-                for low, high in itertools.pairwise(of_step)
-                if order.metric in low.values
+                Step(low.label, high.label, apart(high, low, order.metric, confidence))
+                for low, high in itertools.pairwise(chosen)
             )
             yield Claim(order, steps)
 
 
+def _agree(rows: Sequence[Row]) -> bool:
+    """Whether rows have the same value of whatever is varied of two of them."""
+    return all(
+        one.axes.get(name, value) == value
+        for one, other in itertools.combinations(rows, 2)
+        for name, value in other.axes.items()
+    )
+
+
+def confidence_of(study: StudyFile) -> float:
+    """At which orders are told. Where seeds may be added to what is open, there are two looks at it, and an order that
+    isn't there would be found at either: each look is at half of 5 % (Bonferroni)."""
+    return 1 - (1 - CONFIDENCE) / 2 if study.more_seeds else CONFIDENCE
+
+
 def _scaled(study: StudyFile, rows: Sequence[Row]) -> Iterator[Scaled]:
-    """A law of each arm, of means over seeds."""
+    """A law of each arm, and of each value of what else is varied, of means over seeds."""
     if study.scaling is None:
         return
     over, of = study.scaling.over, study.scaling.of
-    for arm in dict.fromkeys(row.arm for row in rows):
-        points = sorted(
-            (float(row.axes[over]), row.mean(of).value)
-            for row in rows
-            if row.arm == arm and over in row.axes and row.values.get(of)
-        )
-        if len(points) <= _SMALLEST_FIT:
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if over in row.axes and row.values.get(of):
+            rest = {name: value for name, value in row.axes.items() if name != over}
+            groups.setdefault(label_of(row.arm, rest), []).append((float(row.axes[over]), row.mean(of).value))
+    for label, points in groups.items():
+        *smaller, (largest, found) = sorted(points)
+        sizes, losses = [size for size, _ in smaller], [loss for _, loss in smaller]
+        try:
+            law = scaling_law(sizes, losses)
+        except ValueError:  # too few sizes so far, or losses that have no law
             continue
-        *smaller, (largest, found) = points
-        law = scaling_law([size for size, _ in smaller], [loss for _, loss in smaller])
-        yield Scaled(arm, law, tuple(size for size, _ in smaller), largest, law.at(largest), found)
+        yield Scaled(label, law, tuple(sizes), largest, law.at(largest), found)

@@ -14,12 +14,12 @@ from vig_ray.cluster import Machines
 from vig_ray.errors import StageError
 from vig_ray.storage import one_line
 from vig_ray.study import record as records
-from vig_ray.study.carry_out import task_of
+from vig_ray.study.carry_out import by_jobs, task_of
 from vig_ray.study.file import Budget
 from vig_ray.study.graph import Cell, Node
 from vig_ray.study.record import Record, command_of
 
-_RETRIES = 8
+_RETRIES = 3
 _LOOK_S = 1.0
 
 
@@ -72,14 +72,12 @@ def run(
     told: Callable[[Record], None],
     look: Callable[[], None],
 ) -> None:
-    """Run all nodes that aren't done. A failed one costs those that need it, and no other.
+    """Run all nodes that haven't ended. A failed one costs those that need it, and no other.
 
     `at_once`: the most tasks at a time, None where Ray's resources alone decide. `told`: called with each record as it
     comes; `look`: called every second.
     """
-    waiting = [node for node in nodes if not progress.done(node.name)]
-    for node in waiting:
-        progress.records.pop(node.name, None)  # an earlier failure is tried again
+    waiting = [node for node in nodes if node.name not in progress.records and node.name not in progress.without]
     under_way: dict[ray.ObjectRef, tuple[Node, int]] = {}
     try:
         while waiting or under_way:
@@ -90,6 +88,9 @@ def run(
             for node in _ready(progress, waiting):
                 if at_once is not None and len(under_way) >= at_once:
                     break
+                # Those that start workers of their own, one at a time: each might hold what the other waits for.
+                if by_jobs(node) and any(by_jobs(other) for other, _ in under_way.values()):
+                    continue
                 task, gpus = task_of(node, gpus=bool(ray_has.gpus), retries=_RETRIES)
                 under_way[task.remote(node, out, gpus)] = node, gpus
                 progress.running[node.name] = time.monotonic()

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from vig_ray.cluster import Machines, alone
+from vig_ray.cluster import alone
 from vig_ray.errors import StageError
 from vig_ray.study import record as records
-from vig_ray.study.carry_out import carry_out
+from vig_ray.study.carry_out import by_jobs, carry_out
 from vig_ray.study.file import StudyFile
 from vig_ray.study.graph import MODEL_NAME, Cell, Graph, Node, spell_out
 from vig_ray.study.record import folder_of
-from vig_ray.study.results import RUNGS, Trial
+from vig_ray.study.results import RUNGS, Tried
 from vig_ray.study.stages import KINDS, loaded
 
 log = logging.getLogger(__name__)
@@ -95,109 +95,134 @@ def _full_name(name: str, study: StudyFile, text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Short:
-    """One cell of a search, and how its runs of any length are spelled out."""
+class Trial:
+    """A cell of one value, and the nodes that each length of its training takes, the shortest first."""
 
-    study: StudyFile
-    path: str
-    out: str
     cell: Cell
-
-    def of_steps(self, steps: int | None, stage: str) -> list[Node]:
-        """The nodes of this cell where its stage `stage` makes so many steps; None: all of them."""
-        changes = {name: dict(given) if isinstance(given, dict) else given
-                   for name, given in self.study.arms[self.cell.arm].items()}  # fmt: skip
-        if steps is not None:
-            changes[stage] = {**changes.get(stage, {}), "max_steps": steps, "epochs": None}
-        vary = {name: (value,) for name, value in self.cell.axes.items()}
-        one = self.study.model_copy(
-            update={"arms": {self.cell.arm: changes}, "vary": vary, "seeds": (self.cell.seed,), "more_seeds": None}
-        )
-        graph = spell_out(one, self.path, self.out)
-        return [graph.nodes[name] for name in graph.cells[0].nodes]
+    rungs: tuple[tuple[Node, ...], ...]
 
 
 def training_of(cell: Cell, nodes: Mapping[str, Node]) -> Node:
-    """The last training of a cell. Raises StageError where it has none."""
-    for name in reversed(cell.nodes):
-        if nodes[name].verb in ("train", "train-text"):
-            return nodes[name]
-    raise StageError(f"--search: {cell.label} trains nothing, so there is nothing to shorten; leave it out by --arms")
+    """The last training of a cell. Raises StageError where it has none, or where it can't be run in one process."""
+    at = [place for place, name in enumerate(cell.nodes) if nodes[name].verb in ("train", "train-text")]
+    if not at:
+        raise StageError(
+            f"--search: {cell.label} trains nothing, so there is nothing to shorten; leave it out by --arms"
+        )
+    for name in _behind(cell, nodes, cell.nodes[at[-1]]):
+        if by_jobs(nodes[name]):
+            raise StageError(f"--search: {nodes[name].stage} of {cell.label} starts workers of its own, which a search "
+                             "has no room for; search with one worker and the torch engine")  # fmt: skip
+    return nodes[cell.nodes[at[-1]]]
+
+
+def _behind(cell: Cell, nodes: Mapping[str, Node], first: str) -> list[str]:
+    """The nodes of a cell that need `first`, itself among them."""
+    found = [first]
+    for name in cell.nodes:
+        if any(each in found for each in nodes[name].inputs):
+            found.append(name)
+    return found
 
 
 def before_training(cells: Sequence[Cell], graph: Graph) -> list[Node]:
-    """The nodes that all lengths of these cells share, each after its inputs."""
+    """The nodes of these cells that don't need the training, each after its inputs."""
     names: dict[str, None] = {}
     for cell in cells:
-        training = training_of(cell, graph.nodes).name
-        for name in cell.nodes[: cell.nodes.index(training)]:
-            names[name] = None
+        behind = _behind(cell, graph.nodes, training_of(cell, graph.nodes).name)
+        names |= dict.fromkeys(name for name in cell.nodes if name not in behind)
     return [graph.nodes[name] for name in names]
 
 
+def trial_of(cell: Cell, study: StudyFile, path: str, graph: Graph, out: str, pilot: float | None) -> Trial:
+    """A cell's trial. What doesn't need the training must be there, since it decides how many steps there are."""
+    training = training_of(cell, graph.nodes)
+    whole, rungs = _steps(training, out), []
+    for share in RUNGS[:-1]:
+        changes = {name: dict(given) if isinstance(given, dict) else given
+                   for name, given in study.arms[cell.arm].items()}  # fmt: skip
+        steps = {"max_steps": max(1, round(share * whole)), "epochs": None}
+        changes[training.stage] = {**changes.get(training.stage, {}), **steps}
+        one = study.model_copy(
+            update={
+                "arms": {cell.arm: changes},
+                "vary": {name: (value,) for name, value in cell.axes.items()},
+                "seeds": (cell.seed,),
+                "more_seeds": None,
+            }
+        )
+        short = spell_out(one, path, out, pilot=pilot, whole=training.stage)
+        rungs.append(tuple(short.nodes[name] for name in short.cells[0].nodes))
+    return Trial(cell, (*rungs, tuple(graph.nodes[name] for name in cell.nodes)))
+
+
+def _steps(training: Node, out: str) -> int:
+    """The steps of a whole training."""
+    config_class, run = loaded(training.verb)
+    given = {**training.options, "out": folder_of(out, training.name), "dry_run": True}
+    with alone():
+        return int(run(config_class.model_validate(given)).steps)
+
+
 def search(
-    shorts: Sequence[Short],
-    graph: Graph,
-    metric: str,
-    *,
-    higher_is_better: bool,
-    ray_has: Machines,
-    at_once: int | None,
-) -> list[Trial]:
-    """Run the trials; best first. What they have in common must be there.
+    trials: Sequence[Trial], out: str, metric: str, *, higher_is_better: bool, gpus: bool, at_once: int | None
+) -> list[Tried]:
+    """Run trials that are compared with each other; best first. Those that end in the same node are one.
 
     Raises StageError where none gave a number.
     """
-    by_label = {short.cell.label: short for short in shorts}
-    gpus = int(bool(ray_has.gpus))
-    stages = {short.cell.label: training_of(short.cell, graph.nodes) for short in shorts}
+    by_end: dict[str, list[Trial]] = {}
+    for each in trials:
+        by_end.setdefault(each.cell.last, []).append(each)
 
-    def trial(config: Mapping[str, Any]) -> None:
-        short = by_label[config["label"]]
-        for share in RUNGS:
-            tune.report({"score": rung(short, stages[config["label"]], share, metric, gpus)})
+    def run(config: Mapping[str, Any]) -> None:
+        for nodes in by_end[config["end"]][0].rungs:
+            tune.report({"score": _number_after(nodes, out, metric, int(gpus))})
 
     kept = tempfile.mkdtemp(prefix="vig-search-")
     scheduler = ASHAScheduler(time_attr="training_iteration", max_t=len(RUNGS), grace_period=1, reduction_factor=2)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the study, not a part of it
     try:
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         done = tune.Tuner(
-            tune.with_resources(trial, {"cpu": 1, "gpu": gpus}),
-            param_space={"label": tune.grid_search(list(by_label))},
+            tune.with_resources(run, {"cpu": 1, "gpu": int(gpus)}),
+            param_space={"end": tune.grid_search(list(by_end))},
             tune_config=tune.TuneConfig(
                 metric="score", mode="max" if higher_is_better else "min", scheduler=scheduler,
                 max_concurrent_trials=at_once,
             ),
             run_config=tune.RunConfig(storage_path=kept, verbose=0),
         ).fit()  # fmt: skip
-        trials = [_trial_of(result) for result in done]
+        tried = [
+            Tried(each.cell.label, scores)
+            for result in done
+            if (scores := _scores(result))
+            for each in by_end[str((result.config or {}).get("end"))]
+        ]
     finally:
         shutil.rmtree(kept, ignore_errors=True)
     for result in done:
         if result.error is not None:
-            log.warning("%s: %s", (result.config or {}).get("label"), str(result.error).strip().splitlines()[-1])
-    trials = [each for each in trials if each.rungs]
-    if not trials:
-        raise StageError("--search: no trial gave a number; the log of each stage says why, OUT/runs/*/log.txt")
+            end = str((result.config or {}).get("end"))
+            log.warning("%s: %s", by_end[end][0].cell.label, str(result.error).strip().splitlines()[-1])
+    if not tried:
+        raise StageError(f"--search: no trial of {trials[0].cell.arm} gave a number; OUT/runs/*/log.txt say why")
     sign = 1 if higher_is_better else -1
-    return sorted(trials, key=lambda each: (len(each.rungs), sign * each.rungs[-1]), reverse=True)
+    return sorted(tried, key=lambda each: (len(each.rungs), sign * each.rungs[-1]), reverse=True)
 
 
-def _trial_of(result: Any) -> Trial:
+def _scores(result: Any) -> tuple[float, ...]:
     frame = result.metrics_dataframe
-    scores = () if frame is None or "score" not in frame else tuple(float(value) for value in frame["score"])
-    return Trial(str((result.config or {}).get("label")), scores)
+    return () if frame is None or "score" not in frame else tuple(float(value) for value in frame["score"])
 
 
-def rung(short: Short, training: Node, share: float, metric: str, gpus: int) -> float:
-    """A cell's number after this share of its training's steps. Raises StageError where a stage fails."""
-    steps = None if share == 1 else max(1, round(share * _steps(training, short.out)))
-    nodes = short.of_steps(steps, training.stage)
+def _number_after(nodes: Sequence[Node], out: str, metric: str, gpus: int) -> float:
+    """The number that the last of these nodes comes to; those that are done aren't run again. Raises StageError."""
     table: Mapping[str, Any] | None = None
     for node in nodes:
-        found = records.read(short.out, node.name)
+        found = records.read(out, node.name)
         if found is None or not found.done:
-            found = carry_out(node, short.out, gpus)
+            found = carry_out(node, out, gpus)
         if not found.done:
             raise StageError(f"{found.name}: {found.told}")
         table = found.table
@@ -208,11 +233,3 @@ def rung(short: Short, training: Node, share: float, metric: str, gpus: int) -> 
             if value is not None:
                 return float(value)
     raise StageError(f"{nodes[-1].name}: has no number {metric}")
-
-
-def _steps(training: Node, out: str) -> int:
-    """The steps of a whole training."""
-    config_class, run = loaded(training.verb)
-    given = {**training.options, "out": folder_of(out, training.name), "dry_run": True}
-    with alone():
-        return int(run(config_class.model_validate(given)).steps)

@@ -7,7 +7,7 @@ so that what all arms share in a seed cancels out. Tests hold them against scipy
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ _MOST_SEEDS = 1000
 
 
 class Mean(NamedTuple):
-    """A mean over `n` seeds and its 95 % interval, which one seed doesn't give."""
+    """A mean over `n` seeds and its interval, which one seed doesn't give, nor several without a spread."""
 
     value: float
     low: float | None
@@ -32,22 +32,25 @@ class Mean(NamedTuple):
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def mean_of(values: Sequence[float]) -> Mean:
-    """The mean of finite numbers with Student's interval; NaN of none."""
+def mean_of(values: Sequence[float], confidence: float = CONFIDENCE) -> Mean:
+    """The mean of finite numbers with Student's interval; NaN of none.
+
+    Numbers that are all the same have no interval: a spread of 0 says nothing of the next seed's.
+    """
     n = len(values)
     if not n:
         return Mean(math.nan, None, None, 0)
     middle = float(np.mean(values))
-    if n == 1:
-        return Mean(middle, None, None, 1)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    if n == 1 or max(values) == min(values):
+        return Mean(middle, None, None, n)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * float(np.std(values, ddof=1)) / math.sqrt(n)
     return Mean(middle, middle - half, middle + half, n)
 
 
 class Difference(NamedTuple):
     """A paired difference. `p`: of the two-sided paired t-test, None of fewer than two pairs; `seeds_needed`: how many
     seeds would find it with a probability of 80 %, if it and its spread are as they came out; None where there is no
-    telling (fewer than two pairs, no difference, or more than a thousand)."""
+    telling (fewer than two pairs, no spread, no difference, or more than a thousand)."""
 
     mean: Mean
     p: float | None
@@ -59,15 +62,13 @@ class Difference(NamedTuple):
         return self.mean.excludes_zero
 
 
-def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
-    """Of two arms' numbers by seed, over the seeds that both have."""
-    pairs = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    found = mean_of(pairs)
-    if found.n < 2:
+def difference(pairs: Sequence[tuple[float, float]], confidence: float = CONFIDENCE) -> Difference:
+    """Of two arms' numbers in pairs of one seed, ours and theirs."""
+    apart = [ours - theirs for ours, theirs in pairs]
+    found = mean_of(apart, confidence)
+    if found.low is None:
         return Difference(found, None, None)
-    spread = float(np.std(pairs, ddof=1))
-    if spread == 0:
-        return Difference(found, 0.0 if found.value else 1.0, 2 if found.value else None)
+    spread = float(np.std(apart, ddof=1))
     t = found.value / (spread / math.sqrt(found.n))
     p = float(2 * stats.t.sf(abs(t), found.n - 1))
     return Difference(found, p, seeds_needed(found.value, spread))

@@ -10,8 +10,8 @@ from vig_ray.progress import duration
 from vig_ray.study.advice import advice
 from vig_ray.study.graph import Cell, Graph
 from vig_ray.study.record import Record
-from vig_ray.study.results import Claim, Metric, Results, Row
-from vig_ray.study.statistics import Difference, Mean
+from vig_ray.study.results import Claim, Metric, Results, Row, confidence_of
+from vig_ray.study.statistics import CONFIDENCE, Difference, Mean
 
 SAID = {"yes": "holds", "no": "does not hold", "open": "open"}
 
@@ -85,6 +85,9 @@ def results_text(results: Results) -> str:
             "[ ]: 95 %, Student's t over seeds, differences in pairs of one seed; *: excludes 0; (n seeds): would find "
             "it with 80 %, were it as it came out"
         )
+        confidence = confidence_of(results.study)
+        if results.claims and confidence != CONFIDENCE:
+            lines.append(f"orders at {100 * confidence:g} %, since what is open is looked at again with more seeds")
         for claim in results.claims:
             lines += claim_text(claim, metrics)
     for each in results.scaled:
