@@ -1,6 +1,6 @@
 """Run a study as a Ray job; takes the options of `vig study`.
 
-    ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/study.py studies/vig-table5.yaml --out /shared/...
+    ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/study.py study.yaml --out /shared/...
 
 --out is a folder that all machines see.
 

@@ -177,8 +177,8 @@ def test_a_law_is_of_one_value_of_what_else_is_varied() -> None:
                       values={"samples": 1}, scaling={"over": "samples", "of": "t.m"})  # fmt: skip
     losses = {(size, rate): rate * size**-0.2 for size in (1, 2, 4) for rate in (1, 2)}
     rows = [
-        Row("", "vig", {"samples": size, "train.lr": rate}, {"t.m": {0: losses[size, rate]}}, {}, {}, {0: f"{size}{rate}"})
-        for size in (1, 2, 4) for rate in (1, 2)
+        Row("", "vig", {"samples": size, "train.lr": rate}, {"t.m": {0: loss}}, {}, {}, {0: f"{size} {rate}"})
+        for (size, rate), loss in losses.items()
     ]  # fmt: skip
     laws = list(_scaled(study, rows))
     assert [law.arm for law in laws] == ["vig lr=1", "vig lr=2"]
