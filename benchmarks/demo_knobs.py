@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -43,13 +44,14 @@ SETTINGS = (
     "",
     "mismatched=0.2",
     "mismatched=0.4",
-    "prior=0.5",
     "prior=0.9",
     "redundant=0.5",
     "redundant=0.9",
-    "visual=0.5",
     "visual=0.2",
 )
+
+
+Right = npt.NDArray[np.float64]
 
 
 class Asked(NamedTuple):
@@ -89,9 +91,9 @@ def read_asked(folder: Path, model: str) -> list[Asked]:
 
 
 @torch.no_grad()
-def accuracy(model: Any, questions: list[Asked], formatter: Any) -> dict[str, float]:
-    """The share of right answers by kind, and the mean over all questions."""
-    right: dict[str, list[bool]] = {kind: [] for kind in hard.ASKED}
+def answered(model: Any, questions: list[Asked], formatter: Any) -> Right:
+    """Which of Q questions it answers right, 0 or 1, float64 [Q]."""
+    right = []
     model.eval()
     for start in range(0, len(questions), 64):
         batch = questions[start : start + 64]
@@ -101,9 +103,18 @@ def accuracy(model: Any, questions: list[Asked], formatter: Any) -> dict[str, fl
         pixels = formatter.collate([each.prompt.images[0].inputs for each in batch], "cpu", torch.float32)
         logits = model(input_ids=ids, use_cache=False, **pixels).logits
         for row, each in enumerate(batch):
-            right[each.kind].append(int(logits[row, each.place, each.words].argmax()) == 0)
-    by_kind = {kind: statistics.fmean(of) for kind, of in right.items()}
-    return {"all": statistics.fmean(each for of in right.values() for each in of)} | by_kind
+            right.append(float(logits[row, each.place, each.words].argmax() == 0))
+    return np.asarray(right)
+
+
+def mean_and_interval(right_SQ: Right) -> tuple[float, float]:
+    """The mean of S seeds and Q questions, and half of its 95 % interval: what other seeds and other questions would
+    have made of it."""
+    seeds, questions = right_SQ.shape
+    variance = right_SQ.mean(0).var(ddof=1) / questions
+    if seeds > 1:
+        variance += right_SQ.mean(1).var(ddof=1) / seeds
+    return float(right_SQ.mean()), 1.96 * math.sqrt(variance)
 
 
 def trained(model: str, samples: str, *, batch: int, lr: float, seed: int) -> Any:
@@ -131,15 +142,23 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     names = ("all", *hard.ASKED)
-    print(f"{'':24}" + "".join(f"{name:>18}" for name in names) + "   seconds", flush=True)
+    print(f"{'':24}" + "".join(f"{name:>16}" for name in names) + "   less than the first   seconds", flush=True)
     with tempfile.TemporaryDirectory() as name:
         asked.write_hard_asked(f"{name}/asked", options.asked, 90_000)
         questions = read_asked(Path(name, "asked"), options.model)
+        of_kind = {kind: np.array([kind in ("all", each.kind) for each in questions]) for kind in hard.ASKED}
+        of_kind = {"all": np.ones(len(questions), bool), **of_kind}
+
+        def row(setting: str, right_SQ: Right) -> str:
+            told = (mean_and_interval(right_SQ[:, of_kind[each]]) for each in names)
+            return f"{setting:24}" + "".join(f"{mean:8.3f} ± {half:.3f}" for mean, half in told)
+
         formatter = load_formatter(options.model)
-        before = accuracy(load_model(options.model, dtype="float32", device="cpu"), questions, formatter)
-        print(f"{'aligned':24}" + "".join(f"{before[each]:18.3f}" for each in names), flush=True)
+        before = load_model(options.model, dtype="float32", device="cpu")
+        print(row("aligned", answered(before, questions, formatter)[None]), flush=True)
+        first: Right | None = None
         for setting in options.settings:
-            found, seconds = [], []
+            rights, seconds = [], []
             for seed in range(options.seeds):
                 out = os.path.join(name, f"{setting or 'none'}-{seed}")
                 data = hard.write(f"{out}/data", options.samples, 91_000 + seed, knobs_of(setting))
@@ -147,18 +166,14 @@ def main() -> None:
                 began = time.monotonic()
                 model = trained(options.model, f"{out}/samples", batch=options.batch, lr=options.lr, seed=seed)
                 seconds.append(time.monotonic() - began)
-                found.append(accuracy(model, questions, formatter))
-            cells = ""
-            for each in names:
-                values = [of_seed[each] for of_seed in found]
-                # Of the mean over the seeds: what the seeds and the questions that happened to be asked make of it.
-                count = len(questions) if each == "all" else len(questions) / len(hard.ASKED)
-                mean = statistics.fmean(values)
-                error = mean * (1 - mean) / count
-                error += statistics.variance(values) / len(values) if len(values) > 1 else 0
-                cells += f"{mean:10.3f} ± {1.96 * math.sqrt(error):.3f}"
-            seeds = " ".join(f"{of_seed['all']:.3f}" for of_seed in found)
-            print(f"{setting or 'full':24}{cells}{statistics.fmean(seconds):10.0f}   all by seed: {seeds}", flush=True)
+                rights.append(answered(model, questions, formatter))
+            right_SQ = np.stack(rights)
+            first = right_SQ if first is None else first
+            less, half = mean_and_interval(first - right_SQ)  # of the same seeds and questions
+            print(
+                f"{row(setting or 'full', right_SQ)}{less:14.3f} ± {half:.3f}{statistics.fmean(seconds):10.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
