@@ -196,7 +196,7 @@ def _metrics(study: StudyFile, tables: Sequence[Mapping[str, Any]]) -> tuple[Met
                 known.setdefault(name, Metric(name, each["percent"], each["higher_is_better"]))
             if task["main"] is not None:
                 main.append(f"{task['name']}.{task['main']}")
-    wanted = dict.fromkeys((*(study.measured or main), *asked_for(study)))
+    wanted = dict.fromkeys((*(study.measured or main), *asked_for(study))) or known
     return tuple(known.get(name, Metric(name, percent=False, higher_is_better=None)) for name in wanted)
 
 
