@@ -110,7 +110,7 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path: Path, case: str) -> None:
 def test_what_is_no_study(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(StageError, match=told):
         planned(tmp_path, text)
-    with pytest.raises(StageError, match=r"nowhere\.yaml: "):
+    with pytest.raises(StageError, match=r"nowhere\.yaml: No such file"):
         job.run(StudyConfig(study=str(tmp_path / "nowhere.yaml"), out=str(tmp_path)))
 
 

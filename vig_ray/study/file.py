@@ -172,8 +172,10 @@ def read(path: str) -> StudyFile:
     try:
         with open(path, encoding="utf-8") as file:
             values = yaml.load(file, _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise StageError(f"{path}: {one_line(error)}") from error
+    except OSError as error:
+        raise StageError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise StageError(f"{path}: not text in UTF-8") from error
     except yaml.YAMLError as error:
         raise StageError(f"{path}: not YAML: {one_line(error)}") from error
     if not isinstance(values, dict):
