@@ -129,3 +129,14 @@ def test_the_studies_of_the_project_are_right() -> None:
         study = files.read(str(path))
         assert yaml.safe_load(path.read_text())["title"]
         assert spell_out(study, str(path), "/nowhere/out").cells
+
+
+def test_what_suffers_nothing_beside_it_has_a_folder_within_its_own(tmp_path: Path) -> None:
+    study = right(tmp_path)
+    study["stages"]["made"] = {"run": "assemble", "language_model": "$demo-model", "vision_tower": "$demo-model"}
+    study["stages"]["train"]["model"] = "$made"
+    graph = spelled(tmp_path, study)
+    (made,) = of_stage(graph, "made")
+    where = str(tmp_path / "out" / "runs" / made.name / "model")
+    assert command_of(made, str(tmp_path / "out")).endswith(f"--out {where}")
+    assert of_stage(graph, "train")[0].options["model"] == where

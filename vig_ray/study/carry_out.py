@@ -19,7 +19,7 @@ from vig_ray.errors import StageError
 from vig_ray.storage import join, one_line, read_bytes
 from vig_ray.study import record as records
 from vig_ray.study.graph import MODEL_NAME, Node
-from vig_ray.study.record import LOG, Record, command_of, folder_of
+from vig_ray.study.record import LOG, Record, command_of, folder_of, out_of
 from vig_ray.study.stages import KINDS, loaded
 
 
@@ -42,7 +42,7 @@ def carry_out(node: Node, out: str, gpus: int) -> Record:
     state, told, table = "done", "", None
     with _log_of(folder) as log:
         try:
-            config = config_class.model_validate({**node.options, "out": folder})
+            config = config_class.model_validate({**node.options, "out": out_of(out, node)})
             if by_jobs(node):
                 outcome = run(config)
             else:

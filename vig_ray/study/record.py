@@ -18,7 +18,7 @@ from vig_ray.arguments import extra_of, flag_of
 from vig_ray.errors import StageError
 from vig_ray.storage import exists, join, one_line, read_bytes, write_bytes
 from vig_ray.study.graph import Node
-from vig_ray.study.stages import loaded
+from vig_ray.study.stages import KINDS, loaded
 
 RECORD, LOG, RUNS = "study.json", "log.txt", "runs"
 
@@ -52,6 +52,12 @@ def folder_of(out: str, name: str) -> str:
     return join(out, RUNS, name)
 
 
+def out_of(out: str, node: Node) -> str:
+    """A stage's --out."""
+    within = KINDS[node.verb].within
+    return join(folder_of(out, node.name), within) if within else folder_of(out, node.name)
+
+
 def read(out: str, name: str) -> Record | None:
     """The record of a stage; None where there is none. Raises StageError for one that can't be read."""
     where = join(folder_of(out, name), RECORD)
@@ -75,7 +81,7 @@ def command_of(node: Node, out: str) -> str:
     words = ["vig", node.verb]
     for option, value in node.options.items():
         words += _words(option, value, config_class.model_fields[option])
-    return shlex.join([*words, "--out", folder_of(out, node.name)])
+    return shlex.join([*words, "--out", out_of(out, node)])
 
 
 def _words(option: str, value: Any, field_: FieldInfo) -> list[str]:

@@ -10,7 +10,6 @@ from vig_ray.cli import VERBS
 from vig_ray.stage import StageConfig
 
 _MODEL = dict.fromkeys(("model", "reference_model", "language_model"), "model")
-_FOLDER = dict.fromkeys(("model", "reference_model", "language_model", "vision_tower"), "")
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,8 @@ class Kind:
     `wired`: what options of a stage that is named after its verb refer to by default, as far as that is there.
     `here`: whether it may run in the process that calls it, by `in_process`. `alone`: whether it needs no Ray, whatever
     calls it. `computes`: whether it takes a GPU where there is one.
+    `seeded`: whether it takes the cell's seed by itself. `within`: what its --out is in the folder of the stage, where
+    it suffers nothing beside it.
     """
 
     gives: Mapping[str, str]
@@ -29,12 +30,13 @@ class Kind:
     alone: bool = False
     computes: bool = True
     seeded: bool = False
+    within: str = ""
 
 
 KINDS = {
     "import": Kind({"data": "samples", "samples": "samples"}, {"data": "$data"}, alone=True, computes=False),
     "demo": Kind({}, alone=True, computes=False),
-    "assemble": Kind(_FOLDER, alone=True, computes=False),
+    "assemble": Kind(_MODEL, within="model", alone=True, computes=False),
     "score": Kind(
         {"data": "samples", "samples": "samples", "scores": ""}, {"data": "$data", "model": "$model"}, here=True
     ),
