@@ -133,7 +133,8 @@ def test_the_studies_of_the_project_are_right() -> None:
 
 def test_what_suffers_nothing_beside_it_has_a_folder_within_its_own(tmp_path: Path) -> None:
     study = right(tmp_path)
-    study["stages"]["made"] = {"run": "assemble", "language_model": "$demo-model", "vision_tower": "$demo-model"}
+    study["stages"]["made"] = {"run": "assemble", "language_model": "$demo-model", "vision_tower": "$demo-model",
+                                "projector": "random"}  # fmt: skip
     study["stages"]["train"]["model"] = "$made"
     graph = spelled(tmp_path, study)
     (made,) = of_stage(graph, "made")
