@@ -21,7 +21,9 @@ from vig_ray.errors import StageError
 from vig_ray.report import job
 from vig_ray.report.job import ReportConfig
 from vig_ray.report.study_charts import _box, place_labels
-from vig_ray.report.study_numbers import Mean, Point, Row, StudyNumbers, bounds, frontier, needs, verdict
+from vig_ray.report.study_cost import Point, frontier
+from vig_ray.report.study_numbers import Mean, Row, StudyNumbers, bounds
+from vig_ray.report.study_words import needs, verdict
 from vig_ray.study.file import Order, StudyFile
 from vig_ray.study.record import Record
 from vig_ray.study.results import Claim, Metric, Results, Scaled, Step, apart

@@ -12,25 +12,9 @@ from vig_ray.report import study_charts
 from vig_ray.report.document import fact, figure_html
 from vig_ray.report.figures import Figure, Rendered
 from vig_ray.report.study_charts import lines_over
-from vig_ray.report.study_numbers import (
-    MEASURES,
-    SAID,
-    Difference,
-    Metric,
-    Paper,
-    Row,
-    StudyNumbers,
-    by_arm,
-    claim_names,
-    differences_told,
-    frontier,
-    frontiers,
-    needs,
-    points,
-    read_study,
-    time_text,
-    verdict,
-)
+from vig_ray.report.study_cost import MEASURES, frontier, frontiers, points
+from vig_ray.report.study_numbers import Difference, Metric, Paper, Row, StudyNumbers, by_arm, read_study
+from vig_ray.report.study_words import SAID, claim_names, differences_told, needs, time_text, verdict
 from vig_ray.report.tables import Cell, table
 
 Json = dict[str, Any]

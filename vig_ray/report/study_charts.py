@@ -11,19 +11,9 @@ from typing import Any, NamedTuple
 from vig_ray.report.chart_style import ZERO_LINE, legend_of, spec
 from vig_ray.report.colours import LIGHT
 from vig_ray.report.evaluation_charts import colours_of
-from vig_ray.report.study_numbers import (
-    MEASURES,
-    Measure,
-    Metric,
-    Point,
-    Row,
-    StudyNumbers,
-    bounds,
-    frontier,
-    needs,
-    points,
-    time_text,
-)
+from vig_ray.report.study_cost import MEASURES, Measure, Point, frontier, points
+from vig_ray.report.study_numbers import Metric, Row, StudyNumbers, bounds
+from vig_ray.report.study_words import needs, time_text
 
 Json = dict[str, Any]
 _LABELS, _ROW = 150, 20

@@ -18,7 +18,7 @@ from vig_ray.cluster import alone, parse_range
 from vig_ray.errors import StageError
 from vig_ray.storage import join, one_line, read_bytes
 from vig_ray.study import record as records
-from vig_ray.study.graph import MODEL_NAME, Node
+from vig_ray.study.graph import Node
 from vig_ray.study.record import LOG, Record, command_of, folder_of, out_of
 from vig_ray.study.stages import KINDS, loaded
 
@@ -89,11 +89,6 @@ def _tokens(node: Node, folder: str) -> int | None:
         return None
     lines = read_bytes(join(folder, "training", "log.jsonl")).decode().splitlines()
     return sum(int(json.loads(line)["active_tokens"]) for line in lines)
-
-
-def model_named(options: Any) -> str:
-    """The checkpoint that an evaluation asks."""
-    return str(options["model"][0]).removeprefix(f"{MODEL_NAME}=")
 
 
 def _in_a_worker(node: Node, out: str, gpus: int) -> Record:

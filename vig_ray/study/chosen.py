@@ -13,8 +13,9 @@ from vig_ray.study.graph import Graph
 from vig_ray.study.results import asked_for
 
 
-def check_numbers(study: StudyFile, path: str, graph: Graph) -> None:
-    """Raise StageError for a number that no task has. Parts of a task, and those of lmms-eval, are known afterwards."""
+def check_names(study: StudyFile, path: str, graph: Graph) -> None:
+    """Raise StageError for a row of an order that there isn't, a size that is none, or a number that no task has. Parts
+    of a task, and what lmms-eval has, are known afterwards."""
     labels = {cell.label for cell in graph.cells}
     for text in study.orders:
         for arm in files.Order.parse(text).arms:

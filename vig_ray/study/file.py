@@ -191,10 +191,7 @@ def read(path: str) -> StudyFile:
                 arm: {name: _spelled(given) if name in study.stages else given for name, given in changes.items()}
                 for arm, changes in study.arms.items()
             },
-            "vary": {
-                name if name in study.values else "{}.{}".format(*_parts(name)) if "." in name else name: values
-                for name, values in study.vary.items()
-            },
+            "vary": {_axis(name): values for name, values in study.vary.items()},
         }
     )
     wrong = next(_wrong(study), None)
@@ -203,9 +200,10 @@ def read(path: str) -> StudyFile:
     return study
 
 
-def _parts(name: str) -> tuple[str, str]:
-    stage, _, option = name.partition(".")
-    return stage, option.replace("-", "_")
+def _axis(name: str) -> str:
+    """STAGE.OPTION with `_` in the option; a value's name as it is, which has no dot."""
+    stage, dot, option = name.partition(".")
+    return f"{stage}{dot}{option.replace('-', '_')}"
 
 
 def _told(error: ValidationError) -> Iterator[str]:

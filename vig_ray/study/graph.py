@@ -25,11 +25,9 @@ from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.storage import join, scheme_of
-from vig_ray.study.file import Options, StudyFile
+from vig_ray.study.file import Options, StudyFile, folder_of
 from vig_ray.study.stages import KINDS, loaded
 from vig_ray.submission import MODELS, PATHS, option_in_full
-
-Json = dict[str, Any]
 
 LAST = "eval"
 MODEL_NAME = "model"
@@ -194,8 +192,7 @@ class _Cell:
                 config_class.model_validate({**resolved, "out": "-"})
         except ValidationError as error:
             raise StageError(f"{'; '.join(explained(error, where))} (arm {self._arm})") from error
-        folder = os.path.dirname(os.path.abspath(self._path))
-        with contextlib.chdir(folder):
+        with contextlib.chdir(folder_of(self._path)):
             resolved = {option: option_in_full(option, _as_text(value)) for option, value in resolved.items()}
         self._check_paths(stage, resolved)
         how = _HOW | ({"device"} if "dtype" in resolved else set())

@@ -22,7 +22,7 @@ from vig_ray.errors import StageError
 from vig_ray.progress import RowProgress
 from vig_ray.storage import absolute, check_writable, join, scheme_of, write_bytes
 from vig_ray.study import file as files
-from vig_ray.study.chosen import check_numbers, chosen, headline
+from vig_ray.study.chosen import check_names, chosen, headline
 from vig_ray.study.config import StudyConfig
 from vig_ray.study.file import StudyFile
 from vig_ray.study.graph import LAST, Cell, Graph, Node, spell_out
@@ -92,7 +92,7 @@ def run(config: StudyConfig) -> Studied | Planned:
             f"--pilot {100 * config.pilot:g}%: nothing in {config.study} is made less by it; it takes a share of "
             "imported data, of a demo's samples, and of max_steps"
         )
-    check_numbers(study, config.study, graph)
+    check_names(study, config.study, graph)
     at_work = _AtWork(study, config, graph, out)
     take_what_is_there(at_work.progress, list(graph.nodes.values()), out)
     cells = graph.of_seeds(study.seeds)

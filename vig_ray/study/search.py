@@ -1,9 +1,9 @@
 """`vig study --search p=20..100`: which values of an option are worth a run at full length and with all seeds.
 
 Successive halving as Ray Tune has it (ASHA; Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys
-2020): every value of every arm trains a quarter of its steps and is asked the study's questions; of those that have
-come so far the better half trains half of its steps, from the start, since a schedule has its length in it; and the
-better half of those all of them. What comes to the end is run with all seeds.
+2020): every value of an arm trains a quarter of its steps and is asked the study's questions; of those of the arm that
+have come so far the better half trains half of its steps, from the start, since a schedule has its length in it; and
+the better half of those all of them. What comes to the end is run with all seeds.
 """
 
 from __future__ import annotations
