@@ -71,3 +71,12 @@ def test_a_share_goes_through_the_job_s_file_and_the_import(sample: str) -> None
     config = config_of(ScoreConfig)(address="http://head:8265", data="s3://b/d", sample=sample, model="m", out="s3://b")
     read = ScoreConfig(**yaml.safe_load(yaml.safe_dump(stage_options(config))))
     assert import_config(read).sample == read.sample == {"100%": 1.0, "1%": 0.01}[sample]
+
+
+def test_what_is_measured_is_no_path() -> None:
+    """`measures` are names to `vig measure`, and a folder to `vig select`."""
+    from vig_ray.measuring.config import MeasureConfig
+    from vig_ray.submission import config_of, stage_options
+
+    asked = config_of(MeasureConfig)(address="http://h:8265", scores="s3://b/r", out="s3://b/r", measures="el2n,clip")
+    assert sorted(stage_options(asked)["measures"]) == ["clip", "el2n"]

@@ -95,6 +95,8 @@ def option_in_full(name: str, value: Any) -> Any:
         return [_model_in_full(each) for each in value]
     if name == "data":
         return in_full(value) if isinstance(value, str) else [in_full(each) for each in value]
+    if isinstance(value, list) and name == "measures":
+        return value  # what `vig measure` measures; to `vig select` it is a folder
     if isinstance(value, list) and name in PATHS:
         return [option_in_full(name, each) for each in value]
     local = isinstance(value, str) and "://" not in value

@@ -141,3 +141,16 @@ def test_what_suffers_nothing_beside_it_has_a_folder_within_its_own(tmp_path: Pa
     where = str(tmp_path / "out" / "runs" / made.name / "model")
     assert command_of(made, str(tmp_path / "out")).endswith(f"--out {where}")
     assert of_stage(graph, "train")[0].options["model"] == where
+
+
+def test_what_is_measured_is_no_path(tmp_path: Path) -> None:
+    """`measures` are names to `vig measure`, and a folder to `vig select`."""
+    study = right(tmp_path)
+    study["stages"]["measure"] = {"measures": "el2n"}
+    study["arms"]["vig"] = {"select": {"strategy": "el2n", "measures": "$measure"}}
+    graph = spelled(tmp_path, study)
+    (measure,) = of_stage(graph, "measure")
+    assert measure.options["measures"] == ["el2n"]
+    assert str(tmp_path / "out" / "runs" / measure.name / "measures") in {
+        node.options.get("measures") for node in of_stage(graph, "select")
+    }

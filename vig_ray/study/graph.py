@@ -183,6 +183,8 @@ class _Cell:
         }
         if verb == "eval":
             resolved = self._of_one_model(resolved)
+        if verb == "measure" and isinstance(resolved.get("measures"), str):  # as a list it is no folder's name
+            resolved["measures"] = resolved["measures"].split(",")
         where = f"{self._path}: stages.{stage}.{{}}".format
         try:
             config_class.model_validate({**resolved, "out": "-"})
