@@ -6,10 +6,12 @@ import json
 import random
 from pathlib import Path
 
+import pytest
 from transformers import AutoTokenizer
 
 from tests.command import call
-from vig_ray.demo import captions, parts, world
+from vig_ray.demo import captions, world
+from vig_ray.demo.looks import LOOKS, LookName
 from vig_ray.model.load import load_formatter
 from vig_ray.model.text_only import TextOnly
 
@@ -54,21 +56,22 @@ def test_lone_texts_and_captions_are_read_as_written(tmp_path: Path) -> None:
     call("import", "--data", texts, "--out", str(tmp_path / "texts"))
 
 
-def test_the_template_is_what_documents_of_conversations_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("look", ["first", "hard"])
+def test_the_template_is_what_documents_of_conversations_are(look: LookName, tmp_path: Path) -> None:
     """So that the language model is spoken to as it has read: token for token, by the assembled model's own prompts."""
     from vig_ray.dataset.schema import Turn
 
-    parts.write_tower(str(tmp_path / "tower"))
-    parts.write_language_model(str(tmp_path / "language"))
-    where = ["--language-model", str(tmp_path / "language"), "--vision-tower", str(tmp_path / "tower")]
+    call("demo", "--parts", "--look", look, "--samples", "6", "--asked", "10", "--out", str(tmp_path))
+    made, telling = tmp_path / "parts", LOOKS[look].telling
+    where = ["--language-model", str(made / "language"), "--vision-tower", str(made / "tower")]
     call("assemble", *where, "--projector", "random", "--dtype", "float32", "--out", str(tmp_path / "start"))
     formatter = load_formatter(str(tmp_path / "start"))
-    reader = TextOnly(AutoTokenizer.from_pretrained(tmp_path / "language"), context="conversation", max_length=2048)
+    reader = TextOnly(AutoTokenizer.from_pretrained(made / "language"), context="conversation", max_length=2048)
     rng = random.Random(4)
     for _ in range(20):
         turns = [
             Turn(role, text)
-            for exchange in world.lesson(world.random_scene(rng), rng)
+            for exchange in telling.lesson(telling.scene(rng), rng)
             for role, text in (("user", exchange.question), ("assistant", exchange.answer))
         ]
         spoken, read = formatter.prompt(turns, []), reader.prompt(turns)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from vig_ray.demo import world
-from vig_ray.demo.knobs import Exchange
+from vig_ray.demo import hard, world
+from vig_ray.demo.knobs import Exchange, Sample
 
 _FURTHER = {"knowledge": 4, "color": 3, "prior": 1}
 """Kinds of the sentences after the first, by how often they come."""
@@ -39,7 +41,21 @@ def caption(scene: world.Scene, rng: random.Random) -> Exchange:
     return Exchange("", text, tuple(decided))
 
 
-def write(folder: str, count: int, seed: int) -> str:
+class Telling(NamedTuple):
+    """How a look of the world is told: a scene by chance, its image, a caption of it, several true exchanges about it
+    or another."""
+
+    scene: Callable[[random.Random], Any]
+    draw: Callable[[Any], Any]
+    caption: Callable[[Any, random.Random], Exchange]
+    lesson: Callable[[Any, random.Random], list[Exchange]]
+
+
+FIRST = Telling(world.random_scene, world.draw, caption, world.lesson)
+HARD = Telling(hard.random_scene, hard.draw, hard.caption, hard.lesson_of)
+
+
+def write(folder: str, count: int, seed: int, telling: Telling = FIRST) -> str:
     """Write `count` captions into `folder` as `world.write` writes samples, each of an image of its own; return
     data.json's path."""
     os.makedirs(os.path.join(folder, "images"), exist_ok=True)
@@ -47,10 +63,10 @@ def write(folder: str, count: int, seed: int) -> str:
     rows = []
     with open(os.path.join(folder, "truth.jsonl"), "w") as truth:
         for number in range(count):
-            scene = world.random_scene(rng)
-            sample = world.Sample("caption", scene, [caption(scene, rng)])
+            scene = telling.scene(rng)
+            sample = Sample[Any]("caption", scene, [telling.caption(scene, rng)])
             image = f"images/{number:06d}.png"
-            world.draw(scene).save(os.path.join(folder, image))
+            telling.draw(scene).save(os.path.join(folder, image))
             rows.append(world.llava_row(sample, f"{number:06d}", image, rng))
             truth.write(json.dumps({"kind": "caption", "decided": [turn.decided for turn in sample.turns]}) + "\n")
     path = os.path.join(folder, "data.json")
@@ -59,7 +75,7 @@ def write(folder: str, count: int, seed: int) -> str:
     return path
 
 
-def write_texts(folder: str, count: int, seed: int) -> str:
+def write_texts(folder: str, count: int, seed: int, telling: Telling = FIRST) -> str:
     """Write `count` conversations and captions without their images, by turns, into `folder`; return data.json's path.
 
     They are what a language model has read before it is shown an image. A conversation is of several questions about
@@ -69,9 +85,9 @@ def write_texts(folder: str, count: int, seed: int) -> str:
     rng = random.Random(seed)
     rows = []
     for number in range(count):
-        scene = world.random_scene(rng)
-        turns = world.lesson(scene, rng) if number % 2 else [caption(scene, rng)]
-        rows.append(world.llava_row(world.Sample("text", None, turns), f"{number:06d}", "", rng))
+        scene = telling.scene(rng)
+        turns = telling.lesson(scene, rng) if number % 2 else [telling.caption(scene, rng)]
+        rows.append(world.llava_row(Sample[Any]("text", None, turns), f"{number:06d}", "", rng))
     path = os.path.join(folder, "data.json")
     with open(path, "w") as file:
         json.dump(rows, file)

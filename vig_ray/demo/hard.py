@@ -295,6 +295,11 @@ def turns(rng: random.Random, prior: float = 0.0) -> tuple[Scene, list[Exchange]
 def lesson(rng: random.Random) -> tuple[Scene, list[Exchange]]:
     """A scene and up to eight true exchanges about it, for training: many answers for one image."""
     scene = random_scene(rng)
+    return scene, lesson_of(scene, rng)
+
+
+def lesson_of(scene: Scene, rng: random.Random) -> list[Exchange]:
+    """Up to eight true exchanges about one scene."""
     found = []
     for kind in rng.choices((*ASKED, "caption", "knowledge"), (5, 5, 5, 5, 1, 1), k=rng.randint(3, 8)):
         if kind == "caption":
@@ -304,7 +309,7 @@ def lesson(rng: random.Random) -> tuple[Scene, list[Exchange]]:
         else:
             asked = _asked(kind, scene, rng)
             found += [asked.exchange] if asked else []
-    return scene, found or [caption(scene, rng)]
+    return found or [caption(scene, rng)]
 
 
 def _asked(kind: str, scene: Scene, rng: random.Random) -> Asked | None:

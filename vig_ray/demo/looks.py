@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT, asked, hard, world
+from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT, asked, captions, hard, world
+from vig_ray.demo.captions import Telling
 from vig_ray.demo.knobs import Knobs
 
 LookName = Literal["first", "hard"]
@@ -17,7 +18,8 @@ class Look(NamedTuple):
     `checkpoint`: its aligned model. `write`: samples to look at, into a folder, so many, by a seed and knobs; returns
     data.json's path. `write_training`: samples to train on, likewise. `write_asked`: what trained models are asked,
     into a folder, about so many images, by a seed. `kinds`: what each kind of sample is. `tasks`: of `vig eval`.
-    `caption_tokens`: as many as a caption may have. `lr`: the highest learning rate of a short training.
+    `caption_tokens`: as many as a caption may have. `lr`: the highest learning rate of a short training. `telling`:
+    what captions and texts are like.
     """
 
     checkpoint: str
@@ -28,6 +30,7 @@ class Look(NamedTuple):
     tasks: tuple[str, ...]
     caption_tokens: int
     lr: float
+    telling: Telling
 
 
 LOOKS: dict[LookName, Look] = {
@@ -49,6 +52,7 @@ LOOKS: dict[LookName, Look] = {
         ("pope", "chair", "choices", "blind-faith:choices", "held-out"),
         32,
         3e-4,
+        captions.FIRST,
     ),
     "hard": Look(
         HARD_CHECKPOINT,
@@ -67,5 +71,6 @@ LOOKS: dict[LookName, Look] = {
         ("pope", "chair", "choices", "exact", "blind-faith:choices", "held-out"),
         128,
         1e-3,
+        captions.HARD,
     ),
 }

@@ -74,8 +74,6 @@ class DemoConfig(StageConfig):
     def _either(self) -> Self:
         if self.evaluate and (self.data_only or self.parts):
             raise ValueError("--data-only and --parts run no model, --evaluate trains some; leave one out")
-        if self.parts and self.look != "first":
-            raise ValueError("--parts are of --look first")
         return self
 
 
@@ -188,17 +186,20 @@ def _parts(config: DemoConfig) -> DemoParts:
     """Parts of a model, and what it is aligned on; see `_PARTS`. Raises StageError."""
     from vig_ray.demo import captions, parts
 
-    count, seed = config.samples, config.seed
+    count, seed, look = config.samples, config.seed, LOOKS[config.look]
 
     def write(to: str) -> None:
-        parts.write_tower(join(to, "tower"))
-        parts.write_language_model(join(to, "language"), seed)
-        captions.write_texts(join(to, "texts"), _TEXTS_A_CAPTION * count, seed + 50_000)
-        captions.write(join(to, "captions"), count, seed + 60_000)
-        captions.write(join(to, "other"), count, seed + 70_000)
-        captions.write(join(to, "held-out"), config.asked, seed + 51_000)
+        parts.write_tower(join(to, "tower"), look.checkpoint)
+        parts.write_language_model(join(to, "language"), seed, look.checkpoint)
+        captions.write_texts(join(to, "texts"), _TEXTS_A_CAPTION * count, seed + 50_000, look.telling)
+        captions.write(join(to, "captions"), count, seed + 60_000, look.telling)
+        captions.write(join(to, "other"), count, seed + 70_000, look.telling)
+        captions.write(join(to, "held-out"), config.asked, seed + 51_000, look.telling)
 
-    return DemoParts(_made(config, join(config.out, "parts"), write, samples=count, seed=seed, asked=config.asked))
+    options: dict[str, object] = {"samples": count, "seed": seed, "asked": config.asked}
+    if config.look != "first":
+        options["look"] = config.look
+    return DemoParts(_made(config, join(config.out, "parts"), write, **options))
 
 
 def run(config: DemoConfig) -> DemoReport | DemoData | DemoParts:
