@@ -17,10 +17,13 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 from tests.training.written import llava
 
 
-def plain_training(checkpoint, samples, selection, *, steps, batch, lr, warmup=0.03, by_sample=False, rates=None):
+def plain_training(
+    checkpoint, samples, selection, *, steps, batch, lr, warmup=0.03, by_sample=False, rates=None, until=None
+):
     """The losses of `steps` steps on a LLaVA-1.5 checkpoint and the model after them.
 
     `rates`: the parts that are trained, each with its highest learning rate; by default projector and language model.
+    `until`: so many of the steps, of which the schedule has all.
     """
     rates = rates or {"projector": lr, "language": lr}
     rows = pd.concat([pd.read_parquet(path) for path in sorted(Path(samples).glob("*.parquet"))]).set_index(
@@ -40,7 +43,7 @@ def plain_training(checkpoint, samples, selection, *, steps, batch, lr, warmup=0
     trained = [parameter for part in rates for parameter in of[part]]
     optimizer = torch.optim.AdamW([{"params": of[part]} for part in rates], lr=lr, weight_decay=0.0)
     rising, losses = math.ceil(warmup * steps), []
-    for step in range(steps):
+    for step in range(until or steps):
         part = chosen.iloc[step * batch : (step + 1) * batch]
         weights = [
             w if w is not None else [1.0] * len(ids) for w, ids in zip(part.token_weights, part.token_ids, strict=True)

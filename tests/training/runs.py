@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from tests.forks import in_processes
 from vig_ray.demo import CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.model.load import Prompts
-from vig_ray.stage import claim
+from vig_ray.stage import Claim, claim
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.config import TrainConfig
 from vig_ray.training.distributed import DistributedContext
-from vig_ray.training.finish import finish
+from vig_ray.training.finish import export_due, finish
 from vig_ray.training.index import of_samples, of_selection
 from vig_ray.training.metrics import MetricsLogger, SilentLogger
 from vig_ray.training.run import Run, Setup
@@ -45,11 +46,16 @@ def setup_of(folder: Path, *, selection: bool = True, model: str = CHECKPOINT, *
     )
 
 
-def alone(setup: Setup, out: Path, metrics: MetricsLogger | None = None) -> Run:
+def alone(
+    setup: Setup,
+    out: Path,
+    metrics: MetricsLogger | None = None,
+    *,
+    after_step: Callable[[Run], None] = lambda _: None,
+) -> Run:
     distributed = DistributedContext(0, 1, torch.device("cpu"))
-    return train(
-        setup, distributed, CheckpointManager(str(out), keep=2, distributed=distributed), metrics or SilentLogger()
-    )
+    manager = CheckpointManager(str(out), keep=2, distributed=distributed)
+    return train(setup, distributed, manager, metrics or SilentLogger(), after_step=after_step)
 
 
 def left_by(run: Run, out: Path, stage: str = "train") -> Path:
@@ -141,7 +147,13 @@ def _counted_reduce_scatters() -> list[str]:
     return seen
 
 
-def _work(rank: int, workers: int, folder: str, setups: Sequence[tuple[str, Setup | Sequence[Setup]]]) -> None:
+def _work(
+    rank: int,
+    workers: int,
+    folder: str,
+    setups: Sequence[tuple[str, Setup | Sequence[Setup]]],
+    outputs: Mapping[str, Claim],
+) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers)
     distributed = DistributedContext(rank, workers, torch.device("cpu"))
@@ -157,6 +169,7 @@ def _work(rank: int, workers: int, folder: str, setups: Sequence[tuple[str, Setu
                 distributed,
                 CheckpointManager(os.path.join(folder, name), keep=2, distributed=distributed),
                 began,
+                after_step=partial(export_due, output=outputs[name]) if name in outputs else lambda _: None,
             )
             left = {"log": run.log, "weights": weights_of(run), "reduce_scatters": len(reduced), "began": vars(began)}
             left |= {"moments": moments_of(run), "held": held(run)}
@@ -167,12 +180,18 @@ def _work(rank: int, workers: int, folder: str, setups: Sequence[tuple[str, Setu
 
 
 def together(
-    workers: int, folder: Path, setups: Mapping[str, Setup | Sequence[Setup]], *, rank: int = 0
+    workers: int,
+    folder: Path,
+    setups: Mapping[str, Setup | Sequence[Setup]],
+    *,
+    rank: int = 0,
+    outputs: Mapping[str, Claim] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Several runs, one after the other, by the same gloo workers: what each left, as the worker `rank` has it.
 
-    A setup may be one for each worker. Of a run that was refused, why: {"refused": ...}.
+    A setup may be one for each worker. Of a run that was refused, why: {"refused": ...}. `outputs`: where runs write
+    their models at shares of their steps.
     """
     (folder / "meet").unlink(missing_ok=True)
-    in_processes(_work, (workers, str(folder), list(setups.items())), workers)
+    in_processes(_work, (workers, str(folder), list(setups.items()), outputs or {}), workers)
     return {name: torch.load(folder / f"{name}.{rank}.pt") for name in setups}

@@ -32,7 +32,7 @@ _CONFIGS = frozenset(
 _NOT_SHOWN = {
     "model", "samples", "selection", "out", "address", "name", "watch", "workers", "loaders", "dry_run", "overwrite",
     "save_every", "keep", "max_failures", "resize_every", "device", "trust_remote_code", "batch_tokens", "micro_batch",
-    "gradient_sync", "activation_checkpointing", "eval_every", "vdep_norms_every",
+    "gradient_sync", "activation_checkpointing", "eval_every", "export_at", "vdep_norms_every",
 }  # fmt: skip
 
 

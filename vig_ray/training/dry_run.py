@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from vig_ray.errors import StageError
@@ -28,6 +29,8 @@ class DryRun:
     global_batch: int
     memory: str
     untaken: int = 0
+    exported: Mapping[str, int] = field(default_factory=dict)
+    """Of --export-at: the folders, and after which step each is written."""
 
     def text(self) -> str:
         """For a person."""
@@ -36,7 +39,8 @@ class DryRun:
         untaken = f", {self.untaken:,} not drawn" if self.untaken else ""
         samples = f"{self.samples:,} samples{held_out}{left_out}{untaken}"
         steps = f"steps of up to {self.global_batch:,} samples: {self.steps:,}"
-        return f"{self.described}\n{samples}; {steps}\n{self.memory}"
+        exported = "".join(f"\nafter step {step:,}: {folder}" for folder, step in self.exported.items())
+        return f"{self.described}\n{samples}; {steps}{exported}\n{self.memory}"
 
 
 def described(config: TrainingOptions, model: str, formatter: Formatter, *, text_only: bool = False) -> str:

@@ -13,9 +13,10 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -272,22 +273,47 @@ def _whole_state(
     return state
 
 
-def write_results(
-    state: State,
-    base: str,
-    template: Template | None,
-    lora: Lora | None,
-    train: Collection[str],
-    output: Claim,
-    dtype: str,
-) -> None:
-    """Write OUT/model, and with LoRA OUT/adapter, at the end of a run; OUT may be remote."""
-    near = None if scheme_of(output.work) else output.work  # on the same disk, so that nothing is copied
+class Written(NamedTuple):
+    """What a run writes: the weights of its model by the names that they have in training, what it was trained from and
+    with which prompt (None: a language model), its adapters, the parts that were trained, and the precision."""
+
+    state: State
+    base: str
+    template: Template | None
+    lora: Lora | None
+    train: Collection[str]
+    dtype: str
+
+    def model(self, out: str) -> None:
+        """Write the model to the folder `out`, LoRA merged."""
+        write_model(merged(self.state, self.lora), self.base, self.template, out, self.dtype, self.train)
+
+
+@contextmanager
+def _near(output: Claim) -> Iterator[str]:
+    """A folder to write to; on the disk of OUT, so that nothing is copied, if that isn't remote."""
+    near = None if scheme_of(output.work) else output.work
     if near is not None:
         os.makedirs(near, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=near) as folder:
-        write_model(merged(state, lora), base, template, os.path.join(folder, MODEL), dtype, train)
+        yield folder
+
+
+def write_results(what: Written, output: Claim) -> None:
+    """Write OUT/model, and with LoRA OUT/adapter, at the end of a run; OUT may be remote."""
+    with _near(output) as folder:
+        what.model(os.path.join(folder, MODEL))
         output.publish(os.path.join(folder, MODEL), MODEL)
-        if lora is not None:
-            write_adapter(state, base, lora, train, os.path.join(folder, ADAPTER), text_only=template is None)
+        if what.lora is not None:
+            write_adapter(
+                what.state, what.base, what.lora, what.train, os.path.join(folder, ADAPTER),
+                text_only=what.template is None,
+            )  # fmt: skip
             output.publish(os.path.join(folder, ADAPTER), ADAPTER)
+
+
+def write_so_far(what: Written, output: Claim, name: str) -> None:
+    """Write OUT/NAME, the model before the end of a run, as OUT/model is written; OUT may be remote."""
+    with _near(output) as folder:
+        what.model(os.path.join(folder, MODEL))
+        output.publish(os.path.join(folder, MODEL), name)

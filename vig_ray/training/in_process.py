@@ -7,6 +7,7 @@ that began here may go on by Ray, and the other way about.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 
@@ -16,7 +17,7 @@ from vig_ray.stage import Claim
 from vig_ray.storage import join
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.distributed import DistributedContext
-from vig_ray.training.finish import finish, write_bad_batch
+from vig_ray.training.finish import export_due, finish, write_bad_batch
 from vig_ray.training.metrics import JobMetricsLogger, line_of
 from vig_ray.training.run import BadBatchError, Setup
 from vig_ray.training.worker import train
@@ -53,7 +54,8 @@ def train_here(setup: Setup, output: Claim, *, on_gpu: bool) -> str:
         name = config.name or directory.split("/")[-2]
         metrics = JobMetricsLogger(by_bar, out=directory, name=name, identity=output.run)
         try:
-            finish(train(setup, alone, manager, metrics), output)
+            run = train(setup, alone, manager, metrics, after_step=partial(export_due, output=output))
+            finish(run, output)
         except BadBatchError as error:
             raise StageError(write_bad_batch(error, output)) from error
     return by_bar.workers

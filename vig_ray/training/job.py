@@ -34,6 +34,7 @@ from vig_ray.training.loader import SampleSource
 from vig_ray.training.plan import Plan, check
 from vig_ray.training.ray_group import train_on_ray
 from vig_ray.training.run import Setup
+from vig_ray.training.shares import AT, name_of, step_of
 from vig_ray.training.vdep_options import sampler_of
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class Trained:
     samples: int
     unusable: dict[str, str]
     held_out_unusable: dict[str, str] = field(default_factory=dict)
+    exported: dict[str, int] = field(default_factory=dict)
+    """Of --export-at: the folders, and after which step the model is in each."""
 
     def text(self) -> str:
         """For a person."""
@@ -64,7 +67,8 @@ class Trained:
         if self.held_out_unusable:
             key, cause = next(iter(self.held_out_unusable.items()))
             text += f"\n{len(self.held_out_unusable):,} held-out samples could not be measured, such as {key}: {cause}"
-        return f"{text}\nmodel: {self.model}"
+        exported = "".join(f"\nmodel after step {step:,}: {folder}" for folder, step in self.exported.items())
+        return f"{text}{exported}\nmodel: {self.model}"
 
 
 def run(config: TrainConfig, *, in_process: bool = False) -> Trained | DryRun:
@@ -96,6 +100,7 @@ def carry_out(plan: Plan, *, in_process: bool = False) -> Trained | DryRun:
             config.global_batch,
             memory_by_workers(config, plan.prompts),
             index.untaken,
+            {join(config.out, AT, name_of(share)): step_of(share, steps) for share in config.export_at},
         )
     output = claimed(plan)
     if output.complete:
@@ -197,17 +202,22 @@ def _trained(plan: Plan, lines: list[dict[str, Any]]) -> Trained:
         samples=sum(line["samples"] for line in lines),
         unusable={key: cause for line in lines for key, cause in line["unusable"].items()},
         held_out_unusable=last.get("held_out_unusable") or {},
+        exported={
+            join(plan.config.out, AT, name_of(share)): step_of(share, len(lines)) for share in plan.config.export_at
+        },
     )
 
 
 def claimed(plan: Plan) -> Claim:
-    """What becomes of OUT: OUT/training and OUT/model are training's alone, and with LoRA OUT/adapter."""
+    """What becomes of OUT: OUT/training and OUT/model are training's alone, with LoRA OUT/adapter, and with --export-at
+    OUT/at."""
+    config = plan.config
     return claim(
         plan.out,
         plan.stage,
         plan.identity | {"dtype": plan.config.dtype},
         overwrite=plan.config.overwrite,
-        folders=("training", MODEL, *((ADAPTER,) if plan.config.lora else ())),
+        folders=("training", MODEL, *((ADAPTER,) if config.lora else ()), *((AT,) if config.export_at else ())),
         files=("training/log.jsonl",),
         left_open=("dtype",),
     )

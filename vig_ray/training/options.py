@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from vig_ray.options import CommaSeparated, Device, NotEmpty, TrustRemoteCode, WorkerRange
 from vig_ray.stage import StageConfig
+from vig_ray.training.shares import in_order
 from vig_ray.training.trained import trained_parts
 
 
@@ -76,6 +77,12 @@ class TrainingOptions(StageConfig):
     )
     save_every: int = Field(100, ge=1, description="steps between checkpoints: what a lost worker costs at most")
     keep: int = Field(2, ge=1, description="checkpoints that are kept, the last ones; the best one is kept too")
+    export_at: Annotated[tuple[float, ...], CommaSeparated, AfterValidator(in_order)] = Field(
+        (),
+        description="also write the model after these shares of the steps, rounded up to a whole step, such as "
+        "0.25,0.5: to OUT/at/0.25, in the hub's layout, LoRA merged; training is the same with it or without",
+        json_schema_extra={"metavar": "SHARE[,...]"},
+    )
     max_failures: int = Field(
         8, ge=-1, description="workers or nodes that may be lost before the run gives up; -1: any number"
     )

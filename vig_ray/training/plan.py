@@ -127,6 +127,7 @@ def _unsaid(config: TrainConfig) -> set[str]:
         "align": config.align is None,
         "quantise": config.quantise is None,
         "optimizer": config.optimizer == "adamw",
+        "export_at": not config.export_at,
     }
     vdep = {"objective", *VDEP_OPTIONS} if config.objective != "vdep" else set()
     return {name for name, is_same in same.items() if is_same} | vdep

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import ray
@@ -22,7 +23,7 @@ from vig_ray.stage import Claim
 from vig_ray.storage import filesystem, join
 from vig_ray.training.checkpoints import CheckpointManager
 from vig_ray.training.distributed import DistributedContext
-from vig_ray.training.finish import finish, write_bad_batch
+from vig_ray.training.finish import export_due, finish, write_bad_batch
 from vig_ray.training.metrics import JobMetricsLogger
 from vig_ray.training.options import TrainingOptions
 from vig_ray.training.progress_actor import ByActor, ProgressActor, shown
@@ -127,7 +128,14 @@ def _work(loop: Mapping[str, Any]) -> None:
         metrics = JobMetricsLogger(
             ByActor(progress_actor), out=directory, name=config.name or directory.split("/")[-2], identity=output.run
         )
-        run = train(setup, distributed, manager, metrics, leaving=being_preempted)
+        run = train(
+            setup,
+            distributed,
+            manager,
+            metrics,
+            leaving=being_preempted,
+            after_step=partial(export_due, output=output),
+        )
         finish(run, output)
     except BadBatchError as error:
         if distributed.rank == 0:

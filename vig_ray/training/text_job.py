@@ -45,7 +45,9 @@ def check(config: TrainTextConfig) -> Plan:
     imported = read_stage(samples) or {}
     taken = drawn(config.sample, config.seed, config.exclude, imported)
     identity: dict[str, Any] = {
-        "options": config.model_dump(mode="json", exclude=HOW | _DRAWING),
+        "options": config.model_dump(
+            mode="json", exclude=HOW | _DRAWING | (set() if config.export_at else {"export_at"})
+        ),
         "model": fingerprint(config.model),
         "template": template_fingerprint(formatter),
         "longest": formatter.max_length,

@@ -38,11 +38,13 @@ def train(
     manager: CheckpointManager,
     metrics: MetricsLogger,
     leaving: Callable[[], bool] = lambda: False,
+    after_step: Callable[[Run], None] = lambda _: None,
 ) -> Run:
     """Train to the end, from the newest checkpoint where there is one; every worker calls it.
 
     `leaving`: whether a worker's machine is about to go, for which a checkpoint is made at once. It is asked every
-    `step.LOOK_EVERY_S` seconds, by all workers after the same step, and must answer them alike.
+    `step.LOOK_EVERY_S` seconds, by all workers after the same step, and must answer them alike. `after_step`: called by
+    all workers after each step, before a checkpoint says that the step is done.
 
     Raises StageError where a sample's tokens aren't those of its selection (before the first step), and
     BadBatchError where a loss isn't a number.
@@ -75,6 +77,7 @@ def train(
             )
         run.log.append(done._asdict())
         metrics.step(done)
+        after_step(run)
         manager.finalize()
         first_warning = run.look and not warned and leaving()
         warned = warned or first_warning
