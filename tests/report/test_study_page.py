@@ -18,7 +18,7 @@ from tests.report import made_study as made
 from tests.report.opened import Opened
 from vig_ray import cli
 from vig_ray.errors import StageError
-from vig_ray.report import job
+from vig_ray.report import job, study_charts
 from vig_ray.report.job import ReportConfig
 from vig_ray.report.study_charts import _box, place_labels
 from vig_ray.report.study_cost import Point, frontier
@@ -213,6 +213,30 @@ def test_curves_papers_law_and_time(tmp_path: Path) -> None:
     assert "CUDA out of memory &lt;here&gt;" in missing
     assert "vig train --samples out/runs/score-1 --lr 1e-4 --out out/runs/train-0123456789" in missing
     assert rows_of(missing)[1] == ["vig p=30, seed 3", "train-0123456789 failed"]
+
+
+def test_a_curve_over_checkpoints_is_over_the_steps_of_its_training(tmp_path: Path) -> None:
+    at = (0.05, 0.25, 1)
+    rows = [
+        made.row(arm, {"choices.exact": [0.5 + 0.2 * share + up, 0.53 + 0.2 * share + up, 0.5 + 0.25 * share + up]},
+                 {"at": share}, tokens=1000 * share)
+        for arm, up in (("plain", 0.0), ("prior", 0.1)) for share in at
+    ]  # fmt: skip
+    contents = made.study(rows, [EXACT], "plain at=0.05")
+    contents["study"]["checkpoints"] = {"of": "align", "at": list(at)}
+    study = StudyNumbers.model_validate(contents)
+    chart = study_charts.curve(study, "at", study.metric("choices.exact"), 600)
+    for layer in chart["layer"]:
+        assert layer["encoding"]["x"]["title"] == "at: share of the steps of align"
+        assert "type" not in layer["encoding"]["x"]["scale"]  # linear, though the last is twenty times the first
+    band = {(value["line"], value["at"]): (value["low"], value["high"]) for value in chart["data"]["values"]}
+    assert len(band) == 6
+    for row in contents["rows"]:
+        mean = row["numbers"]["choices.exact"]["mean"]
+        assert band[row["arm"], row["axes"]["at"]] == pytest.approx((100 * mean["low"], 100 * mean["high"]))
+    page = reported(tmp_path, contents)
+    assert part(page, "curves").count("<h3>") == 1
+    assert [cells[-2] for cells in rows_of(part(page, "results"))[1:]] == ["50", "250", "1,000"] * 2
 
 
 def test_numbers_that_yaml_takes_for_text_are_numbers_and_names_are_none() -> None:

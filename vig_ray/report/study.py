@@ -110,7 +110,8 @@ _METHOD = (
     "Seeds that a difference takes are those with which the paired t-test at 5 % finds it with a probability of 80 %, "
     "if the difference and its spread are as they came out so far; of few seeds that is a rough guess.",
     "An order holds where each of its steps is settled for it, and doesn't where one is settled against it.",
-    "Tokens trained on are those that the loss of the last training is of, all epochs. Seconds of training are those "
+    "Tokens trained on are those that the loss of the last training is of, all epochs; of a model at a share of its "
+    "steps those up to there. A short tuning before each evaluation isn't counted. Seconds of training are those "
     "of all trainings that a row's model comes from, without scoring and selecting; where each training has one GPU "
     "they are GPU-seconds. A row is on the frontier where no other has at least its quality for at most its cost.",
     "Hours are the sum over stages, those that ran side by side added up. A stage that several rows share has run, and "

@@ -116,7 +116,8 @@ def curve(study: StudyNumbers, axis: str, metric: Metric, width: int) -> Json:
     means = [row.numbers[metric.name].mean for rows in found.lines.values() for row in rows]
     at = sorted({value["at"] for value in values})
     low, high = bounds([value["value"] for value in [*values, *levels]], means, metric.scale)
-    x = {"field": "at", "type": "quantitative", "title": axis, "scale": _scale(at, room=0.03),
+    x = {"field": "at", "type": "quantitative", "title": study.in_words(axis),
+         "scale": _scale(at, room=0.03, linear=study.is_share(axis)),
          "axis": {"values": at, "labelOverlap": True, "labelExpr": "'' + datum.value", "grid": False}}  # fmt: skip
     y = {"field": "value", "type": "quantitative", "title": metric.head,
          "scale": {"domain": [low, high], "nice": False}, "axis": {"tickCount": 6}}  # fmt: skip
@@ -178,10 +179,10 @@ def _told(row: Row, metric: Metric, who: str) -> Json:
     return {**_ends(mean, metric.scale), "say": say}
 
 
-def _scale(values: Sequence[float], room: float = 0.06) -> Json:
-    """A scale with some room at both ends; logarithmic where values are of several magnitudes."""
+def _scale(values: Sequence[float], room: float = 0.06, *, linear: bool = False) -> Json:
+    """A scale with some room at both ends; logarithmic where values are of several magnitudes, unless `linear`."""
     low, high = min(values), max(values)
-    if low > 0 and high / low >= _LOG_FROM:
+    if low > 0 and high / low >= _LOG_FROM and not linear:
         by = (high / low) ** room
         return {"type": "log", "domain": [low / by, high * by], "nice": False}
     pad = room * (high - low) or 0.05 * abs(high) or 0.5

@@ -196,10 +196,18 @@ class Scaling(_Part):
     of: str
 
 
+class Checkpoints(_Part):
+    """The training that the value `at` is shares of the steps of."""
+
+    of: str
+
+
 class Asked(_Part):
     """Of the study's file what a page shows."""
 
     seeds: tuple[int, ...]
+    checkpoints: Checkpoints | None = None
+    short_tuning: Json | None = None
     paper: tuple[Paper, ...] = ()
     scaling: Scaling | None = None
 
@@ -268,6 +276,15 @@ class StudyNumbers(_Part):
     def rows_of(self, name: str) -> list[Row]:
         """The row with this label, or else all of an arm."""
         return [row for row in self.rows if row.label == name] or [row for row in self.rows if row.arm == name]
+
+    def is_share(self, axis: str) -> bool:
+        """Whether an axis is the shares of a training's steps, the checkpoints of a curve."""
+        return axis == "at" and self.study.checkpoints is not None
+
+    def in_words(self, axis: str) -> str:
+        """What is varied, for people."""
+        of = self.study.checkpoints
+        return axis if of is None or not self.is_share(axis) else f"{axis}: share of the steps of {of.of}"
 
     def numeric_axes(self) -> list[str]:
         """What is varied over numbers, of at least one arm over two of them."""

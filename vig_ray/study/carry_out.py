@@ -18,9 +18,11 @@ from vig_ray.cluster import alone, parse_range
 from vig_ray.errors import StageError
 from vig_ray.storage import join, one_line, read_bytes
 from vig_ray.study import record as records
+from vig_ray.study.curves import TRAININGS, exported_by
 from vig_ray.study.graph import Node
 from vig_ray.study.record import LOG, Record, command_of, folder_of, out_of
 from vig_ray.study.stages import KINDS, loaded
+from vig_ray.training.shares import name_of, step_of
 
 
 def by_jobs(node: Node) -> bool:
@@ -55,10 +57,11 @@ def carry_out(node: Node, out: str, gpus: int) -> Record:
         except OSError as error:
             state, told = "failed", one_line(error) or type(error).__name__
         log.write(told + "\n")
+    seconds = time.monotonic() - began
     record = Record(
         name=node.name, stage=node.stage, verb=node.verb, command=command, state=state, told=told,  # type: ignore[arg-type]
-        seconds=time.monotonic() - began, gpus=gpus, tokens=_tokens(node, folder) if state == "done" else None,
-        table=table, machine=f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:12]}",
+        seconds=seconds, gpus=gpus, table=table, **(_trained(node, folder, seconds) if state == "done" else {}),
+        machine=f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:12]}",
     )  # fmt: skip
     records.write(out, record)
     return record
@@ -83,12 +86,21 @@ def _log_of(folder: str) -> Iterator[TextIO]:
             logger.setLevel(level)
 
 
-def _tokens(node: Node, folder: str) -> int | None:
-    """The tokens that a training's loss was of, all epochs."""
-    if node.verb not in ("train", "train-text"):
-        return None
-    lines = read_bytes(join(folder, "training", "log.jsonl")).decode().splitlines()
-    return sum(int(json.loads(line)["active_tokens"]) for line in lines)
+def _trained(node: Node, folder: str, seconds: float) -> dict[str, Any]:
+    """Of a training that took so long the tokens that its loss was of, all epochs, and both up to each share of its
+    steps that it wrote: the time by that of the steps, with their part of what else there was."""
+    if node.verb not in TRAININGS:
+        return {}
+    text = read_bytes(join(folder, "training", "log.jsonl")).decode()
+    lines = [json.loads(line) for line in text.splitlines()]
+    tokens, times = ([line[name] for line in lines] for name in ("active_tokens", "seconds"))
+    at = {}
+    for share in exported_by(node.options):
+        steps = step_of(share, len(lines))
+        at[name_of(share)] = {
+            "tokens": sum(tokens[:steps]), "seconds": seconds * sum(times[:steps]) / (sum(times) or 1.0),
+        }  # fmt: skip
+    return {"tokens": sum(tokens), "at": at}
 
 
 def _in_a_worker(node: Node, out: str, gpus: int) -> Record:

@@ -5,6 +5,7 @@
     arms        what is compared: by name, what an arm changes of values and stages
     vary        values or options, STAGE.OPTION, that every arm takes several of; an arm that names one keeps its own
     seeds       a number, or the seeds themselves: $seed
+    checkpoints, short_tuning   a curve over a training's checkpoints, and what is tuned before it is asked (curves.py)
     ...
 
 A stage named after a verb (score, select, train, eval, ...) is that verb; `run: VERB` makes any other name one.
@@ -22,6 +23,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vig_ray.errors import StageError
 from vig_ray.storage import one_line
+from vig_ray.study import curves
+from vig_ray.study.curves import Checkpoints
 
 Options = dict[str, Any]
 
@@ -96,6 +99,8 @@ class StudyFile(Model):
     stages: _Sections
     arms: _Sections = Field(min_length=1)
     vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    checkpoints: Checkpoints | None = Field(None, description="a curve over checkpoints of a training")
+    short_tuning: Options | None = Field(None, description="options of a tuning of what is evaluated, 20 steps")
     seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds), Field(min_length=1)] = (0, 1, 2)
     more_seeds: int | None = Field(None, description="so many in all for the arms of an order that isn't settled")
     baseline: str | None = None
@@ -188,13 +193,21 @@ def read(path: str) -> StudyFile:
         update={
             "stages": {stage: _spelled(options) for stage, options in study.stages.items()},
             "arms": {
-                arm: {name: _spelled(given) if name in study.stages else given for name, given in changes.items()}
+                arm: {
+                    name: _spelled(given) if name in (*study.stages, curves.SHORT_TUNING) else given
+                    for name, given in changes.items()
+                }
                 for arm, changes in study.arms.items()
             },
             "vary": {_axis(name): values for name, values in study.vary.items()},
+            "short_tuning": _spelled(study.short_tuning),
         }
     )
-    wrong = next(_wrong(study), None)
+    keys = study.checkpoints, study.short_tuning
+    wrong = next(curves.wrong(*keys, study.stages, study.arms, (*study.values, *study.vary)), None)
+    if wrong is None:
+        study = study.model_copy(update=curves.spelled_out(*keys, study.stages, study.values, study.vary))
+        wrong = next(_wrong(study), None)
     if wrong is not None:
         raise StageError(f"{path}: {wrong}")
     return study
@@ -211,7 +224,14 @@ def _told(error: ValidationError) -> Iterator[str]:
         where = ".".join(map(str, problem["loc"]))
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            yield f"{where}: no such key; there are {', '.join(StudyFile.model_fields)}"
+            inner: dict[str, type[BaseModel]] = {
+                "checkpoints": Checkpoints,
+                "paper": Paper,
+                "scaling": Scaling,
+                "budget": Budget,
+            }
+            of = inner.get(str(problem["loc"][0]), StudyFile)
+            yield f"{where}: no such key; there are {', '.join(of.model_fields)}"
         elif problem["type"] == "missing":
             yield f"{where}: missing"
         else:

@@ -25,9 +25,11 @@ from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.storage import join, scheme_of
+from vig_ray.study.curves import SHORT_TUNING, not_written
 from vig_ray.study.file import Options, StudyFile, folder_of
 from vig_ray.study.stages import KINDS, loaded
 from vig_ray.submission import MODELS, PATHS, option_in_full
+from vig_ray.training.shares import AT
 
 LAST = "eval"
 MODEL_NAME = "model"
@@ -108,6 +110,10 @@ def spell_out(study: StudyFile, path: str, out: str, *, pilot: float | None = No
             for axes in _axes(study, changes):
                 one = _Cell(study, path, out, arm, axes, seed, nodes, pilot, whole, states)
                 last = one.node(LAST, ())
+                if not one.takes_checkpoint and AT in axes and study.checkpoints is not None:
+                    if axes[AT] != study.checkpoints.at[0]:
+                        continue
+                    axes = {name: value for name, value in axes.items() if name != AT}
                 cells.append(Cell(arm, axes, seed, (*one.taken, last.name)))
     return Graph(nodes, tuple(cells))
 
@@ -125,7 +131,8 @@ def _says(changes: Mapping[str, Any], name: str) -> bool:
 
 
 class _Cell:
-    """One cell while it is spelled out. `taken`: its nodes so far, in order."""
+    """One cell while it is spelled out. `taken`: its nodes so far, in order; `takes_checkpoint`: whether one of them
+    takes the training of which `checkpoints` are."""
 
     def __init__(
         self,
@@ -145,6 +152,7 @@ class _Cell:
         self._runs, self._states = join(out, "runs") + "/", states
         self._of_stage: dict[str, Node] = {}
         self.taken: list[str] = []
+        self.takes_checkpoint = False
 
     def node(self, stage: str, asked_by: tuple[str, ...]) -> Node:
         """The node of a stage, with all that it takes. `asked_by`: the stages that led here."""
@@ -190,7 +198,8 @@ class _Cell:
             config_class.model_validate({**resolved, "out": "-"})
             if self._pilot is not None:
                 imports = not any(self._runs in text for text in strings_in(resolved.get("data")))
-                resolved = as_pilot(resolved, verb, self._pilot, imports=imports, steps=stage != self._whole)
+                steps = stage not in (self._whole, SHORT_TUNING)
+                resolved = as_pilot(resolved, verb, self._pilot, imports=imports, steps=steps)
                 config_class.model_validate({**resolved, "out": "-"})
         except ValidationError as error:
             raise StageError(f"{'; '.join(explained(error, where))} (arm {self._arm})") from error
@@ -215,7 +224,16 @@ class _Cell:
         return self._study.arms[self._arm]
 
     def _given(self, stage: str) -> Options:
-        """A stage's options: the study's, then the arm's, then what is varied."""
+        """A stage's options: the study's, then the arm's, then what is varied; with a short tuning, that is asked, and
+        tunes what would be asked without it."""
+        options = self._said_of(stage)
+        if self._study.short_tuning is not None and stage == LAST:
+            options["model"] = f"${SHORT_TUNING}"
+        elif self._study.short_tuning is not None and stage == SHORT_TUNING:
+            options["model"] = self._said_of(LAST).get("model", KINDS["eval"].wired["model"])
+        return options
+
+    def _said_of(self, stage: str) -> Options:
         options = {**self._study.stages.get(stage, {}), **self._arm_changes.get(stage, {})}
         for name, value in self._axes.items():
             of, _, option = name.partition(".")
@@ -262,6 +280,10 @@ class _Cell:
                     f"{self._path}: stages.{stage}.{option}: ${name} is a stage that leaves no {option}; name a file "
                     f"or folder of its output, as ${name}/..."
                 )
+            checkpoints = self._study.checkpoints
+            if part == "model" and checkpoints is not None and name == checkpoints.of:
+                self.takes_checkpoint = True
+                part = checkpoints.part(self._values[AT])
             return join(folder, part) if part else folder
 
         return REFERENCE.sub(stands_for, value)
@@ -284,12 +306,14 @@ class _Cell:
         return {**options, "model": [f"{MODEL_NAME}={model}"]}
 
     def _check_paths(self, stage: str, options: Mapping[str, Any]) -> None:
-        """Raise StageError for a path of this machine that isn't there."""
+        """Raise StageError for a path of this machine that isn't there, and for a checkpoint that won't be."""
         for option, value in options.items():
             if option not in (*PATHS, *MODELS, "data"):
                 continue
             for each in strings_in(value):
                 path = each.removeprefix(f"{MODEL_NAME}=") if option == "model" else _WEIGHT.sub("", each)
+                if path.startswith(self._runs) and (why := not_written(path.removeprefix(self._runs), self._nodes)):
+                    raise StageError(f"{self._path}: stages.{stage}.{option}: {why}")
                 if path.startswith(self._runs) or scheme_of(path) or any(sign in path for sign in "*?[{"):
                     continue
                 if option in MODELS and not (is_local(path) or path.startswith((".", "/", "~"))):

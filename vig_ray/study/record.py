@@ -26,8 +26,8 @@ RECORD, LOG, RUNS = "study.json", "log.txt", "runs"
 @dataclass(frozen=True)
 class Record:
     """How a stage ended. `seconds` it took, this time; `gpus` it held; `tokens`: of training, those trained on;
-    `table`: of an evaluation, its summary; `told`: what the verb printed, or the error. `machine`: the host's name and
-    Ray's of its part of the cluster."""
+    `at`: both up to each share of its steps that --export-at names; `table`: of an evaluation, its summary; `told`:
+    what the verb printed, or the error. `machine`: the host's name and Ray's of its part of the cluster."""
 
     name: str
     stage: str
@@ -39,6 +39,7 @@ class Record:
     gpus: int = 0
     machine: str = ""
     tokens: int | None = None
+    at: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
     table: Mapping[str, Any] | None = field(default=None, hash=False)
 
     @property

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from vig_ray.study.curves import SHORT_TUNING, share_taken
 from vig_ray.study.file import Order, StudyFile
-from vig_ray.study.graph import MODEL_NAME, Cell, Graph, label_of
+from vig_ray.study.graph import MODEL_NAME, Cell, Graph, label_of, strings_in
 from vig_ray.study.record import Record
 from vig_ray.study.statistics import CONFIDENCE, Difference, Mean, ScalingLaw, difference, mean_of, scaling_law
 
@@ -40,7 +41,8 @@ class Metric(NamedTuple):
 @dataclass(frozen=True)
 class Row:
     """An arm, with one value of each of what is varied. `values`: by metric and seed; `tokens` trained on and the
-    training's `seconds`: by seed. `runs`: the evaluation of each seed, which may be one for several."""
+    training's `seconds`, without a short tuning's: by seed. `runs`: the evaluation of each seed, which may be one for
+    several."""
 
     label: str
     arm: str
@@ -168,7 +170,7 @@ def gather(study: StudyFile, graph: Graph, cells: Sequence[Cell], records: Mappi
     tables = {cell: records[cell.last].table for cell in cells if cell.last in records and records[cell.last].done}
     metrics = _metrics(study, [table for table in tables.values() if table is not None])
     labels = dict.fromkeys(cell.label for cell in cells)
-    rows = tuple(_row(label, [cell for cell in cells if cell.label == label], tables, metrics, records)
+    rows = tuple(_row(label, [cell for cell in cells if cell.label == label], tables, metrics, records, graph)
                  for label in labels)  # fmt: skip
     baseline = _baseline(study, rows)
     return Results(
@@ -206,6 +208,7 @@ def _row(
     tables: Mapping[Cell, Mapping[str, Any] | None],
     metrics: Sequence[Metric],
     records: Mapping[str, Record],
+    graph: Graph,
 ) -> Row:
     values: dict[str, dict[int, float]] = {metric.name: {} for metric in metrics}
     tokens: dict[int, int] = {}
@@ -217,11 +220,23 @@ def _row(
                 metric = f"{task['name']}.{name}"
                 if metric in values and number["value"] is not None:
                     values[metric][cell.seed] = float(number["value"])
-        trained = [records[name] for name in cell.nodes if name in records and records[name].tokens is not None]
-        if table is not None and trained:
-            tokens[cell.seed] = trained[-1].tokens or 0
-            seconds[cell.seed] = sum(each.seconds for each in trained)
+        spent = [_spent(records[name], cell, graph) for name in cell.nodes if _trains(records.get(name))]
+        if table is not None and spent:
+            tokens[cell.seed] = int(spent[-1]["tokens"])
+            seconds[cell.seed] = sum(each["seconds"] for each in spent)
     return Row(label, cells[0].arm, cells[0].axes, values, tokens, seconds, {cell.seed: cell.last for cell in cells})
+
+
+def _trains(record: Record | None) -> bool:
+    """Whether it is of a training that a row's model comes from. A short tuning is a part of asking, alike for all."""
+    return record is not None and record.tokens is not None and record.stage != SHORT_TUNING
+
+
+def _spent(record: Record, cell: Cell, graph: Graph) -> Mapping[str, float]:
+    """Tokens and seconds of a training, up to the share of its steps that the cell takes."""
+    texts = (text for name in cell.nodes for text in strings_in(graph.nodes[name].options))
+    share = share_taken(record.name, texts)
+    return record.at.get(share or "", {"tokens": record.tokens or 0, "seconds": record.seconds})
 
 
 def _baseline(study: StudyFile, rows: Sequence[Row]) -> str:

@@ -24,6 +24,7 @@ from vig_ray.cluster import alone
 from vig_ray.errors import StageError
 from vig_ray.study import record as records
 from vig_ray.study.carry_out import by_jobs, carry_out
+from vig_ray.study.curves import SHORT_TUNING, TRAININGS
 from vig_ray.study.file import StudyFile
 from vig_ray.study.graph import MODEL_NAME, Cell, Graph, Node, spell_out
 from vig_ray.study.record import folder_of
@@ -103,17 +104,18 @@ class Trial:
 
 
 def training_of(cell: Cell, nodes: Mapping[str, Node]) -> Node:
-    """The last training of a cell. Raises StageError where it has none, or where it can't be run in one process."""
-    at = [place for place, name in enumerate(cell.nodes) if nodes[name].verb in ("train", "train-text")]
-    if not at:
+    """The last training of a cell, not counting a short tuning. Raises StageError where it has none, or where it can't
+    be run in one process."""
+    trainings = [name for name in cell.nodes if nodes[name].verb in TRAININGS and nodes[name].stage != SHORT_TUNING]
+    if not trainings:
         raise StageError(
             f"--search: {cell.label} trains nothing, so there is nothing to shorten; leave it out by --arms"
         )
-    for name in _behind(cell, nodes, cell.nodes[at[-1]]):
+    for name in _behind(cell, nodes, trainings[-1]):
         if by_jobs(nodes[name]):
             raise StageError(f"--search: {nodes[name].stage} of {cell.label} starts workers of its own, which a search "
                              "has no room for; search with one worker and the torch engine")  # fmt: skip
-    return nodes[cell.nodes[at[-1]]]
+    return nodes[trainings[-1]]
 
 
 def _behind(cell: Cell, nodes: Mapping[str, Node], first: str) -> list[str]:
