@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vig_ray.demo import build
+from vig_ray.demo import CHECKPOINT, build
 from vig_ray.demo.knobs import Exchange, Sample
 from vig_ray.demo.world import llava_row
 from vig_ray.errors import StageError
@@ -52,7 +52,9 @@ KINDS = {"name": 5, "group": 3, "called": 4, "beside": 5, "side": 2, "caption": 
 TWO = ("beside", "side")
 """Those about two emoji side by side; a caption may be of one or two."""
 ASKED = ("name", "group", "called", "beside", "side")
-RECIPE = build.Recipe(tower_steps=800, steps=1600, batch=48, pool=30_000, stop=700)
+OF_A_GROUP = 6
+"""So many of each group, the package's first: more take a larger model to tell apart."""
+RECIPE = build.Recipe(tower_steps=400, steps=1600, batch=32, pool=24_000, stop=900)
 _LICENSES = f"""The pictures in these folders are put together from Twemoji, copyright Twitter, Inc and other
 contributors, licensed under CC-BY 4.0: https://creativecommons.org/licenses/by/4.0/. Changed are their size and what is
 behind them.
@@ -166,7 +168,7 @@ def _read(path: str, package: tarfile.TarFile) -> list[Emoji]:
             taken, file = category in CATEGORIES and row["has_img_twitter"], str(row["image"])
         except (KeyError, TypeError, AttributeError) as error:
             raise StageError(f"{path}: emoji.json: row {number}: no name, image or group: {one_line(error)}") from error
-        if taken:
+        if taken and sum(each.group == group for each in found) < OF_A_GROUP:
             try:
                 with Image.open(io.BytesIO(content(f"{PICTURES}/{file}"))) as opened:
                     found.append(Emoji(name, group, category, opened.convert("RGBA")))
@@ -279,6 +281,7 @@ class Questions:
             exchanges=exchanges,
             checkpoint="",
             recipe=RECIPE,
+            start=CHECKPOINT,
         )
 
 
