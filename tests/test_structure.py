@@ -43,6 +43,7 @@ FLOORS: tuple[set[str], ...] = (
     {"vig_ray.study"},
     {"serve_app", "jobs"},
     {"benchmarks"},
+    {"studies"},
 )
 FLOOR_OF = {unit: number for number, units in enumerate(FLOORS) for unit in units}
 
@@ -50,7 +51,9 @@ FLOOR_OF = {unit: number for number, units in enumerate(FLOORS) for unit in unit
 def modules() -> dict[str, Path]:
     """Every module of the packages and scripts by its dotted name."""
     files = [
-        file for folder in ("vig_ray", "serve_app", "jobs", "benchmarks") for file in (ROOT / folder).rglob("*.py")
+        file
+        for folder in ("vig_ray", "serve_app", "jobs", "benchmarks", "studies")
+        for file in (ROOT / folder).rglob("*.py")
     ]
     return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 

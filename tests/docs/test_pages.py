@@ -115,13 +115,13 @@ def test_every_strategy_and_every_verb_has_its_place() -> None:
 @each_page
 def test_files_of_this_project_that_are_named_exist(page: Path) -> None:
     """Paths in inline code that begin with one of the project's folders, and every file in a tree of the house."""
-    folders = ("vig_ray/", "serve_app/", "tests/", "jobs/", "benchmarks/", "kuberay/", "docs/", ".ci/")
+    folders = ("vig_ray/", "serve_app/", "tests/", "jobs/", "benchmarks/", "studies/", "kuberay/", "docs/", ".ci/")
     for span in code_spans(page):
         if span.startswith(folders) and re.fullmatch(r"[\w./-]+", span):
             assert (ROOT / span).exists(), f"{page.name}: `{span}`"
     names = {
         path.name
-        for folder in ("vig_ray", "serve_app", "jobs", "tests", "benchmarks")
+        for folder in ("vig_ray", "serve_app", "jobs", "tests", "benchmarks", "studies")
         for path in (ROOT / folder).rglob("*")
     }
     spans = " ".join(code_spans(page) + [block.text for block in blocks(page) if page.name == "house.md"])

@@ -95,6 +95,7 @@ class StudyFile(Model):
 
     title: str = ""
     about: str = ""
+    prepare: str = Field("", description="the command that makes the files it begins with, told where one isn't there")
     values: Options = Field(default_factory=dict)
     stages: _Sections
     arms: _Sections = Field(min_length=1)

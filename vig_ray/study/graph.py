@@ -321,7 +321,8 @@ class _Cell:
                 if option not in MODELS and not path.startswith("/"):
                     continue
                 if not os.path.exists(os.path.expanduser(path)):
-                    raise StageError(f"{self._path}: stages.{stage}.{option}: {path}: not there")
+                    by = f"; first run: {' '.join(self._study.prepare.split())}" if self._study.prepare else ""
+                    raise StageError(f"{self._path}: stages.{stage}.{option}: {path}: not there{by}")
 
 
 def strings_in(value: Any) -> Iterator[str]:
