@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16", "float16"]
-ReferenceName = Literal["blur", "blind", "mean", "blur-mean", "no-image", "noise", "vcd"]
+ReferenceName = Literal["blur", "blind", "mean", "blur-mean", "no-image", "noise", "vcd", "marginal", "swap"]
 """What stands for "no image" in the model's own passes: see `vig_ray.scoring.reference`."""
 BlurName = Literal["fast", "opencv"]
 """How the image is blurred: by a box and a reduced rest, or by OpenCV's convolution."""

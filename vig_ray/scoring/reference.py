@@ -8,8 +8,11 @@
     blur-mean   one picture for all samples: the mean of the dataset's blurred images
     noise       one picture for all samples: uniform noise
     vcd         the image under half the steps of a diffusion (Leng et al., arXiv 2311.16922)
+    marginal    other images of the dataset, the same ones for all samples; the mean of the probabilities with them
+    swap        another image of the sample's source
 
-The rest of the pipeline doesn't know which one is in use.
+The last two are made of the conversation anew (`vig_ray.scoring.references.other_images`), and `marginal` of several
+prompts. The rest of the pipeline doesn't know which one is in use.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from vig_ray.scoring.references.same_picture import (
 if TYPE_CHECKING:  # a GPU's machine may be without pydantic
     from vig_ray.options import BlurName, ReferenceName
 
+OF_OTHER_IMAGES = ("marginal", "swap")
 _NOISE_SEED = 0
 
 
@@ -101,6 +105,8 @@ def make_reference(
             raise StageError("--reference blur-mean: is the mean of a dataset's images, and there is no dataset here")
         make = resized(decode_image(average), cv2.INTER_LINEAR)
         return Reference(name, SamePicture(name, make, formatter), blur_mean_parameters(average, blur))
+    if name in OF_OTHER_IMAGES:
+        raise StageError(f"--reference {name}: is of a dataset's other images, and there is no dataset here")
     if name == "vcd":
         try:
             formatter.normalised({})
