@@ -18,8 +18,8 @@ from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, tr
 from vig_ray.model.shared_images import SharedImages
 from vig_ray.options import BlurName, ReferenceName, Template
 from vig_ray.scoring.prepared import pack
-from vig_ray.scoring.reference import OF_OTHER_IMAGES, make_reference
-from vig_ray.scoring.references.other_images import About, Drawn, OtherImages, pool_of, release
+from vig_ray.scoring.reference import make_reference
+from vig_ray.scoring.references.other_images import OF_OTHER_IMAGES, About, Drawn, OtherImages, pool_of, release
 from vig_ray.scoring.schema import groups_schema, prepared_schema
 from vig_ray.tables.key_index import KeyedRows
 

@@ -43,7 +43,6 @@ from vig_ray.scoring.references.same_picture import (
 if TYPE_CHECKING:  # a GPU's machine may be without pydantic
     from vig_ray.options import BlurName, ReferenceName
 
-OF_OTHER_IMAGES = ("marginal", "swap")
 _NOISE_SEED = 0
 
 
@@ -105,8 +104,6 @@ def make_reference(
             raise StageError("--reference blur-mean: is the mean of a dataset's images, and there is no dataset here")
         make = resized(decode_image(average), cv2.INTER_LINEAR)
         return Reference(name, SamePicture(name, make, formatter), blur_mean_parameters(average, blur))
-    if name in OF_OTHER_IMAGES:
-        raise StageError(f"--reference {name}: is of a dataset's other images, and there is no dataset here")
     if name == "vcd":
         try:
             formatter.normalised({})

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from vig_ray.dataset.images import MAX_PIXELS, load_image
 from vig_ray.dataset.schema import Turn
 from vig_ray.model.prompt import Formatter, Prompt, PromptError, PromptImage, truncate
 from vig_ray.model.shared_images import image_key
+from vig_ray.options import OtherImagesName
 
+OF_OTHER_IMAGES = get_args(OtherImagesName)
 TooLong = Literal["error", "truncate"]
 _KEPT_PIXELS = 1 << 20
 """Larger images are decoded anew where a processor makes samples as a whole; what it makes of one alone is kept."""
