@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,16 +12,21 @@ import pytest
 from tests.command import call, refused
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.demo.knobs import Knobs
+from vig_ray.scoring.config import ScoreConfig
+from vig_ray.scoring.job import run
 
 K = 4
+
+
+def score(folder: Path, data: str, **options: Any) -> None:
+    run(ScoreConfig(data=data, model=CHECKPOINT, out=str(folder), **options), in_process=True)
 
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("audited")
     data = world.write(str(folder / "data"), 160, 5)
-    call("score", "--data", data, "--model", CHECKPOINT, "--out", str(folder), "--reference", "blur,marginal,swap",
-         "--marginal-images", str(K))  # fmt: skip
+    score(folder, data, reference=("blur", "marginal", "swap"), marginal_images=K)
     return folder
 
 
@@ -56,14 +62,14 @@ def test_where_all_images_are_wrong_nothing_is_seen(tmp_path: Path) -> None:
     for number, row in enumerate(rows):
         row["source"] = f"source-{number % 8}"
     Path(data).write_text(json.dumps(rows))
-    call("score", "--data", data, "--model", CHECKPOINT, "--out", str(tmp_path), "--reference", "marginal")
+    score(tmp_path, data, reference=("marginal",))
     rows = [json.loads(line) for line in call("audit", "--scores", str(tmp_path), "--json-lines").stdout.splitlines()]
     assert len(rows) == 8
     assert sum(row["seen"] for row in rows) <= 1
 
 
 def test_scores_without_other_images_are_refused_with_the_command(scored: Path, tmp_path: Path) -> None:
-    call("score", "--data", str(scored / "samples"), "--model", CHECKPOINT, "--out", str(tmp_path))
+    score(tmp_path, str(scored / "samples"))
     told = refused("audit", "--scores", str(tmp_path))
     assert "hold blur; an audit compares a sample's image with others of the dataset" in told
     assert "--reference blur,marginal adds them" in told
