@@ -180,7 +180,7 @@ def test_too_few_images_are_told_before_an_engine_starts(tmp_path: Path) -> None
         row["source"] = f"source-{number}"
     Path(data).write_text(json.dumps([row for row in rows if "image" in row]))
     with pytest.raises(StageError, match=r"no source of .* has two images that can be read"):
-        run(config(tmp_path / "swap", data, reference=("swap",)), in_process=True)
+        run(ScoreConfig(data=data, model=CHECKPOINT, out=str(tmp_path / "swap"), reference=("swap",)), in_process=True)
 
 
 def test_a_broken_image_is_not_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
