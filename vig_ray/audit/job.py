@@ -30,7 +30,7 @@ from vig_ray.selection.rank import Groups
 from vig_ray.stage import parquet_files, read_stage
 from vig_ray.storage import filesystem
 from vig_ray.tables.directories import rows_of, samples_beside, scores_directory
-from vig_ray.tables.passes import CLEAN, MARGINAL, has_gains, loss_column, references_of
+from vig_ray.tables.passes import CLEAN, has_gains, loss_column, references_of
 from vig_ray.tables.scan import Files
 
 _LOSSES = {"marginal": "marginal_losses", "swap": loss_column("swap")}
@@ -164,7 +164,7 @@ def run(config: AuditConfig) -> Audited:
 def _reference(config: AuditConfig, scores: str, record: dict[str, Any]) -> OtherImagesName:
     """Whose passes are compared with. Raises StageError."""
     there = references_of(record) if has_gains(record) else ()
-    wanted: tuple[OtherImagesName, ...] = (config.reference,) if config.reference else (MARGINAL, "swap")
+    wanted: tuple[OtherImagesName, ...] = (config.reference,) if config.reference else ("marginal", "swap")
     for name in wanted:
         if name in there:
             return name

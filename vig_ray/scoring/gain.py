@@ -63,7 +63,7 @@ def marginal_loss(logp_KT: Floats) -> float:
     What a sample's gain takes. It isn't the mean of `marginal_logprobs`, in which each token has all K images anew.
     """
     logp = _of_images(logp_KT)
-    return -float(_log_mean_exp(logp.sum(1))) / logp.shape[1]
+    return -_log_mean_exp(logp.sum(1)).item() / int(logp.shape[1])
 
 
 def marginal_error(logp_KT: Floats) -> float:
@@ -76,7 +76,7 @@ def marginal_error(logp_KT: Floats) -> float:
     images, tokens = logp.shape
     answers = logp.sum(1)
     p = np.exp(answers - answers.max())
-    return float(p.std(ddof=1) / p.mean() / math.sqrt(images)) / tokens
+    return float(p.std(ddof=1) / p.mean()) / math.sqrt(images) / int(tokens)
 
 
 def null_gains(logp_KT: Floats) -> npt.NDArray[np.float64]:

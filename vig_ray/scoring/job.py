@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from vig_ray.cluster import Machines, joins, machines, on_machines, parse_range, warn_of_few_cpus
 from vig_ray.dataset import importing
@@ -20,6 +20,7 @@ from vig_ray.dataset.options import DataOptions
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import default_dtype, load_formatter, prompts_of, tell, template_fingerprint
+from vig_ray.options import ReferenceName
 from vig_ray.pipeline import count_samples, run_steps
 from vig_ray.progress import RowProgress
 from vig_ray.scoring.config import ScoreConfig
@@ -81,9 +82,9 @@ def check(config: ScoreConfig) -> Plan:
     template = template_fingerprint(formatter)
     engine = engine_for(config.engine, formatter, config.model)
     made = [
-        make_reference(name, formatter=formatter, blur=config.blur)
+        make_reference(cast(ReferenceName, name), formatter=formatter, blur=config.blur)
         for name in config.reference
-        if name not in ("text", *OF_DATA)
+        if name not in (TEXT, *OF_DATA)
     ]
     parameters = {reference.name: reference.parameters for reference in made}
     if TEXT in config.reference:

@@ -77,7 +77,7 @@ def _of_images(name: str, outcomes: Sequence[Outcome]) -> tuple[Outcome, dict[st
     if len(logp) < len(outcomes):  # the mean over fewer images would be another reference's
         return next(outcome for outcome in outcomes if isinstance(outcome, PromptError)), {}
     logp_KT = np.stack(logp)
-    return marginal_logprobs(logp_KT), {
+    return marginal_logprobs(logp_KT).astype(np.float32), {
         loss_column(name): marginal_loss(logp_KT),
         "marginal_losses": [loss(logp_T) for logp_T in logp_KT],
         "marginal_null": null_gains(logp_KT).mean(0),
