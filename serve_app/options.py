@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -15,6 +15,7 @@ from vig_ray.options import (
     EndOfTurn,
     EngineName,
     EngineOptions,
+    OtherImagesName,
     Precision,
     ReferenceName,
     Template,
@@ -34,6 +35,8 @@ def _host_names(value: tuple[str, ...]) -> tuple[str, ...]:
 def _of_the_model(value: Any) -> Any:
     if value == "text":
         raise ValueError("is the loss of a second model, and a server holds one; `vig score` has it")
+    if value in get_args(OtherImagesName):
+        raise ValueError("is of a dataset's other images, and a server sees a sample alone; `vig score` has it")
     return value
 
 

@@ -31,6 +31,7 @@ FLOORS: tuple[set[str], ...] = (
     {"vig_ray.measuring"},
     {"vig_ray.evaluation"},
     {"vig_ray.selection"},
+    {"vig_ray.audit"},
     {"vig_ray.training"},
     {"vig_ray.integrations"},
     {"vig_ray.report"},

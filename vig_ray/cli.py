@@ -89,6 +89,11 @@ VERBS = {
         "vig_ray.measuring.job:run",
         resumes=True,
     ),
+    "audit": Verb(
+        "whether gains are a signal: on which sources does the model see what is asked?",
+        "vig_ray.audit.config:AuditConfig",
+        "vig_ray.audit.job:run",
+    ),
     "select": Verb(
         "scores to the samples and tokens worth training on, selection/",
         "vig_ray.selection.config:SelectConfig",

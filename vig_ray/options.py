@@ -13,6 +13,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16", "float16"]
 ReferenceName = Literal["blur", "blind", "mean", "blur-mean", "no-image", "noise", "vcd"]
 """What stands for "no image" in the model's own passes: see `vig_ray.scoring.reference`."""
+OtherImagesName = Literal["marginal", "swap"]
+"""References that are other images of the dataset: see `vig_ray.scoring.references.other_images`."""
 BlurName = Literal["fast", "opencv"]
 """How the image is blurred: by a box and a reduced rest, or by OpenCV's convolution."""
 Template = Literal["auto", "llava_v1", "chat", "plain"]
@@ -140,7 +142,7 @@ def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 References = Annotated[
-    tuple[Literal[ReferenceName, "text"], ...],
+    tuple[Literal[ReferenceName, OtherImagesName, "text"], ...],
     CommaSeparated,
     NotEmpty,
     AfterValidator(_different),

@@ -11,6 +11,11 @@ from vig_ray.dataset.images import load_image
 from vig_ray.model.prompt import ImageInputs, Pixels, PromptImage
 
 
+def image_key(image: Mapping[str, Any]) -> str:
+    """What an image of `samples/` is known by: its path or URI, or a hash of its bytes."""
+    return str(image["uri"] or hashlib.blake2b(image["bytes"] or b"", digest_size=16).hexdigest())
+
+
 class SharedImages:
     """The images of a block of rows: those that name the same one share its decoding and what is made of it.
 
@@ -26,7 +31,7 @@ class SharedImages:
         return [self._image(image) for image in row["images"] or ()]
 
     def _image(self, image: Mapping[str, Any]) -> PromptImage:
-        key = image["uri"] or hashlib.blake2b(image["bytes"], digest_size=16).hexdigest()
+        key = image_key(image)
         if key not in self._by_key:
             load = partial(load_image, image, max_pixels=self._max_pixels)
             self._by_key[key] = PromptImage(key, load, self._preprocess)

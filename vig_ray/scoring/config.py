@@ -33,6 +33,10 @@ class ScoreConfig(DataOptions):
         "cheaper one (docs/scoring.md); several share the clean pass, and vig is of the first; finished scores get "
         "those that they lack",
     )
+    marginal_images: int = Field(
+        8, ge=2, description="images that --reference marginal is the mean over, the same ones for all samples"
+    )
+    reference_seed: int = Field(0, ge=0, description="which images of the dataset --reference marginal and swap draw")
     reference_model: str | None = Field(
         None, description="language model of --reference text: a checkpoint's folder or a hub id"
     )
@@ -120,6 +124,10 @@ class ScoreConfig(DataOptions):
     def _text_reference(self) -> ScoreConfig:
         if self.passes == "text" and self.reference != ("text",):
             raise ValueError("--passes text makes the text pass alone, and --reference names others; leave it out")
+        for option, names in (("marginal_images", ("marginal",)), ("reference_seed", ("marginal", "swap"))):
+            if getattr(self, option) != ScoreConfig.model_fields[option].default and not {*names} & {*self.reference}:
+                named = " or ".join(names)
+                raise ValueError(f"--{option.replace('_', '-')} has no effect without --reference {named}")
         if "text" in self.reference:
             if self.reference_model is None:
                 raise ValueError("--reference text is the loss of a language model, which --reference-model names")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from vig_ray.cluster import Machines, joins, machines, on_machines, parse_range, warn_of_few_cpus
 from vig_ray.dataset import importing
@@ -20,17 +20,17 @@ from vig_ray.dataset.options import DataOptions
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint, is_local
 from vig_ray.model.load import default_dtype, load_formatter, prompts_of, tell, template_fingerprint
+from vig_ray.options import ReferenceName
 from vig_ray.pipeline import count_samples, run_steps
 from vig_ray.progress import RowProgress
-from vig_ray.scoring.blur import blur_by
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.load import check_engine, deciding, engine_for
 from vig_ray.scoring.engines.prefixes import told
 from vig_ray.scoring.in_process import FEW, run_steps_here
 from vig_ray.scoring.passes import Passes, rows_here, stored_rows
 from vig_ray.scoring.placement import ONE_OF_EACH, Placement, engine_there, pools_for
-from vig_ray.scoring.reference import blur_mean_parameters, make_reference
-from vig_ray.scoring.references.average import IMAGES, blur_mean_image, to_png
+from vig_ray.scoring.reference import make_reference
+from vig_ray.scoring.references.of_data import OF_DATA, OfData, of_data
 from vig_ray.scoring.schema import scores_schema
 from vig_ray.scoring.steps import steps_of
 from vig_ray.scoring.summary import ScoreSummary, summarise
@@ -42,7 +42,6 @@ from vig_ray.this_process import this_process
 
 log = logging.getLogger(__name__)
 
-_OF_DATA = "blur-mean"  # the reference that a dataset decides
 _CPUS_OF_RAY_DATA = 4  # to read, to cut into blocks, to filter the rows done before and to write, all at once
 
 
@@ -52,7 +51,7 @@ class Plan:
 
     `model`, `template`: fingerprints. `samples`: the samples directory, None where the data is still to be imported.
     `engine`: the one that is asked for, "auto" where both can take the model's prompts. `parameters`: each reference's
-    by its name, but for the one that is of the data. `overwrite`: of the run, whose first phase alone may replace what
+    by its name, but for those that are of the data. `overwrite`: of the run, whose first phase alone may replace what
     is there.
     """
 
@@ -83,9 +82,9 @@ def check(config: ScoreConfig) -> Plan:
     template = template_fingerprint(formatter)
     engine = engine_for(config.engine, formatter, config.model)
     made = [
-        make_reference(name, formatter=formatter, blur=config.blur)
+        make_reference(cast(ReferenceName, name), formatter=formatter, blur=config.blur)
         for name in config.reference
-        if name != "text" and name != _OF_DATA
+        if name not in (TEXT, *OF_DATA)
     ]
     parameters = {reference.name: reference.parameters for reference in made}
     if TEXT in config.reference:
@@ -123,12 +122,12 @@ def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary
 def _run(plan: Plan, samples: str, *, in_process: bool | None) -> ScoreSummary:
     """The passes of one model; returns the summary of all that `OUT/scores/` holds then."""
     config = plan.config
-    average = _average(config, samples)
+    decided = _of_data(config, samples)
     # An engine or a dtype that isn't named is the earlier run's: it may have begun on another kind of machine.
     output = claim(
         plan.scores,
         "score",
-        _identity(plan, samples, average),
+        _identity(plan, samples, decided),
         overwrite=config.overwrite,
         left_open=("engine", "dtype"),
         grows=None if _replaces_text(plan) else "references",
@@ -147,7 +146,7 @@ def _run(plan: Plan, samples: str, *, in_process: bool | None) -> ScoreSummary:
         placement = _placement(plan, todo, ray_has, here=here)
         output.begin(config, identity=output.identity | {"engine": placement.engine, "dtype": placement.dtype})
         log.info("%s", placement.text())
-        timing = _score(plan, todo, placement, output, samples, average, here=here)
+        timing = _score(plan, todo, placement, output, samples, decided, here=here)
     if timing.get("prompt_tokens"):
         log.info(told(timing["prompt_tokens"], timing["cached_prompt_tokens"]))
     summary = summarise(plan.scores, todo.references, output.paths, gains=config.passes == "all")
@@ -232,23 +231,24 @@ def _score(
     placement: Placement,
     output: Claim,
     samples: str,
-    average: bytes | None,
+    decided: OfData,
     *,
     here: bool,
 ) -> dict[str, Any]:
     """Run the steps; when what was done. Raises StageError."""
     earlier_rows = rows_here if here else stored_rows
     there = [name for name in todo.held if name != CLEAN]
-    passes = Passes(todo.held, todo.new, earlier_rows(plan.scores, there) if todo.held else None)
+    earlier = earlier_rows(plan.scores, there) if todo.held else None
+    passes = Passes(todo.held, todo.new, decided.images, earlier)
     table, rows = scores_schema(todo.references), plan.config.rows_per_file
     if here:
-        steps = steps_of(plan.config, passes, average, placement, None)
+        steps = steps_of(plan.config, passes, decided, placement, None)
         return run_steps_here(samples, output, table, steps, rows_per_file=rows)
     return run_steps(
         samples,
         output,
         table,
-        lambda counter: steps_of(plan.config, passes, average, placement, counter),
+        lambda counter: steps_of(plan.config, passes, decided, placement, counter),
         rows_per_block=rows,
     )
 
@@ -281,22 +281,21 @@ def _located(model: str) -> str:
     return os.path.abspath(os.path.expanduser(model)) if is_local(model) else model
 
 
-def _average(config: ScoreConfig, samples: str) -> bytes | None:
-    """The picture of blur-mean, a PNG, where that is asked for."""
-    if _OF_DATA not in config.reference:
-        return None
-    return to_png(blur_mean_image(samples, IMAGES, blur_by(config.blur), max_pixels=config.max_image_pixels))
+def _of_data(config: ScoreConfig, samples: str) -> OfData:
+    """What the samples decide of the references that are asked for."""
+    return of_data(
+        samples, config.reference, blur=config.blur, images=config.marginal_images, seed=config.reference_seed,
+        max_pixels=config.max_image_pixels,
+    )  # fmt: skip
 
 
-def _references(plan: Plan, average: bytes | None) -> list[dict[str, Any]]:
+def _references(plan: Plan, decided: OfData) -> list[dict[str, Any]]:
     """Of each reference its name and its parameters, as the record holds them."""
-    known = dict(plan.parameters)
-    if average is not None:
-        known[_OF_DATA] = blur_mean_parameters(average, plan.config.blur)
+    known = plan.parameters | decided.parameters(plan.config.blur)
     return [{"name": name, "parameters": known[name]} for name in plan.config.reference]
 
 
-def _identity(plan: Plan, samples: str, average: bytes | None) -> dict[str, Any]:
+def _identity(plan: Plan, samples: str, decided: OfData) -> dict[str, Any]:
     """What must be equal for scores to belong to the same run; JSON values."""
     imported = read_stage(samples) or {}
     config = plan.config
@@ -308,7 +307,7 @@ def _identity(plan: Plan, samples: str, average: bytes | None) -> dict[str, Any]
         "engine": None if config.engine == "auto" else config.engine,
         "vllm": deciding(config.vllm),
         **({"passes": "text"} if config.passes == "text" else {}),
-        "references": _references(plan, average),
+        "references": _references(plan, decided),
         "dtype": config.dtype,
         "max_length": config.max_length,
         "too_long": config.too_long,

@@ -11,7 +11,7 @@ import ray
 
 from vig_ray.scoring.schema import scores_schema
 from vig_ray.tables.key_index import KeyedRows, KeyIndex
-from vig_ray.tables.passes import CLEAN
+from vig_ray.tables.passes import CLEAN, MARGINAL
 from vig_ray.tables.rows import Rows
 
 
@@ -20,17 +20,28 @@ class Passes:
     """The passes of a run, by their names.
 
     `held`: those that the rows have of an earlier run, the clean one among them. `to_run`: those that this run makes.
-    `earlier`: the rows of the earlier run by their keys, where there is one.
+    `images`: how many marginal is of. `earlier`: the rows of the earlier run by their keys, where there is one.
     """
 
     held: tuple[str, ...]
     to_run: tuple[str, ...]
+    images: int = 0
     earlier: Callable[[], KeyedRows] | None = None
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """A name for each prompt of a sample."""
+        return slots_of(self.to_run, self.images)
 
     @property
     def references(self) -> tuple[str, ...]:
         """Those that the rows will have, the run's first one first."""
         return tuple(name for name in (*self.held, *self.to_run) if name != CLEAN)
+
+
+def slots_of(names: Sequence[str], images: int) -> tuple[str, ...]:
+    """A name for each prompt of a sample: marginal has one an image."""
+    return tuple(slot for name in names for slot in [name] * (images if name == MARGINAL else 1))
 
 
 @dataclass(frozen=True)

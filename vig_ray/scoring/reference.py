@@ -8,8 +8,11 @@
     blur-mean   one picture for all samples: the mean of the dataset's blurred images
     noise       one picture for all samples: uniform noise
     vcd         the image under half the steps of a diffusion (Leng et al., arXiv 2311.16922)
+    marginal    other images of the dataset, the same ones for all samples; the mean of the probabilities with them
+    swap        another image of the sample's source
 
-The rest of the pipeline doesn't know which one is in use.
+The last two are made of the conversation anew (`vig_ray.scoring.references.other_images`), and `marginal` of several
+prompts. The rest of the pipeline doesn't know which one is in use.
 """
 
 from __future__ import annotations

@@ -7,9 +7,22 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from vig_ray.dataset.schema import KEPT
-from vig_ray.tables.passes import CLEAN, TEXT, logprobs_column, loss_column
+from vig_ray.tables.passes import CLEAN, MARGINAL, TEXT, logprobs_column, loss_column
 
 TEXT_EXACT = pa.field("text_exact", pa.int32())
+FURTHER: dict[str, tuple[pa.Field, ...]] = {
+    # how many of text_logprobs are the language model's own or sums of them, not shared out by characters
+    TEXT: (TEXT_EXACT,),
+    MARGINAL: (
+        # one entry an image: the mean negative log-prob of the answer tokens with it, nats
+        pa.field("marginal_losses", pa.list_(pa.float64())),
+        # one entry an answer token: what one of these images gains over the others, nats, mean over them
+        pa.field("marginal_null", pa.list_(pa.float32())),
+        # the Monte-Carlo standard error of marginal_loss, nats
+        pa.field("marginal_error", pa.float64()),
+    ),
+}
+"""Columns that a reference has beside its loss and its log-probs."""
 
 
 def scores_schema(references: Sequence[str]) -> pa.Schema:
@@ -41,9 +54,8 @@ def scores_schema(references: Sequence[str]) -> pa.Schema:
             *(pa.field(logprobs_column(name), pa.list_(pa.float32())) for name in passes),
             # which assistant turn of the conversation the token is in, from 0
             pa.field("turn", pa.list_(pa.int32())),
-            # of a run with the text reference: how many of text_logprobs are the language model's own or sums of them,
-            # not shared out by characters
-            *([TEXT_EXACT] if TEXT in references else []),
+            # of a run with the references text and marginal
+            *(field for name in references for field in FURTHER.get(name, ())),
             # null, or what the model's authors' own training does otherwise: LLaVA's drops what its template can't hold
             pa.field("note", pa.string()),
             # null, or why this sample has no score: "Class: cause"; "Blind: cause" where the pass of a reference
@@ -78,7 +90,7 @@ def prepared_schema(held: Sequence[str] = ()) -> pa.Schema:
     """The columns of a sample that the CPU stage has prepared. `held`: passes whose results it has already."""
     of_rows = ["sample_key", "id", "source", "kept", "num_truncated_tokens", "token_ids", "turn", "note", "error"]
     of_passes = [column(name) for name in held for column in (loss_column, logprobs_column)]
-    of_passes += [TEXT_EXACT.name] if TEXT in held else []
+    of_passes += [field.name for name in held for field in FURTHER.get(name, ())]
     scores = scores_schema([name for name in held if name != CLEAN])
     return pa.schema(
         [

@@ -12,12 +12,12 @@ from vig_ray.model.prompt import Prompt, PromptError
 from vig_ray.scoring.engines import Engine, LogProbs
 from vig_ray.scoring.engines.load import load_engine
 from vig_ray.scoring.engines.prefixes import PrefixUse
-from vig_ray.scoring.gain import loss
+from vig_ray.scoring.gain import loss, marginal_error, marginal_logprobs, marginal_loss, null_gains
 from vig_ray.scoring.mortal import Blocks, Rows
 from vig_ray.scoring.prepared import unpack
 from vig_ray.scoring.schema import TEXT_EXACT, scores_schema
 from vig_ray.scoring.text_pass import carried
-from vig_ray.tables.passes import CLEAN, TEXT, error_kind, logprobs_column, loss_column
+from vig_ray.tables.passes import CLEAN, MARGINAL, TEXT, error_kind, logprobs_column, loss_column
 
 Outcome = LogProbs | PromptError
 """What a pass gives of one sample: log-probs, float32 [T], or why there are none."""
@@ -43,8 +43,8 @@ def score_rows(
 ) -> list[dict[str, Any]]:
     """Samples as `unpack` gives them to rows of `scores_schema`, in order.
 
-    `passes`: the names of those that the rows' prompts are of. `first`: the reference that `vig` is of, by default the
-    one after the clean pass; where it isn't among the passes, rows hold their `vig` already.
+    `passes`: a name for each of a row's prompts; all of one name are one reference's. `first`: the reference that `vig`
+    is of, by default the one after the clean pass; where it isn't among the passes, rows hold their `vig` already.
     """
     if first is None and CLEAN in passes:
         first = next((name for name in passes if name != CLEAN), None)
@@ -55,23 +55,49 @@ def score_rows(
         if row["token_ids"] is not None:
             scored["num_answer_tokens"] = len(row["token_ids"])
         if row["prompts"] is not None:
-            scored |= _columns(dict(zip(passes, next(outcomes), strict=True)), row, first)
+            scored |= _columns(_by_name(passes, next(outcomes)), row, first)
         out.append(scored)
     return out
 
 
-def _columns(outcomes: Mapping[str, Outcome], row: Mapping[str, Any], first: str | None) -> dict[str, Any]:
+def _by_name(passes: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """The outcomes of a sample's passes by their names, in order."""
+    found: dict[str, list[Outcome]] = {}
+    for name, outcome in zip(passes, outcomes, strict=True):
+        found.setdefault(name, []).append(outcome)
+    return found
+
+
+def _of_images(name: str, outcomes: Sequence[Outcome]) -> tuple[Outcome, dict[str, Any]]:
+    """One outcome of a reference that has several, and its further columns but for its loss and log-probs."""
+    if name != MARGINAL:
+        (outcome,) = outcomes
+        return outcome, {}
+    logp = [outcome for outcome in outcomes if not isinstance(outcome, PromptError)]
+    if len(logp) < len(outcomes):  # the mean over fewer images would be another reference's
+        return next(outcome for outcome in outcomes if isinstance(outcome, PromptError)), {}
+    logp_KT = np.stack(logp)
+    return marginal_logprobs(logp_KT).astype(np.float32), {
+        loss_column(name): marginal_loss(logp_KT),
+        "marginal_losses": [loss(logp_T) for logp_T in logp_KT],
+        "marginal_null": null_gains(logp_KT).mean(0),
+        "marginal_error": marginal_error(logp_KT),
+    }
+
+
+def _columns(all_outcomes: Mapping[str, list[Outcome]], row: Mapping[str, Any], first: str | None) -> dict[str, Any]:
     """What a row gets of its passes. `row`: as it was prepared, with what passes before these gave it."""
     columns: dict[str, Any] = {}
+    outcomes = {name: _of_images(name, each) for name, each in all_outcomes.items()}
     error = row["error"]
     errors = [error] if error else []
-    clean = outcomes.get(CLEAN)
+    clean, _ = outcomes.get(CLEAN, (None, {}))
     told = str(clean) if isinstance(clean, PromptError) else error or ""
-    for place, (name, outcome) in enumerate(outcomes.items()):
+    for place, (name, (outcome, further)) in enumerate(outcomes.items()):
         if not isinstance(outcome, PromptError):
             if name == TEXT:
                 outcome, columns[TEXT_EXACT.name] = carried(outcome, row["prompts"][place], row)
-            columns |= {logprobs_column(name): outcome, loss_column(name): loss(outcome)}
+            columns |= {logprobs_column(name): outcome, loss_column(name): loss(outcome)} | further
         elif name == CLEAN or not told.startswith(str(outcome)):  # what keeps all passes from running is told once
             errors.append(_told(name, outcome))
     if first is not None and first in outcomes:

@@ -11,6 +11,7 @@ from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.passes import Passes
 from vig_ray.scoring.placement import Placement
 from vig_ray.scoring.prepare import Preparer
+from vig_ray.scoring.references.of_data import OfData
 from vig_ray.scoring.score import Scorer
 from vig_ray.scoring.text_prepare import TextPreparer
 from vig_ray.tables.passes import TEXT
@@ -18,12 +19,10 @@ from vig_ray.tables.passes import TEXT
 _ROWS_PREPARED_AT_ONCE = 64
 
 
-def steps_of(
-    config: ScoreConfig, passes: Passes, average: bytes | None, placement: Placement, counter: Any
-) -> list[Step]:
+def steps_of(config: ScoreConfig, passes: Passes, of_data: OfData, placement: Placement, counter: Any) -> list[Step]:
     """Prepare prompts on CPUs, then score them on engines: of the model's own passes, or of the text pass alone.
 
-    `counter`: a `RowCounter`, or None.
+    `of_data`: what the dataset decides of the references. `counter`: a `RowCounter`, or None.
     """
     prompts, pools = prompts_of(config)._asdict(), placement.pools
     prepare = {
@@ -42,9 +41,10 @@ def steps_of(
         prompts |= {"model": config.reference_model, "max_length": None, "text_only": config.reference_context}
     else:
         prepare |= {
-            "passes": passes.to_run,
+            "passes": passes.slots,
             "blur": config.blur,
-            "average": average,
+            "average": of_data.average,
+            "drawn": of_data.drawn,
             "max_image_pixels": config.max_image_pixels,
         }
     load = {
@@ -66,7 +66,7 @@ def steps_of(
             Scorer,
             {
                 "engine": load,
-                "passes": passes.to_run,
+                "passes": passes.slots,
                 "references": passes.references,
                 "progress": counter,
             },

@@ -21,6 +21,8 @@ import pyarrow.compute as pc
 from vig_ray.errors import StageError
 
 CLEAN = "clean"
+MARGINAL = "marginal"
+"""The reference that is the mean over several passes, each with another image of the dataset."""
 TEXT = "text"
 """The reference that is another model's: a language model without any image, PRIOR's."""
 _ASKED_AS = {"reference_loss": "loss", "reference_logprobs": "logprobs"}

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import cv2
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from vig_ray.dataset.images import MAX_PIXELS, ImageError, load_image
 from vig_ray.errors import StageError
 from vig_ray.model.prompt import Pixels
+from vig_ray.scoring.references.drawing import distinct_images
 from vig_ray.scoring.references.same_picture import SIDE
-from vig_ray.stage import parquet_files
-from vig_ray.storage import filesystem
-from vig_ray.tables.order import hashes
 
 log = logging.getLogger(__name__)
 
 IMAGES = 256
 """How many images the mean is of, where the dataset has as many."""
 _SEED = "blur-mean"  # of the hashes by which samples are chosen
-
-
-class _Place(NamedTuple):
-    """Where a sample lies, in the order in which samples are taken: by a hash of their keys."""
-
-    hash: int
-    path: str
-    group: int
-    row: int
 
 
 def blur_mean_image(
@@ -50,7 +35,7 @@ def blur_mean_image(
     """
     total, count, bad = np.zeros((SIDE, SIDE, 3)), 0, 0
     first_cause = ""
-    for image in _images(samples_directory, n):
+    for image in distinct_images(samples_directory, n, _SEED):
         try:
             pixels = load_image(image, max_pixels=max_pixels)
         except ImageError as error:
@@ -74,43 +59,3 @@ def to_png(picture: Pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
     return file.getvalue()
-
-
-def _images(directory: str, n: int) -> Iterator[Mapping[str, Any]]:
-    """Distinct images as the samples table has them, in the order of their samples' hashes."""
-    fs, _ = filesystem(directory)
-    seen = set()
-    many = n
-    last: _Place | None = None
-    while True:
-        # Few samples have what is needed as a rule; where most are text, four times as many are looked at next.
-        chosen = heapq.nsmallest(many, (place for place in _places(directory, fs) if last is None or place > last))
-        images: dict[_Place, Mapping[str, Any]] = {}
-        for path, group in dict.fromkeys((place.path, place.group) for place in sorted(chosen, key=_by_file)):
-            with pq.ParquetFile(path, filesystem=fs) as file:
-                column = file.read_row_group(group, columns=["images"])["images"]
-            for place in chosen:
-                if (place.path, place.group) == (path, group) and (first := (column[place.row].as_py() or [None])[0]):
-                    images[place] = first
-        for place in chosen:
-            image = images.get(place)
-            key = image and (image["uri"] or hashlib.blake2b(image["bytes"] or b"", digest_size=16).digest())
-            if image is not None and key not in seen:
-                seen.add(key)
-                yield image
-        if len(chosen) < many:
-            return
-        last, many = chosen[-1], 4 * many
-
-
-def _by_file(place: _Place) -> tuple[str, int]:
-    return place.path, place.group
-
-
-def _places(directory: str, fs: Any) -> Iterator[_Place]:
-    for path in parquet_files(directory):
-        with pq.ParquetFile(path, filesystem=fs) as file:
-            for group in range(file.num_row_groups):
-                keys = file.read_row_group(group, columns=["sample_key"])["sample_key"]
-                for row, value in enumerate(hashes(keys, _SEED).tolist()):
-                    yield _Place(value, path, group, row)

@@ -1,0 +1,146 @@
+"""Does the true image beat another one? What clean and swapped passes tell of a group of samples.
+
+N samples, K images that aren't theirs (the same ones for all, as `marginal` has them), losses in nats: `clean_N` with
+the true image, `swapped_NK` with each other one. h_ik = 1 where sample i's loss is less with its own image than with
+image k, 1/2 where they are equal. AUROC is the mean of h: the chance that a true image beats another one, 1/2 where the
+model doesn't see what is asked.
+
+Neither samples nor images are all there could be: other images would lean otherwise, and as long as there are only K of
+them, no number of samples makes up for that. The variance is that of a U-statistic of two samples (DeLong et al. 1988):
+of the samples' means by N plus of the images' means by K, its degrees of freedom by Satterthwaite. Where nothing is
+seen, 1/2 lies outside of a 95 % interval in 5 % of the groups.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Floats = npt.NDArray[np.float64]
+CONFIDENCE = 0.95
+
+
+@dataclass
+class Beaten:
+    """Sums over samples of a group, of which `Signal` is made; sums of two parts add up (`+=`).
+
+    `samples`: N. `of_images` [K]: sums of h_ik over samples. `total`, `squares`: of the samples' means over K.
+    `all_beaten`: samples whose own image beats all K. `gains`, `nulls`: the count, the sum and the sum of squares of
+    the samples' gains, and of what each of the K images gains over the others, float64 [3].
+    """
+
+    of_images: Floats
+    samples: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    all_beaten: int = 0
+    gains: Floats = field(default_factory=lambda: np.zeros(3))
+    nulls: Floats = field(default_factory=lambda: np.zeros(3))
+
+    @classmethod
+    def of(cls, clean_N: Floats, swapped_NK: Floats, tokens_N: Floats) -> Beaten:
+        """Of some samples. `tokens_N`: how many answer tokens each loss is the mean of."""
+        h_NK = np.where(clean_N[:, None] == swapped_NK, 0.5, (clean_N[:, None] < swapped_NK).astype(np.float64))
+        means_N = h_NK.mean(1)
+        return cls(
+            h_NK.sum(0),
+            len(clean_N),
+            float(means_N.sum()),
+            float(np.square(means_N).sum()),
+            int((h_NK == 1).all(1).sum()),
+            _moments(gains_of(clean_N, swapped_NK, tokens_N)),
+            _moments(null_gains_of(swapped_NK, tokens_N)),
+        )
+
+    def __iadd__(self, other: Beaten) -> Beaten:
+        self.of_images = self.of_images + other.of_images
+        self.samples += other.samples
+        self.total += other.total
+        self.squares += other.squares
+        self.all_beaten += other.all_beaten
+        self.gains = self.gains + other.gains
+        self.nulls = self.nulls + other.nulls
+        return self
+
+
+class Signal(NamedTuple):
+    """What a group's passes tell.
+
+    `auroc` and its 95 % interval, `low` to `high`, NaN of fewer than two samples; `above`: the share of samples whose
+    own image beats all K, which is `chance` where nothing is seen; `signal`: the estimated share of the variance of
+    gains between samples that isn't there when the image is another one, from 0 to 1, NaN where gains don't differ.
+    """
+
+    samples: int
+    auroc: float
+    low: float
+    high: float
+    above: float
+    chance: float
+    signal: float
+
+    @property
+    def seen(self) -> bool:
+        """Whether the true image is better than another one, beyond what chance makes of it."""
+        return self.low > 0.5
+
+
+def signal_of(beaten: Beaten, confidence: float = CONFIDENCE) -> Signal:
+    """What the sums of a group tell."""
+    n, k = beaten.samples, len(beaten.of_images)
+    if not n:
+        return Signal(0, math.nan, math.nan, math.nan, math.nan, 1 / (k + 1), math.nan)
+    auroc = beaten.total / n
+    low = high = math.nan
+    if n > 1:
+        of_samples = max(0.0, beaten.squares - n * auroc**2) / (n - 1) / n
+        of_images = float(np.var(beaten.of_images / n, ddof=1)) / k if k > 1 else 0.0
+        variance = of_samples + of_images
+        if variance:
+            parts = of_samples**2 / (n - 1) + (of_images**2 / (k - 1) if k > 1 else 0.0)
+            degrees = variance**2 / parts
+            half = float(stats.t.ppf((1 + confidence) / 2, degrees)) * math.sqrt(variance)
+            low, high = max(0.0, auroc - half), min(1.0, auroc + half)
+        else:  # all beat all, or none does: the exact interval of n samples that agree, doubled on one side
+            least = float(stats.beta.ppf((1 - confidence) / 2, n, 1))
+            low, high = (least, 1.0) if auroc > 0.5 else (0.0, 1 - least)  # fmt: skip
+            low, high = (auroc, auroc) if auroc == 0.5 else (low, high)
+    of_gains, of_nulls = _variance(beaten.gains), _variance(beaten.nulls)
+    signal = max(0.0, 1 - of_nulls / of_gains) if of_gains > 0 and not math.isnan(of_nulls) else math.nan
+    return Signal(n, auroc, low, high, beaten.all_beaten / n, 1 / (k + 1), signal)
+
+
+def gains_of(clean_N: Floats, swapped_NK: Floats, tokens_N: Floats) -> Floats:
+    """The samples' gains over the mean of their K swapped passes, float64 [N], nats a token."""
+    return _marginal(swapped_NK, tokens_N) - clean_N
+
+
+def null_gains_of(swapped_NK: Floats, tokens_N: Floats) -> Floats:
+    """What each of the K images gains over the mean of the others, float64 [N, K]; nothing of K = 1."""
+    k = swapped_NK.shape[1]
+    if k == 1:
+        return np.zeros((len(swapped_NK), 0))
+    others = [_marginal(np.delete(swapped_NK, each, axis=1), tokens_N) for each in range(k)]
+    return np.stack(others, axis=1) - swapped_NK
+
+
+def _marginal(swapped_NK: Floats, tokens_N: Floats) -> Floats:
+    """-log of the mean over K of the answers' probabilities, by their tokens: `vig_ray.scoring.gain.marginal_loss`."""
+    logp = -swapped_NK * tokens_N[:, None]
+    most = logp.max(1, keepdims=True)
+    found: Floats = -(most[:, 0] + np.log(np.exp(logp - most).mean(1))) / tokens_N
+    return found
+
+
+def _moments(values: Floats) -> Floats:
+    return np.array([values.size, values.sum(), np.square(values).sum()])
+
+
+def _variance(moments: Floats) -> float:
+    count, total, squares = moments
+    return max(0.0, float(squares - total**2 / count) / (count - 1)) if count > 1 else math.nan
