@@ -25,9 +25,10 @@ RECORD, LOG, RUNS = "study.json", "log.txt", "runs"
 
 @dataclass(frozen=True)
 class Record:
-    """How a stage ended. `seconds` it took, this time; `gpus` it held; `tokens`: of training, those trained on;
-    `table`: of an evaluation, its summary; `told`: what the verb printed, or the error. `machine`: the host's name and
-    Ray's of its part of the cluster."""
+    """How a stage ended. `seconds` it took, over all its tries; `gpus` it held, the last time; `gpu_seconds`: both
+    together, None where `gpus` were the same each time; `tokens`: of training, those trained on; `table`: of an
+    evaluation, its summary; `told`: what the verb printed, or the error. `machine`: the host's name and Ray's of its
+    part of the cluster."""
 
     name: str
     stage: str
@@ -40,6 +41,12 @@ class Record:
     machine: str = ""
     tokens: int | None = None
     table: Mapping[str, Any] | None = field(default=None, hash=False)
+    gpu_seconds: float | None = None
+
+    @property
+    def on_gpus(self) -> float:
+        """Seconds times the GPUs that were held."""
+        return self.seconds * self.gpus if self.gpu_seconds is None else self.gpu_seconds
 
     @property
     def done(self) -> bool:
@@ -64,8 +71,9 @@ def read(out: str, name: str) -> Record | None:
     if exists(where).name != "File":
         return None
     try:
-        return Record(**json.loads(read_bytes(where)))
-    except (ValueError, TypeError) as error:
+        kept = json.loads(read_bytes(where))
+        return Record(**{name: value for name, value in kept.items() if name in Record.__dataclass_fields__})
+    except (ValueError, TypeError, AttributeError) as error:
         raise StageError(f"{where}: can't be read ({one_line(error)}); delete it, and the stage runs again") from error
 
 
