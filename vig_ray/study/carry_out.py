@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import ray
 
+import vig_ray
 from vig_ray.cluster import alone, parse_range
 from vig_ray.errors import StageError
 from vig_ray.storage import join, one_line, read_bytes
@@ -59,7 +60,7 @@ def carry_out(node: Node, out: str, gpus: int, attempt: str = "") -> Record:
     record = Record(
         name=node.name, stage=node.stage, verb=node.verb, command=command, state=state, told=told,  # type: ignore[arg-type]
         seconds=took.seconds, gpus=gpus, gpu_seconds=took.gpu_seconds,
-        tokens=_tokens(node, folder) if state == "done" else None, table=table,
+        tokens=_tokens(node, folder) if state == "done" else None, table=table, version=vig_ray.__version__,
         machine=f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:12]}",
     )  # fmt: skip
     records.write(out, record)

@@ -29,6 +29,12 @@ class StudyConfig(StageConfig):
         "(docs/study.md)",
         json_schema_extra={"metavar": "NAME=LOW..HIGH[:N]"},
     )
+    again: str | None = Field(
+        None,
+        description="run again what another version of vig-ray wrote of these stages, or of all, and what was made "
+        "from it; the earlier outputs are moved aside",
+        json_schema_extra={"metavar": "STAGE[,...]|all"},
+    )
     workers: int | None = Field(
         None,
         ge=1,

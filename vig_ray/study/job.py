@@ -21,6 +21,7 @@ from vig_ray.cluster import machines
 from vig_ray.errors import StageError
 from vig_ray.progress import RowProgress
 from vig_ray.storage import absolute, check_writable, join, scheme_of, write_bytes
+from vig_ray.study import again
 from vig_ray.study import file as files
 from vig_ray.study.chosen import check_names, chosen, headline
 from vig_ray.study.config import StudyConfig
@@ -95,10 +96,12 @@ def run(config: StudyConfig) -> Studied | Planned:
     check_names(study, config.study, graph)
     at_work = _AtWork(study, config, graph, out)
     take_what_is_there(at_work.progress, list(graph.nodes.values()), out)
+    anew = _again(config.again, at_work.progress, graph, out)
     cells = graph.of_seeds(study.seeds)
     if config.dry_run:
         return Planned(plan_text(graph, cells, at_work.progress.records))
     with _lock(out):
+        again.move_aside(anew, out)
         _tell_the_same(cells)
         if searched is not None:
             cells = at_work.search(searched, cells)
@@ -110,6 +113,21 @@ def run(config: StudyConfig) -> Studied | Planned:
                 return Studied(results)
             log.info("orders are open: %d more cells", len(further) - len(cells))
             cells = further
+
+
+def _again(which: str | None, progress: Progress, graph: Graph, out: str) -> list[str]:
+    """What is run again, which is no longer taken for there; without --again tell of what might be."""
+    taken = {name: progress.records[name] for name in progress.taken}
+    if which is None:
+        line = again.told(taken.values())
+        if line is not None:
+            log.warning("%s", line)
+        return []
+    names = again.asked_for(which, taken, graph.nodes, out)
+    log.info("%s", again.moved_text(names, graph.nodes))
+    for name in names:
+        progress.forget(name)
+    return names
 
 
 @contextmanager

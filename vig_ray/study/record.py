@@ -7,6 +7,8 @@ A stage is done when its study.json says so; it is written last.
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,11 +18,12 @@ from pydantic.fields import FieldInfo
 
 from vig_ray.arguments import extra_of, flag_of
 from vig_ray.errors import StageError
-from vig_ray.storage import exists, join, one_line, read_bytes, write_bytes
+from vig_ray.storage import absolute, exists, join, one_line, read_bytes, write_bytes
 from vig_ray.study.graph import Node
 from vig_ray.study.stages import KINDS, loaded
 
 RECORD, LOG, RUNS = "study.json", "log.txt", "runs"
+_NAME = re.compile(r"[\w-]+")  # what --again has moved aside has a dot in it
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Record:
     """How a stage ended. `seconds` it took, over all its tries; `gpus` it held, the last time; `gpu_seconds`: both
     together, None where `gpus` were the same each time; `tokens`: of training, those trained on; `table`: of an
     evaluation, its summary; `told`: what the verb printed, or the error. `machine`: the host's name and Ray's of its
-    part of the cluster."""
+    part of the cluster. `version`: of vig-ray; "" of those that kept none."""
 
     name: str
     stage: str
@@ -42,6 +45,7 @@ class Record:
     tokens: int | None = None
     table: Mapping[str, Any] | None = field(default=None, hash=False)
     gpu_seconds: float | None = None
+    version: str = ""
 
     @property
     def on_gpus(self) -> float:
@@ -75,6 +79,14 @@ def read(out: str, name: str) -> Record | None:
         return Record(**{name: value for name, value in kept.items() if name in Record.__dataclass_fields__})
     except (ValueError, TypeError, AttributeError) as error:
         raise StageError(f"{where}: can't be read ({one_line(error)}); delete it, and the stage runs again") from error
+
+
+def all_of(out: str) -> list[Record]:
+    """The records of all stages that have ended in a study's folder, of whatever command. Raises StageError."""
+    folder = absolute(join(out, RUNS))
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    found = [read(out, name) for name in names if _NAME.fullmatch(name)]
+    return [each for each in found if each is not None]
 
 
 def write(out: str, record: Record) -> None:

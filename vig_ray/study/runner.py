@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import ray
 
+import vig_ray
 from vig_ray.cluster import Machines
 from vig_ray.errors import StageError
 from vig_ray.storage import one_line
@@ -45,6 +46,12 @@ class Progress:
     def done(self, name: str) -> bool:
         """Whether a node's output is there."""
         return name in self.records and self.records[name].done
+
+    def forget(self, name: str) -> None:
+        """Take a node for one that has never run."""
+        self.records.pop(name, None)
+        self.earlier.pop(name, None)
+        self.taken.discard(name)
 
     def hours(self) -> tuple[float, float]:
         """Of all stages that ended, and those of GPUs: also of earlier runs of the same study, whatever became of the
@@ -172,7 +179,7 @@ def _outcome(reference: ray.ObjectRef, node: Node, out: str, gpus: int, progress
         took = spent.read(out, node.name)
     failed = Record(
         name=node.name, stage=node.stage, verb=node.verb, command=command_of(node, out), state="failed", told=told,
-        seconds=took.seconds, gpus=gpus, gpu_seconds=took.gpu_seconds,
+        seconds=took.seconds, gpus=gpus, gpu_seconds=took.gpu_seconds, version=vig_ray.__version__,
     )  # fmt: skip
     with contextlib.suppress(OSError, StageError):  # it is told on the terminal all the same
         records.write(out, failed)
