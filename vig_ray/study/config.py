@@ -14,10 +14,17 @@ class StudyConfig(StageConfig):
     study: str = Field(
         description="study.yaml, which says what is compared; docs/study.md", json_schema_extra={"positional": True}
     )
-    out: str = Field(description="directory that gets runs/, one folder a stage, and study.json, the results")
+    out: str = Field(
+        description="directory that gets runs/, one folder a stage, and study.json, the results; those of a pilot "
+        "in pilot-2-percent/"
+    )
     dry_run: bool = Field(False, description="only print what would be run, what is shared, and what it will cost")
     seeds: int | None = Field(None, ge=1, description="the first N seeds only, and no more where an order is open")
-    arms: str | None = Field(None, description="only these arms", json_schema_extra={"metavar": "NAME[,...]"})
+    arms: str | None = Field(
+        None,
+        description="run only these arms; results of others that are there are kept",
+        json_schema_extra={"metavar": "NAME[,...]"},
+    )
     pilot: Share = Field(
         None,
         description="take this share of the data that is imported, and of a training's --max-steps: a first look",
