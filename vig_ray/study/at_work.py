@@ -17,6 +17,7 @@ from vig_ray.study.chosen import headline
 from vig_ray.study.config import StudyConfig
 from vig_ray.study.file import StudyFile
 from vig_ray.study.graph import LAST, Cell, Graph, Node
+from vig_ray.study.rates import Rates
 from vig_ray.study.record import Record
 from vig_ray.study.results import RUNGS, Results, Tried, gather
 from vig_ray.study.results_json import as_json
@@ -40,12 +41,19 @@ class AtWork:
     `whole_graph`."""
 
     def __init__(
-        self, study: StudyFile, config: StudyConfig, graph: Graph, out: str, whole: StudyFile, whole_graph: Graph
+        self,
+        study: StudyFile,
+        config: StudyConfig,
+        graph: Graph,
+        out: str,
+        whole: StudyFile,
+        whole_graph: Graph,
+        rates: Rates,
     ) -> None:
         self._study, self._config, self._graph, self._out = study, config, graph, out
         self._whole, self._whole_graph = whole, whole_graph
         self._trials: tuple[Tried, ...] = ()
-        self.progress = Progress()
+        self.progress, self.rates = Progress(), rates
 
     def search(self, searched: Searched, cells: Sequence[Cell]) -> tuple[Cell, ...]:
         """Short runs of the first seed's cells with these values, the better half of each arm longer; the cells, of all

@@ -20,7 +20,8 @@ from vig_ray.storage import join, one_line, read_bytes
 from vig_ray.study import record as records
 from vig_ray.study import spent
 from vig_ray.study.graph import Node
-from vig_ray.study.record import LOG, Record, command_of, folder_of, out_of
+from vig_ray.study.record import LOG, NO_SIZE, Record, command_of, folder_of, out_of
+from vig_ray.study.sizes import like, measured
 from vig_ray.study.stages import KINDS, loaded
 
 
@@ -61,6 +62,7 @@ def carry_out(node: Node, out: str, gpus: int, attempt: str = "") -> Record:
         name=node.name, stage=node.stage, verb=node.verb, command=command, state=state, told=told,  # type: ignore[arg-type]
         seconds=took.seconds, gpus=gpus, gpu_seconds=took.gpu_seconds,
         tokens=_tokens(node, folder) if state == "done" else None, table=table, version=vig_ray.__version__,
+        like=like(node), size=measured(node, out) if state == "done" else NO_SIZE,
         machine=f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:12]}",
     )  # fmt: skip
     records.write(out, record)

@@ -19,6 +19,11 @@ class StudyConfig(StageConfig):
         "in pilot-2-percent/"
     )
     dry_run: bool = Field(False, description="only print what would be run, what is shared, and what it will cost")
+    rates: str | None = Field(
+        None,
+        description="another study's --out, whose stages' times the estimates take, too",
+        json_schema_extra={"metavar": "DIR"},
+    )
     seeds: int | None = Field(None, ge=1, description="the first N seeds only, and no more where an order is open")
     arms: str | None = Field(
         None,

@@ -26,11 +26,13 @@ from vig_ray.study.chosen import check_names, chosen
 from vig_ray.study.config import StudyConfig
 from vig_ray.study.file import StudyFile
 from vig_ray.study.graph import Cell, Graph, spell_out
+from vig_ray.study.plan import plan_text
+from vig_ray.study.rates import Rates
 from vig_ray.study.results import Results
 from vig_ray.study.results_json import as_json
 from vig_ray.study.runner import Progress, take_what_is_there
 from vig_ray.study.search import parse
-from vig_ray.study.text import plan_text, results_text
+from vig_ray.study.text import results_text
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +96,13 @@ def run(config: StudyConfig) -> Studied | Planned:
         )
     check_names(study, config.study, graph)
     whole, whole_graph = _whole(whole, study, config, graph, out)
-    at_work = AtWork(study, config, graph, out, whole, whole_graph)
+    rates = Rates.found(whole_graph.nodes, out, config.rates)
+    at_work = AtWork(study, config, graph, out, whole, whole_graph, rates)
     take_what_is_there(at_work.progress, list(whole_graph.nodes.values()), out)
     anew = _again(config.again, at_work.progress, graph, out)
     cells = graph.of_seeds(study.seeds)
     if config.dry_run:
-        return Planned(plan_text(graph, cells, at_work.progress.records))
+        return Planned(plan_text(graph, cells, at_work.progress.records, at_work.rates))
     with _lock(out):
         again.move_aside(anew, out)
         _tell_the_same(cells)

@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic.fields import FieldInfo
 
@@ -26,12 +26,26 @@ RECORD, LOG, RUNS = "study.json", "log.txt", "runs"
 _NAME = re.compile(r"[\w-]+")  # what --again has moved aside has a dot in it
 
 
+class Size(NamedTuple):
+    """How many samples a stage took, from another one, went over, each epoch counted, and left for others; None for
+    what isn't known. `share`: the part of its data that it was told to take."""
+
+    took: float | None = None
+    worked: float | None = None
+    left: float | None = None
+    share: float = 1.0
+
+
+NO_SIZE = Size()
+
+
 @dataclass(frozen=True)
 class Record:
     """How a stage ended. `seconds` it took, over all its tries; `gpus` it held, the last time; `gpu_seconds`: both
     together, None where `gpus` were the same each time; `tokens`: of training, those trained on; `table`: of an
     evaluation, its summary; `told`: what the verb printed, or the error. `machine`: the host's name and Ray's of its
-    part of the cluster. `version`: of vig-ray; "" of those that kept none."""
+    part of the cluster. `version`: of vig-ray; "" of those that kept none. `like`, `size`: what tells its kind, and how
+    many samples it was of, by which others' times are estimated."""
 
     name: str
     stage: str
@@ -46,6 +60,8 @@ class Record:
     table: Mapping[str, Any] | None = field(default=None, hash=False)
     gpu_seconds: float | None = None
     version: str = ""
+    like: str = ""
+    size: Size = NO_SIZE
 
     @property
     def on_gpus(self) -> float:
@@ -76,7 +92,8 @@ def read(out: str, name: str) -> Record | None:
         return None
     try:
         kept = json.loads(read_bytes(where))
-        return Record(**{name: value for name, value in kept.items() if name in Record.__dataclass_fields__})
+        fields = {name: value for name, value in kept.items() if name in Record.__dataclass_fields__}
+        return Record(**fields | {"size": Size(*fields.get("size", ()))})
     except (ValueError, TypeError, AttributeError) as error:
         raise StageError(f"{where}: can't be read ({one_line(error)}); delete it, and the stage runs again") from error
 
