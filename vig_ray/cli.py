@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import vig_ray
 from vig_ray.arguments import Parser, add_options, read_config
 from vig_ray.errors import StageError
+from vig_ray.terminal import make_printable
 
 if TYPE_CHECKING:
     from vig_ray.stage import StageConfig
@@ -194,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     """Run one verb; its exit status."""
+    make_printable((sys.stdout, sys.stderr))
     goes_on = ""
     try:
         words, verb, config_class, run, given = _parse(arguments)

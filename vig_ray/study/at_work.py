@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 from vig_ray.cluster import machines
@@ -17,6 +19,7 @@ from vig_ray.study.chosen import headline
 from vig_ray.study.config import StudyConfig
 from vig_ray.study.file import StudyFile
 from vig_ray.study.graph import LAST, Cell, Graph, Node
+from vig_ray.study.live import Table
 from vig_ray.study.rates import Rates
 from vig_ray.study.record import Record
 from vig_ray.study.results import RUNGS, Results, Tried, gather
@@ -25,6 +28,7 @@ from vig_ray.study.runner import Progress, in_order, take_what_is_there
 from vig_ray.study.runner import run as run_nodes
 from vig_ray.study.search import Searched, before_training, search, trial_of
 from vig_ray.study.text import cell_text
+from vig_ray.terminal import can_redraw
 
 log = logging.getLogger(__name__)
 
@@ -97,37 +101,36 @@ class AtWork:
     def run(self, cells: Sequence[Cell]) -> None:
         """Run these cells; the results so far are written whenever an evaluation ends."""
         nodes = in_order(cells, self._graph.nodes)
-        with RowProgress("study", len(nodes), units="stages") as bar:
-            there = sum(self.progress.done(node.name) for node in nodes)
-            bar.say(f"{len(nodes):,} stages" + (f", {there:,} of them are there" if there else ""))
-            if there < len(nodes):
-                self._run(nodes, cells, bar)
+        there = sum(self.progress.done(node.name) for node in nodes)
+        told = f"{len(nodes):,} stages" + (f", {there:,} of them are there" if there else "")
+        if there == len(nodes):
+            print(told, file=sys.stderr, flush=True)
+        elif can_redraw(sys.stdout):
+            results = self.gathered(self.with_those_there(cells))
+            with Table(cells, nodes, self.progress, self.rates, results) as table:
+                self._run(nodes, cells, table)
+        else:
+            with Lines(cells, nodes, self.progress) as lines:
+                lines.say(told)
+                self._run(nodes, cells, lines)
         self.results(cells)
 
-    def _run(self, nodes: Sequence[Node], cells: Sequence[Cell], bar: RowProgress) -> None:
+    def _run(self, nodes: Sequence[Node], cells: Sequence[Cell], shown: Table | Lines) -> None:
         def told(record: Record) -> None:
-            bar.say(_line(record))
-            if record.stage == LAST:
-                results = self.results(cells)
-                for cell in cells if record.done else ():
-                    if cell.last == record.name:
-                        bar.say(cell_text(results, cell))
-
-        def look() -> None:
-            done = sum(node.name in self.progress.records for node in nodes)
-            bar.update(done, f"{len(self.progress.running)} running")
+            shown.ended(record, self.results(cells) if record.stage == LAST else None)
 
         config = self._config
         with machines(config.address, actors=config.workers or os.cpu_count() or 1) as ray_has:
+            shown.lanes = config.workers or ray_has.cores
             run_nodes(
                 self.progress,
                 nodes,
                 self._out,
                 ray_has,
-                at_once=config.workers or ray_has.cores,
+                at_once=shown.lanes,
                 budget=self._study.budget,
                 told=told,
-                look=look,
+                look=shown.look,
             )
 
     def with_those_there(self, cells: Sequence[Cell]) -> list[Cell]:
@@ -174,6 +177,41 @@ class AtWork:
                 one["seconds"] += progress.records[name].seconds
         ran = [name for name in wanted if name in progress.records and name not in progress.taken]
         return {"hours": hours, "gpu_hours": gpu_hours, "stages": len(wanted), "ran": len(ran), "by_stage": by_stage}
+
+
+class Lines:
+    """What is told of a study where there is no terminal: a line a stage, and one a cell, as they end."""
+
+    def __init__(self, cells: Sequence[Cell], nodes: Sequence[Node], progress: Progress) -> None:
+        self._cells, self._nodes, self._progress = cells, nodes, progress
+        self._bar = RowProgress("study", len(nodes), units="stages")
+        self.lanes: int | None = None
+
+    def __enter__(self) -> Lines:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.__exit__(kind, error, traceback)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._bar.say(text)
+
+    def ended(self, record: Record, results: Results | None) -> None:
+        """A stage has ended, with the results then where it is an evaluation."""
+        self.say(_line(record))
+        if results is not None and record.done:
+            for cell in self._cells:
+                if cell.last == record.name:
+                    self.say(cell_text(results, cell))
+
+    def look(self) -> None:
+        """Say now and then how far it is."""
+        done = sum(node.name in self._progress.records for node in self._nodes)
+        self._bar.update(done, f"{len(self._progress.handed)} running")
 
 
 def _line(record: Record) -> str:

@@ -36,6 +36,7 @@ class Rates:
         self._nodes = nodes
         self._known = [each for each in known if each.done]
         self._sizes = Sizes(nodes, self._known)
+        self._found: dict[str, Estimate | None] = {}
 
     @classmethod
     def found(cls, nodes: Mapping[str, Node], out: str, other: str | None) -> Rates:
@@ -53,22 +54,23 @@ class Rates:
         if record.done:
             self._known.append(record)
             self._sizes = Sizes(self._nodes, self._known)
+            self._found.clear()
 
     def of(self, name: str) -> Estimate | None:
         """Of a stage that hasn't run; None where there is no telling before one of its kind has."""
-        node = self._nodes[name]
-        for alike in self._tiers(node):
-            estimate = self._by(node, alike)
-            if estimate is not None:
-                return estimate
-        return None
+        if name not in self._found:
+            node = self._nodes[name]
+            estimates = (self._by(node, alike) for alike in self._tiers(node))
+            self._found[name] = next((each for each in estimates if each is not None), None)
+        return self._found[name]
 
     def _tiers(self, node: Node) -> Iterator[list[Record]]:
         """What a stage is measured by, the likest first: the same but for seeds and amounts; the same stage with other
         options; where the time goes by samples, any stage of the verb."""
         same = [each for each in self._known if each.verb == node.verb]
         of_stage = [each for each in same if each.stage == node.stage]
-        yield [each for each in same if each.like == like(node)]
+        kind = like(node)
+        yield [each for each in same if each.like == kind]
         yield of_stage
         if sized(node.verb):
             yield same

@@ -31,7 +31,7 @@ def difference_text(one: Difference, metric: Metric) -> str:
 
 def table(results: Results) -> Iterator[str]:
     """Rows by metrics: mean over seeds, and below it the difference from the baseline."""
-    heads = ["", "seeds", *(_head(metric) for metric in results.metrics), "tokens", "s"]
+    heads = ["", "seeds", *(head(metric) for metric in results.metrics), "tokens", "s"]
     lines = [heads]
     for row in results.rows:
         cells = [row.label, str(max((len(values) for values in row.values.values()), default=0))]
@@ -48,11 +48,12 @@ def table(results: Results) -> Iterator[str]:
 def cell_text(results: Results, cell: Cell) -> str:
     """One cell's numbers, as its evaluation ends."""
     (row,) = (row for row in results.rows if row.label == cell.label)
-    numbers = (f"{_head(metric)} {metric.text(row.values[metric.name].get(cell.seed))}" for metric in results.metrics)
+    numbers = (f"{head(metric)} {metric.text(row.values[metric.name].get(cell.seed))}" for metric in results.metrics)
     return f"  {cell.label}, seed {cell.seed}: {', '.join(numbers)}"
 
 
-def _head(metric: Metric) -> str:
+def head(metric: Metric) -> str:
+    """A metric's name, with its unit."""
     return metric.name + (" %" if metric.percent else "") + (" ↓" if metric.higher_is_better is False else "")
 
 
