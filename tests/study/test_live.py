@@ -209,6 +209,9 @@ def test_a_study_on_a_terminal(tmp_path: Path, local_ray: None) -> None:
     environment = {"PYTHONPATH": str(ROOT), "TERM": "xterm"}
     seen = started(words, tmp_path, columns=90, lines=30, **environment)
     assert seen.status() == 0, seen.text
+    assert "no GPU on this cluster now: stages run on CPUs (device: cuda in the file waits for GPUs)" in "".join(
+        seen.text.splitlines()
+    )
     filled = [line.split()[1] for line in seen.text.splitlines() if line.startswith("short ")]
     assert filled[0] == "0/1"
     assert "1/1" in filled

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from vig_ray.cluster import machines
+from vig_ray.cluster import Machines, machines
 from vig_ray.errors import StageError
 from vig_ray.progress import RowProgress
 from vig_ray.storage import join, write_bytes
@@ -27,6 +27,7 @@ from vig_ray.study.results_json import as_json
 from vig_ray.study.runner import Progress, in_order, take_what_is_there
 from vig_ray.study.runner import run as run_nodes
 from vig_ray.study.search import Searched, before_training, search, trial_of
+from vig_ray.study.stages import KINDS
 from vig_ray.study.text import cell_text
 from vig_ray.terminal import can_redraw
 
@@ -122,6 +123,8 @@ class AtWork:
         config = self._config
         with machines(config.address, actors=config.workers or os.cpu_count() or 1) as ray_has:
             shown.lanes = config.workers or ray_has.cores
+            if _on_cpus_for_want_of_gpus(nodes, ray_has, self.progress):
+                shown.say("no GPU on this cluster now: stages run on CPUs (device: cuda in the file waits for GPUs)")
             run_nodes(
                 self.progress,
                 nodes,
@@ -212,6 +215,18 @@ class Lines:
         """Say now and then how far it is."""
         done = sum(node.name in self._progress.records for node in self._nodes)
         self._bar.update(done, f"{len(self._progress.handed)} running")
+
+
+def _on_cpus_for_want_of_gpus(nodes: Sequence[Node], ray_has: Machines, progress: Progress) -> bool:
+    """Whether a stage that is to run would take a GPU, if the cluster had any."""
+    return (
+        ray_has.cores is None
+        and not ray_has.gpus
+        and any(
+            KINDS[node.verb].computes and node.options.get("device", "auto") == "auto" and not progress.done(node.name)
+            for node in nodes
+        )
+    )
 
 
 def _line(record: Record) -> str:
