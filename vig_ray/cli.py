@@ -179,6 +179,13 @@ SUBMITTED = {
         stage=stage,
     )
     for stage in ("score", "measure", "select", "train", "train-text", "eval")
+} | {
+    "study": Submitted(
+        "`vig study` as a job of a Ray cluster; the file goes along",
+        "vig_ray.submission:config_of",
+        "vig_ray.study.submit:run",
+        stage="study",
+    )
 }
 
 
@@ -238,7 +245,9 @@ def _parse(
         for name, verb in _verbs().items()
     }
     submit = of_verbs.add_parser(
-        "submit", help="score, measure, select, train, train-text or eval as a job of a Ray cluster", allow_abbrev=False
+        "submit",
+        help="score, measure, select, train, train-text, eval or study as a job of a Ray cluster",
+        allow_abbrev=False,
     )
     of_stages = submit.add_subparsers(metavar="STAGE", required=True)
     for stage, submitted in SUBMITTED.items():

@@ -83,7 +83,7 @@ class AtWork:
             for arm in dict.fromkeys(cell.arm for cell in tried):
                 log.info("searching %s: %d values of %s", searched.name, len(searched.values), arm)
                 trials = [
-                    trial_of(cell, study, config.study, self._graph, self._out, config.pilot)
+                    trial_of(cell, study, config.study, self._graph, self._out, config.pilot, config.paths_from)
                     for cell in tried
                     if cell.arm == arm
                 ]

@@ -18,6 +18,11 @@ class StudyConfig(StageConfig):
         description="directory that gets runs/, one folder a stage, and study.json, the results; those of a pilot "
         "in pilot-2-percent/"
     )
+    paths_from: str | None = Field(
+        None,
+        description="folder that relative paths in the file start from; by default its own",
+        json_schema_extra={"metavar": "DIR"},
+    )
     dry_run: bool = Field(False, description="only print what would be run, what is shared, and what it will cost")
     rates: str | None = Field(
         None,

@@ -8,7 +8,6 @@ OUT/pilot-2-percent/study.json       those of a pilot
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,9 +75,9 @@ def run(config: StudyConfig) -> Studied | Planned:
 
     Raises StageError, before anything runs, where the file, an option of a stage or a path in it is wrong.
     """
-    if scheme_of(config.out) not in ("", "file"):
-        raise StageError(f"--out {config.out}: a study's stages share a folder; name one that all machines see")
-    config = config.model_copy(update={"study": os.path.abspath(config.study)})
+    check_out(config.out)
+    folder = absolute(config.paths_from) if config.paths_from is not None else files.folder_of(config.study)
+    config = config.model_copy(update={"paths_from": folder})
     whole = files.read(config.study)
     study = chosen(whole, config)
     out = absolute(config.out)
@@ -88,8 +87,11 @@ def run(config: StudyConfig) -> Studied | Planned:
         study, whole = (
             each.model_copy(update={"vary": {**each.vary, searched.name: searched.values}}) for each in (study, whole)
         )
-    graph = spell_out(study, config.study, out, pilot=config.pilot)
-    if config.pilot is not None and graph.nodes.keys() == spell_out(study, config.study, out).nodes.keys():
+    graph = spell_out(study, config.study, out, pilot=config.pilot, folder=folder)
+    if (
+        config.pilot is not None
+        and graph.nodes.keys() == spell_out(study, config.study, out, folder=folder).nodes.keys()
+    ):
         raise StageError(
             f"--pilot {100 * config.pilot:g}%: nothing in {config.study} is made less by it; it takes a share of "
             "imported data, of a demo's samples, and of max_steps"
@@ -121,12 +123,18 @@ def run(config: StudyConfig) -> Studied | Planned:
             cells = further
 
 
+def check_out(out: str) -> None:
+    """Raise StageError for an --out that isn't a folder."""
+    if scheme_of(out) not in ("", "file"):
+        raise StageError(f"--out {out}: a study's stages share a folder; name one that all machines see")
+
+
 def _whole(whole: StudyFile, study: StudyFile, config: StudyConfig, graph: Graph, out: str) -> tuple[StudyFile, Graph]:
     """The whole study and its graph, or, where what --arms leaves out can't be spelled out, what is run of it."""
     if whole.arms.keys() == study.arms.keys() and whole.all_seeds == study.all_seeds:
         return whole, graph
     try:
-        return whole, spell_out(whole, config.study, out, pilot=config.pilot)
+        return whole, spell_out(whole, config.study, out, pilot=config.pilot, folder=config.paths_from)
     except StageError as error:
         log.warning("results of other arms that are there are left out of study.json: %s", error)
         return study, graph

@@ -19,7 +19,8 @@ from vig_ray.errors import StageError
 from vig_ray.selection.strategies import strategies
 from vig_ray.storage import join, read_bytes
 from vig_ray.study import record as records
-from vig_ray.study.graph import Node, strings_in
+from vig_ray.study.given import strings_in
+from vig_ray.study.graph import Node
 from vig_ray.study.record import Record, Size, folder_of
 from vig_ray.study.stages import KINDS, loaded
 from vig_ray.tables.directories import dataset, scores_directory
