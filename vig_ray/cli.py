@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import vig_ray
 from vig_ray.arguments import Parser, add_options, read_config
 from vig_ray.errors import StageError
+from vig_ray.terminal import make_printable
 
 if TYPE_CHECKING:
     from vig_ray.stage import StageConfig
@@ -183,6 +184,13 @@ SUBMITTED = {
         stage=stage,
     )
     for stage in ("score", "measure", "select", "train", "train-text", "eval")
+} | {
+    "study": Submitted(
+        "`vig study` as a job of a Ray cluster; the file goes along",
+        "vig_ray.submission:config_of",
+        "vig_ray.study.submit:run",
+        stage="study",
+    )
 }
 
 
@@ -199,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     """Run one verb; its exit status."""
+    make_printable((sys.stdout, sys.stderr))
     goes_on = ""
     try:
         words, verb, config_class, run, given = _parse(arguments)
@@ -241,7 +250,9 @@ def _parse(
         for name, verb in _verbs().items()
     }
     submit = of_verbs.add_parser(
-        "submit", help="score, measure, select, train, train-text or eval as a job of a Ray cluster", allow_abbrev=False
+        "submit",
+        help="score, measure, select, train, train-text, eval or study as a job of a Ray cluster",
+        allow_abbrev=False,
     )
     of_stages = submit.add_subparsers(metavar="STAGE", required=True)
     for stage, submitted in SUBMITTED.items():

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from vig_ray.terminal import can_redraw
+
 
 def duration(seconds: float) -> str:
     """Seconds as "1:05:09", "5:09" or "9 s"."""
@@ -46,7 +48,7 @@ class RowProgress:
         self._units, self._note = units, ""
         self._brief = brief
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        if can_redraw(sys.stderr):
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),

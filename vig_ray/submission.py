@@ -16,7 +16,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def stage_options(config: StageConfig) -> dict[str, Any]:
 def option_in_full(name: str, value: Any) -> Any:
     """A local path by its whole name: the job runs in another folder. A model may be a hub id, so it must be here."""
     if isinstance(value, dict) and name in _BY_TASK:
-        return {task: _there(each) if name == "task_options" else absolute(each) for task, each in value.items()}
+        return {task: _there(each) if name == "task_options" else _in_full(each) for task, each in value.items()}
     if isinstance(value, list) and name == "model":
         return [_model_in_full(each) for each in value]
     if name == "data":
@@ -103,6 +103,11 @@ def option_in_full(name: str, value: Any) -> Any:
     if local and (name in PATHS or (name in MODELS and is_local(value))):
         return absolute(value)
     return value
+
+
+def _in_full(path: str) -> str:
+    """A path by its whole name; a URI as it is, whose store this machine may not reach."""
+    return path if "://" in path else absolute(path)
 
 
 def _there(value: str) -> str:
@@ -124,15 +129,30 @@ def name_of(stage: str, options: dict[str, Any]) -> str:
     return f"vig-{stage}-{hashlib.blake2b(canonical, digest_size=6).hexdigest()}"
 
 
-def pack(folder: Path, options: dict[str, Any]) -> None:
-    """Write the job's working directory: this very vig_ray, and the options."""
+def pack(folder: Path, options: dict[str, Any], files: Mapping[str, str]) -> None:
+    """Write the job's working directory: this very vig_ray, the options, and texts by their files' names."""
     package = Path(vig_ray.__file__).parent
     shutil.copytree(package, folder / package.name, ignore=_LEFT_OUT)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
     (folder / _OPTIONS_FILE).write_text(yaml.safe_dump(options), encoding="utf-8")
 
 
 def run(stage: str, config: Any) -> int:
     """Submit, or find the job that does this work already; follow it. Raises StageError where it doesn't succeed."""
+    return submit(stage, config, stage_options(config))
+
+
+def submit(
+    stage: str,
+    config: Any,
+    options: dict[str, Any],
+    *,
+    words: Sequence[str] = (),
+    files: Mapping[str, str] | None = None,
+) -> int:
+    """`run` with these options of the job's. `words`: of its command line besides; `files`: texts that go along, by
+    names in the folder that it runs in."""
     from ray.job_submission import JobSubmissionClient
 
     hide_uploads()
@@ -141,8 +161,8 @@ def run(stage: str, config: Any) -> int:
         jobs = {job.submission_id: str(job.status) for job in client.list_jobs() if job.submission_id}
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         raise StageError(f"--address {config.address}: no Ray dashboard answers: {one_line(error)[:200]}") from error
-    options = stage_options(config)
-    base = config.submission_id or name_of(stage, options)
+    files = files or {}
+    base = config.submission_id or name_of(stage, {**options, "files": dict(files)} if files else options)
     last, following = attempts(base, jobs)
     if last is not None and jobs[last] not in _TERMINAL:
         name = last
@@ -151,7 +171,7 @@ def run(stage: str, config: Any) -> int:
         name = following
         if last is not None:
             log.info("%s was %s; this attempt goes on from there", last, jobs[last].lower())
-        _submit(client, stage, name, options, config)
+        _submit(client, stage, name, options, config, words, files)
         log.info("submitted %s", name)
     if not config.follow:
         print(name)
@@ -182,14 +202,17 @@ def attempts(base: str, jobs: Iterable[str]) -> tuple[str | None, str]:
     return numbers[max(numbers)], f"{base}-{max(numbers) + 1}"
 
 
-def _submit(client: Any, stage: str, name: str, options: dict[str, Any], config: Any) -> None:
+def _submit(
+    client: Any, stage: str, name: str, options: dict[str, Any], config: Any, more: Sequence[str],
+    files: Mapping[str, str],
+) -> None:  # fmt: skip
     variables = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
     for each in config.env:
         key, given, value = each.partition("=")
         variables[key] = value if given else os.environ[key]
-    words = ["python", "-m", "vig_ray.cli", stage, "--address", "auto", "--config", _OPTIONS_FILE]
+    words = ["python", "-m", "vig_ray.cli", stage, *more, "--address", "auto", "--config", _OPTIONS_FILE]
     with tempfile.TemporaryDirectory(prefix="vig-submit-") as folder:
-        pack(Path(folder), options)
+        pack(Path(folder), options, files)
         try:
             client.submit_job(
                 entrypoint=shlex.join(words),

@@ -19,6 +19,7 @@ from tests.end_to_end.server import wait_until
 from tests.gates import Gates
 from tests.image_store import hold_images, image_store
 from tests.selection.made import selected
+from tests.study import made as made_study
 from vig_ray.demo import CHECKPOINT, world
 
 pytestmark = pytest.mark.cluster
@@ -126,6 +127,35 @@ def test_a_bucket_to_a_bucket(cluster: Head, s3: Callable[[], Any]) -> None:
            "--workers", 1)  # fmt: skip
     listed = client.list_objects_v2(Bucket="submitted", Prefix="trained/model/")["Contents"]
     assert any(each["Key"].endswith("model.safetensors") for each in listed)
+
+
+def test_a_study_goes_along_with_its_file(cluster: Head, s3: Callable[[], Any], tmp_path: Path) -> None:
+    """Relative paths start from the file's own folder, a store is one, and what the cluster doesn't see is refused."""
+    client = s3()
+    client.create_bucket(Bucket="asked")
+    arms = {"folder": {}, "bucket": {"eval": {"data": {"exact": "s3://asked/exact.jsonl"}}}}
+    path = made_study.write(tmp_path, arms=arms, baseline="folder", orders=[], seeds=1,
+                            stages={"eval": {"model": "$model"}})  # fmt: skip
+    for file in (tmp_path / "asked").rglob("*.*"):
+        client.upload_file(str(file), "asked", str(file.relative_to(tmp_path / "asked")))
+    reach = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+    words = ["submit", "study", str(path), "--address", cluster.dashboard, *(f"--env={name}" for name in reach)]
+    done = vig(*words, "--out", str(tmp_path / "out"))
+    assert "submitted vig-study-" in done.stderr
+    assert "no GPU on this cluster now: stages run on CPUs" in done.stdout
+    numbers = made_study.numbers(tmp_path / "out")
+    assert numbers["bucket", "exact.exact", "0"] == numbers["folder", "exact.exact", "0"]
+
+    nowhere = str(tmp_path / "of-another-machine")
+    gone = vig(*words, "--out", str(tmp_path / "other"), "--paths-from", nowhere, check=False)
+    assert gone.returncode == 2
+    last = gone.stderr.strip().splitlines()[-1]
+    assert f"FAILED: study.yaml: stages.eval.data: {nowhere}/asked/exact.jsonl: not there on " in last
+    assert last.endswith("name a folder that all machines see, or a store such as s3://")
+    path.write_text(path.read_text().replace("max_new_tokens", "max_tokens"))
+    refused = vig(*words, "--out", str(tmp_path / "out"), check=False)  # told here, before anything is sent
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "stages.eval.max_tokens: no such option" in refused.stderr
 
 
 def test_a_wrong_job_fails_with_the_line_that_says_why(cluster: Head, scored: Path) -> None:

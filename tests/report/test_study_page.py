@@ -108,6 +108,23 @@ def test_which_orders_are_settled_is_said_first_and_step_by_step(tmp_path: Path)
     assert second[:2] == ["", "vig − full"]
 
 
+def test_a_pilot_says_so_and_whose_results_are_shown(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    pilot = made.write(folder / "pilot-2-percent", small() | {"pilot": 2.0})
+    with pytest.raises(StageError, match=r"study\.json: not there; .*; there is a pilot: --study .*pilot-2-percent$"):
+        job.run(ReportConfig(study=str(folder), out=str(tmp_path / "none.html"), figures=False))
+    page = reported(tmp_path, small())
+    assert "pilot" not in part(page, "results")
+    assert 'class="warning"' not in page
+    told = job.run(ReportConfig(study=str(folder), out=str(tmp_path / "all.html"), figures=False)).text()
+    assert told.startswith(f"Shown are the results of all data; those of a pilot: --study {pilot}\n")
+    told = job.run(ReportConfig(study=pilot, out=str(tmp_path / "pilot.html"), figures=False)).text()
+    assert told.startswith("Settled: ")
+    said = "A pilot, of 2 % of the data and of steps: more of them may change what it says."
+    assert said in told
+    assert f'<p class="warning">{said}</p>' in (tmp_path / "pilot.html").read_text()
+
+
 def test_the_verdict_of_a_varied_study_names_an_order_once() -> None:
     contents = made.varied()
     assert verdict(StudyNumbers.model_validate(contents))[0] == (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -50,6 +51,7 @@ def test_killed_at_random_and_given_again(tmp_path: Path, preforked: None, local
     call("study", str(path), "--out", str(whole))
     chance = random.Random(5)
     seen: dict[Path, tuple[int, bytes]] = {}
+    spent: dict[str, float] = {}
     for least in (1, 4, 7):
         driver = begun(path, out)
         wait_until(lambda least=least: len(made.records(out)) >= least)
@@ -60,11 +62,15 @@ def test_killed_at_random_and_given_again(tmp_path: Path, preforked: None, local
         found = whole_files(out)
         assert {file: found[file] for file in seen} == seen  # byte for byte, and not written again
         seen = found
+        spent |= {file.parent.name: json.loads(file.read_text())["seconds"] for file in out.glob("runs/*/spent.json")}
     driver = begun(path, out)
     assert driver.wait(240) == 0, (tmp_path / "stderr").read_text()
     found = whole_files(out)
     assert {file: found[file] for file in seen} == seen
     assert made.results(out)["cost"]["ran"] <= 13 - 7
+    kept = made.records(out)  # the time of a stage is that of its tries together
+    assert all(kept[name]["seconds"] >= seconds for name, seconds in spent.items())
+    assert not list(out.glob("runs/*/spent.json"))
     assert made.numbers(out) == pytest.approx(made.numbers(whole), abs=1e-4)
     losses = [
         {file.parent.parent.name: file.read_text().count("\n") for file in folder.glob("runs/*/training/log.jsonl")}

@@ -32,6 +32,11 @@ def test_cells_are_what_the_commands_do_by_hand(tmp_path: Path) -> None:
     assert not results["failed"]
     assert not results["missing"]
 
+    sizes = {name.partition("-")[0]: record["size"] for name, record in made.records(out).items()}
+    assert sizes["score"] == [None, 80, 80, 1.0]  # taken from another stage, gone over, left, share of the data
+    assert sizes["select"][:2] == [80, 80]
+    assert sizes["train"][:3] == [sizes["select"][2], 3 * 16, None]
+
     # By hand: the stages of one cell, one after the other, each as its record says, elsewhere and on Ray.
     kept = made.records(out)
     by_hand = tmp_path / "by-hand"

@@ -14,7 +14,7 @@ from vig_ray.report.figures import Figure, Rendered
 from vig_ray.report.study_charts import lines_over
 from vig_ray.report.study_cost import MEASURES, frontier, frontiers, points
 from vig_ray.report.study_numbers import Difference, Metric, Paper, Row, StudyNumbers, by_arm, read_study
-from vig_ray.report.study_words import SAID, claim_names, differences_told, needs, time_text, verdict
+from vig_ray.report.study_words import SAID, claim_names, differences_told, needs, shown, time_text, verdict, warnings
 from vig_ray.report.tables import Cell, table
 
 Json = dict[str, Any]
@@ -33,15 +33,16 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Studied:
-    """A study as a report shows it. `raw`: study.json; `numbers`: the same, checked."""
+    """A study as a report shows it. `folder`: where study.json lies; `raw`: the same; `numbers`: the same, checked."""
 
+    folder: str
     raw: Json
     numbers: StudyNumbers
 
     @classmethod
     def of(cls, folder: str) -> Studied:
         """What `vig study` wrote to a folder. Raises StageError."""
-        return cls(*read_study(folder))
+        return cls(folder, *read_study(folder))
 
     @property
     def title(self) -> str:
@@ -53,8 +54,8 @@ class Studied:
         return {"study": self.raw, "frontier": frontiers(self.numbers)}
 
     def told(self) -> tuple[str, ...]:
-        """What is settled and what is open, and what is missing, for a person."""
-        return (*verdict(self.numbers), *_warnings(self.numbers))
+        """Which results it shows, what is settled and what is open, and what is missing, for a person."""
+        return (*shown(self.folder, self.numbers), *verdict(self.numbers), *warnings(self.numbers))
 
     def figures(self) -> list[Figure]:
         """Its figures, in the order of the page."""
@@ -78,8 +79,8 @@ class Studied:
         ]
         about = f'<p class="soft">{escape(study.about)}</p>' if study.about else ""
         said = f'<p id="verdict">{escape(" ".join(verdict(study)))}</p>'
-        warnings = "".join(f'<p class="warning">{escape(line)}</p>' for line in _warnings(study))
-        return f'{about}{said}{warnings}<dl class="facts">{"".join(facts)}</dl>'
+        warned = "".join(f'<p class="warning">{escape(line)}</p>' for line in warnings(study))
+        return f'{about}{said}{warned}<dl class="facts">{"".join(facts)}</dl>'
 
     def parts(self, rendered: Sequence[Rendered]) -> dict[str, str]:
         """The parts of the page by name, as HTML."""
@@ -117,16 +118,6 @@ _METHOD = (
     "Hours are the sum over stages, those that ran side by side added up. A stage that several rows share has run, and "
     "is counted, once.",
 )
-
-
-def _warnings(study: StudyNumbers) -> Iterator[str]:
-    if study.failed:
-        count = len(study.failed)
-        yield f"{count:,} stage{'s' if count != 1 else ''} failed."
-    if study.missing:
-        count = len(study.missing)
-        cells = f"{count:,} cell{'s have' if count != 1 else ' has'} no numbers (a cell is a row with one seed)"
-        yield f"{cells}: means are over the seeds that are there."
 
 
 def _difference_cell(metric: Metric, one: Difference | None) -> Cell | str:

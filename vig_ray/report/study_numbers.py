@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from vig_ray.errors import StageError
-from vig_ray.storage import exists, join, one_line, read_bytes
+from vig_ray.storage import absolute, exists, join, one_line, read_bytes, scheme_of
 
 Json = dict[str, Any]
 RESULTS = "study.json"
@@ -226,6 +227,8 @@ class StudyNumbers(_Part):
     failed: tuple[Failed, ...]
     missing: dict[str, str]
     cost: Cost
+    pilot: float | None = None
+    """The per cent of the data that it is of, None where it is of all."""
 
     @model_validator(mode="after")
     def _whole(self) -> StudyNumbers:
@@ -310,7 +313,9 @@ def read_study(folder: str) -> tuple[Json, StudyNumbers]:
     names the file, where there is none, or it isn't one."""
     path = join(folder, RESULTS)
     if exists(path).name != "File":
-        raise StageError(f"{path}: not there; --study takes what `vig study --out` wrote")
+        pilots = pilots_in(folder)
+        instead = f"; there is a pilot: --study {' or '.join(pilots)}" if pilots else ""
+        raise StageError(f"{path}: not there; --study takes what `vig study --out` wrote{instead}")
     try:
         raw = json.loads(read_bytes(path), parse_constant=lambda _: None)
     except (OSError, ValueError) as error:
@@ -323,6 +328,15 @@ def read_study(folder: str) -> tuple[Json, StudyNumbers]:
         message = first["msg"].removeprefix("Value error, ")
         said = one_line(ValueError(f"{where}: {message}" if where else message))
         raise StageError(f"{path}: not the results of a study ({said}); run the same `vig study` again") from error
+
+
+def pilots_in(folder: str) -> list[str]:
+    """The folders in that of a study that hold the results of pilots."""
+    where = absolute(folder)
+    if scheme_of(where) or not os.path.isdir(where):  # a study's folder is none of a bucket
+        return []
+    names = sorted(name for name in os.listdir(where) if name.startswith("pilot-"))
+    return [join(folder, name) for name in names if os.path.isfile(os.path.join(where, name, RESULTS))]
 
 
 def bounds(values: Iterable[float], intervals: Iterable[Mean], scale: float) -> tuple[float, float]:

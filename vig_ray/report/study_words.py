@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from vig_ray.report.study_numbers import Claim, Difference, StudyNumbers
+from vig_ray.report.study_numbers import Claim, Difference, StudyNumbers, pilots_in
 
 SAID = {"yes": "holds", "no": "does not hold", "open": "open"}
 
@@ -115,3 +115,23 @@ def time_text(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def shown(folder: str, study: StudyNumbers) -> Iterator[str]:
+    """Which of a study's results they are, where there are several."""
+    pilots = pilots_in(folder)
+    if study.pilot is None and pilots:
+        yield f"Shown are the results of all data; those of a pilot: --study {' or '.join(pilots)}"
+
+
+def warnings(study: StudyNumbers) -> Iterator[str]:
+    """What keeps the numbers from being the whole story: a pilot, what failed, what is missing."""
+    if study.pilot is not None:
+        yield f"A pilot, of {study.pilot:g} % of the data and of steps: more of them may change what it says."
+    if study.failed:
+        count = len(study.failed)
+        yield f"{count:,} stage{'s' if count != 1 else ''} failed."
+    if study.missing:
+        count = len(study.missing)
+        cells = f"{count:,} cell{'s have' if count != 1 else ' has'} no numbers (a cell is a row with one seed)"
+        yield f"{cells}: means are over the seeds that are there."

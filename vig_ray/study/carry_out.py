@@ -8,19 +8,21 @@ import json
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 import ray
 
+import vig_ray
 from vig_ray.cluster import alone, parse_range
 from vig_ray.errors import StageError
 from vig_ray.storage import join, one_line, read_bytes
 from vig_ray.study import record as records
+from vig_ray.study import spent
 from vig_ray.study.curves import TRAININGS, exported_by
 from vig_ray.study.graph import Node
-from vig_ray.study.record import LOG, Record, command_of, folder_of, out_of
+from vig_ray.study.record import LOG, NO_SIZE, Record, command_of, folder_of, out_of
+from vig_ray.study.sizes import like, measured
 from vig_ray.study.stages import KINDS, loaded
 from vig_ray.training.shares import name_of, step_of
 
@@ -35,14 +37,14 @@ def by_jobs(node: Node) -> bool:
     return not kind.here or parse_range(workers)[1] > 1 or options.get("engine", "torch") not in ("torch", "auto")
 
 
-def carry_out(node: Node, out: str, gpus: int) -> Record:
+def carry_out(node: Node, out: str, gpus: int, attempt: str = "") -> Record:
     """Run a stage and keep its record. What the stage itself finds wrong is a record that says so; anything else is
-    raised."""
+    raised. `attempt`: a name for this try."""
     config_class, run = loaded(node.verb)
-    folder, command, began = folder_of(out, node.name), command_of(node, out), time.monotonic()
+    folder, command = folder_of(out, node.name), command_of(node, out)
     kind = KINDS[node.verb]
     state, told, table = "done", "", None
-    with _log_of(folder) as log:
+    with spent.counted(out, node.name, gpus, attempt) as so_far, _log_of(folder) as log:
         try:
             config = config_class.model_validate({**node.options, "out": out_of(out, node)})
             if by_jobs(node):
@@ -57,13 +59,16 @@ def carry_out(node: Node, out: str, gpus: int) -> Record:
         except OSError as error:
             state, told = "failed", one_line(error) or type(error).__name__
         log.write(told + "\n")
-    seconds = time.monotonic() - began
+    took = so_far()
     record = Record(
         name=node.name, stage=node.stage, verb=node.verb, command=command, state=state, told=told,  # type: ignore[arg-type]
-        seconds=seconds, gpus=gpus, table=table, **(_trained(node, folder, seconds) if state == "done" else {}),
+        seconds=took.seconds, gpus=gpus, gpu_seconds=took.gpu_seconds,
+        table=table, **(_trained(node, folder, took.seconds) if state == "done" else {}), version=vig_ray.__version__,
+        like=like(node), size=measured(node, out) if state == "done" else NO_SIZE,
         machine=f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:12]}",
     )  # fmt: skip
     records.write(out, record)
+    spent.forget(out, node.name)
     return record
 
 
@@ -103,11 +108,11 @@ def _trained(node: Node, folder: str, seconds: float) -> dict[str, Any]:
     return {"tokens": sum(tokens), "at": at}
 
 
-def _in_a_worker(node: Node, out: str, gpus: int) -> Record:
+def _in_a_worker(node: Node, out: str, gpus: int, attempt: str) -> Record:
     import torch
 
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-    return carry_out(node, out, gpus)
+    return carry_out(node, out, gpus, attempt)
 
 
 def task_of(node: Node, *, gpus: bool, retries: int) -> tuple[Any, int]:

@@ -14,10 +14,27 @@ class StudyConfig(StageConfig):
     study: str = Field(
         description="study.yaml, which says what is compared; docs/study.md", json_schema_extra={"positional": True}
     )
-    out: str = Field(description="directory that gets runs/, one folder a stage, and study.json, the results")
+    out: str = Field(
+        description="directory that gets runs/, one folder a stage, and study.json, the results; those of a pilot "
+        "in pilot-2-percent/"
+    )
+    paths_from: str | None = Field(
+        None,
+        description="folder that relative paths in the file start from; by default its own",
+        json_schema_extra={"metavar": "DIR"},
+    )
     dry_run: bool = Field(False, description="only print what would be run, what is shared, and what it will cost")
+    rates: str | None = Field(
+        None,
+        description="another study's --out, whose stages' times the estimates take, too",
+        json_schema_extra={"metavar": "DIR"},
+    )
     seeds: int | None = Field(None, ge=1, description="the first N seeds only, and no more where an order is open")
-    arms: str | None = Field(None, description="only these arms", json_schema_extra={"metavar": "NAME[,...]"})
+    arms: str | None = Field(
+        None,
+        description="run only these arms; results of others that are there are kept",
+        json_schema_extra={"metavar": "NAME[,...]"},
+    )
     pilot: Share = Field(
         None,
         description="take this share of the data that is imported, and of a training's --max-steps: a first look",
@@ -28,6 +45,12 @@ class StudyConfig(StageConfig):
         description="first try values of an option in short runs, as p=20..100, and go on with the better ones alone "
         "(docs/study.md)",
         json_schema_extra={"metavar": "NAME=LOW..HIGH[:N]"},
+    )
+    again: str | None = Field(
+        None,
+        description="run again what another version of vig-ray wrote of these stages, or of all, and what was made "
+        "from it; the earlier outputs are moved aside",
+        json_schema_extra={"metavar": "STAGE[,...]|all"},
     )
     workers: int | None = Field(
         None,

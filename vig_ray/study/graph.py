@@ -6,16 +6,15 @@ there backwards, so that a stage that nothing asks for isn't run.
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import hashlib
 import itertools
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,10 +22,11 @@ from vig_ray.arguments import explained
 from vig_ray.dataset.options import Share
 from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT
 from vig_ray.errors import StageError
-from vig_ray.model.checkpoint import fingerprint, is_local
+from vig_ray.model.checkpoint import is_local
 from vig_ray.storage import join, scheme_of
 from vig_ray.study.curves import SHORT_TUNING, not_written
 from vig_ray.study.file import Options, StudyFile, folder_of
+from vig_ray.study.given import WEIGHT, paths_from, state, strings_in
 from vig_ray.study.stages import KINDS, loaded
 from vig_ray.submission import MODELS, PATHS, option_in_full
 from vig_ray.training.shares import AT
@@ -41,9 +41,9 @@ _DIGITS = 10
 # What doesn't decide an output: a stage that differs in nothing else is the same one. A device does, where it decides
 # the precision.
 _HOW = {"workers", "prepare_workers", "batch_tokens", "micro_batch", "loaders", "rows_per_file", "window"}
+_AWAY = " on {}, where the study runs; name a folder that all machines see, or a store such as s3://"
 _OURS = ("out", "address", "overwrite", "dry_run")
 """Options that a study sets itself."""
-_WEIGHT = re.compile(r"=[\d.]+$")  # --data PATH=WEIGHT
 _NAMED_MODEL = re.compile(r"[\w.:-]+=")
 
 
@@ -96,19 +96,24 @@ def label_of(arm: str, axes: Mapping[str, Any]) -> str:
     return " ".join((arm, *(f"{name.rpartition('.')[2]}={value}" for name, value in axes.items())))
 
 
-def spell_out(study: StudyFile, path: str, out: str, *, pilot: float | None = None, whole: str | None = None) -> Graph:
+def spell_out(
+    study: StudyFile, path: str, out: str, *, pilot: float | None = None, whole: str | None = None,
+    folder: str | None = None, check: bool = True,
+) -> Graph:  # fmt: skip
     """The graph of a study's file at `path`, whose outputs go to OUT/runs.
 
-    `pilot`: share of the data, and of the steps where they are counted, that is taken; not of the steps of the stage
-    `whole`. Raises StageError, which names the place in the file, where an option is wrong or a path isn't there.
+    `folder`: where relative paths start from, by default the file's own; `check`: whether paths must be there. `pilot`:
+    share of the data, and of the steps where they are counted, that is taken; not of the steps of the stage `whole`.
+    Raises StageError, which names the place in the file, where an option is wrong or a path isn't there.
     """
+    place = _Place(path, folder or folder_of(path), check)
     nodes: dict[str, Node] = {}
     states: dict[str, str] = {}
     cells = []
     for seed in study.all_seeds:
         for arm, changes in study.arms.items():
             for axes in _axes(study, changes):
-                one = _Cell(study, path, out, arm, axes, seed, nodes, pilot, whole, states)
+                one = _Cell(study, place, out, arm, axes, seed, nodes, pilot, whole, states)
                 last = one.node(LAST, ())
                 if not one.takes_checkpoint and AT in axes and study.checkpoints is not None:
                     if axes[AT] != study.checkpoints.at[0]:
@@ -130,6 +135,14 @@ def _says(changes: Mapping[str, Any], name: str) -> bool:
     return stage in changes and (not option or option in changes[stage])
 
 
+class _Place(NamedTuple):
+    """Where a study's file is, where relative paths in it start from, and whether paths must be there."""
+
+    path: str
+    folder: str
+    check: bool
+
+
 class _Cell:
     """One cell while it is spelled out. `taken`: its nodes so far, in order; `takes_checkpoint`: whether one of them
     takes the training of which `checkpoints` are."""
@@ -137,7 +150,7 @@ class _Cell:
     def __init__(
         self,
         study: StudyFile,
-        path: str,
+        place: _Place,
         out: str,
         arm: str,
         axes: Mapping[str, Any],
@@ -147,7 +160,8 @@ class _Cell:
         whole: str | None,
         states: dict[str, str],
     ) -> None:
-        self._study, self._path, self._out, self._arm, self._axes = study, path, out, arm, axes
+        self._study, self._out, self._arm, self._axes = study, out, arm, axes
+        self._path, self._folder, self._check = place
         self._seed, self._nodes, self._pilot, self._whole = seed, nodes, pilot, whole
         self._runs, self._states = join(out, "runs") + "/", states
         self._of_stage: dict[str, Node] = {}
@@ -203,11 +217,15 @@ class _Cell:
                 config_class.model_validate({**resolved, "out": "-"})
         except ValidationError as error:
             raise StageError(f"{'; '.join(explained(error, where))} (arm {self._arm})") from error
-        with contextlib.chdir(folder_of(self._path)):
+        with paths_from(self._folder) as nowhere:
             resolved = {option: option_in_full(option, _as_text(value)) for option, value in resolved.items()}
-        self._check_paths(stage, resolved)
+        if self._check:
+            self._check_paths(stage, resolved, nowhere)
         how = _HOW | ({"device"} if "dtype" in resolved else set())
-        states = {option: _state(value, self._runs, self._states) for option, value in sorted(resolved.items())}
+        states = {
+            option: state(value, self._runs, self._states, f"{MODEL_NAME}=")
+            for option, value in sorted(resolved.items())
+        }
         identity = {
             "verb": verb,
             "options": {name: value for name, value in resolved.items() if name not in how},
@@ -305,36 +323,31 @@ class _Cell:
             raise StageError(f"{self._path}: stages.{LAST}.model: {model}: arms have names, models none; leave it out")
         return {**options, "model": [f"{MODEL_NAME}={model}"]}
 
-    def _check_paths(self, stage: str, options: Mapping[str, Any]) -> None:
-        """Raise StageError for a path of this machine that isn't there, and for a checkpoint that won't be."""
+    def _check_paths(self, stage: str, options: Mapping[str, Any], nowhere: str | None) -> None:
+        """Raise StageError for a path of this machine that isn't there, and for a checkpoint that won't be. `nowhere`:
+        where relative ones lead, if the folder that they start from isn't there."""
+        away = self._folder != folder_of(self._path)  # the file comes from another machine
         for option, value in options.items():
             if option not in (*PATHS, *MODELS, "data"):
                 continue
             for each in strings_in(value):
-                path = each.removeprefix(f"{MODEL_NAME}=") if option == "model" else _WEIGHT.sub("", each)
+                path = each.removeprefix(f"{MODEL_NAME}=") if option == "model" else WEIGHT.sub("", each)
                 if path.startswith(self._runs) and (why := not_written(path.removeprefix(self._runs), self._nodes)):
                     raise StageError(f"{self._path}: stages.{stage}.{option}: {why}")
-                if path.startswith(self._runs) or scheme_of(path) or any(sign in path for sign in "*?[{"):
+                relative = nowhere is not None and path.startswith(nowhere)
+                elsewhere = path.startswith(self._runs) or scheme_of(path) or any(sign in path for sign in "*?[{")
+                if elsewhere and not relative:
                     continue
                 if option in MODELS and not (is_local(path) or path.startswith((".", "/", "~"))):
                     continue  # an id on the hub
                 if option not in MODELS and not path.startswith("/"):
                     continue
+                if relative:
+                    path = join(self._folder, path.removeprefix(str(nowhere)).lstrip("/"))
                 if not os.path.exists(os.path.expanduser(path)):
+                    why = f"not there{_AWAY.format(socket.gethostname()) if away else ''}"
                     by = f"; first run: {' '.join(self._study.prepare.split())}" if self._study.prepare else ""
-                    raise StageError(f"{self._path}: stages.{stage}.{option}: {path}: not there{by}")
-
-
-def strings_in(value: Any) -> Iterator[str]:
-    """The strings in a value, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from strings_in(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from strings_in(each)
+                    raise StageError(f"{self._path}: stages.{stage}.{option}: {path}: {why}{by}")
 
 
 def as_pilot(options: Options, verb: str, share: float, *, imports: bool, steps: bool) -> Options:
@@ -355,42 +368,3 @@ def as_pilot(options: Options, verb: str, share: float, *, imports: bool, steps:
 def _as_text(value: Any) -> Any:
     """A dict's values as text, as the command line has them."""
     return {name: str(each) for name, each in value.items()} if isinstance(value, dict) else value
-
-
-def _state(value: Any, runs: str, known: dict[str, str]) -> list[str]:
-    """What tells the files that an option names from others in their place: a model by its weights, a file by its size
-    and when it was changed, a folder or a pattern by those of all in it. Outputs of other stages are told apart by
-    name, and so is what lies elsewhere. `known`: what has been looked at."""
-    found = []
-    for each in strings_in(value):
-        path = _WEIGHT.sub("", each.removeprefix(f"{MODEL_NAME}="))
-        if path.startswith("/") and not path.startswith(runs):
-            if path not in known:
-                known[path] = _state_of(path)
-            found += [known[path]] if known[path] else []
-    return found
-
-
-def _state_of(path: str) -> str:
-    if os.path.isfile(os.path.join(path, "config.json")):
-        return fingerprint(path)
-    digest, empty = hashlib.blake2b(digest_size=_DIGITS), True
-    inside = glob.glob(path, recursive=True) if any(sign in path for sign in "*?[") else [path]
-    for top in sorted(inside):
-        for file in sorted(_files(top)):
-            digest.update(f"{file} {_stamp(file)}".encode())
-            empty = False
-    return "" if empty else digest.hexdigest()
-
-
-def _files(top: str) -> Iterator[str]:
-    """A file, or all in a folder."""
-    if os.path.isfile(top):
-        yield top
-    for folder, _, names in os.walk(top):
-        yield from (os.path.join(folder, name) for name in names)
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    state = os.stat(path)
-    return state.st_size, state.st_mtime_ns

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from vig_ray.study.curves import SHORT_TUNING, share_taken
 from vig_ray.study.file import Order, StudyFile
-from vig_ray.study.graph import MODEL_NAME, Cell, Graph, label_of, strings_in
+from vig_ray.study.given import strings_in
+from vig_ray.study.graph import MODEL_NAME, Cell, Graph, label_of
 from vig_ray.study.record import Record
 from vig_ray.study.statistics import CONFIDENCE, Difference, Mean, ScalingLaw, difference, mean_of, scaling_law
 

@@ -136,8 +136,11 @@ def before_training(cells: Sequence[Cell], graph: Graph) -> list[Node]:
     return [graph.nodes[name] for name in names]
 
 
-def trial_of(cell: Cell, study: StudyFile, path: str, graph: Graph, out: str, pilot: float | None) -> Trial:
-    """A cell's trial. What doesn't need the training must be there, since it decides how many steps there are."""
+def trial_of(
+    cell: Cell, study: StudyFile, path: str, graph: Graph, out: str, pilot: float | None, folder: str | None
+) -> Trial:
+    """A cell's trial; `folder`: where relative paths of the file at `path` start from. What doesn't need
+    the training must be there, since it decides how many steps there are."""
     training = training_of(cell, graph.nodes)
     whole, rungs = _steps(training, out), []
     for share in RUNGS[:-1]:
@@ -153,7 +156,7 @@ def trial_of(cell: Cell, study: StudyFile, path: str, graph: Graph, out: str, pi
                 "more_seeds": None,
             }
         )
-        short = spell_out(one, path, out, pilot=pilot, whole=training.stage)
+        short = spell_out(one, path, out, pilot=pilot, whole=training.stage, folder=folder)
         rungs.append(tuple(short.nodes[name] for name in short.cells[0].nodes))
     return Trial(cell, (*rungs, tuple(graph.nodes[name] for name in cell.nodes)))
 

@@ -1,15 +1,12 @@
-"""A study's results, and its plan, for a person at a terminal."""
+"""A study's results for a person at a terminal."""
 
 from __future__ import annotations
 
 import statistics
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from vig_ray.progress import duration
 from vig_ray.study.advice import advice
-from vig_ray.study.graph import Cell, Graph
-from vig_ray.study.record import Record
+from vig_ray.study.graph import Cell
 from vig_ray.study.results import Claim, Metric, Results, Row, confidence_of
 from vig_ray.study.statistics import CONFIDENCE, Difference, Mean
 
@@ -34,7 +31,7 @@ def difference_text(one: Difference, metric: Metric) -> str:
 
 def table(results: Results) -> Iterator[str]:
     """Rows by metrics: mean over seeds, and below it the difference from the baseline."""
-    heads = ["", "seeds", *(_head(metric) for metric in results.metrics), "tokens", "s"]
+    heads = ["", "seeds", *(head(metric) for metric in results.metrics), "tokens", "s"]
     lines = [heads]
     for row in results.rows:
         cells = [row.label, str(max((len(values) for values in row.values.values()), default=0))]
@@ -51,11 +48,12 @@ def table(results: Results) -> Iterator[str]:
 def cell_text(results: Results, cell: Cell) -> str:
     """One cell's numbers, as its evaluation ends."""
     (row,) = (row for row in results.rows if row.label == cell.label)
-    numbers = (f"{_head(metric)} {metric.text(row.values[metric.name].get(cell.seed))}" for metric in results.metrics)
+    numbers = (f"{head(metric)} {metric.text(row.values[metric.name].get(cell.seed))}" for metric in results.metrics)
     return f"  {cell.label}, seed {cell.seed}: {', '.join(numbers)}"
 
 
-def _head(metric: Metric) -> str:
+def head(metric: Metric) -> str:
+    """A metric's name, with its unit."""
     return metric.name + (" %" if metric.percent else "") + (" ↓" if metric.higher_is_better is False else "")
 
 
@@ -101,46 +99,3 @@ def results_text(results: Results) -> str:
     for cell, why in results.missing.items():
         lines.append(f"without: {cell}: {why}")
     return "\n".join([*lines, *advice(results), f"study: {results.out}"])
-
-
-def plan_text(graph: Graph, cells: Sequence[Cell], records: Mapping[str, Record]) -> str:
-    """What would run, what is shared and what is there, and how long it takes by what has been measured here."""
-    counts: Counter[str] = Counter()
-    uses: Counter[str] = Counter()
-    there: Counter[str] = Counter()
-    wanted = dict.fromkeys(name for cell in cells for name in cell.nodes)
-    for cell in cells:
-        uses.update(graph.nodes[name].stage for name in cell.nodes)
-    for name in wanted:
-        stage = graph.nodes[name].stage
-        counts[stage] += 1
-        there[stage] += name in records and records[name].done
-    labels = len({cell.label for cell in cells})
-    lines = [f"{len(cells):,} cells: {labels} arms with what is varied, {len({cell.seed for cell in cells})} seeds"]
-    known: dict[str, list[float]] = {}
-    for record in records.values():
-        if record.done:
-            known.setdefault(record.stage, []).append(record.seconds)
-    total, unknown = 0.0, []
-    for stage in counts:
-        left = counts[stage] - there[stage]
-        line = f"  {stage:<12} {counts[stage]:5,} runs for {uses[stage]:,} uses"
-        if there[stage]:
-            line += f", {there[stage]:,} are there"
-        if left and stage in known:
-            seconds = left * statistics.mean(known[stage])
-            total += seconds
-            line += f"; {left:,} to run, about {duration(seconds)} by {len(known[stage])} that ended"
-        elif left:
-            unknown.append(stage)
-        lines.append(line)
-    if total:
-        lines.append(f"about {duration(total)} one after the other")
-    if unknown:
-        lines.append(
-            f"how long {', '.join(unknown)} take isn't known before one has run: --seeds 1 --arms "
-            f"{cells[0].arm} runs one of each"
-            if cells
-            else ""
-        )
-    return "\n".join(lines)
