@@ -187,9 +187,7 @@ def start_ray(preforked: None, s3: Any) -> Iterator[Callable[[], None]]:
         if ray.is_initialized() and ray.cluster_resources().get("CPU") == 8:
             return
         ray.shutdown()
-        cluster.start(
-            num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False
-        )  # fmt: skip
+        cluster.start(num_cpus=8, object_store_memory=300 * 2**20)
 
     yield start
     ray.shutdown()
