@@ -3,7 +3,8 @@
 A worker that prepares or scores imports them first, which takes longer than all else in most tests here. Ray starts
 its workers with the `py_executable` of a job's runtime environment: here that is `stand_in.py`, which has this file's
 server fork the worker in its place, hands it its arguments, environment and standard streams, and lives as long as it
-does. What a worker is and does stays Ray's own.
+does. Where the machine's Ray is started by a test's process or by `vig`, `setup_worker.py` has it done at once. What a
+worker is and does stays Ray's own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import pytest
 
 SOCKET = "VIG_TESTS_PREFORK"
 STAND_IN = os.path.join(os.path.dirname(__file__), "stand_in.py")
+SETUP_WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "setup_worker.py")
 
 # Not ray: a worker loads it itself, threads and all.
 MODULES = (
@@ -39,7 +41,11 @@ MODULES = (
 
 
 def hook(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
-    """What RAY_RUNTIME_ENV_HOOK names: Ray calls it with the runtime environment of a job that begins."""
+    """What RAY_RUNTIME_ENV_HOOK names: Ray calls it with the runtime environment of a job that begins, before it starts
+    a Ray for it."""
+    from ray._private import ray_constants
+
+    ray_constants.SETUP_WORKER_FILENAME = SETUP_WORKER  # a name beside Ray's file, or another file's whole path
     return {"py_executable": f"{sys.executable} -I -S {STAND_IN} {os.environ[SOCKET]}"} | (runtime_env or {})
 
 
@@ -53,6 +59,7 @@ def server() -> Iterator[None]:
         patch.setenv("RAY_RUNTIME_ENV_HOOK", "tests.prefork.hook")
         # A Ray begins with as many workers as it has CPUs, which no job here takes: theirs are forks.
         patch.setenv("RAY_prestart_worker_first_driver", "0")
+        patch.setattr("ray._private.ray_constants.SETUP_WORKER_FILENAME", SETUP_WORKER)  # of machines added to clusters
         try:
             yield
         finally:
