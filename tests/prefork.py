@@ -32,11 +32,16 @@ SOCKET = "VIG_TESTS_PREFORK"
 STAND_IN = os.path.join(os.path.dirname(__file__), "stand_in.py")
 SETUP_WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "setup_worker.py")
 
-# Not ray: a worker loads it itself, threads and all.
+# Not ray, nor what imports it: a worker loads it itself. Processes forked after it would all make the same random ids.
 MODULES = (
     "vig_ray", "torch", "transformers.models.auto.modeling_auto", "transformers.models.llava.modeling_llava",
     "transformers.models.auto.processing_auto", "transformers.models.clip.modeling_clip",
     "transformers.models.llama.modeling_llama", "sklearn.metrics", "pandas", "pyarrow.parquet", "cv2", "PIL.Image",
+    # What the stages' workers load of this project, and what ray itself does of others.
+    "vig_ray.dataset.importing", "vig_ray.scoring.text_prepare", "vig_ray.scoring.score", "vig_ray.scoring.text_pass",
+    "vig_ray.scoring.engines.check", "vig_ray.evaluation.prepare", "vig_ray.evaluation.answer",
+    "vig_ray.evaluation.mark", "vig_ray.measuring.measure", "vig_ray.training.worker",
+    "requests", "jsonschema", "google.protobuf.json_format", "click", "msgpack", "attr", "yaml",
 )  # fmt: skip
 
 
@@ -54,12 +59,12 @@ def server() -> Iterator[None]:
     """Serve forks to all jobs of this process, and of those that have its environment, from now on."""
     with tempfile.TemporaryDirectory(prefix="prefork-") as folder, pytest.MonkeyPatch.context() as patch:
         path = os.path.join(folder, "socket")
+        patch.setattr("ray._private.ray_constants.SETUP_WORKER_FILENAME", SETUP_WORKER)  # of machines added to clusters
         running = subprocess.Popen([sys.executable, __file__, path], stdin=subprocess.PIPE)
         patch.setenv(SOCKET, path)
         patch.setenv("RAY_RUNTIME_ENV_HOOK", "tests.prefork.hook")
         # A Ray begins with as many workers as it has CPUs, which no job here takes: theirs are forks.
         patch.setenv("RAY_prestart_worker_first_driver", "0")
-        patch.setattr("ray._private.ray_constants.SETUP_WORKER_FILENAME", SETUP_WORKER)  # of machines added to clusters
         try:
             yield
         finally:
