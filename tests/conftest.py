@@ -59,16 +59,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a Ray come one after the other, and a file's tests stay together.
 
     Files go to pytest-xdist's processes one by one in this order (`--dist loadfile --no-loadscope-reorder`), so that
-    those which take longest don't begin last.
+    those which take longest don't begin last: clusters come first.
     """
 
     def first_shared(item: pytest.Item) -> int:
         used = getattr(item, "fixturenames", ())
         return next((number for number, name in enumerate(SHARED) if name in used), len(SHARED))
 
-    of_file: dict[Path, int] = {}
+    of_file: dict[Path, tuple[bool, int]] = {}
     for item in items:
-        of_file[item.path] = min(of_file.get(item.path, len(SHARED)), first_shared(item))
+        place = item.get_closest_marker("cluster") is None, first_shared(item)
+        of_file[item.path] = min(of_file.get(item.path, place), place)
     items.sort(key=lambda item: (of_file[item.path], str(item.path), first_shared(item)))
 
 
@@ -187,9 +188,7 @@ def start_ray(preforked: None, s3: Any) -> Iterator[Callable[[], None]]:
         if ray.is_initialized() and ray.cluster_resources().get("CPU") == 8:
             return
         ray.shutdown()
-        cluster.start(
-            num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False
-        )  # fmt: skip
+        cluster.start(num_cpus=8, object_store_memory=300 * 2**20)
 
     yield start
     ray.shutdown()

@@ -3,7 +3,8 @@
 A worker that prepares or scores imports them first, which takes longer than all else in most tests here. Ray starts
 its workers with the `py_executable` of a job's runtime environment: here that is `stand_in.py`, which has this file's
 server fork the worker in its place, hands it its arguments, environment and standard streams, and lives as long as it
-does. What a worker is and does stays Ray's own.
+does. Where the machine's Ray is started by a test's process or by `vig`, `setup_worker.py` has it done at once. What a
+worker is and does stays Ray's own.
 """
 
 from __future__ import annotations
@@ -29,17 +30,27 @@ import pytest
 
 SOCKET = "VIG_TESTS_PREFORK"
 STAND_IN = os.path.join(os.path.dirname(__file__), "stand_in.py")
+SETUP_WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "setup_worker.py")
 
-# Not ray: a worker loads it itself, threads and all.
+# Not ray, nor what imports it: a worker loads it itself. Processes forked after it would all make the same random ids.
 MODULES = (
     "vig_ray", "torch", "transformers.models.auto.modeling_auto", "transformers.models.llava.modeling_llava",
     "transformers.models.auto.processing_auto", "transformers.models.clip.modeling_clip",
     "transformers.models.llama.modeling_llama", "sklearn.metrics", "pandas", "pyarrow.parquet", "cv2", "PIL.Image",
+    # What the stages' workers load of this project, and what ray itself does of others.
+    "vig_ray.dataset.importing", "vig_ray.scoring.text_prepare", "vig_ray.scoring.score", "vig_ray.scoring.text_pass",
+    "vig_ray.scoring.engines.check", "vig_ray.evaluation.prepare", "vig_ray.evaluation.answer",
+    "vig_ray.evaluation.mark", "vig_ray.measuring.measure", "vig_ray.training.worker",
+    "requests", "jsonschema", "google.protobuf.json_format", "click", "msgpack", "attr", "yaml",
 )  # fmt: skip
 
 
 def hook(runtime_env: dict[str, Any] | None) -> dict[str, Any]:
-    """What RAY_RUNTIME_ENV_HOOK names: Ray calls it with the runtime environment of a job that begins."""
+    """What RAY_RUNTIME_ENV_HOOK names: Ray calls it with the runtime environment of a job that begins, before it starts
+    a Ray for it."""
+    from ray._private import ray_constants
+
+    ray_constants.SETUP_WORKER_FILENAME = SETUP_WORKER  # a name beside Ray's file, or another file's whole path
     return {"py_executable": f"{sys.executable} -I -S {STAND_IN} {os.environ[SOCKET]}"} | (runtime_env or {})
 
 
@@ -48,6 +59,7 @@ def server() -> Iterator[None]:
     """Serve forks to all jobs of this process, and of those that have its environment, from now on."""
     with tempfile.TemporaryDirectory(prefix="prefork-") as folder, pytest.MonkeyPatch.context() as patch:
         path = os.path.join(folder, "socket")
+        patch.setattr("ray._private.ray_constants.SETUP_WORKER_FILENAME", SETUP_WORKER)  # of machines added to clusters
         running = subprocess.Popen([sys.executable, __file__, path], stdin=subprocess.PIPE)
         patch.setenv(SOCKET, path)
         patch.setenv("RAY_RUNTIME_ENV_HOOK", "tests.prefork.hook")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -123,6 +124,14 @@ def test_a_ray_that_runs_is_used_by_its_own_address_only(local_ray: None) -> Non
         pass
 
 
+def test_a_ray_of_this_process_is_made_of_what_it_needs(local_ray: None) -> None:
+    """Ray's dashboard, autoscaler and log monitor are programs of their own, which each take a second to start."""
+    lines = [" ".join(process.cmdline()) for process in psutil.Process().children()]
+    assert [line for line in lines if "raylet/raylet" in line]
+    helpers = ("dashboard/dashboard.py", "monitor.py")
+    assert not [line for line in lines if any(name in line for name in helpers)]
+
+
 def test_a_ray_of_this_process_scans_only_when_asked_to(local_ray: None) -> None:
     for address, on_ray in ((None, False), ("local", True), ("auto", True)):
         with scans_on_ray(address) as answer:
@@ -136,7 +145,7 @@ def test_a_ray_that_does_not_start_in_time_is_started_again(
     tries: list[tuple[str, int]] = []
     late = 2
 
-    def init(address: str, num_cpus: int) -> None:
+    def init(address: str, num_cpus: int, **_: Any) -> None:
         tries.append((address, num_cpus))
         if len(tries) <= late:
             raise Exception("The current node timed out during startup. This could\nhappen because ...")

@@ -25,6 +25,7 @@ from vig_ray.compat.ray import (
     metrics_port_option,
     parquet_footer_actors,
     started_here,
+    without_helpers,
 )
 from vig_ray.errors import StageError
 from vig_ray.storage import one_line
@@ -98,13 +99,13 @@ def machines(
     # Its core warns at every start of a restartable actor pool, and of every lost object that is made again. What
     # fails for real reaches us as an error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    level = logging.ERROR
     if address and metrics_port is not None:
         raise StageError(f"--metrics-port: the Ray at {address} has a metrics port already; leave it out")
     if address:
         try:
             with _native_messages_hidden():
-                ray.init(address=address, **quiet)
+                ray.init(address=address, logging_level=level, log_to_driver=False)
         except (ConnectionError, OSError, ValueError, RuntimeError) as error:
             raise StageError(f"--address {address}: no Ray cluster answers: {one_line(error)[:200]}") from error
         _joined.add(address)
@@ -114,7 +115,7 @@ def machines(
     # actor holds one; with too few the job would wait for ever.
     cpus = actors + _SPARE_CPUS
     allow_worker_starts(cpus)
-    start(num_cpus=cpus, include_dashboard=False, **metrics_port_option(metrics_port), **quiet)
+    start(num_cpus=cpus, logging_level=level, **metrics_port_option(metrics_port))
     try:
         yield Machines(os.cpu_count() or 1, _gpus())
     finally:
@@ -124,13 +125,15 @@ def machines(
 def start(**options: Any) -> None:
     """Start a Ray in this process, even where another one runs on this machine, by `ray.init` with these options.
 
+    It has no dashboard, and what its workers print isn't sent here.
+
     Ray gives each part of itself 30 seconds to begin, which may be too few on a machine that does much else, and then
     ends with an error: so it is tried again. Raises StageError where it doesn't start in three tries.
     """
     for tries_left in range(_STARTS - 1, -1, -1):
         try:
-            with _native_messages_hidden():
-                ray.init("local", **options)
+            with _native_messages_hidden(), without_helpers():
+                ray.init("local", include_dashboard=False, log_to_driver=False, **options)
             return
         except Exception as error:  # Ray raises just that, too
             ray.shutdown()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests import gates as gating
-from tests.cluster.spot import SOON, announce
+from tests.cluster.spot import HEAD, announce
 from tests.end_to_end.conftest import ROOT, read_scores
 from tests.end_to_end.server import wait_until
 from tests.gates import Gates
@@ -41,7 +41,7 @@ def cluster(gates: Gates, preforked: None) -> Iterator[Any]:
     """A head that does no work."""
     from ray.cluster_utils import Cluster
 
-    started = Cluster(initialize_head=True, head_node_args=_NODE | {"num_cpus": 0, "_system_config": SOON})
+    started = Cluster(initialize_head=True, head_node_args=_NODE | HEAD)
     yield started
     started.shutdown()
 

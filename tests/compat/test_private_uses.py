@@ -28,7 +28,7 @@ INSIDE = (
 NAMES = frozenset({
     "_global_node", "print_to_stdstream", "_metrics_export_port", "FilenameProvider", "worker_failures",
     "get_preemption_info", "_create_default_callbacks", "_initialize_and_run_controller",
-    "__serve_build_asgi_app__", "list_named_actors",
+    "__serve_build_asgi_app__", "list_named_actors", "RayParams", "no_monitor", "start_api_server",
     "_get_mm_fields_config", "get_mm_processor", "outputs_queue", "engine_dead", "hf_to_vllm_mapper",
     "use_v2_model_runner", "is_mm_prefix_lm",
     "_new_buffer", "OptimState8bit", "support_avx512bf16_for_cpu",

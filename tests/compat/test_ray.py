@@ -72,6 +72,21 @@ def test_rays_core_has_a_limit_on_starting_workers(monkeypatch: pytest.MonkeyPat
         assert code.find(b"worker_maximum_startup_concurrency") >= 0, "Ray's core has no such setting any more"
 
 
+def test_ray_init_can_be_kept_from_starting_what_nobody_needs() -> None:
+    """tests/test_cluster.py sees what a Ray that is started so has."""
+    from ray._private import node, parameter, services, worker
+
+    before = parameter.RayParams, services.start_api_server
+    with compat.without_helpers():
+        params = parameter.RayParams(num_cpus=1)
+        assert (params.num_cpus, params.no_monitor, params.include_log_monitor) == (1, True, False)
+    assert (parameter.RayParams, services.start_api_server) == before
+    taken = list(inspect.signature(services.start_api_server).parameters)[:5]
+    assert taken == ["include_dashboard", "raise_on_failure", "host", "gcs_address", "cluster_id_hex"]
+    assert "ray._private.parameter.RayParams(" in inspect.getsource(worker.init), "RayParams isn't ray.init's"
+    assert "ray._private.services.start_api_server(" in inspect.getsource(node.Node.start_api_server)
+
+
 def test_the_environment_bounds_the_actors_for_footers(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.data._internal.datasource_v2.formats.parquet.footer_file_indexer import FooterFileIndexer
 

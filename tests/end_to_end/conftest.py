@@ -57,18 +57,18 @@ def held_out(tmp_path_factory: pytest.TempPathFactory, start_ray: Callable[[], N
     return made_once(tmp_path_factory, "held-out", make)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_head(preforked: None) -> Iterator[Any]:
-    """One cluster's head for all tests that submit jobs or deploy to a cluster."""
+    """One cluster's head for a file's tests that submit jobs or deploy to a cluster; idle, it would cost the others."""
     from tests.end_to_end.head import head
 
     with head() as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(preforked: None) -> Iterator[Any]:
-    """One `vig serve` with two torch engines for all tests that leave it alive."""
+    """One `vig serve` with two torch engines for a file's tests that leave it alive."""
     from tests.end_to_end.server import Server
 
     started = Server("--workers", 2, "--max-answer-tokens", 64, "--queue", 4000, "--timeout", 300)

@@ -164,7 +164,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gates]:
         monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(str(gating.ENGINES))
     ray.shutdown()
-    cluster.start(num_cpus=8, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
+    cluster.start(num_cpus=8, object_store_memory=300 * 2**20)
     yield gates
     ray.shutdown()
 

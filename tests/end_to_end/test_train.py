@@ -24,12 +24,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from tests import prefork
-from tests.cluster.spot import SOON, announce
+from tests.cluster.spot import HEAD, announce
 from tests.command import call
 from tests.end_to_end.conftest import ROOT, vig
 from tests.end_to_end.server import wait_until
 from tests.image_store import ImageStore, hold_images, image_store
-from tests.selection.made import selected, write_selected
+from tests.selection.made import selected
 from tests.training.aligned import write_captions, write_model
 from tests.training.runs import alone, setup_of, weights_of
 from tests.training.texts import text_setup, write_llama
@@ -50,10 +50,9 @@ Undisturbed = tuple[list[float], dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, demo_model: Any, demo_formatter: Any) -> Path:
-    out = tmp_path_factory.mktemp("data")
-    write_selected(out, demo_model, demo_formatter, samples=300, p=60)
-    return out
+def data(chosen: Path) -> Path:
+    """300 samples and a selection of them. Not to be changed."""
+    return chosen
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +241,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     ray.shutdown()
-    started = Cluster(initialize_head=True, head_node_args=MACHINE | {"num_cpus": 0, "_system_config": SOON})
+    started = Cluster(initialize_head=True, head_node_args=MACHINE | HEAD)
     yield started
     ray.shutdown()
     started.shutdown()

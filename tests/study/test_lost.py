@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.spot import SOON
+from tests.cluster.spot import HEAD
 from tests.command import call
 from tests.end_to_end.conftest import ROOT
 from tests.end_to_end.server import wait_until
@@ -88,7 +88,7 @@ def cluster(preforked: None) -> Iterator[Any]:
 
     ray.shutdown()
     of_one = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    started = Cluster(initialize_head=True, head_node_args=of_one | {"num_cpus": 0, "_system_config": SOON})
+    started = Cluster(initialize_head=True, head_node_args=of_one | HEAD)
     started.machines = [started.add_node(**of_one) for _ in range(4)]
     yield started
     started.shutdown()

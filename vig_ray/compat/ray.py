@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from itertools import dropwhile
 from typing import Any
@@ -55,6 +56,37 @@ def allow_worker_starts(count: int) -> None:
     is one of the settings of its core, which are no public interface. Checked against ray 2.60.0.
     """
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(count))
+
+
+@contextmanager
+def without_helpers() -> Iterator[None]:
+    """While `ray.init` starts a Ray for this process alone: without three programs that would have nothing to do in it.
+
+    They are the dashboard's, which starts even where none is asked for and for which `ray.init` waits; the
+    autoscaler's, as such a Ray is one machine; and the one that sends what workers print to the driver, which
+    `log_to_driver=False` refuses. Each takes a second of a core to start and 60 MB, and a start of Ray seconds longer.
+    Ray has settings for the last two, which `ray.init` doesn't offer. What a Ray without a dashboard can't do is tell
+    how it is used, and answer Ray's State API. Checked against ray 2.60.0.
+    """
+    from ray._private import parameter, ray_constants, services
+
+    params, start_api_server = parameter.RayParams, services.start_api_server
+
+    def start_none(*arguments: Any, **_: Any) -> tuple[str, None]:
+        # What of it this process needs, and an address where nobody answers: the agent of the machine would ask for one
+        # every second, and log that there is none.
+        gcs = services.GcsClient(address=arguments[3], cluster_id=arguments[4])
+        import_module("ray.experimental.internal_kv")._initialize_internal_kv(gcs)
+        address = ray_constants.DASHBOARD_ADDRESS.encode()
+        gcs.internal_kv_put(address, b"127.0.0.1:9", True, ray_constants.KV_NAMESPACE_DASHBOARD)
+        return "", None
+
+    parameter.RayParams = partial(params, no_monitor=True, include_log_monitor=False)
+    services.start_api_server = start_none
+    try:
+        yield
+    finally:
+        parameter.RayParams, services.start_api_server = params, start_api_server
 
 
 @contextmanager
