@@ -16,7 +16,7 @@ VLLM_PYTEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest $(VLLM_TE
 # In two processes, a file's tests in one of them.
 IN_TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-cluster test-both test-vllm test-long test-trainers test-lmms check bench families clean
+.PHONY: demo test test-cluster test-vllm test-long test-trainers test-lmms check bench families clean
 
 demo: .venv/ready  ## import, score, print and report the demo dataset
 	$(BIN)/vig demo --out demo-out
@@ -26,9 +26,6 @@ test: .venv/ready  ## every test that needs no cluster and no second environment
 
 test-cluster: .venv/ready  ## Ray clusters: jobs submitted, machines that come, go and are lost
 	$(BIN)/python -m pytest $(IN_TWO) -m "cluster and not long and not vllm and not lmms"
-
-test-both: .venv/ready  ## those two at once: three processes, since clusters are waited for
-	$(BIN)/python -m pytest $(subst -n 2,-n 3,$(IN_TWO)) -m "not long and not vllm and not lmms"
 
 test-vllm: .venv-vllm/ready  ## the vLLM engine; what its V2 model runner does otherwise, with its GPU kernels interpreted
 	$(VLLM_PYTEST) $(IN_TWO) -m "vllm and not long"
@@ -63,10 +60,10 @@ bench: .venv/ready  ## the numbers of docs/speed.md
 	$(BIN)/python benchmarks/cluster.py
 	$(BIN)/python benchmarks/report.py
 
-# Without compiling what is installed: most of it is never imported, and what is compiles then.
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; name one with make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
+# Without compiling what is installed: most of it is never imported, and what is compiles then.
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

@@ -59,17 +59,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a Ray come one after the other, and a file's tests stay together.
 
     Files go to pytest-xdist's processes one by one in this order (`--dist loadfile --no-loadscope-reorder`), so that
-    those which take longest don't begin last: clusters come first.
+    those which take longest don't begin last.
     """
 
     def first_shared(item: pytest.Item) -> int:
         used = getattr(item, "fixturenames", ())
         return next((number for number, name in enumerate(SHARED) if name in used), len(SHARED))
 
-    of_file: dict[Path, tuple[bool, int]] = {}
+    of_file: dict[Path, int] = {}
     for item in items:
-        place = item.get_closest_marker("cluster") is None, first_shared(item)
-        of_file[item.path] = min(of_file.get(item.path, place), place)
+        of_file[item.path] = min(of_file.get(item.path, len(SHARED)), first_shared(item))
     items.sort(key=lambda item: (of_file[item.path], str(item.path), first_shared(item)))
 
 
