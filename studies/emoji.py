@@ -161,7 +161,7 @@ def _read(path: str, package: tarfile.TarFile) -> list[Emoji]:
         raise StageError(
             f"{path}: is version {about.get('version')}; the study takes {VERSION}: npm pack {PACKAGE}@{VERSION}"
         )
-    found = []
+    found: list[Emoji] = []
     for number, row in enumerate(parsed("emoji.json", list)):
         try:
             name, group, category = row["name"].lower(), str(row["subcategory"]), row["category"]
