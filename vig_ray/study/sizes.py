@@ -19,13 +19,13 @@ from vig_ray.errors import StageError
 from vig_ray.selection.strategies import strategies
 from vig_ray.storage import join, read_bytes
 from vig_ray.study import record as records
+from vig_ray.study.curves import TRAININGS
 from vig_ray.study.given import strings_in
 from vig_ray.study.graph import Node
 from vig_ray.study.record import Record, Size, folder_of
 from vig_ray.study.stages import KINDS, loaded
 from vig_ray.tables.directories import dataset, scores_directory
 
-TRAININGS = ("train", "train-text")
 _AMOUNTS = {"seed", "sample", "samples", "max_steps", "epochs"}
 """Options that only say how much, or which: not part of what a stage is like. --samples may also be a path."""
 _FOLDER = re.compile(r"\S*/runs/([a-z][a-z0-9_-]*)-[0-9a-f]{10}(?=/|$)")
