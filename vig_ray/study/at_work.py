@@ -138,12 +138,14 @@ class AtWork:
 
     def with_those_there(self, cells: Sequence[Cell]) -> list[Cell]:
         """These cells, and those of the whole study that earlier commands have brought to their end: what `--arms` and
-        `--seeds` leave out isn't run, but its results stay."""
+        `--seeds` leave out isn't run, but its results stay. Another seed of a run that all seeds share isn't one."""
         asked = {(cell.label, cell.seed) for cell in cells}
+        theirs = {(cell.label, cell.last) for cell in cells}
         return [
             cell
             for cell in self._whole_graph.cells
-            if (cell.label, cell.seed) in asked or self.progress.done(cell.last)
+            if (cell.label, cell.seed) in asked
+            or (self.progress.done(cell.last) and (cell.label, cell.last) not in theirs)
         ]
 
     def results(self, cells: Sequence[Cell]) -> Results:
