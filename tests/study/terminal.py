@@ -21,6 +21,7 @@ from pathlib import Path
 INTERRUPT = b"\x03"
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _SECONDS = 200
+_SIZE = ("COLUMNS", "LINES")  # where somebody has set them, they count for more than the terminal's own size
 
 
 class Terminal:
@@ -80,6 +81,8 @@ def forked(work: Callable[[], None], environment: Mapping[str, str], *, columns:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.update(environment)
+        for name in _SIZE:
+            os.environ.pop(name, None)
         encoding = environment.get("PYTHONIOENCODING", "utf-8")
         sys.stdout, sys.stderr = (
             io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding, write_through=True) for number in (1, 2)
@@ -100,12 +103,16 @@ def started(words: Sequence[str], folder: Path, *, columns: int, lines: int, **e
     master, slave = pty.openpty()
     sized(slave, columns, lines)
     process = subprocess.Popen(
-        words, cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=os.environ | environment,
+        words, cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=_without_size() | environment,
         preexec_fn=_take_terminal, start_new_session=True,
     )  # fmt: skip
     os.close(slave)
     process.returncode = 0  # its end is waited for by its number
     return Terminal(process.pid, master)
+
+
+def _without_size() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _SIZE}
 
 
 def _take_terminal() -> None:
