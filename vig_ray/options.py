@@ -134,7 +134,8 @@ Percentages = Annotated[
 """Percentages of samples to keep: 70, "70" or "30,50,70"."""
 
 
-def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values of an option. Raises ValueError for one that is there twice."""
     for place, value in enumerate(values):
         if value in values[:place]:
             raise ValueError(f"names {value} twice")
@@ -145,7 +146,7 @@ References = Annotated[
     tuple[Literal[ReferenceName, OtherImagesName, "text"], ...],
     CommaSeparated,
     NotEmpty,
-    AfterValidator(_different),
+    AfterValidator(different),
     Field(json_schema_extra={"metavar": "NAME[,...]"}),
 ]
 """References, each once: "blur" or "blur,blind"."""

@@ -93,14 +93,14 @@ def cluster_samples(
     fitted_on = keys[:FIT_ON_AT_MOST]
     embedded = [
         (key_hashes, embed(questions).astype(np.float16))
-        for key_hashes, questions in _questions(samples, seed, up_to=fitted_on[-1])
+        for key_hashes, questions in questions_of(samples, seed, up_to=fitted_on[-1])
     ]
     fitted_hashes, vectors = (np.concatenate(parts) for parts in zip(*embedded, strict=True))
     order = np.argsort(fitted_hashes, kind="stable")  # the order decides where K-means starts
     model = cluster(vectors[order].astype(np.float32), clusters, seed)
     of_key = np.zeros(len(keys), dtype=np.int32)
     if len(keys) > len(fitted_on):
-        every = _questions(samples, seed)
+        every = questions_of(samples, seed)
         embedded = ((key_hashes, embed(questions)) for key_hashes, questions in every)  # type: ignore[assignment]
     for key_hashes, part in embedded:
         of_key[np.searchsorted(keys, key_hashes)] = model.predict(part.astype(np.float32))
@@ -117,7 +117,7 @@ def _with_images(samples: str, columns: list[str]) -> Iterator[pa.Table]:
                 yield table.filter(has_image)
 
 
-def _questions(
+def questions_of(
     samples: str, seed: int, up_to: np.uint64 | None = None
 ) -> Iterator[tuple[npt.NDArray[np.uint64], list[str]]]:
     """Key hashes and first questions of the samples with an image, batch by batch; only hashes `up_to` this one."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from vig_ray.options import Percentage, Percentages, ScoredUnder
+from vig_ray.options import CommaSeparated, Percentage, Percentages, ScoredUnder, different
+from vig_ray.selection.within import WithinName
 from vig_ray.stage import StageConfig
 
 StrategyName = Literal[
@@ -87,6 +88,15 @@ class SelectConfig(StageConfig):
         default_factory=dict,
         description="another percentage for a source, which is then ranked by itself and has its own threshold",
         json_schema_extra={"metavar": "SOURCE=PERCENT", "repeated": True},
+    )
+    within: Annotated[tuple[WithinName, ...], CommaSeparated, AfterValidator(different)] = Field(
+        (),
+        description="rank samples within groups that agree in their source, their answer (a long one's first token), "
+        "the kind of their question (its first two words) or their cluster of questions, or in several of these",
+        json_schema_extra={"metavar": "source|answer|question|cluster[,...]"},
+    )
+    within_least: int = Field(
+        10, ge=1, description="samples of a group that is ranked by itself; smaller ones are ranked together"
     )
     seed: int = Field(42, description="seed of the training order, of random and of the clusters")
     rows_per_file: int = Field(100_000, ge=1, description="the most rows of a file of selection/")

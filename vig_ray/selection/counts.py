@@ -118,7 +118,7 @@ class Selection:
         kept = []
         for share, bits, counts in zip(shares, thresholds, counted, strict=True):
             named = {}
-            for group, value in enumerate(bits.tolist()):
+            for group, value in enumerate(bits.tolist() if groups.within is None else ()):
                 if value == np.iinfo(np.uint64).max or value == EVERYTHING or chance:
                     continue
                 source, cluster = divmod(group, groups.clusters)

@@ -29,14 +29,16 @@ from vig_ray.selection.counts import Counted, Selection, count_rows, merge
 from vig_ray.selection.frequency import count_ids, own_counts
 from vig_ray.selection.overlap import overlap
 from vig_ray.selection.plan import Plan, check
-from vig_ray.selection.rank import EVERYTHING, Groups, columns, count, ranks
+from vig_ray.selection.rank import Groups, columns, ranks
 from vig_ray.selection.schema import SELECTION
 from vig_ray.selection.strategy import Settings, Strategy, Tokens
+from vig_ray.selection.thresholds import Sizes, thresholds_of
+from vig_ray.selection.within import Within, sizes_of, within
 from vig_ray.stage import Claim, claim
 from vig_ray.tables.order import Hashes, Positions, among, hashes, positions
 from vig_ray.tables.passes import TEXT, references_of
 from vig_ray.tables.scan import Files
-from vig_ray.tables.threshold import SCANS, Search, add_up, quota_of, value_of
+from vig_ray.tables.threshold import value_of
 from vig_ray.whole_files import whole_files
 
 log = logging.getLogger(__name__)
@@ -61,9 +63,9 @@ def run(config: SelectConfig) -> Selection:
         beside_text = TEXT in references_of(plan.record) and plan.view.reference != TEXT
         of_text = plan.strategy.name == "prior" and not beside_text
         known = overlap(plan.scores, plan.record) if of_text else None
-        groups = _groups(plan)
-        surveyed, thresholds = _thresholds(plan, files, groups)
-        selection = _select(plan, output, files, groups, surveyed, thresholds)
+        groups, sizes = _groups(plan, files)
+        surveyed, thresholds = thresholds_of(plan, files, groups, sizes)
+        selection = _select(plan, output, files, groups, sizes, surveyed, thresholds)
     output.commit(
         config,
         selection=selection.to_json(),
@@ -79,97 +81,39 @@ def run(config: SelectConfig) -> Selection:
     return selection
 
 
-def _groups(plan: Plan) -> Groups:
-    sources = tuple(sorted(plan.config.quota))
+def _groups(plan: Plan, files: Files) -> tuple[Groups, Sizes | None]:
+    """What is ranked together; of --within, after a scan, how many samples each group has, too."""
+    config, sources = plan.config, tuple(sorted(plan.config.quota))
+    if config.within:
+        by = within(
+            config.within, plan.samples, embedding_model=config.embedding_model, clusters=config.clusters,
+            seed=config.seed,
+        )  # fmt: skip
+        groups = Groups(within=by)
+        codes = files.scan(columns(plan.strategy, groups), _Codes(plan.strategy, by, config))
+        by, sizes = by.ranking(sizes_of(codes), config.within_least)
+        return Groups(within=by), sizes
     if plan.samples is None:
-        return Groups(sources)
+        return Groups(sources), None
     from vig_ray.selection.clusters import cluster_samples
 
     keys, of_key = cluster_samples(
         plan.samples, plan.config.embedding_model, clusters=plan.config.clusters, seed=plan.config.seed
     )
-    return Groups(sources, plan.config.clusters, keys, of_key)
+    return Groups(sources, plan.config.clusters, keys, of_key), None
 
 
 @dataclass(frozen=True)
-class _Survey:
-    """The first scan of a block: its rows by kind and source, and the first digits of what they are ranked by."""
+class _Codes:
+    """What the samples of a block that may be kept agree in."""
 
     strategy: Strategy
-    groups: Groups
+    within: Within
     config: SelectConfig
-
-    def __call__(self, table: pa.Table) -> tuple[Counted, Any]:
-        ranked = ranks(table, self.strategy, self.groups, self.config)
-        rows = count_rows(table, ranked.scored, unmeasured=ranked.unmeasured)
-        present = {int(group): (int(group), Search(1)) for group in np.unique(ranked.group[ranked.eligible])}
-        return rows, count(ranked, present) if self.strategy.ranking else {}
-
-
-@dataclass(frozen=True)
-class _Count:
-    """A later scan: the next digit of each search."""
-
-    strategy: Strategy
-    groups: Groups
-    config: SelectConfig
-    searches: dict[Any, tuple[int, Search]]
 
     def __call__(self, table: pa.Table) -> Any:
-        ranked = ranks(table, self.strategy, self.groups, self.config)
-        return count(ranked, self.searches)
-
-
-def _thresholds(plan: Plan, files: Files, groups: Groups) -> tuple[Counted, list[np.ndarray[Any, Any]]]:
-    """The counts of all rows, and for each p (or the one r) every group's threshold: bits, uint64 [groups]."""
-    config, strategy = plan.config, plan.strategy
-    needed = sorted({*columns(strategy, groups), "source", "num_answer_tokens", "error"})
-    surveyed = Counted()
-    first: dict[Any, Any] = {}
-    for rows, part in files.scan(needed, _Survey(strategy, groups, config)):
-        surveyed = merge((surveyed, rows))
-        first = add_up((part,), first)
-    if not surveyed.total("scored"):
-        raise StageError(f"{plan.scores}: no sample has a score, so there is nothing to select")
-    for source in groups.sources:
-        if not surveyed.by_source.get(source, {}).get("scored"):
-            raise StageError(f"--quota {source}: no sample of this source has a score in {plan.scores}")
-    if surveyed.total("unmeasured") == surveyed.total("scored") or (strategy.ranking is not None and not first):
-        raise StageError(f"{plan.scores}: {_why_none(plan, surveyed)}")
-    size = (len(groups.sources) + 1) * groups.clusters
-    shares = config.p if strategy.share == "p" else (config.r,)
-    if strategy.ranking is None:
-        return surveyed, [np.full(size, EVERYTHING, dtype=np.uint64)]
-    searches = {
-        (share, group): (
-            group,
-            Search(quota_of(int(counts.sum()), groups.share_of(group, config.quota, share))).narrowed(counts),
-        )
-        for share in shares
-        for group, counts in first.items()
-    }
-    for _ in range(SCANS - 1):
-        whole = add_up(files.scan(columns(strategy, groups), _Count(strategy, groups, config, searches)))
-        searches = {name: (group, search.narrowed(whole[name])) for name, (group, search) in searches.items()}
-    thresholds = []
-    for share in shares:
-        bits = np.full(size, np.iinfo(np.uint64).max, dtype=np.uint64)
-        for (of_share, group), (_, search) in searches.items():
-            if of_share == share:
-                bits[group] = search.bits
-        thresholds.append(bits)
-    return surveyed, thresholds
-
-
-def _why_none(plan: Plan, surveyed: Counted) -> str:
-    """Why no sample with a score may be kept."""
-    strategy, scored, lacking = plan.strategy, surveyed.total("scored"), surveyed.total("unmeasured")
-    measure = f"{strategy.measure} in {plan.measures.directory}" if plan.measures else "the loss of its answers alone"
-    if lacking == scored:
-        return f"none of {scored:,} scored samples has {measure}, which --strategy {strategy.name} needs"
-    within = "an IFD of 1 or less" if strategy.ranking == "ifd" else "a score above 0"
-    beside = f", and {lacking:,} lack {measure}" if lacking else ""
-    return f"no sample has {within}{beside}; --keep-negative ranks the others too"
+        ranked = ranks(table, self.strategy, Groups(), self.config)
+        return self.within.codes_of(table, self.config.seed)[ranked.eligible]
 
 
 @dataclass(frozen=True)
@@ -272,14 +216,16 @@ def _flat(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
 
 
 def _select(
-    plan: Plan, output: Claim, files: Files, groups: Groups, surveyed: Counted, thresholds: list[np.ndarray[Any, Any]]
-) -> Selection:
+    plan: Plan, output: Claim, files: Files, groups: Groups, sizes: Sizes | None, surveyed: Counted,
+    thresholds: list[np.ndarray[Any, Any]],
+) -> Selection:  # fmt: skip
     """The last scans: the order and the rows, or for several p their counts only."""
     config, strategy = plan.config, plan.strategy
     needed = {*columns(strategy, groups), "sample_key", "source", "num_answer_tokens", "error"}
     if strategy.weigh:
         needed |= {*strategy.reads, *strategy.measure_columns, *(("token_ids",) if strategy.measure else ())}
     settings, notes = _settings(plan, files), list(plan.measures.notes(strategy) if plan.measures else ())
+    notes += _notes_within(config, groups, sizes)
     if settings.counts is not None:
         notes.append(settings.counts.text())
     shares = config.p if strategy.share == "p" else (config.r,) if strategy.share else (100.0,)
@@ -301,6 +247,14 @@ def _select(
     return Selection.of(
         strategy.name, surveyed, shares, groups, thresholds, kept, directory, chance=chance, notes=notes
     )
+
+
+def _notes_within(config: SelectConfig, groups: Groups, sizes: Sizes | None) -> list[str]:
+    """How many groups of --within there are."""
+    if sizes is None:
+        return []
+    told = f"ranked within {', '.join(config.within)}: {len(groups) - 1:,} groups of {config.within_least:,} or more"
+    return [f"{told}, and {int(sizes[0]):,} samples of smaller ones together" if sizes[0] else told]
 
 
 def _settings(plan: Plan, files: Files) -> Settings:

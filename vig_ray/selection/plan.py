@@ -45,6 +45,7 @@ class Plan:
         elsewhere = {"scores", "reference", "out", "samples", "measures", "counts", "address", "overwrite"}
         # Selections of before had no such options.
         elsewhere |= {option for option, has_use in _ONLY_FOR.items() if not has_use(self.strategy)}
+        elsewhere |= set() if self.config.within else {"within", "within_least"}
         elsewhere |= {"weights_sum"} if self.config.weights_sum == "tokens" else set()
         identity = {"scores": self.view.scored, "options": self.config.model_dump(mode="json", exclude=elsewhere)}
         identity |= {"measures": self.measures.identity} if self.measures else {}
@@ -74,6 +75,7 @@ def check(config: SelectConfig) -> Plan:
     schema = pq.read_schema(paths[0], filesystem=fs)
     needed = {"sample_key", "source", "num_answer_tokens", "error", *columns(strategy, Groups())}
     needed |= {"token_ids", *strategy.reads} if strategy.weigh else set()
+    needed |= {"token_ids", "turn"} if "answer" in config.within else set()
     needed -= {*strategy.measure_columns}
     view = View.of(record, scores, config.reference, gains=strategy.scored != "reference_loss")
     _check_text_pass(config, strategy, view, record, scores)
@@ -90,7 +92,15 @@ def check(config: SelectConfig) -> Plan:
     counts = read_counts(config.counts) if config.counts is not None else None
     measures = measures_for(strategy, config.measures, scores, record) if strategy.measure else None
     samples = None
-    if strategy.clustered and config.clusters > 1:
+    _check_within(config, strategy)
+    if {"question", "cluster"} & {*config.within}:
+        samples = samples_beside(scores, config.samples, record)
+        if samples is None:
+            raise StageError(
+                f"{scores}: no samples/ beside them; --within {','.join(config.within)} takes questions from there, so "
+                "name them with --samples"
+            )
+    elif strategy.clustered and config.clusters > 1:
         samples = samples_beside(scores, config.samples, record)
         if samples is None:
             raise StageError(
@@ -105,6 +115,23 @@ def check(config: SelectConfig) -> Plan:
     return Plan(
         config, strategy, scores, record, view, files, has_tokens, has_kept, samples, out, measures, counts
     )  # fmt: skip
+
+
+def _check_within(config: SelectConfig, strategy: Strategy) -> None:
+    """Raise StageError where --within has no effect, or another option says what is ranked together."""
+    if not config.within:
+        if config.within_least != SelectConfig.model_fields["within_least"].default:
+            raise StageError("--within-least: has no effect without --within")
+        return
+    if strategy.ranking is None:
+        raise StageError(f"--within: has no effect with --strategy {config.strategy}, which keeps every sample")
+    if config.quota:
+        raise StageError("--within and --quota both say what is ranked together; give one")
+    if strategy.clustered and config.clusters > 1 and "cluster" not in config.within:
+        raise StageError(
+            f"--within: --strategy {config.strategy} ranks within clusters; give --clusters 1, or --within "
+            f"{','.join(config.within)},cluster"
+        )
 
 
 def _check_text_pass(config: SelectConfig, strategy: Strategy, view: View, record: dict[str, Any], scores: str) -> None:

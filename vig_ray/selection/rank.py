@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.strategy import Strategy
+from vig_ray.selection.within import Within
 from vig_ray.tables.order import hashes
 from vig_ray.tables.passes import CLEAN, TEXT, loss_column
 from vig_ray.tables.threshold import Search, Sparse, sortable
@@ -28,16 +29,22 @@ class Groups:
     """Samples that are ranked together: those of a source with a quota, or all others, within each cluster.
 
     `sources`: those with a quota. `clusters`: how many there are. `keys`, `of_key`: the sorted key hashes of samples
-    with an image and the cluster of each, where there are several clusters.
+    with an image and the cluster of each, where there are several clusters. `within`: other groups, in place of these.
     """
 
     sources: tuple[str, ...] = ()
     clusters: int = 1
     keys: Bits | None = None
     of_key: npt.NDArray[np.int32] | None = None
+    within: Within | None = None
+
+    def __len__(self) -> int:
+        return (len(self.sources) + 1) * self.clusters if self.within is None else len(self.within)
 
     def of(self, table: pa.Table, seed: int) -> npt.NDArray[np.int64]:
         """The number of each row's group, int64 [rows]."""
+        if self.within is not None:
+            return self.within.of(table, seed)
         group = np.zeros(table.num_rows, dtype=np.int64)
         if self.sources:
             index = pc.index_in(table["source"], value_set=pa.array(self.sources, pa.string()))
@@ -84,7 +91,7 @@ def columns(strategy: Strategy, groups: Groups) -> list[str]:
         needed.add("sample_key")
     if groups.sources:
         needed.add("source")
-    return sorted(needed)
+    return sorted(needed | (groups.within.columns() if groups.within is not None else set()))
 
 
 def ranking_columns(strategy: Strategy) -> tuple[str, ...]:
