@@ -12,7 +12,6 @@ import pytest
 from tests.selection.made import made_up, selected, write
 from tests.selection.test_select import keys, scored, select, text_only
 from vig_ray.errors import StageError
-from vig_ray.selection import job
 from vig_ray.selection.within import kind_of
 
 
@@ -111,15 +110,6 @@ def test_what_does_not_go_together(options: dict[str, Any], told: str, scores: s
     with pytest.raises(StageError) as caught:
         select(scores, tmp_path, **options)
     assert told in str(caught.value)
-
-
-def test_an_earlier_selection_is_still_the_same(scores: str, tmp_path: Path) -> None:
-    """Options that aren't given decide nothing."""
-    select(scores, tmp_path, p=40)
-    first = selected(tmp_path)
-    select(scores, tmp_path, p=40)
-    assert selected(tmp_path) == first
-    assert job.run is not None
 
 
 @pytest.mark.parametrize(
