@@ -11,7 +11,7 @@ from tests.docs.pages import PAGES, ROOT, blocks
 from tests.docs.session import Session, copy_of, furnish, vig
 
 SAMPLES = 160
-SCORED = ("selecting.md", "looking.md", "training.md", "trainers.md", "pushing.md")
+SCORED = ("selecting.md", "trust.md", "looking.md", "training.md", "trainers.md", "pushing.md")
 """Pages that begin where docs/scoring.md ends: with runs/665k scored."""
 
 
