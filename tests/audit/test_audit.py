@@ -43,9 +43,9 @@ def test_kinds_that_need_the_image_and_kinds_that_do_not(scored: Path) -> None:
     assert of_kind["place"]["seen"]
     assert not of_kind["knowledge"]["seen"]
     told = call("audit", "--scores", str(scored)).stdout
-    assert "this model does not see what is asked" in told
-    assert "knowledge" in told.rpartition("noise: ")[2]
-    assert "place" not in told.rpartition("noise: ")[2]
+    assert "there is no sign that this model sees what is asked" in told
+    assert "knowledge" in told.rpartition("may be noise: ")[2].splitlines()[0]
+    assert "place" not in told.rpartition("may be noise: ")[2]
 
 
 def test_clusters_of_questions_and_swapped_images(scored: Path) -> None:
@@ -74,3 +74,19 @@ def test_scores_without_other_images_are_refused_with_the_command(scored: Path, 
     told = refused("audit", "--scores", str(tmp_path))
     assert "hold blur; an audit compares a sample's image with others of the dataset" in told
     assert "--reference blur,marginal adds them" in told
+
+
+def test_groups_too_small_to_tell_and_options_without_effect(scored: Path, tmp_path: Path) -> None:
+    """One sample says neither that the model sees nor that it doesn't."""
+    rows = json.loads((scored / "data" / "data.json").read_text())
+    first = next(number for number, row in enumerate(rows) if "image" in row)
+    rows[first]["source"] = "alone"
+    few = scored / "data" / "few.json"  # beside the images
+    few.write_text(json.dumps(rows[: first + 20]))
+    score(tmp_path, str(few), reference=("marginal",), marginal_images=K)
+    told = call("audit", "--scores", str(tmp_path)).stdout
+    assert "alone" in told.rpartition("Too few samples to tell: ")[2]
+    assert "alone" not in told.rpartition("may be noise: ")[2].splitlines()[0]
+    assert "--clusters has no effect without --by cluster" in refused(
+        "audit", "--scores", str(scored), "--clusters", "3"
+    )

@@ -143,7 +143,7 @@ def test_images_of_other_shapes_move_the_text(family: Family, monkeypatch: pytes
     pictures = family.pictures(other)
     (picture,) = pictures
     image = PromptImage("other", lambda: np.asarray(picture), family.formatter.preprocess)
-    one = OtherImages("swap", 0, {None: (image,)}, family.formatter, 0, "error")
+    one = OtherImages(0, {None: (image,)}, family.formatter, 0, "error")
     turns = [Turn("assistant" if number % 2 else "user", text) for number, text in enumerate(sample.turns)]
     made = one.of(prompt, About(turns, None, "made/0"))
     monkeypatch.setattr(family, "pictures", lambda _: pictures)
@@ -162,13 +162,13 @@ def test_an_own_image_is_never_taken_and_several_stand_for_several(demo_formatte
     prompt = demo_formatter.prompt(turns, [pool[1], image("z", 9)])
     got = []
     for place in range(3):
-        one = OtherImages("marginal", place, {None: pool}, demo_formatter, 0, "error")
+        one = OtherImages(place, {None: pool}, demo_formatter, 0, "error")
         got.append([each.key for each in one.of(prompt, About(turns, None, "")).images])
     assert got == [["a", "c"], ["c", "d"], ["d", "a"]]
     with pytest.raises(PromptError, match="NoOther: 3 images of those drawn aren't its own, too few"):
-        OtherImages("marginal", 3, {None: pool}, demo_formatter, 0, "error").of(prompt, About(turns, None, ""))
+        OtherImages(3, {None: pool}, demo_formatter, 0, "error").of(prompt, About(turns, None, ""))
     with pytest.raises(PromptError, match="NoOther: 0 images of its source"):
-        OtherImages("swap", None, {"coco": pool}, demo_formatter, 0, "error").of(prompt, About(turns, "gqa", ""))
+        OtherImages(None, {"coco": pool}, demo_formatter, 0, "error").of(prompt, About(turns, "gqa", ""))
 
 
 def test_too_few_images_are_told_before_an_engine_starts(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vig_ray.options import OtherImagesName
 from vig_ray.stage import StageConfig
@@ -30,8 +30,15 @@ class AuditConfig(StageConfig):
         "sentence-transformers/all-MiniLM-L6-v2",
         description="with --by cluster: what embeds questions, as for vig select; words needs no model",
     )
-    seed: int = Field(42, description="of the clusters")
+    seed: int = Field(42, description="with --by cluster: their seed")
     json_lines: bool = Field(False, description="print one JSON object a group instead of a table")
     address: str | None = Field(
         None, description="Ray cluster to use, such as auto; by default RAY_ADDRESS, or this machine"
     )
+
+    @model_validator(mode="after")
+    def _of_clusters(self) -> Self:
+        for option in ("clusters", "samples", "embedding_model", "seed"):
+            if self.by != "cluster" and getattr(self, option) != AuditConfig.model_fields[option].default:
+                raise ValueError(f"--{option.replace('_', '-')} has no effect without --by cluster")
+        return self

@@ -84,7 +84,8 @@ class Audited:
 
     def words(self) -> list[str]:
         """What it means, in sentences."""
-        blind = [name for name, each in self.groups.items() if not each.seen]
+        few = [name for name, each in self.groups.items() if math.isnan(each.low)]
+        blind = [name for name, each in self.groups.items() if not each.seen and name not in few]
         lines = [
             f"AUROC: how often a sample's answer is likelier with its own image than with another of the dataset; "
             f"50 % where the image tells nothing ({100 / (self.images + 1):.0f} % would beat "
@@ -93,11 +94,14 @@ class Audited:
         if blind:
             what = {"source": "sources", "cluster": "clusters of questions"}[self.by]
             lines.append(
-                f"On {len(blind)} of {len(self.groups)} {what} this model does not see what is asked, as far as "
-                f"{self.images} other images tell; gains there are noise: {', '.join(blind)}"
+                f"On {len(blind)} of {len(self.groups)} {what} there is no sign that this model sees what is asked, as "
+                f"far as these samples and {self.images} other images tell; gains there may be noise: "
+                f"{', '.join(blind)}"
             )
-        else:
+        elif not few:
             lines.append("On all of them the model sees what is asked")
+        if few:
+            lines.append(f"Too few samples to tell: {', '.join(few)}")
         if self.left_out:
             lines.append(f"{self.left_out:,} samples with an image lack a pass and were left out")
         return lines
@@ -124,7 +128,7 @@ def run(config: AuditConfig) -> Audited:
         groups = Groups((), config.clusters, keys, of_key)
     fs, _ = filesystem(scores)
     paths = parquet_files(scores)
-    columns = ["sample_key", "source", "num_answer_tokens", "error", loss_column(CLEAN), _LOSSES[reference]]
+    columns = ["sample_key", "source", "num_answer_tokens", loss_column(CLEAN), _LOSSES[reference]]
     missing = sorted({*columns} - {*pq.read_schema(paths[0], filesystem=fs).names})
     if missing:
         raise StageError(f"{paths[0]}: has no column {missing[0]!r}; score again")

@@ -71,7 +71,7 @@ def passes_of(
         if name in OF_OTHER_IMAGES:
             assert drawn is not None
             place = None if drawn[name].by_source else slots[:slot].count(name)
-            passes.append(OtherImages(name, place, pools[name], formatter, drawn[name].seed, too_long))
+            passes.append(OtherImages(place, pools[name], formatter, drawn[name].seed, too_long))
         else:
             known = cast(Literal["clean"] | ReferenceName, name)
             passes += make_passes((known,), formatter, blur=blur, average=average)

@@ -65,14 +65,13 @@ class OtherImages:
 
     def __init__(
         self,
-        name: str,
         place: int | None,
         pool: Mapping[str | None, Sequence[PromptImage]],
         formatter: Formatter,
         seed: int,
         too_long: TooLong,
     ) -> None:
-        self._name, self._place, self._pool, self._formatter = name, place, pool, formatter
+        self._place, self._pool, self._formatter = place, pool, formatter
         self._seed, self._too_long = seed, too_long
 
     def of(self, prompt: Prompt, about: About) -> Prompt:
