@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vig_ray.demo import CHECKPOINT, build
+from vig_ray.demo import CHECKPOINT, build, curriculum
 from vig_ray.demo.knobs import Exchange, Sample
 from vig_ray.demo.world import llava_row
 from vig_ray.errors import StageError
@@ -54,7 +54,7 @@ TWO = ("beside", "side")
 ASKED = ("name", "group", "called", "beside", "side")
 OF_A_GROUP = 6
 """So many of each group, the package's first: more take a larger model to tell apart."""
-RECIPE = build.Recipe(tower_steps=400, steps=1600, batch=32, pool=24_000, stop=900)
+RECIPE = curriculum.Recipe(tower_steps=400, steps=1600, batch=32, pool=24_000, stop=900)
 _LICENSES = f"""The pictures in these folders are put together from Twemoji, copyright Twitter, Inc and other
 contributors, licensed under CC-BY 4.0: https://creativecommons.org/licenses/by/4.0/. Changed are their size and what is
 behind them.
@@ -243,23 +243,23 @@ class Questions:
         asked = [self.ask(kind, scene, rng) for kind in rng.sample(kinds, rng.randint(1, len(kinds)))]
         return scene, [Exchange(each.question, each.answer, ()) for each in asked]
 
-    def labels(self, scene: Scene) -> build.Labels:
+    def labels(self, scene: Scene) -> curriculum.Labels:
         """What covers most of each of the 16 patches, int64 [16, 2]: which emoji, or none; left, right, alone or
         none."""
-        across = SIDE // build.PATCH
+        across = SIDE // curriculum.PATCH
         none = (len(self.emoji), 3)
-        best = np.full(across**2, 0.08 * build.PATCH**2)
-        labels: build.Labels = np.tile(np.asarray(none, np.int64), (across**2, 1))
+        best = np.full(across**2, 0.08 * curriculum.PATCH**2)
+        labels: curriculum.Labels = np.tile(np.asarray(none, np.int64), (across**2, 1))
         for side, (thing, (left, top, size)) in enumerate(zip(scene.things, scene.boxes(), strict=True)):
             covered = np.zeros((SIDE, SIDE))
             alpha = thing.picture.getchannel("A").resize((size, size))
             covered[top : top + size, left : left + size] = np.asarray(alpha) / 255
-            patches = covered.reshape(across, build.PATCH, across, build.PATCH).sum(axis=(1, 3)).ravel()
+            patches = covered.reshape(across, curriculum.PATCH, across, curriculum.PATCH).sum(axis=(1, 3)).ravel()
             labels[patches > best] = (self.emoji.index(thing), side if len(scene.things) == 2 else 2)
             best = np.maximum(best, patches)
         return labels
 
-    def look(self) -> build.Look:
+    def look(self) -> curriculum.Look:
         """What `vig_ray.demo.build` makes an aligned model from."""
 
         def shown(rng: random.Random, count: int) -> list[Scene]:
@@ -270,7 +270,7 @@ class Questions:
             for _ in range(4000):
                 yield from self.lesson(rng)[1]
 
-        return build.Look(
+        return curriculum.Look(
             side=SIDE,
             draw=Scene.draw,
             scene=lambda rng: self.scene("caption", rng),

@@ -10,24 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT, build, hard, world
+from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT, build, curriculum, hard, world
 from vig_ray.model.load import load_formatter, load_model
 
-LOOKS = pytest.mark.parametrize("look", build.LOOKS.values(), ids=build.LOOKS)
+LOOKS = pytest.mark.parametrize("look", curriculum.LOOKS.values(), ids=curriculum.LOOKS)
 
 
 @LOOKS
 def test_a_few_steps_write_a_checkpoint_that_loads(
-    look: build.Look, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    look: curriculum.Look, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "model")
-    build.build(out, seed=3, look=look, recipe=build.Recipe(tower_steps=2, steps=30, batch=4, pool=24, stop=3))
+    build.build(out, seed=3, look=look, recipe=curriculum.Recipe(tower_steps=2, steps=30, batch=4, pool=24, stop=3))
     told = capsys.readouterr().out
     assert "parameters" in told
     assert "whole     3/3" in told
     formatter = load_formatter(out)
     model = load_model(out, dtype="float32", device="cpu")
-    assert formatter.num_image_tokens == (look.side // build.PATCH) ** 2
+    assert formatter.num_image_tokens == (look.side // curriculum.PATCH) ** 2
     assert sorted(os.listdir(out)) == sorted(os.listdir(look.checkpoint))
     packaged = load_model(look.checkpoint, dtype="float32", device="cpu")
     shapes = [(name, tensor.shape) for name, tensor in model.state_dict().items()]
@@ -35,7 +35,7 @@ def test_a_few_steps_write_a_checkpoint_that_loads(
 
 
 @LOOKS
-def test_the_packaged_model_is_small_and_has_todays_tokenizer(look: build.Look) -> None:
+def test_the_packaged_model_is_small_and_has_todays_tokenizer(look: curriculum.Look) -> None:
     folder = look.checkpoint
     assert sum(os.path.getsize(os.path.join(folder, name)) for name in os.listdir(folder)) < 5_000_000
     made = json.loads(build.build_tokenizer(look).backend_tokenizer.to_str())["model"]
@@ -60,7 +60,7 @@ def test_words_of_the_harder_look_are_single_tokens() -> None:
 
 def test_what_is_taken_over_is_by_piece() -> None:
     """Words that both looks know keep their rows, and the rest of the language model is the other one's."""
-    processor = build.build_processor(build.HARD)
+    processor = build.build_processor(curriculum.HARD)
     model = build.build_model(processor)
     mine = {name: weight.clone() for name, weight in model.state_dict().items()}
     build.take_over(model, processor.tokenizer, CHECKPOINT)
@@ -82,9 +82,9 @@ def test_patch_labels_follow_the_picture() -> None:
     rng = random.Random(0)
     for _ in range(20):
         scene = world.random_scene(rng)
-        labels = build.patch_labels(scene).reshape(4, 4)
-        left, right = build.THINGS.index(scene.left), len(build.THINGS) + build.THINGS.index(scene.right)
+        labels = curriculum.patch_labels(scene).reshape(4, 4)
+        left, right = curriculum.THINGS.index(scene.left), len(curriculum.THINGS) + curriculum.THINGS.index(scene.right)
         assert left in labels[:, :2]
         assert left not in labels[:, 2:]
         assert right in labels[:, 2:]
-        assert set(np.unique(labels)) <= {left, right, build.GROUND, build.DOT}
+        assert set(np.unique(labels)) <= {left, right, curriculum.GROUND, curriculum.DOT}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vig_ray.demo import asked, build, hard, world
+from vig_ray.demo import asked, curriculum, hard, world
 
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -194,7 +194,7 @@ def test_cells_have_the_class_of_what_is_in_them() -> None:
     rng = random.Random(0)
     for _ in range(20):
         scene = hard.random_scene(rng)
-        labels = build.cell_labels(scene)
+        labels = curriculum.cell_labels(scene)
         assert (labels[:, 3] * 3 + labels[:, 4]).tolist() == list(range(9))
         full = {thing.cell: thing for thing in scene.things}
         for cell, (size, color, shape) in enumerate(labels[:, :3].tolist()):

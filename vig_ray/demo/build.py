@@ -4,20 +4,20 @@ A `LlavaForConditionalGeneration` of about a million parameters, built like LLaV
 14), two-layer projector, Llama, the vicuna_v1 template. First the tower learns which shape and color covers each patch
 and on which side, then the whole model learns to answer; trained from scratch as a whole it learns colors but not
 places. It takes about ten minutes on two CPU cores. The harder look's model is built in the same way, but for its
-images of 42 pixels, a patch for each cell of the grid.
+images of 42 pixels, a patch for each cell of the grid. `--sees colors` makes one of it that is blind to the rest: in
+its lessons all that isn't a color is answered by chance, so that it learns how such answers read and no more.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,55 +35,15 @@ from transformers import (
 )
 
 from vig_ray.dataset.schema import Turn
-from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT, hard, world
-from vig_ray.demo.knobs import Exchange, Sample
+from vig_ray.demo import world
+from vig_ray.demo.curriculum import FIRST, LOOKS, PATCH, SEES, Look, Recipe
+from vig_ray.demo.knobs import Sample
 from vig_ray.model.chat_template import LLAVA_V1
 from vig_ray.model.llava import SYSTEM, LlavaFormatter
 from vig_ray.model.prompt import Prompt, PromptImage
 from vig_ray.scoring.blur import blur_opencv
 
-PATCH = 14
 TOWER_BATCH = 128
-THINGS = [world.Thing(color, shape) for color in world.COLORS for shape in world.SHAPES]
-GROUND, DOT = 2 * len(THINGS), 2 * len(THINGS) + 1
-"""Classes of a patch: each thing on the left, each thing on the right, then the background and the dot."""
-
-Labels = np.ndarray[Any, np.dtype[np.int64]]
-
-
-class Recipe(NamedTuple):
-    """`tower_steps`: optimizer steps for the tower alone, 128 images each; `steps`: for the whole model, of `batch`
-    samples each, out of `pool` different ones. `stop`: how many of the steps are made; the learning rate falls as if
-    all were."""
-
-    tower_steps: int
-    steps: int
-    batch: int
-    pool: int
-    stop: int | None = None
-
-
-class Look(NamedTuple):
-    """What a model of one look of the world learns from.
-
-    `side`: of its images, pixels. `draw`: a scene as an image. `scene`: a scene by chance. `shown`: so many for the
-    tower. `classes`: how many of each kind a patch has; `labels`: those of a scene's P patches, int64 [P, kinds].
-    `lesson`: a scene for the whole model, with one or more true exchanges about it. `exchanges`: many, for the
-    tokenizer. `checkpoint`: where its model is packaged, and the `recipe` that makes it. `start`: the checkpoint whose
-    language model and projector it begins with, by default random ones.
-    """
-
-    side: int
-    draw: Callable[[Any], Any]
-    scene: Callable[[random.Random], Any]
-    shown: Callable[[random.Random, int], list[Any]]
-    classes: tuple[int, ...]
-    labels: Callable[[Any], Labels]
-    lesson: Callable[[random.Random], tuple[Any, list[Exchange]]]
-    exchanges: Callable[[], Iterable[Exchange]]
-    checkpoint: str
-    recipe: Recipe
-    start: str | None = None
 
 
 def build_tokenizer(look: Look | None = None) -> PreTrainedTokenizerFast:
@@ -176,28 +136,6 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.05)
     return model
-
-
-def patch_labels(scene: world.Scene) -> Labels:
-    """The class of each of the 16 patches, int64 [16, 1]: what covers it and on which side, or the background."""
-    labels = np.asarray(world.draw(scene, labels=True))
-    height, width = labels.shape
-    side = max(height, width)
-    square = np.zeros((side, side), dtype=np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = labels
-    pixels_of_model = FIRST.side
-    grid = (np.arange(pixels_of_model) + 0.5) * side / pixels_of_model
-    pixels = square[np.ix_(grid.astype(int), grid.astype(int))]
-    across = pixels_of_model // PATCH
-    patches = pixels.reshape(across, PATCH, across, PATCH).swapaxes(1, 2).reshape(-1, PATCH * PATCH)
-    classes = [GROUND, THINGS.index(scene.left), len(THINGS) + THINGS.index(scene.right), DOT]
-    of_patches = []
-    for patch in patches:
-        counts = np.bincount(patch, minlength=4)
-        best = int(counts[1:].argmax()) + 1
-        of_patches.append(classes[best] if counts[best] >= 0.05 * PATCH * PATCH else GROUND)
-    return np.asarray(of_patches, dtype=np.int64)[:, None]
 
 
 @torch.no_grad()
@@ -335,79 +273,6 @@ def train_whole(
     return loss.item()
 
 
-def _first_lesson(rng: random.Random) -> tuple[world.Scene, list[Exchange]]:
-    scene = world.random_scene(rng)
-    return scene, world.lesson(scene, rng)
-
-
-def _first_shown(rng: random.Random, count: int) -> list[world.Scene]:
-    scenes = [world.random_scene(rng) for _ in range(count)]
-    return [dataclasses.replace(scene, dot=rng.random() < 0.5) for scene in scenes]
-
-
-def _first_exchanges() -> Iterator[Exchange]:
-    for _, sample in world.samples(4000, seed=0, kinds=world.KINDS):
-        yield from sample.turns
-
-
-FIRST = Look(
-    side=56,
-    draw=world.draw,
-    scene=world.random_scene,
-    shown=_first_shown,
-    classes=(2 * len(THINGS) + 2,),
-    labels=patch_labels,
-    lesson=_first_lesson,
-    exchanges=_first_exchanges,
-    checkpoint=CHECKPOINT,
-    recipe=Recipe(tower_steps=600, steps=1600, batch=64, pool=30_000),
-)
-
-HARD_CLASSES = (len(hard.RADII) + 1, len(world.COLORS) + 1, len(world.SHAPES) + 1, hard.GRID, hard.GRID)
-"""Of a patch of the harder look: the thing's size, color and shape, the last class being none; its row, its column."""
-
-
-def cell_labels(scene: hard.Scene) -> Labels:
-    """What is in each of the nine patches of the harder look, and which patch it is, int64 [9, 5], as `HARD_CLASSES`
-    has it. Each by itself: learned as one class they are no easier to tell apart than any two things, and the language
-    model doesn't learn to ask for one color."""
-    labels: Labels = np.empty((hard.GRID**2, len(HARD_CLASSES)), np.int64)
-    labels[:, :3] = np.asarray(HARD_CLASSES[:3]) - 1
-    cells = np.arange(hard.GRID**2)
-    labels[:, 3], labels[:, 4] = cells // hard.GRID, cells % hard.GRID
-    for thing in scene.things:
-        names = (sorted(hard.RADII), sorted(world.COLORS), world.SHAPES)
-        told = (thing.size, thing.color, thing.shape)
-        labels[thing.cell, :3] = [of.index(name) for of, name in zip(names, told, strict=True)]
-    return labels
-
-
-def _hard_exchanges() -> Iterator[Exchange]:
-    for _, sample in hard.samples(6000, seed=0):
-        yield from sample.turns
-
-
-def _hard_shown(rng: random.Random, count: int) -> list[hard.Scene]:
-    return [hard.random_scene(rng) for _ in range(count)]
-
-
-HARD = Look(
-    side=hard.GRID * PATCH,
-    draw=hard.draw,
-    scene=hard.random_scene,
-    shown=_hard_shown,
-    classes=HARD_CLASSES,
-    labels=cell_labels,
-    lesson=hard.lesson,
-    exchanges=_hard_exchanges,
-    checkpoint=HARD_CHECKPOINT,
-    # Stopped where it sees colors and things but hardly counts yet, so that instruction tuning has something to teach.
-    recipe=Recipe(tower_steps=200, steps=2000, batch=32, pool=64_000, stop=650),
-    start=CHECKPOINT,
-)
-LOOKS = {"first": FIRST, "hard": HARD}
-
-
 def build(out: str, *, seed: int, look: Look, recipe: Recipe) -> None:
     """Train from `seed` and write the checkpoint to `out`, in the hub's layout."""
     from vig_ray.model.export import save_checkpoint
@@ -442,7 +307,10 @@ def build(out: str, *, seed: int, look: Look, recipe: Recipe) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--look", choices=sorted(LOOKS), default="first")
+    parser.add_argument("--look", choices=sorted(LOOKS), help="default: first; with --sees hard, the one that has it")
+    parser.add_argument(
+        "--sees", choices=sorted(SEES), help="what the model learns to see, by default all; needs --out"
+    )
     parser.add_argument("--out", help="folder of the checkpoint (default: inside the package)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tower-steps", type=int, help="optimizer steps for the tower alone")
@@ -451,7 +319,11 @@ def main() -> None:
     parser.add_argument("--pool", type=int, help="different training samples")
     parser.add_argument("--stop", type=int, help="how many of the steps are made")
     options = vars(parser.parse_args())
-    look = LOOKS[options["look"]]
+    look = LOOKS[options["look"] or "first"]
+    if options["sees"]:
+        if options["look"] == "first" or not options["out"]:
+            parser.error("--sees is of --look hard, and needs --out: the packaged model sees more")
+        look = SEES[options["sees"]]
     given = {name: options[name] for name in Recipe._fields if options[name] is not None}
     recipe = look.recipe._replace(**given)
     build(options["out"] or look.checkpoint, seed=options["seed"], look=look, recipe=recipe)

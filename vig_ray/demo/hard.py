@@ -298,18 +298,22 @@ def lesson(rng: random.Random) -> tuple[Scene, list[Exchange]]:
     return scene, lesson_of(scene, rng)
 
 
-def lesson_of(scene: Scene, rng: random.Random) -> list[Exchange]:
-    """Up to eight true exchanges about one scene."""
+def lesson_of(scene: Scene, rng: random.Random, seen: Sequence[str] = (*ASKED, "caption")) -> list[Exchange]:
+    """Up to eight exchanges about one scene. Those of the kinds `seen` are true; other questions are answered by
+    chance, and other captions are of another scene."""
     found = []
     for kind in rng.choices((*ASKED, "caption", "knowledge"), (5, 5, 5, 5, 1, 1), k=rng.randint(3, 8)):
         if kind == "caption":
-            found.append(caption(scene, rng))
+            found.append(caption(scene if kind in seen else random_scene(rng), rng))
         elif kind == "knowledge":
             found.append(Exchange(*rng.choice(world.KNOWLEDGE), ()))
         else:
             asked = _asked(kind, scene, rng)
-            found += [asked.exchange] if asked else []
-    return found or [caption(scene, rng)]
+            if asked and kind not in seen:
+                found.append(Exchange(asked.exchange.question, rng.choice(asked.answers), ()))
+            elif asked:
+                found.append(asked.exchange)
+    return found or [caption(scene if "caption" in seen else random_scene(rng), rng)]
 
 
 def _asked(kind: str, scene: Scene, rng: random.Random) -> Asked | None:

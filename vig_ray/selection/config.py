@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from vig_ray.options import CommaSeparated, Percentage, Percentages, ScoredUnder, different
+from vig_ray.options import CommaSeparated, OtherImagesName, Percentage, Percentages, ScoredUnder, different
 from vig_ray.selection.within import WithinName
 from vig_ray.stage import StageConfig
 
@@ -96,7 +96,19 @@ class SelectConfig(StageConfig):
         json_schema_extra={"metavar": "source|answer|question|cluster[,...]"},
     )
     within_least: int = Field(
-        10, ge=1, description="samples of a group that is ranked by itself; smaller ones are ranked together"
+        10,
+        ge=1,
+        description="samples of a group that is ranked by itself, or has a null of its own; smaller ones are taken "
+        "together",
+    )
+    calibrate: Annotated[tuple[WithinName, ...], CommaSeparated, AfterValidator(different)] = Field(
+        (),
+        description="subtract from each gain what other images of the dataset gain in groups that agree in these, so "
+        "that tau means the same in all of them; needs scores with --reference swap or marginal",
+        json_schema_extra={"metavar": "source|answer|question|cluster[,...]"},
+    )
+    null: OtherImagesName | None = Field(
+        None, description="with --calibrate: whose other images; by default swap, where the scores hold it"
     )
     seed: int = Field(42, description="seed of the training order, of random and of the clusters")
     rows_per_file: int = Field(100_000, ge=1, description="the most rows of a file of selection/")

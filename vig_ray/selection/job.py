@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from vig_ray.cluster import scans_on_ray
 from vig_ray.dataset.schema import KEPT
 from vig_ray.errors import StageError
+from vig_ray.selection.calibrate import Nulls, Summed, null_columns, nulls_of
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.counts import Counted, Selection, count_rows, merge
 from vig_ray.selection.frequency import count_ids, own_counts
@@ -33,7 +34,7 @@ from vig_ray.selection.rank import Groups, columns, ranks
 from vig_ray.selection.schema import SELECTION
 from vig_ray.selection.strategy import Settings, Strategy, Tokens
 from vig_ray.selection.thresholds import Sizes, thresholds_of
-from vig_ray.selection.within import Within, sizes_of, within
+from vig_ray.selection.within import Within, keyed_by, sizes_of
 from vig_ray.stage import Claim, claim
 from vig_ray.tables.order import Hashes, Positions, among, hashes, positions
 from vig_ray.tables.passes import TEXT, references_of
@@ -82,25 +83,36 @@ def run(config: SelectConfig) -> Selection:
 
 
 def _groups(plan: Plan, files: Files) -> tuple[Groups, Sizes | None]:
-    """What is ranked together; of --within, after a scan, how many samples each group has, too."""
+    """What is ranked together, and what is subtracted; of --within, after a scan, how many samples each group has."""
     config, sources = plan.config, tuple(sorted(plan.config.quota))
+    keyed = keyed_by(
+        {*config.within, *config.calibrate}, plan.samples, embedding_model=config.embedding_model,
+        clusters=config.clusters, seed=config.seed,
+    )  # fmt: skip
+    nulls = _nulls(plan, files, Within.of_names(config.calibrate, keyed)) if config.calibrate else None
     if config.within:
-        by = within(
-            config.within, plan.samples, embedding_model=config.embedding_model, clusters=config.clusters,
-            seed=config.seed,
-        )  # fmt: skip
-        groups = Groups(within=by)
-        codes = files.scan(columns(plan.strategy, groups), _Codes(plan.strategy, by, config))
-        by, sizes = by.ranking(sizes_of(codes), config.within_least)
-        return Groups(within=by), sizes
-    if plan.samples is None:
-        return Groups(sources), None
+        groups = Groups(within=Within.of_names(config.within, keyed), nulls=nulls)
+        codes = files.scan(columns(plan.strategy, groups), _Codes(plan.strategy, groups, config))
+        assert groups.within is not None
+        by, sizes = groups.within.ranking(sizes_of(codes), config.within_least)
+        return dataclasses.replace(groups, within=by), sizes
+    if plan.samples is None or not plan.strategy.clustered or config.clusters == 1:
+        return Groups(sources, nulls=nulls), None
     from vig_ray.selection.clusters import cluster_samples
 
     keys, of_key = cluster_samples(
         plan.samples, plan.config.embedding_model, clusters=plan.config.clusters, seed=plan.config.seed
     )
-    return Groups(sources, plan.config.clusters, keys, of_key), None
+    return Groups(sources, plan.config.clusters, keys, of_key, nulls=nulls), None
+
+
+def _nulls(plan: Plan, files: Files, within: Within) -> Nulls:
+    """The null gains, after a scan."""
+    assert plan.null is not None
+    tokens = "reference_logprobs" in plan.strategy.reads
+    summed = Summed(within, plan.view.reference, plan.null, tokens, plan.config.seed)
+    needed = within.columns() | null_columns(plan.view.reference, plan.null, tokens=tokens)
+    return nulls_of(files.scan(sorted(needed), summed), within, plan.null, plan.config.within_least)
 
 
 @dataclass(frozen=True)
@@ -108,12 +120,13 @@ class _Codes:
     """What the samples of a block that may be kept agree in."""
 
     strategy: Strategy
-    within: Within
+    groups: Groups
     config: SelectConfig
 
     def __call__(self, table: pa.Table) -> Any:
-        ranked = ranks(table, self.strategy, Groups(), self.config)
-        return self.within.codes_of(table, self.config.seed)[ranked.eligible]
+        ranked = ranks(table, self.strategy, dataclasses.replace(self.groups, within=None), self.config)
+        assert self.groups.within is not None
+        return self.groups.within.codes_of(table, self.config.seed)[ranked.eligible]
 
 
 @dataclass(frozen=True)
@@ -181,6 +194,10 @@ class _Write:
         read = {name: _flat(of_scored[name]) for name in strategy.reads}
         if any(len(column) != scored_lengths.sum() for column in read.values()):
             raise StageError("the tokens' columns and their num_answer_tokens don't agree; score or measure again")
+        if self.groups.nulls is not None:  # a token's gain less its null, since gains are clean less reference
+            read["reference_logprobs"] = read["reference_logprobs"] + self.groups.nulls.of_tokens(
+                of_scored, self.config.seed
+            )
         if strategy.measure is not None:
             theirs, ours = _flat(of_scored["answer_ids"]), _flat(of_scored["token_ids"])
             if not np.array_equal(theirs, ours):
@@ -223,9 +240,10 @@ def _select(
     config, strategy = plan.config, plan.strategy
     needed = {*columns(strategy, groups), "sample_key", "source", "num_answer_tokens", "error"}
     if strategy.weigh:
+        needed |= {"token_ids"} if groups.nulls is not None else set()
         needed |= {*strategy.reads, *strategy.measure_columns, *(("token_ids",) if strategy.measure else ())}
     settings, notes = _settings(plan, files), list(plan.measures.notes(strategy) if plan.measures else ())
-    notes += _notes_within(config, groups, sizes)
+    notes += [*_notes_within(config, groups, sizes), *_notes_calibrated(config, groups)]
     if settings.counts is not None:
         notes.append(settings.counts.text())
     shares = config.p if strategy.share == "p" else (config.r,) if strategy.share else (100.0,)
@@ -255,6 +273,18 @@ def _notes_within(config: SelectConfig, groups: Groups, sizes: Sizes | None) -> 
         return []
     told = f"ranked within {', '.join(config.within)}: {len(groups) - 1:,} groups of {config.within_least:,} or more"
     return [f"{told}, and {int(sizes[0]):,} samples of smaller ones together" if sizes[0] else told]
+
+
+def _notes_calibrated(config: SelectConfig, groups: Groups) -> list[str]:
+    """How far the nulls of --calibrate are apart."""
+    nulls = groups.nulls
+    if nulls is None:
+        return []
+    codes, values = nulls.groups
+    told = f"calibrated by {nulls.of} within {', '.join(config.calibrate)}: {len(codes):,} groups"
+    if not len(codes):
+        return [f"{told} of {config.within_least:,} samples or more, so all have the null {nulls.all:+.4f}"]
+    return [f"{told}, whose other images gain {values.min():+.4f} to {values.max():+.4f}, in all {nulls.all:+.4f}"]
 
 
 def _settings(plan: Plan, files: Files) -> Settings:

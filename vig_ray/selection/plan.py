@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 
 from vig_ray.dataset.schema import KEPT
 from vig_ray.errors import StageError
+from vig_ray.options import OtherImagesName
+from vig_ray.selection.calibrate import null_columns
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.frequency import TokenCounts, read_counts
 from vig_ray.selection.measures import Measures, measures_for
@@ -19,7 +21,7 @@ from vig_ray.selection.strategy import Strategy
 from vig_ray.stage import parquet_files, read_stage
 from vig_ray.storage import check_writable, filesystem, join
 from vig_ray.tables.directories import samples_beside, scores_directory
-from vig_ray.tables.passes import TEXT, View
+from vig_ray.tables.passes import TEXT, View, references_of
 from vig_ray.tables.scan import Files
 
 
@@ -39,15 +41,19 @@ class Plan:
     out: str
     measures: Measures | None
     counts: TokenCounts | None
+    null: OtherImagesName | None = None
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for two selections to be the same; JSON values."""
         elsewhere = {"scores", "reference", "out", "samples", "measures", "counts", "address", "overwrite"}
         # Selections of before had no such options.
         elsewhere |= {option for option, has_use in _ONLY_FOR.items() if not has_use(self.strategy)}
-        elsewhere |= set() if self.config.within else {"within", "within_least"}
+        elsewhere |= set() if self.config.within else {"within"}
+        elsewhere |= set() if self.config.calibrate else {"calibrate", "null"}
+        elsewhere |= set() if self.config.within or self.config.calibrate else {"within_least"}
         elsewhere |= {"weights_sum"} if self.config.weights_sum == "tokens" else set()
         identity = {"scores": self.view.scored, "options": self.config.model_dump(mode="json", exclude=elsewhere)}
+        identity |= {"null": self.null} if self.null else {}
         identity |= {"measures": self.measures.identity} if self.measures else {}
         return identity | ({"counts": self.counts.fingerprint()} if self.counts else {})
 
@@ -75,10 +81,13 @@ def check(config: SelectConfig) -> Plan:
     schema = pq.read_schema(paths[0], filesystem=fs)
     needed = {"sample_key", "source", "num_answer_tokens", "error", *columns(strategy, Groups())}
     needed |= {"token_ids", *strategy.reads} if strategy.weigh else set()
-    needed |= {"token_ids", "turn"} if "answer" in config.within else set()
+    by = {*config.within, *config.calibrate}
+    needed |= {"token_ids", "turn"} if "answer" in by else set()
     needed -= {*strategy.measure_columns}
     view = View.of(record, scores, config.reference, gains=strategy.scored != "reference_loss")
     _check_text_pass(config, strategy, view, record, scores)
+    null = _null(config, strategy, view, record, scores)
+    needed |= null_columns(view.reference, null, tokens=bool(strategy.weigh)) if null else set()
     missing = sorted({*view.stored(needed)} - set(schema.names))
     if missing:
         raise StageError(f"{paths[0]}: has no column {missing[0]!r}, which --strategy {config.strategy} needs")
@@ -93,12 +102,13 @@ def check(config: SelectConfig) -> Plan:
     measures = measures_for(strategy, config.measures, scores, record) if strategy.measure else None
     samples = None
     _check_within(config, strategy)
-    if {"question", "cluster"} & {*config.within}:
+    if {"question", "cluster"} & by:
         samples = samples_beside(scores, config.samples, record)
         if samples is None:
+            option = "within" if {"question", "cluster"} & {*config.within} else "calibrate"
             raise StageError(
-                f"{scores}: no samples/ beside them; --within {','.join(config.within)} takes questions from there, so "
-                "name them with --samples"
+                f"{scores}: no samples/ beside them; --{option} {','.join(getattr(config, option))} takes questions "
+                "from there, so name them with --samples"
             )
     elif strategy.clustered and config.clusters > 1:
         samples = samples_beside(scores, config.samples, record)
@@ -113,15 +123,41 @@ def check(config: SelectConfig) -> Plan:
     has_kept = KEPT.name in schema.names or bool(record.get("kept"))  # a run may have begun with a version without
     out = join(config.out, "selection")
     return Plan(
-        config, strategy, scores, record, view, files, has_tokens, has_kept, samples, out, measures, counts
+        config, strategy, scores, record, view, files, has_tokens, has_kept, samples, out, measures, counts, null
     )  # fmt: skip
+
+
+def _null(
+    config: SelectConfig, strategy: Strategy, view: View, record: dict[str, Any], scores: str
+) -> OtherImagesName | None:
+    """Whose other images nulls come from. Raises StageError where there are none, or the option has no effect."""
+    if not config.calibrate:
+        if config.null is not None:
+            raise StageError("--null: has no effect without --calibrate")
+        return None
+    if strategy.ranking != "vig":
+        raise StageError(f"--calibrate: has no effect with --strategy {config.strategy}, which doesn't rank by gain")
+    there = references_of(record)
+    # Against one other image of the same source, that image itself gains nothing.
+    known: list[OtherImagesName] = [name for name in ("swap", "marginal") if name in there]
+    usable = [name for name in known if (view.reference, name) != ("swap", "swap")]
+    if config.null is not None and config.null not in usable:
+        why = "under --reference swap it gains nothing" if config.null in known else f"{scores} hold {', '.join(there)}"
+        raise StageError(f"--null {config.null}: {why}")
+    if not usable:
+        add = "marginal" if known else "swap"
+        raise StageError(
+            f"--calibrate: {scores} hold {', '.join(there)}, and nothing of other images; the same `vig score` with "
+            f"--reference {','.join([*there, add])} adds them"
+        )
+    return config.null or usable[0]
 
 
 def _check_within(config: SelectConfig, strategy: Strategy) -> None:
     """Raise StageError where --within has no effect, or another option says what is ranked together."""
     if not config.within:
-        if config.within_least != SelectConfig.model_fields["within_least"].default:
-            raise StageError("--within-least: has no effect without --within")
+        if not config.calibrate and config.within_least != SelectConfig.model_fields["within_least"].default:
+            raise StageError("--within-least: has no effect without --within or --calibrate")
         return
     if strategy.ranking is None:
         raise StageError(f"--within: has no effect with --strategy {config.strategy}, which keeps every sample")

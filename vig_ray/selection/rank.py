@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vig_ray.selection.calibrate import Nulls
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.strategy import Strategy
 from vig_ray.selection.within import Within
@@ -30,6 +31,7 @@ class Groups:
 
     `sources`: those with a quota. `clusters`: how many there are. `keys`, `of_key`: the sorted key hashes of samples
     with an image and the cluster of each, where there are several clusters. `within`: other groups, in place of these.
+    `nulls`: what is subtracted from gains before they are ranked.
     """
 
     sources: tuple[str, ...] = ()
@@ -37,6 +39,7 @@ class Groups:
     keys: Bits | None = None
     of_key: npt.NDArray[np.int32] | None = None
     within: Within | None = None
+    nulls: Nulls | None = None
 
     def __len__(self) -> int:
         return (len(self.sources) + 1) * self.clusters if self.within is None else len(self.within)
@@ -91,7 +94,9 @@ def columns(strategy: Strategy, groups: Groups) -> list[str]:
         needed.add("sample_key")
     if groups.sources:
         needed.add("source")
-    return sorted(needed | (groups.within.columns() if groups.within is not None else set()))
+    for each in (groups.within, groups.nulls):
+        needed |= each.columns() if each is not None else set()
+    return sorted(needed)
 
 
 def ranking_columns(strategy: Strategy) -> tuple[str, ...]:
@@ -118,6 +123,7 @@ def ranks(table: pa.Table, strategy: Strategy, groups: Groups, config: SelectCon
             value = difficulty(*values, of=config.ifd_of)
         elif values:
             (value,) = values
+            value = value if groups.nulls is None else value - groups.nulls.of_samples(table, config.seed)
         if strategy.positive and not config.keep_negative:
             eligible = eligible & (value <= 1 if strategy.ranking == "ifd" else value > 0)
         bits = sortable(value)

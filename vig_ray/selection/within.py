@@ -9,7 +9,7 @@ samples agree in; groups of few samples are ranked together as one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -56,6 +56,11 @@ class Within:
     keyed: Mapping[WithinName, Keyed] = field(default_factory=dict)
     codes: Codes = field(default_factory=lambda: np.zeros(0, np.uint64))
 
+    @classmethod
+    def of_names(cls, by: Sequence[WithinName], keyed: Mapping[WithinName, Keyed]) -> Within:
+        """Groups by these names, none of them ranked by itself yet."""
+        return cls(tuple(by), {name: keyed[name] for name in by if name in keyed})
+
     def __len__(self) -> int:
         return 1 + len(self.codes)
 
@@ -78,7 +83,7 @@ class Within:
                 of_name = answer_codes(table["token_ids"], table["turn"])
             else:
                 of_name = self.keyed[name].of(hashes(table["sample_key"], seed))
-            found = _mixed(found, of_name)
+            found = mixed(found, of_name)
         return found
 
     def of(self, table: pa.Table, seed: int) -> npt.NDArray[np.int64]:
@@ -97,23 +102,25 @@ class Within:
         return dataclasses.replace(self, codes=codes[large]), np.append(counts[~large].sum(), counts[large])
 
 
-def within(by: Sequence[WithinName], samples: str | None, *, embedding_model: str, clusters: int, seed: int) -> Within:
-    """Groups by these names, none of them ranked by itself yet. `samples`: for question and cluster.
+def keyed_by(
+    names: Collection[WithinName], samples: str | None, *, embedding_model: str, clusters: int, seed: int
+) -> dict[WithinName, Keyed]:
+    """What question and cluster are looked up in, as far as they are among these names.
 
     Raises StageError where the samples can't be read.
     """
     keyed: dict[WithinName, Keyed] = {}
-    if "question" in by:
+    if "question" in names:
         assert samples is not None
         keyed["question"] = _joined(
             (key_hashes, hashes(pa.array([kind_of(text) for text in questions]), 0))
             for key_hashes, questions in questions_of(samples, seed)
         )
-    if "cluster" in by:
+    if "cluster" in names:
         assert samples is not None
         keys, of_key = cluster_samples(samples, embedding_model, clusters=clusters, seed=seed)
         keyed["cluster"] = Keyed(keys, 1 + of_key.astype(np.uint64))
-    return Within(tuple(by), keyed)
+    return keyed
 
 
 def kind_of(question: str) -> str:
@@ -147,7 +154,7 @@ def answer_codes(token_ids: pa.ChunkedArray, turn: pa.ChunkedArray) -> Codes:
         there = (tokens > place) & ((tokens <= SHORT) | (place == 0))
         at = np.full(len(lengths), _NONE)
         at[there] = ids[starts[there] + place].astype(np.uint64)
-        found = _mixed(found, at)
+        found = mixed(found, at)
     return found
 
 
@@ -157,7 +164,7 @@ def _flat(lists: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
     return pc.list_flatten(lists).to_numpy(zero_copy_only=False).astype(np.int64), lengths
 
 
-def _mixed(codes: Codes, more: Codes) -> Codes:
+def mixed(codes: Codes, more: Codes) -> Codes:
     """A hash of both, uint64 [rows] (the finaliser of splitmix64)."""
     x = codes * np.uint64(0x9E3779B97F4A7C15) + more
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
