@@ -110,6 +110,11 @@ class SelectConfig(StageConfig):
     null: OtherImagesName | None = Field(
         None, description="with --calibrate: whose other images; by default swap, where the scores hold it"
     )
+    strict_balance: Percentage | None = Field(
+        None,
+        description="refuse to select where more of the kept samples than this, per cent, would need another answer "
+        "for the answers to each kind of question to be as often there as before",
+    )
     seed: int = Field(42, description="seed of the training order, of random and of the clusters")
     rows_per_file: int = Field(100_000, ge=1, description="the most rows of a file of selection/")
     address: str | None = Field(

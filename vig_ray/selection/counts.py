@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vig_ray.selection.rank import EVERYTHING, Groups
+from vig_ray.selection.tilt import Tilt
 from vig_ray.selection.weights import Lengths, Weights, sums_of
 from vig_ray.tables.threshold import value_of
 
@@ -80,11 +81,16 @@ def merge(parts: Iterable[Counted]) -> Counted:
 
 @dataclass(frozen=True)
 class Kept:
-    """What one share keeps. `thresholds`: by group, "" for the samples without a quota; empty where all are kept."""
+    """What one share keeps. `thresholds`: by group, "" for the samples without a quota; empty where all are kept.
+
+    `tilt`: does it change what is answered; None where it can't, or wasn't looked at. `told`: that in words.
+    """
 
     share: float
     thresholds: dict[str, float]
     counted: Counted
+    tilt: Tilt | None = None
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,10 +119,12 @@ class Selection:
         *,
         chance: bool = False,
         notes: Sequence[str] = (),
+        tilts: Sequence[tuple[Tilt, tuple[str, ...]] | None] = (),
     ) -> Selection:
         """The outcome from the scans' counts and thresholds. Thresholds of a ranking by chance are left out."""
         kept = []
-        for share, bits, counts in zip(shares, thresholds, counted, strict=True):
+        of_shares = tilts or [None] * len(thresholds)
+        for share, bits, counts, told in zip(shares, thresholds, counted, of_shares, strict=True):
             named = {}
             for group, value in enumerate(bits.tolist() if groups.within is None else ()):
                 if value == np.iinfo(np.uint64).max or value == EVERYTHING or chance:
@@ -124,7 +132,7 @@ class Selection:
                 source, cluster = divmod(group, groups.clusters)
                 name = groups.sources[source - 1] if source else ""
                 named[name if groups.clusters == 1 else f"{name}#{cluster}"] = value_of(value)
-            kept.append(Kept(float(share), named, counts))
+            kept.append(Kept(float(share), named, counts, *(told or ())))
         return cls(strategy, read, tuple(kept), directory, tuple(notes))
 
     def to_json(self) -> dict[str, Any]:
@@ -133,7 +141,13 @@ class Selection:
             "strategy": self.strategy,
             "read": _with_total(self.read),
             "kept": [
-                {"share": kept.share, "thresholds": kept.thresholds, **_with_total(kept.counted)} for kept in self.kept
+                {
+                    "share": kept.share,
+                    "thresholds": kept.thresholds,
+                    **_with_total(kept.counted),
+                    **({"tilt": kept.tilt.to_json() | {"told": list(kept.told)}} if kept.tilt else {}),
+                }
+                for kept in self.kept
             ],
             **({"notes": list(self.notes)} if self.notes else {}),
         }
@@ -141,11 +155,16 @@ class Selection:
     @classmethod
     def from_json(cls, record: Mapping[str, Any], directory: str) -> Selection:
         """From the record."""
-        kept = tuple(Kept(row["share"], row["thresholds"], Counted(row["by_source"])) for row in record["kept"])
+        kept = []
+        for row in record["kept"]:
+            tilt = dict(row.get("tilt", {}))
+            told = tuple(tilt.pop("told", ()))
+            counted = Counted(row["by_source"])
+            kept.append(Kept(row["share"], row["thresholds"], counted, Tilt.from_json(tilt) if tilt else None, told))
         return cls(
             record["strategy"],
             Counted(record["read"]["by_source"]),
-            kept,
+            tuple(kept),
             directory if len(kept) == 1 else None,
             tuple(record.get("notes", ())),
         )
@@ -175,6 +194,8 @@ class Selection:
         if read.total("unmeasured"):
             lines.append(f"{read.total('unmeasured'):,} scored samples lack what the strategy needs and are left out")
         lines += self.notes
+        for kept in self.kept:
+            lines += [f"at {kept.share:g} %: {line}" if len(self.kept) > 1 else line for line in kept.told]
         if len(self.kept) == 1 and len(read.by_source) > 1:
             lines += ["", *self._sources(last)]
         if self.directory:

@@ -2,6 +2,7 @@
 
     survey       how many rows of which kind and source, and the first digit of every threshold
     thresholds   three more digits, a scan each of the one column that samples are ranked by
+    tilt         does it change what is answered (tilt.py); --strict-balance refuses before anything is written
     order        the hashes of the kept keys, 8 bytes a sample, sorted: the only thing that grows here
     write        kept rows with their position and weights (or, for several p, only their counts)
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ from vig_ray.selection.rank import Groups, columns, ranks
 from vig_ray.selection.schema import SELECTION
 from vig_ray.selection.strategy import Settings, Strategy, Tokens
 from vig_ray.selection.thresholds import Sizes, thresholds_of
+from vig_ray.selection.tilts import Told, tilts_of
 from vig_ray.selection.within import Within, keyed_by, sizes_of
 from vig_ray.stage import Claim, claim
 from vig_ray.tables.order import Hashes, Positions, among, hashes, positions
@@ -60,13 +62,14 @@ def run(config: SelectConfig) -> Selection:
         files = dataclasses.replace(plan.files, on_ray=on_ray)
         if plan.measures is not None:
             files = dataclasses.replace(files, beside=plan.measures.beside(on_ray=on_ray))
-        output.begin(config)
         beside_text = TEXT in references_of(plan.record) and plan.view.reference != TEXT
         of_text = plan.strategy.name == "prior" and not beside_text
         known = overlap(plan.scores, plan.record) if of_text else None
         groups, sizes = _groups(plan, files)
         surveyed, thresholds = thresholds_of(plan, files, groups, sizes)
-        selection = _select(plan, output, files, groups, sizes, surveyed, thresholds)
+        tilts = tilts_of(plan, files, groups, thresholds)
+        output.begin(config)
+        selection = _select(plan, output, files, groups, sizes, surveyed, thresholds, tilts)
     output.commit(
         config,
         selection=selection.to_json(),
@@ -234,7 +237,7 @@ def _flat(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
 
 def _select(
     plan: Plan, output: Claim, files: Files, groups: Groups, sizes: Sizes | None, surveyed: Counted,
-    thresholds: list[np.ndarray[Any, Any]],
+    thresholds: list[np.ndarray[Any, Any]], tilts: Sequence[Told | None],
 ) -> Selection:  # fmt: skip
     """The last scans: the order and the rows, or for several p their counts only."""
     config, strategy = plan.config, plan.strategy
@@ -263,7 +266,7 @@ def _select(
     directory = plan.out if len(kept) == 1 else None
     chance = strategy.ranking == "chance"
     return Selection.of(
-        strategy.name, surveyed, shares, groups, thresholds, kept, directory, chance=chance, notes=notes
+        strategy.name, surveyed, shares, groups, thresholds, kept, directory, chance=chance, notes=notes, tilts=tilts
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +42,12 @@ class Plan:
     measures: Measures | None
     counts: TokenCounts | None
     null: OtherImagesName | None = None
+    has_answers: bool = True
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for two selections to be the same; JSON values."""
         elsewhere = {"scores", "reference", "out", "samples", "measures", "counts", "address", "overwrite"}
+        elsewhere |= {"strict_balance"}
         # Selections of before had no such options.
         elsewhere |= {option for option, has_use in _ONLY_FOR.items() if not has_use(self.strategy)}
         elsewhere |= set() if self.config.within else {"within"}
@@ -86,6 +88,7 @@ def check(config: SelectConfig) -> Plan:
     needed -= {*strategy.measure_columns}
     view = View.of(record, scores, config.reference, gains=strategy.scored != "reference_loss")
     _check_text_pass(config, strategy, view, record, scores)
+    _check_balance(config, strategy, schema.names)
     null = _null(config, strategy, view, record, scores)
     needed |= null_columns(view.reference, null, tokens=bool(strategy.weigh)) if null else set()
     missing = sorted({*view.stored(needed)} - set(schema.names))
@@ -123,8 +126,19 @@ def check(config: SelectConfig) -> Plan:
     has_kept = KEPT.name in schema.names or bool(record.get("kept"))  # a run may have begun with a version without
     out = join(config.out, "selection")
     return Plan(
-        config, strategy, scores, record, view, files, has_tokens, has_kept, samples, out, measures, counts, null
+        config, strategy, scores, record, view, files, has_tokens, has_kept, samples, out, measures, counts, null,
+        {"token_ids", "turn"} <= {*schema.names},
     )  # fmt: skip
+
+
+def _check_balance(config: SelectConfig, strategy: Strategy, names: Sequence[str]) -> None:
+    """Raise StageError where --strict-balance has no effect, or can't be told."""
+    if config.strict_balance is None:
+        return
+    if strategy.ranking in (None, "chance"):
+        raise StageError(f"--strict-balance: has no effect with --strategy {config.strategy}, which can't tilt")
+    if not {"token_ids", "turn"} <= {*names}:
+        raise StageError("--strict-balance: these scores don't hold their answers' tokens; score again")
 
 
 def _null(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as pads
 
 from vig_ray.dataset.importing import samples_directory
@@ -61,7 +62,7 @@ def dataset(directory: str) -> pads.Dataset:
 
 def rows_of(directory: str, keys: list[str], columns: list[str], view: View | None = None) -> dict[str, dict[str, Any]]:
     """The rows with these sample keys, by key. `view`: the one under which scores/ are read."""
-    wanted, named = pads.field("sample_key").isin(keys), ["sample_key", *columns]
+    wanted, named = pads.field("sample_key").isin(pa.array(keys, pa.string())), ["sample_key", *columns]
     table = dataset(directory).to_table(columns=named if view is None else view.stored(named), filter=wanted)
     table = table if view is None else view.table(table, named)
     return {row["sample_key"]: row for row in table.to_pylist()}

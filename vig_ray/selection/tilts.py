@@ -1,0 +1,100 @@
+"""The scan that tells how the selections of a plan tilt, and what it tells in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vig_ray.dataset.schema import IMAGE_MARK
+from vig_ray.errors import StageError
+from vig_ray.selection.clusters import first_question
+from vig_ray.selection.config import SelectConfig
+from vig_ray.selection.plan import Plan
+from vig_ray.selection.rank import Groups, columns, ranks
+from vig_ray.selection.strategy import Strategy
+from vig_ray.selection.tilt import COLUMNS, Look, Tilt, examples, in_words, joined, looked_at, tilt_of
+from vig_ray.selection.within import keyed_by
+from vig_ray.stage import parquet_files
+from vig_ray.storage import filesystem
+from vig_ray.tables.directories import rows_of, samples_beside
+from vig_ray.tables.scan import Files
+
+SAMPLES = 5_000_000
+"""The most samples whose kinds of questions are read only to tell the tilt by them."""
+
+
+class Told(NamedTuple):
+    """A selection's tilt, and what a person should know of it."""
+
+    tilt: Tilt
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Which rows of a block are scored, and which of them each share keeps: [rows], [rows, shares]."""
+
+    strategy: Strategy
+    groups: Groups
+    config: SelectConfig
+    thresholds: Sequence[np.ndarray[Any, Any]]
+
+    def __call__(self, table: pa.Table) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        ranked = ranks(table, self.strategy, self.groups, self.config)
+        return ranked.scored, np.stack([ranked.kept(bits) for bits in self.thresholds], axis=1)
+
+
+def tilts_of(plan: Plan, files: Files, groups: Groups, thresholds: Sequence[np.ndarray[Any, Any]]) -> list[Told | None]:
+    """Of each share; None for a selection that keeps all samples or draws them by chance, which can't tilt.
+
+    Raises StageError where one tilts more than --strict-balance allows.
+    """
+    config, strategy = plan.config, plan.strategy
+    if strategy.ranking in (None, "chance") or not plan.has_answers:
+        return [None] * len(thresholds)
+    samples = _samples(plan)
+    keyed = keyed_by(("question",) if samples else (), samples, embedding_model="", clusters=1, seed=config.seed)
+    some, limit = looked_at(files)
+    look = Look(_Kept(strategy, groups, config, thresholds), keyed.get("question"), config.seed, limit)
+    rows = joined(some.scan(sorted({*columns(strategy, groups), *COLUMNS}), look))
+    tilts = [tilt_of(rows, share, known=bool(keyed), seed=config.seed) for share in range(len(thresholds))]
+    of = _of_examples(samples, examples(tilts)) if samples else {}
+    told = [Told(tilt, tuple(in_words(tilt, of))) if tilt else None for tilt in tilts]
+    worst = max((each for each in told if each), key=lambda each: each.tilt.answers, default=None)
+    if config.strict_balance is not None and worst and worst.tilt.answers > config.strict_balance / 100:
+        why = "; ".join(line.strip() for line in worst.lines[:4])
+        raise StageError(f"--strict-balance {config.strict_balance:g}: {why}; nothing is written")
+    return told
+
+
+def _samples(plan: Plan) -> str | None:
+    """samples/ whose questions are read; None where there is none, or it is too large to be read for that alone."""
+    samples = plan.samples or samples_beside(plan.scores, plan.config.samples, plan.record)
+    if samples is None or {"question", "cluster"} & {*plan.config.within, *plan.config.calibrate}:
+        return samples
+    fs, _ = filesystem(samples)
+    rows = 0
+    for path in parquet_files(samples):
+        rows += pq.read_metadata(path, filesystem=fs).num_rows
+        if rows > SAMPLES:
+            return None
+    return samples
+
+
+def _of_examples(samples: str, keys: list[str]) -> Mapping[str, tuple[str, str]]:
+    """Question and first answer of samples, cut short, by their keys."""
+    found = {}
+    for key, row in rows_of(samples, keys, ["conversation"]).items():
+        answers = [turn["text"] for turn in row["conversation"] if turn["role"] == "assistant"]
+        found[key] = (_short(first_question(row["conversation"], IMAGE_MARK)), _short(answers[0] if answers else ""))
+    return found
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else f"{line[:57]}..."
