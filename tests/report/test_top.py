@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from tests.selection.made import made_up, write
+from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
 from vig_ray.report import top
 from vig_ray.report.top import TopConfig
+from vig_ray.scoring import job
+from vig_ray.scoring.config import ScoreConfig
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +64,32 @@ def test_wrong_directories_are_one_line(scores: str, tmp_path: Path) -> None:
         top.run(TopConfig(scores=str(tmp_path)))
     with pytest.raises(StageError, match="no samples here"):
         top.run(TopConfig(scores=scores, samples=str(tmp_path)))
+
+
+@pytest.mark.parametrize("by", ["loss", "ranks"])
+def test_other_rules_are_pandas_ranks(by: Any, scores: str, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top, "_BATCH", 64)
+    kept = pd.DataFrame(ranked(rows)).set_index("sample_key")
+    greatest = kept["clean_loss"].rank(ascending=False)
+    order = greatest if by == "loss" else (kept["vig"].rank() + greatest) / 2
+    found = top.run(TopConfig(scores=scores, by=by, lowest=30, highest=4))
+    assert [order[row["sample_key"]] for row in found.rows[:30]] == sorted(order)[:30]
+    assert [order[row["sample_key"]] for row in found.rows[30:]] == sorted(order)[::-1][:4]
+    assert "ordered by" in found.text()
+    if by == "ranks":
+        for row in found.rows:
+            assert row["rank"] == pytest.approx((order[row["sample_key"]] - 0.5) / len(order))
+
+
+def test_which_rule_to_trust_where(tmp_path: Path) -> None:
+    """The packaged model sees what is left of what, and knows how many days a week has without looking."""
+    data = world.write(str(tmp_path / "data"), 120, 5)
+    job.run(ScoreConfig(data=data, model=CHECKPOINT, out=str(tmp_path), reference=("blur", "swap")), in_process=True)
+    told = top.run(TopConfig(scores=str(tmp_path), lowest=3)).text().splitlines()
+    (sees,) = [line for line in told if line.startswith("the model sees what is asked of ")]
+    (blind,) = [line for line in told if "a low gain tells nothing there" in line]
+    assert "place" in sees
+    assert "knowledge" in blind
+    alone = top.run(TopConfig(scores=str(tmp_path), lowest=3, source="knowledge")).text()
+    assert "the model sees" not in alone
+    assert "asked of knowledge: a low gain tells nothing" in alone
