@@ -86,7 +86,7 @@ BY = {
     "source": lambda row: row["source"],
     "source,answer": lambda row: (
         row["source"],
-        row["token_ids"] if len(row["token_ids"]) <= 4 else row["token_ids"][0],
+        row["token_ids"] if len(row["token_ids"]) <= 8 else row["token_ids"][0],
     ),
 }
 

@@ -29,6 +29,7 @@ def drawn(n: int, seed: int, answers: int = 3) -> Rows:
         np.asarray([f"k{number:06d}" for number in range(n)], object),
         np.asarray([("coco", "vg", "ocr")[each] for each in rng.integers(0, 3, n)], object),
         kinds, answer, rng.integers(1, 40, n), np.zeros((n, 1), np.bool_),
+        np.full(n, 2), np.stack([answer.astype(np.int64), np.full(n, 9999)], axis=1).ravel(),
     )  # fmt: skip
 
 
@@ -77,10 +78,34 @@ def test_shares_variation_and_intervals_are_those_of_pandas_and_scipy() -> None:
         assert len(near) >= 1
         spread = law.std()[near.index[0]] / near["of_after"].iloc[0]
         assert shift.high - shift.low == pytest.approx(2 * 1.96 * spread, rel=0.5)
-        assert not shift.chance
     assert tilt.shifts[0].samples == pytest.approx(
         ((table["share_after"] - table["share_before"]) * table["of_after"]).abs().max()
     ) or tilt.shifts[0].samples < 0  # fmt: skip
+
+
+def test_answers_that_are_all_different_are_told_by_their_tokens() -> None:
+    """Captions of which every one that holds token 5 is kept, and half of the others."""
+    n, rng = 4000, np.random.default_rng(8)
+    ids = np.sort(np.stack([rng.permutation(60)[:6] for _ in range(n)]), axis=1)
+    holds = (ids == 5).any(1)
+    kept = holds | (rng.random(n) < 0.5)
+    rows = Rows(
+        np.asarray([f"k{number:06d}" for number in range(n)], object), np.full(n, "coco", object),
+        np.zeros(n, np.uint64), rng.integers(0, 2**60, n).astype(np.uint64), np.full(n, 6), kept[:, None],
+        np.full(n, 6), ids.ravel(),
+    )  # fmt: skip
+    tilt = tilt_of(rows, 0, known=False, seed=0)
+    assert tilt is not None
+    moved = holds[kept].mean() - holds.mean()
+    (group,) = tilt.groups
+    assert group.variation == pytest.approx(moved)
+    law = stats.hypergeom(n, np.asarray([(ids == token).any(1).sum() for token in range(60)]), kept.sum())
+    draws = np.random.default_rng(0)
+    greatest = np.abs(law.rvs((500, 60), random_state=draws) / kept.sum() - law.mean() / kept.sum()).max(1).mean()
+    assert tilt.answers == pytest.approx(moved - greatest, abs=0.003)
+    assert tilt.shifts[0].token == 5
+    assert (tilt.shifts[0].before, tilt.shifts[0].after) == pytest.approx((holds.mean(), holds[kept].mean()))
+    assert 5 in ids[int(str(tilt.shifts[0].example)[1:])]
 
 
 def test_by_chance_there_is_none() -> None:

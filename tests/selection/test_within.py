@@ -35,7 +35,7 @@ def scores(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory)
 
 def answer(row: dict[str, Any]) -> tuple[Any, ...]:
     first = tuple(token for token, turn in zip(row["token_ids"], row["turn"], strict=True) if turn == row["turn"][0])
-    return first if len(first) <= 4 else ("long", first[0])
+    return first if len(first) <= 8 else ("long", first[0])
 
 
 GROUPS = {"source": lambda row: row["source"] or "", "answer": answer}

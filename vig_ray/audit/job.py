@@ -56,10 +56,11 @@ class Audited:
     def text(self) -> str:
         """A table and what it says in words, or one JSON object a group."""
         if self.json_lines:
-            return "\n".join(json.dumps(self._row(name, each)) for name, each in self.groups.items())
+            return "\n".join(json.dumps(self.row(name, each)) for name, each in self.groups.items())
         return "\n".join([*self._table(), "", *self.words()])
 
-    def _row(self, name: str, signal: Signal) -> dict[str, Any]:
+    def row(self, name: str, signal: Signal) -> dict[str, Any]:
+        """What was found of a group, as JSON."""
         numbers = {key: None if isinstance(value, float) and math.isnan(value) else value
                    for key, value in signal._asdict().items()}  # fmt: skip
         question = {"question": self.questions[name]} if name in self.questions else {}

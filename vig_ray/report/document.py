@@ -15,6 +15,7 @@ from vig_ray.report.format import format_gain, format_interval, format_share
 from vig_ray.report.kept_scans import GAIN_BINS, NUMBER_BINS, SAMPLED
 from vig_ray.report.tables import TABLES, failures, selection
 from vig_ray.report.tally import GROUPS
+from vig_ray.report.trust import trust
 
 Json = dict[str, Any]
 MARK = b'<meta name="generator" content="vig-ray report">'
@@ -26,6 +27,7 @@ _PARTS = {
     "kept": "Kept columns",
     "tokens": "Tokens",
     "thresholds": "Thresholds",
+    "trust": "When to trust the gain",
     "failures": "Failures",
     "gallery": "Gallery",
     "evaluation": "Evaluation",
@@ -57,6 +59,7 @@ def page(title: str, numbers: Json, rendered: Sequence[Rendered], gallery: str, 
         "summary": _summary(numbers),
         "kept": _kept_notes(numbers["kept"]),
         "thresholds": selection(numbers["selection"]),
+        "trust": trust(numbers),
         "failures": failures(numbers),
         "gallery": gallery,
         "evaluation": evaluation or "",

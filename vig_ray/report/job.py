@@ -34,6 +34,7 @@ from vig_ray.report.scans import SURVEYED, Scanned, scan_scores
 from vig_ray.report.selection_summary import summarize_selection
 from vig_ray.report.study import Studied
 from vig_ray.report.tally import COLUMNS
+from vig_ray.report.trust import audited
 from vig_ray.report.written import MEGABYTE, Written, check_out, claim_report, left_out_html, write_report
 from vig_ray.stage import Claim, StageConfig, parquet_files, read_stage
 from vig_ray.storage import filesystem
@@ -191,6 +192,7 @@ def run(config: ReportConfig) -> Written:
         **_numbers(config, inputs, scanned, by_tag),
         "about": _about(config, inputs),
         "selection": inputs.selected,
+        "audit": audited(inputs.scores, inputs.record, config.address),
         "kept": {"columns": kept, "left_out": [name for name in inputs.kept if name not in shown]},
     }
     contents["gallery"] = {

@@ -50,6 +50,7 @@ def summarize_selection(given: str | None, scores: str, view: View) -> tuple[str
         "by_vig": by_vig,
         "thresholds": kept["thresholds"],
         "text_only": kept["total"]["text_only"],
+        "tilt": kept.get("tilt"),
         **_row(kept["total"], sum(scored.values()), sum(tokens.values())),
         "sources": _by_source(kept["by_source"], scored, tokens),
     }

@@ -1,10 +1,11 @@
 """Does a selection tilt? Answers to the same kind of question before and after, against a selection by chance.
 
 A group is the samples of one source with one kind of question (its first two words). Within it the shares of answers
-are compared before and after: TV, their total variation, is the share of the kept samples that would need another
-answer for the shares to be what they were. A random selection has some of it, too, the more the fewer are kept: the
-same number is drawn from each group many times, and the excess over the mean of that is what the tilt is. Over all
-groups it is the mean by kept samples.
+are compared before and after. Where answers are there several times, their TV, the total variation of the shares,
+is the share of the kept samples that would need another answer for the shares to be what they were. Of answers that are
+all different, captions say, it is the greatest change of the share of answers that hold some token: TV is at least
+that. A random selection has some of it, too, the more the fewer are kept: the same number is drawn from each group many
+times, and the excess over the mean of that is what the tilt is. Over all groups it is the mean by kept samples.
 
 Leaving out sources or kinds of questions that need no image is what a selection is for, and no tilt: it is told, too,
 but answers alone count.
@@ -13,8 +14,8 @@ but answers alone count.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,18 +24,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vig_ray.selection.within import Codes, Keyed, answer_codes, mixed
+from vig_ray.selection.within import WORDS, Codes, Keyed, codes_of, first_answers, mixed
 from vig_ray.tables.order import hashes
 from vig_ray.tables.scan import Files
 
-LOOKED_AT = 1_000_000
+LOOKED_AT = 200_000
 """Scored samples that are looked at, drawn by their keys where there are more."""
 FILES = 256
 """Files of scores that are looked at, spread evenly over all where there are more."""
 LEAST = 50
 """Samples of a group whose answers are compared; smaller groups are taken together by source."""
 RARE = 5
-"""Answers that are there less often in a group count as one."""
+"""Answers that are there less often in a group count as one, and tokens not at all."""
+OPEN = 0.2
+"""Share of rare answers above which a group's tokens are compared, not its answers."""
+READ = 32
+"""Tokens of an answer that tell it from others."""
 DRAWS = 200
 """Random selections that the excess is over."""
 WARN = 0.1
@@ -47,7 +52,8 @@ Strings = npt.NDArray[np.str_]
 
 class Rows(NamedTuple):
     """Scored samples, N of them. `kept` [N, shares]; the others [N]. `kinds`: a code of each question's kind, 0 where
-    questions aren't known."""
+    questions aren't known. `ids`: the different tokens of each one's first answer, end to end, `different` [N] of them.
+    """
 
     keys: npt.NDArray[np.object_]
     sources: npt.NDArray[np.object_]
@@ -55,6 +61,8 @@ class Rows(NamedTuple):
     answers: Codes
     tokens: Counts
     kept: npt.NDArray[np.bool_]
+    different: Counts
+    ids: Counts
 
 
 @dataclass(frozen=True)
@@ -75,13 +83,20 @@ class Look:
         scored, kept = self.kept_of(table)
         chosen = scored & (key_hashes <= np.uint64(self.limit))
         table, kept, key_hashes = table.filter(pa.array(chosen)), kept[chosen], key_hashes[chosen]
+        ids, starts, answered = first_answers(table["token_ids"], table["turn"])
+        read = np.minimum(answered, READ)
+        row = np.repeat(np.arange(len(kept)), read)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(read) - read, read)
+        pairs = np.unique(np.stack([row, ids[starts[row] + place]]), axis=1)
         return Rows(
             table["sample_key"].to_numpy(zero_copy_only=False),
             pc.fill_null(table["source"], "").to_numpy(zero_copy_only=False),
             np.zeros(len(kept), np.uint64) if self.keyed is None else self.keyed.of(key_hashes),
-            answer_codes(table["token_ids"], table["turn"]),
+            codes_of(ids, starts, read, answered.astype(np.uint64), READ),
             pc.fill_null(table["num_answer_tokens"], 0).to_numpy(zero_copy_only=False).astype(np.int64),
             kept,
+            np.bincount(pairs[0], minlength=len(kept)),
+            pairs[1],
         )
 
 
@@ -102,7 +117,7 @@ class Shift(NamedTuple):
     """One answer's share of the answers in its group, before and after, and by chance from `low` to `high` (95 %).
 
     `example`: the key of a sample that has it, None for answers that are rare. `samples`: kept ones that are too many
-    or too few.
+    or too few. `token`: of answers that differ, the token that they hold; None where the answer as a whole is meant.
     """
 
     source: str
@@ -112,11 +127,7 @@ class Shift(NamedTuple):
     low: float
     high: float
     samples: float
-
-    @property
-    def chance(self) -> bool:
-        """Whether a random selection does as much."""
-        return self.low <= self.after <= self.high
+    token: int | None = None
 
 
 class Group(NamedTuple):
@@ -173,10 +184,31 @@ class Tilt:
 
 def joined(parts: Iterable[Rows]) -> Rows:
     """The rows of all blocks, in the order of their keys."""
-    every = [*parts]
-    whole = Rows(*(np.concatenate(each) for each in zip(*every, strict=True)))
+    whole = Rows(*(np.concatenate(each) for each in zip(*parts, strict=True)))
     order = np.argsort(whole.keys.astype(str), kind="stable")
-    return Rows(*(each[order] for each in whole))
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    of_ids = np.argsort(np.repeat(place, whole.different), kind="stable")
+    return Rows(*(each[order] for each in whole[:-1]), whole.ids[of_ids])
+
+
+@dataclass(frozen=True)
+class _Events:
+    """Things that a group's samples may have, an answer or a token, E in all: `group` [E], rising, how many samples had
+    each before and after, a row that has it, -1 for rare answers together, and `drawn` [DRAWS, E] of random selections.
+    `token` [E]: its id, -1 for answers."""
+
+    group: Counts
+    before: Counts
+    after: Counts
+    row: Counts
+    drawn: Counts
+    token: Counts
+
+    def __add__(self, other: _Events) -> _Events:
+        mine = (getattr(self, field.name) for field in fields(self))
+        theirs = (getattr(other, field.name) for field in fields(self))
+        return _Events(*(np.concatenate(both, axis=-1) for both in zip(mine, theirs, strict=True)))
 
 
 def tilt_of(rows: Rows, share: int, *, known: bool, seed: int, shown: int = 20) -> Tilt | None:
@@ -186,40 +218,22 @@ def tilt_of(rows: Rows, share: int, *, known: bool, seed: int, shown: int = 20) 
         return None
     source_names, sources = np.unique(rows.sources.astype(str), return_inverse=True)
     group = _groups(rows, sources)
-    answer, answer_group, first = _answers(group, rows.answers)
-    before = np.bincount(answer, minlength=len(answer_group))
-    after = np.bincount(answer[kept], minlength=len(answer_group))
     groups = int(group.max()) + 1
-    sizes, kept_sizes = (np.bincount(answer_group, counts, groups).astype(np.int64) for counts in (before, after))
+    sizes, kept_sizes = np.bincount(group, minlength=groups), np.bincount(group[kept], minlength=groups)
     rng = np.random.default_rng(seed)
-    drawn = np.zeros((DRAWS, len(before)), np.int64)
-    starts = np.searchsorted(answer_group, np.arange(groups + 1))
-    for number, (start, end) in enumerate(itertools.pairwise(starts)):
-        drawn[:, start:end] = rng.multivariate_hypergeometric(
-            before[start:end], int(kept_sizes[number]), size=DRAWS, method="marginals"
-        )
-    variation = _variation(before, after, answer_group, sizes, kept_sizes)
-    by_chance = np.stack([_variation(before, each, answer_group, sizes, kept_sizes) for each in drawn])
+    answers, is_open = _of_answers(group, rows.answers, kept, kept_sizes, rng)
+    tokens = _of_tokens(rows, group, is_open, kept, sizes, kept_sizes, rng)
+    variation, by_chance = _variation(answers, sizes, kept_sizes, whole=True)
+    most, most_by_chance = _variation(tokens, sizes, kept_sizes, whole=False)
+    variation[is_open], by_chance[:, is_open] = most[is_open], most_by_chance[:, is_open]
     expected = by_chance.mean(0)
     weight = kept_sizes / kept_sizes.sum()
     excess = (by_chance - expected) @ weight
-    share_before = before / sizes[answer_group]
-    share_after = after / np.maximum(kept_sizes, 1)[answer_group]
-    low, high = (np.quantile(drawn, each, axis=0) / np.maximum(kept_sizes, 1)[answer_group] for each in (0.025, 0.975))
-    moved = (share_after - share_before) * kept_sizes[answer_group]
-    example = [None if row < 0 else str(rows.keys[row]) for row in first]
-    of_group = np.zeros(groups, np.int64)
-    of_group[group[::-1]] = np.arange(len(group))[::-1]
-    shifts = [
-        Shift(
-            str(source_names[sources[of_group[answer_group[each]]]]), example[each], float(share_before[each]),
-            float(share_after[each]), float(low[each]), float(high[each]), float(moved[each]),
-        )
-        for each in np.argsort(-np.abs(moved), kind="stable")[:shown]
-    ]  # fmt: skip
+    first = np.zeros(groups, np.int64)
+    first[group[::-1]] = np.arange(len(group))[::-1]
     told = [
         Group(
-            str(source_names[sources[of_group[each]]]), str(rows.keys[of_group[each]]), int(sizes[each]),
+            str(source_names[sources[first[each]]]), str(rows.keys[first[each]]), int(sizes[each]),
             int(kept_sizes[each]), float(variation[each]), float(expected[each]),
             float(np.quantile(by_chance[:, each], 0.975)),
         )
@@ -232,10 +246,37 @@ def tilt_of(rows: Rows, share: int, *, known: bool, seed: int, shown: int = 20) 
         _shares(np.unique(rows.kinds, return_inverse=True)[1], kept) if known else None,
         _shares(np.log2(np.maximum(rows.tokens, 1)).astype(np.int64), kept),
         tuple(told),
-        tuple(each for each in shifts if not each.chance),
+        tuple(_shifts(_some(answers, ~is_open[answers.group]) + tokens, rows, sizes, kept_sizes, shown)),
         len(kept),
         known,
     )
+
+
+def _some(events: _Events, chosen: npt.NDArray[np.bool_]) -> _Events:
+    return _Events(*(getattr(events, field.name)[..., chosen] for field in fields(events)))
+
+
+def _shifts(events: _Events, rows: Rows, sizes: Counts, kept: Counts, shown: int) -> Iterator[Shift]:
+    """The greatest shifts by kept samples, those beyond chance alone; of each group one, since where an answer gains
+    others lose."""
+    share_before = events.before / sizes[events.group]
+    of = np.maximum(kept, 1)[events.group]
+    moved = (events.after / of - share_before) * kept[events.group]
+    told = np.zeros(len(sizes), np.bool_)
+    for each in np.argsort(-np.abs(moved), kind="stable"):
+        low, high = (float(value) for value in np.quantile(events.drawn[:, each], (0.025, 0.975)) / of[each])
+        after, group = float(events.after[each] / of[each]), events.group[each]
+        if low <= after <= high or told[group]:
+            continue
+        told[group] = True
+        row = int(events.row[each])
+        source = str(rows.sources[row]) if row >= 0 else ""
+        yield Shift(
+            source, None if row < 0 else str(rows.keys[row]), float(share_before[each]), after, low, high,
+            float(moved[each]), None if events.token[each] < 0 else int(events.token[each]),
+        )  # fmt: skip
+        if told.sum() == shown:
+            return
 
 
 def _groups(rows: Rows, sources: Counts) -> Counts:
@@ -247,9 +288,11 @@ def _groups(rows: Rows, sources: Counts) -> Counts:
     return numbers
 
 
-def _answers(group: Counts, codes: Codes) -> tuple[Counts, Counts, Counts]:
-    """The number of each row's answer [N], rising by group; the group of each answer, and a row that has it, -1 for
-    the rare ones of a group together."""
+def _of_answers(
+    group: Counts, codes: Codes, kept: npt.NDArray[np.bool_], kept_sizes: Counts, rng: np.random.Generator
+) -> tuple[_Events, npt.NDArray[np.bool_]]:
+    """Whole answers, the rare ones of a group as one; and which groups are open, [groups]: many of their answers are
+    rare."""
     by_group = mixed(group.astype(np.uint64), codes)
     _, first, number, counts = np.unique(by_group, return_index=True, return_inverse=True, return_counts=True)
     rare = counts < RARE
@@ -258,14 +301,55 @@ def _answers(group: Counts, codes: Codes) -> tuple[Counts, Counts, Counts]:
     places, renumbered = np.unique(keys, axis=1, return_inverse=True)
     row = np.full(places.shape[1], -1)
     row[renumbered[~rare]] = first[~rare]
-    return renumbered[number], places[0], row
+    answer, of_group = renumbered[number], places[0]
+    before = np.bincount(answer, minlength=len(of_group))
+    after = np.bincount(answer[kept], minlength=len(of_group))
+    drawn = np.zeros((DRAWS, len(before)), np.int64)
+    starts = np.searchsorted(of_group, np.arange(len(kept_sizes) + 1))
+    for place, (start, end) in enumerate(itertools.pairwise(starts)):
+        drawn[:, start:end] = rng.multivariate_hypergeometric(
+            before[start:end], int(kept_sizes[place]), size=DRAWS, method="marginals"
+        )
+    of_rare = np.bincount(group, rare[number], len(kept_sizes)) / np.bincount(group, minlength=len(kept_sizes))
+    return _Events(of_group, before, after, row, drawn, np.full(len(before), -1)), of_rare > OPEN
 
 
-def _variation(before: Counts, after: Counts, group: Counts, sizes: Counts, kept: Counts) -> npt.NDArray[np.float64]:
-    """Half the sum of the differences of shares, of each group; 0 where nothing of it is kept."""
-    apart = np.abs(before / sizes[group] - after / np.maximum(kept, 1)[group])
-    found = np.bincount(group, apart, len(sizes)) / 2
-    return np.where(kept > 0, found, 0.0)
+def _of_tokens(
+    rows: Rows, group: Counts, is_open: npt.NDArray[np.bool_], kept: npt.NDArray[np.bool_], sizes: Counts,
+    kept_sizes: Counts, rng: np.random.Generator,
+) -> _Events:  # fmt: skip
+    """The tokens of answers in open groups. Those of random selections are drawn one token at a time, as if none went
+    with another: their greatest is then a little too great, which is on the safe side."""
+    of_row = np.repeat(np.arange(len(group)), rows.different)
+    chosen = is_open[group[of_row]]
+    of_row, ids = of_row[chosen], rows.ids[chosen]
+    pairs, first, number = np.unique(
+        np.stack([group[of_row], ids]), axis=1, return_index=True, return_inverse=True
+    )  # fmt: skip
+    before = np.bincount(number, minlength=pairs.shape[1])
+    after = np.bincount(number[kept[of_row]], minlength=pairs.shape[1])
+    often = (before >= RARE) & (sizes[pairs[0]] - before >= RARE)
+    of_group, before, after = pairs[0][often], before[often], after[often]
+    drawn = rng.hypergeometric(before, sizes[of_group] - before, kept_sizes[of_group], size=(DRAWS, len(before)))
+    return _Events(of_group, before, after, of_row[first[often]], drawn, pairs[1][often])
+
+
+def _variation(
+    events: _Events, sizes: Counts, kept: Counts, *, whole: bool
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of each group, [groups], and of each random selection, [DRAWS, groups]: half the sum of the differences of shares
+    where the events are a `whole`, the greatest of them where they aren't; 0 where nothing of a group is kept."""
+
+    def of(after: Counts) -> npt.NDArray[np.float64]:
+        apart = np.abs(events.before / sizes[events.group] - after / np.maximum(kept, 1)[events.group])
+        found = np.zeros(len(sizes))
+        if whole:
+            found = np.bincount(events.group, apart, len(sizes)) / 2
+        else:
+            np.maximum.at(found, events.group, apart)
+        return np.where(kept > 0, found, 0.0)
+
+    return of(events.after), np.stack([of(each) for each in events.drawn])
 
 
 def _shares(codes: Counts, kept: npt.NDArray[np.bool_]) -> float:
@@ -274,11 +358,14 @@ def _shares(codes: Counts, kept: npt.NDArray[np.bool_]) -> float:
     return float(np.abs(before / len(codes) - after / kept.sum()).sum() / 2)
 
 
-def in_words(tilt: Tilt, of: Mapping[str, tuple[str, str]], most: int = 3) -> list[str]:
-    """What a person should know of it. `of`: question and answer of the examples, as far as they are known."""
+def in_words(
+    tilt: Tilt, of: Mapping[str, tuple[str, str]], spell: Callable[[int], str] = str, most: int = 3
+) -> list[str]:
+    """What a person should know of it. `of`: question and answer of the examples, as far as they are known. `spell`: a
+    token's text."""
     told = f"tilt of answers: {100 * tilt.answers:.1f} % of the kept samples would need another answer"
     lines = [f"{told} (by chance {100 * tilt.low:+.1f} to {100 * tilt.high:+.1f} %)"]
-    lines += [f"  {_shift(each, of)}" for each in tilt.shifts[:most]]
+    lines += [f"  {_shift(each, of, spell)}" for each in tilt.shifts[:most]]
     if tilt.answers > WARN:
         lines.append(
             f"WARNING: above {100 * WARN:.0f} % a selection changes what is answered; training on it may do harm where "
@@ -288,14 +375,18 @@ def in_words(tilt: Tilt, of: Mapping[str, tuple[str, str]], most: int = 3) -> li
     return lines
 
 
-def _shift(shift: Shift, of: Mapping[str, tuple[str, str]]) -> str:
+def _shift(shift: Shift, of: Mapping[str, tuple[str, str]], spell: Callable[[int], str]) -> str:
     shares = f"{100 * shift.before:.1f} % of answers before, {100 * shift.after:.1f} % after"
     source = f" in {shift.source}" if shift.source else ""
     if shift.example is None:
         return f"rare answers{source}: {shares}"
     question, answer = of.get(shift.example, ("", ""))
-    what = f'"{answer}" to "{question}"' if question or answer else f"what {shift.example} answers"
-    return f"{what}{source}: {shares}"
+    what = f'"{answer}"' if answer else f"what {shift.example} answers"
+    if shift.token is not None:
+        what = f'"{spell(shift.token)}" in answers'
+        question = f"{' '.join(question.split()[:WORDS])} ..." if question else ""
+    to = f' to "{question}"' if question else ""
+    return f"{what}{to}{source}: {shares}"
 
 
 def examples(tilts: Sequence[Tilt | None], most: int = 3) -> list[str]:

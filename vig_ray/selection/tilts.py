@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from vig_ray.dataset.schema import IMAGE_MARK
 from vig_ray.errors import StageError
+from vig_ray.model.checkpoint import local_folder
 from vig_ray.selection.clusters import first_question
 from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.plan import Plan
@@ -63,8 +64,9 @@ def tilts_of(plan: Plan, files: Files, groups: Groups, thresholds: Sequence[np.n
     look = Look(_Kept(strategy, groups, config, thresholds), keyed.get("question"), config.seed, limit)
     rows = joined(some.scan(sorted({*columns(strategy, groups), *COLUMNS}), look))
     tilts = [tilt_of(rows, share, known=bool(keyed), seed=config.seed) for share in range(len(thresholds))]
+    spell = _speller(plan) if any(shift.token is not None for tilt in tilts if tilt for shift in tilt.shifts) else str
     of = _of_examples(samples, examples(tilts)) if samples else {}
-    told = [Told(tilt, tuple(in_words(tilt, of))) if tilt else None for tilt in tilts]
+    told = [Told(tilt, tuple(in_words(tilt, of, spell))) if tilt else None for tilt in tilts]
     worst = max((each for each in told if each), key=lambda each: each.tilt.answers, default=None)
     if config.strict_balance is not None and worst and worst.tilt.answers > config.strict_balance / 100:
         why = "; ".join(line.strip() for line in worst.lines[:4])
@@ -93,6 +95,18 @@ def _of_examples(samples: str, keys: list[str]) -> Mapping[str, tuple[str, str]]
         answers = [turn["text"] for turn in row["conversation"] if turn["role"] == "assistant"]
         found[key] = (_short(first_question(row["conversation"], IMAGE_MARK)), _short(answers[0] if answers else ""))
     return found
+
+
+def _speller(plan: Plan) -> Callable[[int], str]:
+    """The text of a token, by the tokenizer that the scores were made with; its number where that can't be loaded."""
+    from transformers import AutoTokenizer
+
+    try:
+        model = local_folder(str(plan.record["config"]["model"]), weights=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (StageError, OSError, ValueError, ImportError, KeyError, TypeError):
+        return lambda token: f"token {token}"
+    return lambda token: str(tokenizer.decode([token])).strip() or str(tokenizer.convert_ids_to_tokens(token))
 
 
 def _short(text: str) -> str:

@@ -23,7 +23,7 @@ from vig_ray.tables.order import hashes
 from vig_ray.tables.thresholds import Pairs, merged
 
 WithinName = Literal["source", "answer", "question", "cluster"]
-SHORT = 4
+SHORT = 8
 """The most tokens of an answer that is taken as it is, its end of turn among them; of longer ones the first decides."""
 WORDS = 2
 """How many words a question's kind is known by: what color, is there, how many."""
@@ -141,6 +141,28 @@ def sizes_of(parts: Iterator[Codes]) -> Pairs:
 def answer_codes(token_ids: pa.ChunkedArray, turn: pa.ChunkedArray) -> Codes:
     """A code of each row's first answer, uint64 [rows]: of all its tokens where they are `SHORT` at most, of the first
     one otherwise."""
+    ids, starts, tokens = first_answers(token_ids, turn)
+    read = np.where(tokens <= SHORT, tokens, np.minimum(tokens, 1))
+    return codes_of(ids, starts, read, np.where(tokens > SHORT, _LONG, _NONE), SHORT)
+
+
+def codes_of(
+    ids: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], read: npt.NDArray[np.int64], begin: Codes, most: int
+) -> Codes:
+    """A code of each row's first `read` ids, `most` at most, uint64 [rows]; `begin` goes into it."""
+    found = begin
+    for place in range(most):
+        there = read > place
+        at = np.full(len(read), _NONE)
+        at[there] = ids[starts[there] + place].astype(np.uint64)
+        found = mixed(found, at)
+    return found
+
+
+def first_answers(
+    token_ids: pa.ChunkedArray, turn: pa.ChunkedArray
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """All rows' ids end to end, where each row's begin, and how many of them are its first answer's, [rows] each."""
     ids, lengths = _flat(token_ids)
     turns, _ = _flat(turn)
     starts = np.cumsum(lengths) - lengths
@@ -148,14 +170,7 @@ def answer_codes(token_ids: pa.ChunkedArray, turn: pa.ChunkedArray) -> Codes:
     some = lengths > 0
     first_turn[some] = turns[starts[some]]
     of_first = np.concatenate([[0], np.cumsum(turns == np.repeat(first_turn, lengths))])
-    tokens = of_first[starts + lengths] - of_first[starts]
-    found = np.where(tokens > SHORT, _LONG, _NONE)
-    for place in range(SHORT):
-        there = (tokens > place) & ((tokens <= SHORT) | (place == 0))
-        at = np.full(len(lengths), _NONE)
-        at[there] = ids[starts[there] + place].astype(np.uint64)
-        found = mixed(found, at)
-    return found
+    return ids, starts, of_first[starts + lengths] - of_first[starts]
 
 
 def _flat(lists: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
