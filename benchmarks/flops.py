@@ -4,23 +4,26 @@ The engine and the published loop (benchmarks/published.py) run over samples of 
 (benchmarks/llava_shape.py) under torch's FlopCounterMode, two passes each; the least is arithmetic
 (benchmarks/least.py). Printed for each reference: the engine's FLOPs over the least, in all and part by part; the
 tokens that its layers computed over those that the least has, beside what they would be without padding if each prompt
-were run by itself: what is above 1 is padding, or was computed twice; and the FLOPs a sample.
+were run by itself: what is above 1 is padding, or was computed twice; and the FLOPs a sample. `--marginal 8`: what
+eight other images for each sample cost beside `blur`, with what prompts begin with computed once, and without.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.least import Flops, least_flops
-from benchmarks.llava_shape import PASSES, Family, llava, prepared, reference, samples
+from benchmarks.llava_shape import PASSES, Family, llava, picture, prepared, reference, samples
 from benchmarks.published import largest_difference, published_loop
-from vig_ray.model.prompt import Prompt
+from vig_ray.model.prompt import Prompt, PromptImage
 from vig_ray.scoring.engines.torch import TorchEngine
 
 aten = torch.ops.aten
@@ -137,6 +140,37 @@ def told(name: str, result: Compared, count: int) -> str:
     return "\n".join(lines)
 
 
+def with_other_images(family: Family, clean: Sequence[Prompt], images: int) -> list[list[Prompt]]:
+    """The passes of `marginal`: of each sample its prompt with each of so many images that are no sample's."""
+    others = [
+        PromptImage(f"other-{each}", partial(picture, family.size, seed=10**6 + each), family.formatter.preprocess)
+        for each in range(images)
+    ]
+    return [[dataclasses.replace(prompt, images=(other,)) if prompt.images else prompt for other in others]
+            for prompt in clean]  # fmt: skip
+
+
+def marginal_told(family: Family, model: Any, engine: Any, clean: Sequence[Prompt], images: int) -> str:
+    """Lines about `marginal` beside `blur`, each with the clean pass: with shared prefixes, as the engine runs them,
+    and with each prompt by itself."""
+    blurred = reference("blur", family)
+    passes = {
+        "blur": prepared([each for prompt in clean for each in (prompt, blurred(prompt))]),
+        f"marginal, {images} images": prepared([
+            each for prompt, others in zip(clean, with_other_images(family, clean, images), strict=True)
+            for each in (prompt, *others)
+        ]),
+    }  # fmt: skip
+    shared = {name: counted(model, lambda given=each: engine.logprobs(given)) for name, each in passes.items()}
+    alone = {name: sum(least_flops(family.config, [prompt]).total for prompt in each) for name, each in passes.items()}
+    base = shared["blur"].total
+    return "\n".join(
+        f"{name:20} engine {shared[name].total / base:.2f} times blur's, least "
+        f"{least_flops(family.config, passes[name]).total / base:.2f}, each prompt by itself {alone[name] / base:.2f}"
+        for name in passes
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="the small model, in seconds")
@@ -144,11 +178,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="distinct ones; by default 60 %% of the samples")
     parser.add_argument("--batch-tokens", type=int, help="the engine's, by default its own")
     parser.add_argument("--references", nargs="+", choices=PASSES, default=list(PASSES))
+    parser.add_argument("--marginal", type=int, metavar="K", help="only `marginal` with so many images beside `blur`")
     options = parser.parse_args()
     family = llava("small" if options.small else "12x768")
     model = family.model()
     clean = samples(family, options.samples, images=options.images)
     print(f"{family.name}, {options.samples} samples, torch {torch.__version__}; parts as multiples of the least")
+    if options.marginal:
+        engine = TorchEngine(model, family.formatter.collate, max_batch_tokens=options.batch_tokens)
+        print(marginal_told(family, model, engine, clean, options.marginal))
+        return
     for name in options.references:
         engine = TorchEngine(model, family.formatter.collate, max_batch_tokens=options.batch_tokens)
         print(told(name, compared(family, model, engine, clean, name), options.samples), flush=True)

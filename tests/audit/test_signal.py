@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from vig_ray.audit.signal import Beaten, Floats, gains_of, null_gains_of, signal_of
+from vig_ray.audit.signal import Beaten, signal_of
+from vig_ray.selection.marginal import Floats, gains_of, null_gains_of
 
 
 def leaning(rng: np.random.Generator, n: int, k: int, seen: float = 0.0) -> tuple[Floats, Floats]:

@@ -176,5 +176,7 @@ def test_strict_balance_refuses_before_anything_is_written(
     assert len(selected(tmp_path)) == sum(each.counted.total("scored") + each.counted.total("text_only")
                                           for each in earlier.kept)  # fmt: skip
     select(scores, tmp_path / "most", p=50, strategy="vig-samples", strict_balance=60)
+    with pytest.raises(StageError, match="--strict-balance 10: tilt of answers"):  # of what is there already
+        select(scores, tmp_path / "most", p=50, strategy="vig-samples", strict_balance=10)
     with pytest.raises(StageError, match="--strict-balance: has no effect with --strategy random"):
         select(scores, tmp_path / "random", strategy="random", strict_balance=5)

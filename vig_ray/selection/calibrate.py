@@ -41,7 +41,7 @@ class Sums(NamedTuple):
     def of(cls, codes: Codes, values: Floats) -> Sums:
         """Of a value each."""
         found, place = np.unique(codes, return_inverse=True)
-        return cls(found, np.bincount(place, minlength=len(found)), np.bincount(place, values, minlength=len(found)))
+        return cls(found, np.bincount(place, minlength=len(found)), _sums(place, values, len(found)))
 
     @classmethod
     def merged(cls, parts: Iterable[Sums]) -> Sums:
@@ -51,9 +51,7 @@ class Sums(NamedTuple):
             return cls.of(np.zeros(0, np.uint64), np.zeros(0))
         codes, counts, sums = (np.concatenate(each) for each in zip(*every, strict=True))
         found, place = np.unique(codes, return_inverse=True)
-        size = len(found)
-        whole = np.bincount(place, counts, minlength=size).astype(np.int64)
-        return cls(found, whole, np.bincount(place, sums, minlength=size))
+        return cls(found, _sums(place, counts, len(found)).astype(np.int64), _sums(place, sums, len(found)))
 
     def means(self, least: int) -> tuple[Codes, Floats]:
         """The codes that have at least so many values, rising, and the mean of each."""
@@ -136,7 +134,7 @@ class Summed:
         if self.reference == self.other == MARGINAL:
             tokens = table["num_answer_tokens"].to_numpy().astype(np.float64)
             # Of one of the K images over the others: over all K, itself among them, each would lose a little.
-            return null_gains_of(_flat(losses).reshape(table.num_rows, -1), tokens).mean(1)
+            return np.asarray(null_gains_of(_flat(losses).reshape(table.num_rows, -1), tokens).mean(1), np.float64)
         return np.asarray(table["reference_loss"].to_numpy(), np.float64) - _means(losses)
 
     def _of_tokens(self, table: pa.Table) -> Floats:
@@ -155,6 +153,10 @@ def nulls_of(parts: Iterator[tuple[Sums, Sums, Sums]], within: Within, other: Ot
     return Nulls(
         within, other, everything, samples.means(least), in_group.means(TOKENS_LEAST), of_id.means(TOKENS_LEAST)
     )
+
+
+def _sums(place: npt.NDArray[np.int64], values: npt.NDArray[Any], size: int) -> Floats:
+    return np.asarray(np.bincount(place, values, minlength=size), np.float64)
 
 
 def _losses(other: OtherImagesName) -> str:

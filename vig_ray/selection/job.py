@@ -35,7 +35,7 @@ from vig_ray.selection.rank import Groups, columns, ranks
 from vig_ray.selection.schema import SELECTION
 from vig_ray.selection.strategy import Settings, Strategy, Tokens
 from vig_ray.selection.thresholds import Sizes, thresholds_of
-from vig_ray.selection.tilts import Told, tilts_of
+from vig_ray.selection.tilts import Told, check_balance, tilts_of
 from vig_ray.selection.within import Within, keyed_by, sizes_of
 from vig_ray.stage import Claim, claim
 from vig_ray.tables.order import Hashes, Positions, among, hashes, positions
@@ -57,7 +57,9 @@ def run(config: SelectConfig) -> Selection:
     output = claim(plan.out, "select", plan.identity(), overwrite=config.overwrite, resumes=False)
     if output.complete:
         log.info("%s: already complete, nothing to select", plan.out)
-        return Selection.from_json(output.record["selection"], plan.out)
+        selection = Selection.from_json(output.record["selection"], plan.out)
+        check_balance(config, [(kept.tilt, kept.told) for kept in selection.kept if kept.tilt])
+        return selection
     with scans_on_ray(config.address) as on_ray:
         files = dataclasses.replace(plan.files, on_ray=on_ray)
         if plan.measures is not None:

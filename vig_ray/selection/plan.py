@@ -54,7 +54,10 @@ class Plan:
         elsewhere |= set() if self.config.calibrate else {"calibrate", "null"}
         elsewhere |= set() if self.config.within or self.config.calibrate else {"within_least"}
         elsewhere |= {"weights_sum"} if self.config.weights_sum == "tokens" else set()
-        identity = {"scores": self.view.scored, "options": self.config.model_dump(mode="json", exclude=elsewhere)}
+        identity: dict[str, Any] = {
+            "scores": self.view.scored,
+            "options": self.config.model_dump(mode="json", exclude=elsewhere),
+        }
         identity |= {"null": self.null} if self.null else {}
         identity |= {"measures": self.measures.identity} if self.measures else {}
         return identity | ({"counts": self.counts.fingerprint()} if self.counts else {})

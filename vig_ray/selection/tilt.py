@@ -184,12 +184,12 @@ class Tilt:
 
 def joined(parts: Iterable[Rows]) -> Rows:
     """The rows of all blocks, in the order of their keys."""
-    whole = Rows(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    whole = Rows._make(np.concatenate(each) for each in zip(*parts, strict=True))
     order = np.argsort(whole.keys.astype(str), kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     of_ids = np.argsort(np.repeat(place, whole.different), kind="stable")
-    return Rows(*(each[order] for each in whole[:-1]), whole.ids[of_ids])
+    return Rows._make([*(each[order] for each in whole[:-1]), whole.ids[of_ids]])
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,8 @@ def tilt_of(rows: Rows, share: int, *, known: bool, seed: int, shown: int = 20) 
     ]  # fmt: skip
     return Tilt(
         float((variation - expected) @ weight),
-        *(float(np.quantile(excess, each)) for each in (0.025, 0.975)),
+        float(np.quantile(excess, 0.025)),
+        float(np.quantile(excess, 0.975)),
         _shares(sources, kept),
         _shares(np.unique(rows.kinds, return_inverse=True)[1], kept) if known else None,
         _shares(np.log2(np.maximum(rows.tokens, 1)).astype(np.int64), kept),

@@ -19,7 +19,7 @@ from vig_ray.selection.plan import Plan
 from vig_ray.selection.rank import Groups, columns, ranks
 from vig_ray.selection.strategy import Strategy
 from vig_ray.selection.tilt import COLUMNS, Look, Tilt, examples, in_words, joined, looked_at, tilt_of
-from vig_ray.selection.within import keyed_by
+from vig_ray.selection.within import WithinName, keyed_by
 from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
 from vig_ray.tables.directories import rows_of, samples_beside
@@ -59,7 +59,8 @@ def tilts_of(plan: Plan, files: Files, groups: Groups, thresholds: Sequence[np.n
     if strategy.ranking in (None, "chance") or not plan.has_answers:
         return [None] * len(thresholds)
     samples = _samples(plan)
-    keyed = keyed_by(("question",) if samples else (), samples, embedding_model="", clusters=1, seed=config.seed)
+    by: tuple[WithinName, ...] = ("question",) if samples else ()
+    keyed = keyed_by(by, samples, embedding_model="", clusters=1, seed=config.seed)
     some, limit = looked_at(files)
     look = Look(_Kept(strategy, groups, config, thresholds), keyed.get("question"), config.seed, limit)
     rows = joined(some.scan(sorted({*columns(strategy, groups), *COLUMNS}), look))
@@ -67,11 +68,18 @@ def tilts_of(plan: Plan, files: Files, groups: Groups, thresholds: Sequence[np.n
     spell = _speller(plan) if any(shift.token is not None for tilt in tilts if tilt for shift in tilt.shifts) else str
     of = _of_examples(samples, examples(tilts)) if samples else {}
     told = [Told(tilt, tuple(in_words(tilt, of, spell))) if tilt else None for tilt in tilts]
-    worst = max((each for each in told if each), key=lambda each: each.tilt.answers, default=None)
-    if config.strict_balance is not None and worst and worst.tilt.answers > config.strict_balance / 100:
-        why = "; ".join(line.strip() for line in worst.lines[:4])
-        raise StageError(f"--strict-balance {config.strict_balance:g}: {why}; nothing is written")
+    check_balance(config, [each for each in told if each])
     return told
+
+
+def check_balance(config: SelectConfig, tilts: Sequence[tuple[Tilt, Sequence[str]]]) -> None:
+    """Raise StageError where one tilts more than --strict-balance allows."""
+    if config.strict_balance is None:
+        return
+    for tilt, lines in tilts:
+        if tilt.answers > config.strict_balance / 100:
+            why = "; ".join(line.strip() for line in lines[:4])
+            raise StageError(f"--strict-balance {config.strict_balance:g}: {why}; nothing is written")
 
 
 def _samples(plan: Plan) -> str | None:
