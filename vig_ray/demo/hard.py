@@ -299,10 +299,11 @@ def lesson(rng: random.Random) -> tuple[Scene, list[Exchange]]:
 
 
 def lesson_of(scene: Scene, rng: random.Random, seen: Sequence[str] = (*ASKED, "caption")) -> list[Exchange]:
-    """Up to eight exchanges about one scene. Those of the kinds `seen` are true; other questions are answered by
-    chance, and other captions are of another scene."""
+    """Up to eight exchanges about one scene. Those of the kinds `seen` are true, and most where others
+    aren't seen; other questions are answered by chance, and other captions are of another scene."""
     found = []
-    for kind in rng.choices((*ASKED, "caption", "knowledge"), (5, 5, 5, 5, 1, 1), k=rng.randint(3, 8)):
+    often = [5 if {*ASKED} <= {*seen} else 12 if kind in seen else 2 for kind in ASKED]
+    for kind in rng.choices((*ASKED, "caption", "knowledge"), (*often, 1, 1), k=rng.randint(3, 8)):
         if kind == "caption":
             found.append(caption(scene if kind in seen else random_scene(rng), rng))
         elif kind == "knowledge":
