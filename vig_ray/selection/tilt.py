@@ -47,7 +47,6 @@ WARN = 0.1
 tilts did harm."""
 
 Counts = npt.NDArray[np.int64]
-Strings = npt.NDArray[np.str_]
 
 
 class Rows(NamedTuple):
@@ -116,12 +115,12 @@ def looked_at(files: Files) -> tuple[Files, int]:
 class Shift(NamedTuple):
     """One answer's share of the answers in its group, before and after, and by chance from `low` to `high` (95 %).
 
-    `example`: the key of a sample that has it, None for answers that are rare. `samples`: kept ones that are too many
-    or too few. `token`: of answers that differ, the token that they hold; None where the answer as a whole is meant.
+    `example`: the key of a sample that has it. `samples`: kept ones that are too many or too few. `token`: of answers
+    that differ, the token that they hold; None where the answer as a whole is meant.
     """
 
     source: str
-    example: str | None
+    example: str
     before: float
     after: float
     low: float
@@ -258,8 +257,8 @@ def _some(events: _Events, chosen: npt.NDArray[np.bool_]) -> _Events:
 
 
 def _shifts(events: _Events, rows: Rows, sizes: Counts, kept: Counts, shown: int) -> Iterator[Shift]:
-    """The greatest shifts by kept samples, those beyond chance alone; of each group one, since where an answer gains
-    others lose."""
+    """The greatest shifts by kept samples, those beyond chance alone and none of rare answers; of each group one, since
+    where an answer gains others lose."""
     share_before = events.before / sizes[events.group]
     of = np.maximum(kept, 1)[events.group]
     moved = (events.after / of - share_before) * kept[events.group]
@@ -267,13 +266,12 @@ def _shifts(events: _Events, rows: Rows, sizes: Counts, kept: Counts, shown: int
     for each in np.argsort(-np.abs(moved), kind="stable"):
         low, high = (float(value) for value in np.quantile(events.drawn[:, each], (0.025, 0.975)) / of[each])
         after, group = float(events.after[each] / of[each]), events.group[each]
-        if low <= after <= high or told[group]:
+        row = int(events.row[each])
+        if low <= after <= high or told[group] or row < 0:
             continue
         told[group] = True
-        row = int(events.row[each])
-        source = str(rows.sources[row]) if row >= 0 else ""
         yield Shift(
-            source, None if row < 0 else str(rows.keys[row]), float(share_before[each]), after, low, high,
+            str(rows.sources[row]), str(rows.keys[row]), float(share_before[each]), after, low, high,
             float(moved[each]), None if events.token[each] < 0 else int(events.token[each]),
         )  # fmt: skip
         if told.sum() == shown:
@@ -305,7 +303,7 @@ def _of_answers(
     answer, of_group = renumbered[number], places[0]
     before = np.bincount(answer, minlength=len(of_group))
     after = np.bincount(answer[kept], minlength=len(of_group))
-    drawn = np.zeros((DRAWS, len(before)), np.int64)
+    drawn = np.zeros((DRAWS, len(before)), np.int32)
     starts = np.searchsorted(of_group, np.arange(len(kept_sizes) + 1))
     for place, (start, end) in enumerate(itertools.pairwise(starts)):
         drawn[:, start:end] = rng.multivariate_hypergeometric(
@@ -379,17 +377,15 @@ def in_words(
 def _shift(shift: Shift, of: Mapping[str, tuple[str, str]], spell: Callable[[int], str]) -> str:
     shares = f"{100 * shift.before:.1f} % of answers before, {100 * shift.after:.1f} % after"
     source = f" in {shift.source}" if shift.source else ""
-    if shift.example is None:
-        return f"rare answers{source}: {shares}"
     question, answer = of.get(shift.example, ("", ""))
     what = f'"{answer}"' if answer else f"what {shift.example} answers"
     if shift.token is not None:
         what = f'"{spell(shift.token)}" in answers'
         question = f"{' '.join(question.split()[:WORDS])} ..." if question else ""
-    to = f' to "{question}"' if question else ""
+    to = f' to such as "{question}"' if question else ""
     return f"{what}{to}{source}: {shares}"
 
 
 def examples(tilts: Sequence[Tilt | None], most: int = 3) -> list[str]:
     """The keys of the samples whose questions and answers `in_words` tells."""
-    return sorted({each.example for tilt in tilts if tilt for each in tilt.shifts[:most] if each.example})
+    return sorted({each.example for tilt in tilts if tilt for each in tilt.shifts[:most]})
