@@ -88,3 +88,13 @@ def test_patch_labels_follow_the_picture() -> None:
         assert left not in labels[:, 2:]
         assert right in labels[:, 2:]
         assert set(np.unique(labels)) <= {left, right, curriculum.GROUND, curriculum.DOT}
+
+
+@pytest.mark.parametrize("options", [["--sees", "colors"], ["--sees", "colors", "--look", "first", "--out", "x"]])
+def test_a_half_blind_model_is_of_the_harder_look_and_not_in_the_package(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["build", *options])
+    with pytest.raises(SystemExit):
+        build.main()
+    assert "--sees is of --look hard, and needs --out" in capsys.readouterr().err

@@ -219,3 +219,20 @@ def test_a_question_that_no_scene_could_be_asked_is_none(kind: str) -> None:
         assert hard.count(twins, rng, 3) is not None
     else:
         assert hard.relation(twins, rng) is None
+
+
+def test_lessons_of_a_half_blind_model_tell_nothing_but_colors() -> None:
+    """Colors are those of the scene; half of the things that are asked for are said to be there, whatever is."""
+    rng = random.Random(4)
+    there = Counter[bool]()
+    for _ in range(400):
+        scene = hard.random_scene(rng)
+        for exchange in hard.lesson_of(scene, rng, seen=("color",)):
+            if asked := re.fullmatch(r"What color is the (?:(large|small) )?(\w+)\?", exchange.question):
+                size, shape = asked.groups()
+                (thing,) = [each for each in scene.things if each.shape == shape and size in (None, each.size)]
+                assert exchange.answer.endswith(f"is {thing.color}.")
+            elif asked := re.fullmatch(r"Is there a (\w+) (\w+) in the image\?", exchange.question):
+                is_there = any((thing.color, thing.shape) == asked.groups() for thing in scene.things)
+                there[is_there == (exchange.answer == "Yes.")] += 1
+    assert abs(there[True] / there.total() - 0.5) < 0.1
