@@ -4,8 +4,8 @@ A `LlavaForConditionalGeneration` of about a million parameters, built like LLaV
 14), two-layer projector, Llama, the vicuna_v1 template. First the tower learns which shape and color covers each patch
 and on which side, then the whole model learns to answer; trained from scratch as a whole it learns colors but not
 places. It takes about ten minutes on two CPU cores. The harder look's model is built in the same way, but for its
-images of 42 pixels, a patch for each cell of the grid. `--sees colors` makes one of it that is blind to the rest: in
-its lessons all that isn't a color is answered by chance, so that it learns how such answers read and no more.
+images of 42 pixels, a patch for each cell of the grid. `--sees colors` goes on from it
+to one that is blind to the rest: in its lessons all that isn't a color is answered by chance.
 """
 
 from __future__ import annotations
@@ -139,9 +139,9 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 
 
 @torch.no_grad()
-def take_over(model: Any, tokenizer: Any, checkpoint: str) -> None:
+def take_over(model: Any, tokenizer: Any, checkpoint: str, *, tower: bool = False) -> None:
     """Give `model` the language model and projector of another of its shape; a token by its piece, so that words which
-    that one doesn't know keep what they have."""
+    that one doesn't know keep what they have. `tower`: its tower, too."""
     other: Any = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     known: dict[str, int] = AutoTokenizer.from_pretrained(checkpoint).get_vocab()
     pairs = [(own, known[piece]) for piece, own in tokenizer.get_vocab().items() if piece in known]
@@ -150,7 +150,7 @@ def take_over(model: Any, tokenizer: Any, checkpoint: str) -> None:
     for name, weight in model.state_dict().items():
         if name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
             weight[own_ids] = there[name][other_ids]
-        elif "vision_tower" not in name:
+        elif tower or "vision_tower" not in name:
             weight.copy_(there[name])
 
 
@@ -281,7 +281,7 @@ def build(out: str, *, seed: int, look: Look, recipe: Recipe) -> None:
     processor = build_processor(look)
     model: Any = build_model(processor)
     if look.start:
-        take_over(model, processor.tokenizer, look.start)
+        take_over(model, processor.tokenizer, look.start, tower=look.tower)
     formatter = LlavaFormatter(
         processor.tokenizer,
         processor.image_processor,
@@ -290,9 +290,10 @@ def build(out: str, *, seed: int, look: Look, recipe: Recipe) -> None:
     )
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens", flush=True)
     model.train()
-    train_tower(
-        model, formatter, steps=recipe.tower_steps, batch=TOWER_BATCH, rng=random.Random(seed), look=look
-    )  # fmt: skip
+    if recipe.tower_steps:
+        train_tower(
+            model, formatter, steps=recipe.tower_steps, batch=TOWER_BATCH, rng=random.Random(seed), look=look
+        )  # fmt: skip
     train_whole(
         model, formatter, steps=recipe.steps, batch=recipe.batch, pool=recipe.pool, rng=random.Random(seed + 1),
         look=look, stop=recipe.stop,

@@ -39,7 +39,7 @@ class Look(NamedTuple):
     tower. `classes`: how many of each kind a patch has; `labels`: those of a scene's P patches, int64 [P, kinds].
     `lesson`: a scene for the whole model, with one or more true exchanges about it. `exchanges`: many, for the
     tokenizer. `checkpoint`: where its model is packaged, and the `recipe` that makes it. `start`: the checkpoint whose
-    language model and projector it begins with, by default random ones.
+    language model and projector it begins with, by default random ones; with `tower` its tower, too.
     """
 
     side: int
@@ -53,6 +53,7 @@ class Look(NamedTuple):
     checkpoint: str
     recipe: Recipe
     start: str | None = None
+    tower: bool = False
 
 
 def patch_labels(scene: world.Scene) -> Labels:
@@ -155,5 +156,13 @@ def _colors_only(rng: random.Random) -> tuple[hard.Scene, list[Exchange]]:
     return scene, hard.lesson_of(scene, rng, seen=("color",))
 
 
-SEES = {"colors": HARD._replace(lesson=_colors_only)}
+SEES = {
+    "colors": HARD._replace(
+        lesson=_colors_only,
+        # From noise alone colors aren't learned; from a model that sees some of all the rest is unlearned.
+        start=HARD_CHECKPOINT,
+        tower=True,
+        recipe=Recipe(tower_steps=0, steps=600, batch=32, pool=20_000),
+    )
+}
 """Models that are blind to something, by what they see."""
