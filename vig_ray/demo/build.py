@@ -4,8 +4,8 @@ A `LlavaForConditionalGeneration` of about a million parameters, built like LLaV
 14), two-layer projector, Llama, the vicuna_v1 template. First the tower learns which shape and color covers each patch
 and on which side, then the whole model learns to answer; trained from scratch as a whole it learns colors but not
 places. It takes about ten minutes on two CPU cores. The harder look's model is built in the same way, but for its
-images of 42 pixels, a patch for each cell of the grid. `--sees colors` goes on from it to one that is blind to the rest:
-in its lessons all that isn't a color is answered by chance.
+images of 42 pixels, a patch for each cell of the grid. `--sees colors` goes on from it to one that is blind to
+the rest: in its lessons all that isn't a color is answered by chance.
 """
 
 from __future__ import annotations
