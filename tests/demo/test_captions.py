@@ -35,8 +35,9 @@ def test_what_the_image_decides_is_what_other_scenes_have_otherwise() -> None:
         text, decided = captions.caption(scene, random.Random(seed))[1:]
         others = [captions.caption(other, random.Random(seed)).answer for other in world.all_scenes()]
         several += text.count(".") > 2
+        agreeing = others
         for at, word in words(text):
-            agreeing = [other for other in others if other.startswith(text[:at])]
+            agreeing = [other for other in agreeing if other.startswith(text[:at])]
             differs = any(not other.startswith(word, at) for other in agreeing)
             assert differs == any(first <= at < last for first, last in decided), (text, word)
     assert several > 5
