@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from vig_ray.audit.advice import advice
 from vig_ray.audit.config import AuditConfig
 from vig_ray.audit.signal import Beaten, Signal, signal_of
 from vig_ray.cluster import scans_on_ray
@@ -49,7 +50,7 @@ class Audited:
     all: Signal
     reference: str
     images: int
-    by: str
+    by: Literal["source", "cluster"]
     left_out: int
     questions: Mapping[str, str]
     json_lines: bool = False
@@ -106,7 +107,7 @@ class Audited:
             lines.append(f"Too few samples to tell: {', '.join(few)}")
         if self.left_out:
             lines.append(f"{self.left_out:,} samples with an image lack a pass and were left out")
-        return lines
+        return [*lines, *advice(self.groups, self.by)]
 
 
 def _percent(value: float) -> str:
