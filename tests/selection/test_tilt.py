@@ -158,7 +158,7 @@ def test_select_tells_it_and_warns(leaning: tuple[list[dict[str, Any]], str], tm
     assert not of.tilt.known
     told = found.text()
     assert "tilt of answers: " in told
-    assert "WARNING: above 10 %" in told
+    assert "WARNING: above 6 %" in told
     again = Selection.from_json((read_stage(str(tmp_path / "selection")) or {})["selection"], "")
     assert again.kept == found.kept
     within = select(scores, tmp_path / "within", p=50, strategy="vig-samples", within="answer").kept[0].tilt

@@ -40,11 +40,12 @@ OPEN = 0.2
 """Share of rare answers above which a group's tokens are compared, not its answers."""
 READ = 32
 """Tokens of an answer that tell it from others."""
+MOVED = 5
+"""Samples that an answer has to gain or lose to be named."""
 DRAWS = 200
 """Random selections that the excess is over."""
-WARN = 0.1
-"""The tilt above which a person is warned: one kept sample in ten would need another answer. docs/trust.md says which
-tilts did harm."""
+WARN = 0.06
+"""The tilt above which a person is warned. docs/trust.md says how it was set: models that see tilted by less."""
 
 Counts = npt.NDArray[np.int64]
 
@@ -257,8 +258,8 @@ def _some(events: _Events, chosen: npt.NDArray[np.bool_]) -> _Events:
 
 
 def _shifts(events: _Events, rows: Rows, sizes: Counts, kept: Counts, shown: int) -> Iterator[Shift]:
-    """The greatest shifts by kept samples, those beyond chance alone and none of rare answers; of each group one, since
-    where an answer gains others lose."""
+    """The greatest shifts by kept samples, those beyond chance alone, of `MOVED` samples at least, and none of rare
+    answers; of each group one, since where an answer gains others lose."""
     share_before = events.before / sizes[events.group]
     of = np.maximum(kept, 1)[events.group]
     moved = (events.after / of - share_before) * kept[events.group]
@@ -267,6 +268,8 @@ def _shifts(events: _Events, rows: Rows, sizes: Counts, kept: Counts, shown: int
         low, high = (float(value) for value in np.quantile(events.drawn[:, each], (0.025, 0.975)) / of[each])
         after, group = float(events.after[each] / of[each]), events.group[each]
         row = int(events.row[each])
+        if abs(moved[each]) < MOVED:
+            return
         if low <= after <= high or told[group] or row < 0:
             continue
         told[group] = True
