@@ -1,0 +1,52 @@
+"""When to trust the gain, as the page says it: the audit of the scores, and the tilt of their selection."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+
+import pytest
+
+from vig_ray.audit.config import AuditConfig
+from vig_ray.audit.job import run as audit
+from vig_ray.demo import CHECKPOINT, world
+from vig_ray.report import job as report
+from vig_ray.report.job import ReportConfig
+from vig_ray.report.trust import trust
+from vig_ray.scoring import job as scoring
+from vig_ray.scoring.config import ScoreConfig
+from vig_ray.selection import job as selection
+from vig_ray.selection.config import SelectConfig
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trust")
+    data = world.write(str(folder / "data"), 300, 5)
+    scoring.run(
+        ScoreConfig(data=data, model=CHECKPOINT, out=str(folder), reference=("blur", "swap")), in_process=True
+    )  # fmt: skip
+    return folder
+
+
+def test_the_page_has_the_audit_and_the_tilt(scored: Path) -> None:
+    told = selection.run(SelectConfig(scores=str(scored), out=str(scored), p=50)).kept[0]
+    report.run(ReportConfig(scores=str(scored), out=str(scored / "report.html"), gallery=0, figures=False))
+    page, numbers = (scored / "report.html").read_text(), json.loads((scored / "report.json").read_text())
+    part = page[page.index('<section id="trust">') :].partition("</section>")[0]
+    found = audit(AuditConfig(scores=str(scored)))
+    assert [row["source"] for row in numbers["audit"]["sources"]] == list(found.groups)
+    for name, each in found.groups.items():
+        assert f"<td>{name}<td>{each.samples}<td>{100 * each.auroc:.1f} %" in part
+    for line in found.words():
+        assert escape(line) in part
+    assert told.tilt is not None
+    assert told.told[0][1:] in part
+    assert f"sources {100 * told.tilt.sources:.1f} %" in part
+    assert numbers["selection"]["tilt"]["answers"] == told.tilt.answers
+
+
+def test_scores_that_cannot_tell_have_no_such_part() -> None:
+    assert trust({"audit": None, "selection": None}) == ""
+    assert trust({"selection": {"tilt": None}}) == ""
