@@ -131,7 +131,7 @@ def run(config: AuditConfig) -> Audited:
         groups = Groups((), config.clusters, keys, of_key)
     fs, _ = filesystem(scores)
     paths = parquet_files(scores)
-    columns = ["sample_key", "source", "num_answer_tokens", loss_column(CLEAN), _LOSSES[reference]]
+    columns = ["sample_key", "source", loss_column(CLEAN), _LOSSES[reference]]
     missing = sorted({*columns} - {*pq.read_schema(paths[0], filesystem=fs).names})
     if missing:
         raise StageError(f"{paths[0]}: has no column {missing[0]!r}; score again")
@@ -203,13 +203,12 @@ class _Counted:
         if not table.num_rows:
             return {}, {}, lacking
         clean_N = table[loss_column(CLEAN)].to_numpy().astype(np.float64)
-        tokens_N = table["num_answer_tokens"].to_numpy().astype(np.float64)
         swapped_NK = _rectangle(table[self.losses], len(clean_N))
         names = self._names(table)
         parts, keys = {}, {}
         for name in np.unique(names):
             of_name = names == name
-            parts[str(name)] = Beaten.of(clean_N[of_name], swapped_NK[of_name], tokens_N[of_name])
+            parts[str(name)] = Beaten.of(clean_N[of_name], swapped_NK[of_name])
             keys[str(name)] = str(pc.min(table["sample_key"].filter(pa.array(of_name))).as_py())
         return parts, keys, lacking
 

@@ -14,13 +14,13 @@ seen, 1/2 lies outside of a 95 % interval in 5 % of the groups.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from vig_ray.selection.marginal import Floats, gains_of, null_gains_of
+from vig_ray.selection.marginal import Floats
 
 CONFIDENCE = 0.95
 
@@ -30,8 +30,9 @@ class Beaten:
     """Sums over samples of a group, of which `Signal` is made; sums of two parts add up (`+=`).
 
     `samples`: N. `of_images` [K]: sums of h_ik over samples. `total`, `squares`: of the samples' means over K.
-    `all_beaten`: samples whose own image beats all K. `gains`, `nulls`: the count, the sum and the sum of squares of
-    the samples' gains, and of what each of the K images gains over the others, float64 [3].
+    `all_beaten`: samples whose own image beats all K. `apart`: the sum of how much less each sample's loss is with its
+    own image than with the mean of the others, nats; `spread`: the sum of squares of its K + 1 losses around their
+    mean.
     """
 
     of_images: Floats
@@ -39,22 +40,23 @@ class Beaten:
     total: float = 0.0
     squares: float = 0.0
     all_beaten: int = 0
-    gains: Floats = field(default_factory=lambda: np.zeros(3))
-    nulls: Floats = field(default_factory=lambda: np.zeros(3))
+    apart: float = 0.0
+    spread: float = 0.0
 
     @classmethod
-    def of(cls, clean_N: Floats, swapped_NK: Floats, tokens_N: Floats) -> Beaten:
-        """Of some samples. `tokens_N`: how many answer tokens each loss is the mean of."""
+    def of(cls, clean_N: Floats, swapped_NK: Floats) -> Beaten:
+        """Of some samples."""
         h_NK = np.where(clean_N[:, None] == swapped_NK, 0.5, (clean_N[:, None] < swapped_NK).astype(np.float64))
         means_N = h_NK.mean(1)
+        losses = np.concatenate([clean_N[:, None], swapped_NK], axis=1)
         return cls(
             h_NK.sum(0),
             len(clean_N),
             float(means_N.sum()),
             float(np.square(means_N).sum()),
             int((h_NK == 1).all(1).sum()),
-            _moments(gains_of(clean_N, swapped_NK, tokens_N)),
-            _moments(null_gains_of(swapped_NK, tokens_N)),
+            float((swapped_NK.mean(1) - clean_N).sum()),
+            float(np.square(losses - losses.mean(1, keepdims=True)).sum()),
         )
 
     def __iadd__(self, other: Beaten) -> Beaten:
@@ -63,8 +65,8 @@ class Beaten:
         self.total += other.total
         self.squares += other.squares
         self.all_beaten += other.all_beaten
-        self.gains = self.gains + other.gains
-        self.nulls = self.nulls + other.nulls
+        self.apart += other.apart
+        self.spread += other.spread
         return self
 
 
@@ -72,8 +74,9 @@ class Signal(NamedTuple):
     """What a group's passes tell.
 
     `auroc` and its 95 % interval, `low` to `high`, NaN of fewer than two samples; `above`: the share of samples whose
-    own image beats all K, which is `chance` where nothing is seen; `signal`: the estimated share of the variance of
-    gains between samples that isn't there when the image is another one, from 0 to 1, NaN where gains don't differ.
+    own image beats all K, which is `chance` where nothing is seen; `signal`: of the variance that other images make in
+    a sample's loss, and so in its gain, the share that goes with the image being its own, from 0 to 1 (omega squared of
+    an analysis of variance with samples as blocks); NaN where images make no difference.
     """
 
     samples: int
@@ -110,15 +113,13 @@ def signal_of(beaten: Beaten, confidence: float = CONFIDENCE) -> Signal:
             least = float(stats.beta.ppf((1 - confidence) / 2, n, 1))
             low, high = (least, 1.0) if auroc > 0.5 else (0.0, 1 - least)  # fmt: skip
             low, high = (auroc, auroc) if auroc == 0.5 else (low, high)
-    of_gains, of_nulls = _variance(beaten.gains), _variance(beaten.nulls)
-    signal = max(0.0, 1 - of_nulls / of_gains) if of_gains > 0 and not math.isnan(of_nulls) else math.nan
-    return Signal(n, auroc, low, high, beaten.all_beaten / n, 1 / (k + 1), signal)
+    return Signal(n, auroc, low, high, beaten.all_beaten / n, 1 / (k + 1), _signal(beaten))
 
 
-def _moments(values: Floats) -> Floats:
-    return np.array([values.size, values.sum(), np.square(values).sum()])
-
-
-def _variance(moments: Floats) -> float:
-    count, total, squares = moments
-    return max(0.0, float(squares - total**2 / count) / (count - 1)) if count > 1 else math.nan
+def _signal(beaten: Beaten) -> float:
+    n, k = beaten.samples, len(beaten.of_images)
+    if not beaten.spread or n * k < 2:
+        return math.nan
+    own = beaten.apart**2 / n * k / (k + 1)
+    by_chance = (beaten.spread - own) / (n * k - 1)
+    return max(0.0, (own - by_chance) / (beaten.spread + by_chance)) if beaten.apart > 0 else 0.0

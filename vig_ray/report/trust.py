@@ -45,7 +45,7 @@ def _audit(found: Json) -> str:
         )
         for row in found["sources"]
     ]  # fmt: skip
-    sentences = "".join(f"<p>{escape(line)}.</p>" for line in found["words"])
+    sentences = "".join(f"<p>{escape(line.strip()[:1].upper() + line.strip()[1:])}.</p>" for line in found["words"])
     return (
         "<h3>Does the model see what is asked?</h3>"
         + table(("source", "samples", "AUROC", "95 %", beats, "signal", "seen"), rows)

@@ -1,4 +1,4 @@
-"""Sample gains over K other images, and what these gain over each other, from losses that scores/ hold."""
+"""What K other images gain over each other, from losses that scores/ hold."""
 
 from __future__ import annotations
 
@@ -6,11 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-
-
-def gains_of(clean_N: Floats, swapped_NK: Floats, tokens_N: Floats) -> Floats:
-    """The samples' gains over the mean of their K swapped passes, float64 [N], nats a token."""
-    return _marginal(swapped_NK, tokens_N) - clean_N
 
 
 def null_gains_of(swapped_NK: Floats, tokens_N: Floats) -> Floats:

@@ -385,7 +385,7 @@ def _shift(shift: Shift, of: Mapping[str, tuple[str, str]], spell: Callable[[int
     if shift.token is not None:
         what = f'"{spell(shift.token)}" in answers'
         question = f"{' '.join(question.split()[:WORDS])} ..." if question else ""
-    to = f' to such as "{question}"' if question else ""
+    to = f' to questions such as "{question}"' if question else ""
     return f"{what}{to}{source}: {shares}"
 
 
