@@ -15,6 +15,7 @@ from vig_ray.stage import parquet_files
 SMALL = Sizes(texts=0, reference=48, captions=48, samples=48, held_out=24, batch=16)
 
 
+@pytest.mark.long  # each of its stages has tests of its own
 @pytest.mark.usefixtures("local_ray")
 def test_a_small_seed_goes_from_the_new_projector_to_the_tuned_model(tmp_path: Path) -> None:
     lines: list[str] = []
