@@ -202,7 +202,7 @@ class _Events:
     before: Counts
     after: Counts
     row: Counts
-    drawn: Counts
+    drawn: npt.NDArray[np.integer]
     token: Counts
 
     def __add__(self, other: _Events) -> _Events:
@@ -342,7 +342,7 @@ def _variation(
     """Of each group, [groups], and of each random selection, [DRAWS, groups]: half the sum of the differences of shares
     where the events are a `whole`, the greatest of them where they aren't; 0 where nothing of a group is kept."""
 
-    def of(after: Counts) -> npt.NDArray[np.float64]:
+    def of(after: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
         apart = np.abs(events.before / sizes[events.group] - after / np.maximum(kept, 1)[events.group])
         found = np.zeros(len(sizes))
         if whole:
