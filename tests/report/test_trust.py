@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.selection.made import made_up, write
 from vig_ray.audit.config import AuditConfig
 from vig_ray.audit.job import run as audit
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.report import job as report
+from vig_ray.report import top
 from vig_ray.report.job import ReportConfig
-from vig_ray.report.trust import trust
+from vig_ray.report.top import TopConfig
+from vig_ray.report.trust import audited, trust
 from vig_ray.scoring import job as scoring
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.selection import job as selection
 from vig_ray.selection.config import SelectConfig
+from vig_ray.stage import read_stage
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,13 @@ def test_the_page_has_the_audit_and_the_tilt(scored: Path) -> None:
     assert told.told[0][1:] in part
     assert f"sources {100 * told.tilt.sources:.1f} %" in part
     assert numbers["selection"]["tilt"]["answers"] == told.tilt.answers
+
+
+def test_passes_that_all_failed_are_told_and_stop_nothing(tmp_path: Path) -> None:
+    rows = made_up(60)  # every swapped pass of it is null
+    scores = write(tmp_path, rows, references=["blur", "swap"])
+    assert audited(f"{scores}/scores", read_stage(f"{scores}/scores") or {}, None) is None
+    assert "isn't known: " in top.run(TopConfig(scores=scores, lowest=3)).text()
 
 
 def test_scores_that_cannot_tell_have_no_such_part() -> None:

@@ -151,6 +151,33 @@ def test_few_tokens_have_the_null_of_their_id_and_then_of_their_group(
             )
 
 
+def test_tokens_few_in_their_group_have_the_null_of_their_id(
+    scores: str, rows: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "TOKENS_LEAST", 800)  # more than of any source, fewer than in all
+    found = select(scores, tmp_path, p=50, calibrate="source", null="swap")
+    tokens = pd.DataFrame([
+        {"key": row["sample_key"], "source": str(row["source"]), "id": token, "gain": clean - blur,
+         "null": other - blur}
+        for row in scored(rows)
+        for token, clean, blur, other in zip(
+            row["token_ids"], row["clean_logprobs"], row["blur_logprobs"], row["swap_logprobs"], strict=True
+        )
+    ])  # fmt: skip
+    assert tokens.groupby(["source", "id"]).size().max() < 800 <= tokens.groupby("id").size().min()
+    tokens["calibrated"] = tokens["gain"] - tokens.groupby("id")["null"].transform("mean")
+    by_key = {key: part["calibrated"].tolist() for key, part in tokens.groupby("key")}
+    (tau,) = found.kept[0].thresholds.values()
+    for row in selected(tmp_path):
+        for weight, gain in zip(row["token_weights"], by_key.get(row["sample_key"], ()), strict=False):
+            assert abs(gain - tau) < 1e-6 or bool(weight) == (gain >= tau)
+
+
+def test_the_null_that_is_taken_by_default_is_the_same_named(scores: str, tmp_path: Path) -> None:
+    select(scores, tmp_path, p=50, calibrate="source")
+    select(scores, tmp_path, p=50, calibrate="source", null="swap")  # another selection would be refused
+
+
 def test_other_files_several_shares_and_within(scores: str, rows: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {"within": "source", "calibrate": "answer", "seed": 3}
     select(scores, tmp_path / "one", p=40, **options)

@@ -40,7 +40,7 @@ def advice(groups: Mapping[str, Signal], by: Literal["source", "cluster"]) -> li
         lines.append(f"  leave the others whole: vig select --strategy vig-samples --quota {quota}")
     groups_of = "cluster,answer" if by == "cluster" else "source,question,answer"
     lines.append(f"  or keep their answers' shares, finding nothing there: vig select --within {groups_of}")
-    lines.append("vig select tells how a selection tilts; docs/trust.md has figures of both")
+    lines.append("vig select tells how a selection tilts; docs/trust.md says more")
     return lines
 
 

@@ -198,7 +198,10 @@ def _trust(scores: str, record: dict[str, Any], source: str | None) -> tuple[str
     """On which sources the gain is to be trusted, where the scores hold what an audit compares with."""
     if not {"marginal", "swap"} & {*references_of(record)}:
         return ()
-    groups = audit(AuditConfig(scores=scores)).groups
+    try:
+        groups = audit(AuditConfig(scores=scores)).groups
+    except StageError as error:
+        return (f"which sources the model sees isn't known: {error}",)
     named = {name: each for name, each in groups.items() if source in (None, name)}
     seen = [name for name, each in named.items() if each.seen]
     others = [name for name in named if name not in seen]

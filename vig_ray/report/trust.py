@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from html import escape
 from typing import Any
 
 from vig_ray.audit.config import AuditConfig
 from vig_ray.audit.job import run as audit
+from vig_ray.errors import StageError
 from vig_ray.report.tables import table
 from vig_ray.selection.tilt import WARN
 from vig_ray.tables.passes import references_of
+
+log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
 
 def audited(scores: str, record: Json, address: str | None) -> Json | None:
-    """The audit of the scores by source; None where they hold no passes with other images."""
+    """The audit of the scores by source; None where they hold no passes with other images, or none that went well."""
     if not {"marginal", "swap"} & {*references_of(record)}:
         return None
-    found = audit(AuditConfig(scores=scores, address=address))
+    try:
+        found = audit(AuditConfig(scores=scores, address=address))
+    except StageError as error:
+        log.warning("no audit: %s", error)
+        return None
     return {
         "reference": found.reference,
         "images": found.images,
@@ -40,7 +48,8 @@ def _audit(found: Json) -> str:
     rows = [
         (
             row["source"], f"{row['samples']:,}", _percent(row["auroc"]),
-            f"{_percent(row['low'])} to {_percent(row['high'])}", _percent(row["above"]), _percent(row["signal"]),
+            "" if row["low"] is None else f"{_percent(row['low'])} to {_percent(row['high'])}",
+            _percent(row["above"]), _percent(row["signal"]),
             "yes" if row["seen"] else "no sign",
         )
         for row in found["sources"]

@@ -47,11 +47,11 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What must be equal for two selections to be the same; JSON values."""
         elsewhere = {"scores", "reference", "out", "samples", "measures", "counts", "address", "overwrite"}
-        elsewhere |= {"strict_balance"}
+        elsewhere |= {"strict_balance", "null"}  # null: the one that is taken is below
         # Selections of before had no such options.
         elsewhere |= {option for option, has_use in _ONLY_FOR.items() if not has_use(self.strategy)}
         elsewhere |= set() if self.config.within else {"within"}
-        elsewhere |= set() if self.config.calibrate else {"calibrate", "null"}
+        elsewhere |= set() if self.config.calibrate else {"calibrate"}
         elsewhere |= set() if self.config.within or self.config.calibrate else {"within_least"}
         elsewhere |= {"weights_sum"} if self.config.weights_sum == "tokens" else set()
         identity: dict[str, Any] = {

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,7 +110,7 @@ def looked_at(files: Files) -> tuple[Files, int]:
         paths = [paths[int(place)] for place in np.linspace(0, len(paths) - 1, FILES).round()]
     rows = sum(pq.read_metadata(path, filesystem=files.filesystem).num_rows for path in paths)
     share = min(1.0, LOOKED_AT / max(rows, 1))
-    return Files(paths, files.filesystem, files.on_ray, files.view, files.beside), min(int(share * 2**64), 2**64 - 1)
+    return replace(files, paths=paths), min(int(share * 2**64), 2**64 - 1)
 
 
 class Shift(NamedTuple):

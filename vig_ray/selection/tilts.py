@@ -19,7 +19,7 @@ from vig_ray.selection.plan import Plan
 from vig_ray.selection.rank import Groups, columns, ranks
 from vig_ray.selection.strategy import Strategy
 from vig_ray.selection.tilt import COLUMNS, Look, Tilt, examples, in_words, joined, looked_at, tilt_of
-from vig_ray.selection.within import WithinName, keyed_by
+from vig_ray.selection.within import Keyed, keyed_by
 from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
 from vig_ray.tables.directories import rows_of, samples_beside
@@ -58,13 +58,11 @@ def tilts_of(plan: Plan, files: Files, groups: Groups, thresholds: Sequence[np.n
     config, strategy = plan.config, plan.strategy
     if strategy.ranking in (None, "chance") or not plan.has_answers:
         return [None] * len(thresholds)
-    samples = _samples(plan)
-    by: tuple[WithinName, ...] = ("question",) if samples else ()
-    keyed = keyed_by(by, samples, embedding_model="", clusters=1, seed=config.seed)
+    samples, question = _questions(plan, groups)
     some, limit = looked_at(files)
-    look = Look(_Kept(strategy, groups, config, thresholds), keyed.get("question"), config.seed, limit)
+    look = Look(_Kept(strategy, groups, config, thresholds), question, config.seed, limit)
     rows = joined(some.scan(sorted({*columns(strategy, groups), *COLUMNS}), look))
-    tilts = [tilt_of(rows, share, known=bool(keyed), seed=config.seed) for share in range(len(thresholds))]
+    tilts = [tilt_of(rows, share, known=question is not None, seed=config.seed) for share in range(len(thresholds))]
     spell = _speller(plan) if any(shift.token is not None for tilt in tilts if tilt for shift in tilt.shifts) else str
     of = _of_examples(samples, examples(tilts)) if samples else {}
     told = [Told(tilt, tuple(in_words(tilt, of, spell))) if tilt else None for tilt in tilts]
@@ -82,18 +80,23 @@ def check_balance(config: SelectConfig, tilts: Sequence[tuple[Tilt, Sequence[str
             raise StageError(f"--strict-balance {config.strict_balance:g}: {why}; nothing is written")
 
 
-def _samples(plan: Plan) -> str | None:
-    """samples/ whose questions are read; None where there is none, or it is too large to be read for that alone."""
+def _questions(plan: Plan, groups: Groups) -> tuple[str | None, Keyed | None]:
+    """samples/ where it is known, and the kinds of its questions: those that the groups have anyway, or read for that
+    alone, where they aren't too many."""
     samples = plan.samples or samples_beside(plan.scores, plan.config.samples, plan.record)
-    if samples is None or {"question", "cluster"} & {*plan.config.within, *plan.config.calibrate}:
-        return samples
+    for within in (groups.within, groups.nulls and groups.nulls.within):
+        if within and "question" in within.keyed:
+            return samples, within.keyed["question"]
+    if samples is None:
+        return None, None
     fs, _ = filesystem(samples)
     rows = 0
     for path in parquet_files(samples):
         rows += pq.read_metadata(path, filesystem=fs).num_rows
         if rows > SAMPLES:
-            return None
-    return samples
+            return samples, None
+    keyed = keyed_by(("question",), samples, embedding_model="", clusters=1, seed=plan.config.seed)
+    return samples, keyed["question"]
 
 
 def _of_examples(samples: str, keys: list[str]) -> Mapping[str, tuple[str, str]]:
