@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from vig_ray.audit.signal import Beaten, signal_of
-from vig_ray.selection.marginal import Floats
+from vig_ray.selection.calibrate import Floats
 
 
 def leaning(rng: np.random.Generator, n: int, k: int, seen: float = 0.0) -> tuple[Floats, Floats]:

@@ -26,8 +26,8 @@ from vig_ray.cluster import scans_on_ray
 from vig_ray.dataset.schema import IMAGE_MARK
 from vig_ray.errors import StageError
 from vig_ray.options import OtherImagesName
+from vig_ray.selection.calibrate import Floats
 from vig_ray.selection.clusters import cluster_samples, first_question
-from vig_ray.selection.marginal import Floats
 from vig_ray.selection.rank import Groups
 from vig_ray.stage import parquet_files, read_stage
 from vig_ray.storage import filesystem

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from vig_ray.selection.marginal import Floats
+from vig_ray.selection.calibrate import Floats
 
 CONFIDENCE = 0.95
 

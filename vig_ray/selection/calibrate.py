@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vig_ray.options import OtherImagesName
-from vig_ray.selection.marginal import null_gains_of
 from vig_ray.selection.within import Codes, Within, mixed
 from vig_ray.tables.passes import MARGINAL, logprobs_column, loss_column
 
@@ -188,3 +187,20 @@ def _look_up(known: tuple[Codes, Floats], codes: Codes, found: Floats) -> None:
         place = np.minimum(np.searchsorted(of_codes, codes), len(of_codes) - 1)
         there = of_codes[place] == codes
         found[there] = values[place[there]]
+
+
+def null_gains_of(swapped_NK: Floats, tokens_N: Floats) -> Floats:
+    """What each of the K images gains over the mean of the others, float64 [N, K]; nothing of K = 1."""
+    k = swapped_NK.shape[1]
+    if k == 1:
+        return np.zeros((len(swapped_NK), 0))
+    others = [_marginal(np.delete(swapped_NK, each, axis=1), tokens_N) for each in range(k)]
+    return np.stack(others, axis=1) - swapped_NK
+
+
+def _marginal(swapped_NK: Floats, tokens_N: Floats) -> Floats:
+    """-log of the mean over K of the answers' probabilities, by their tokens: `vig_ray.scoring.gain.marginal_loss`."""
+    logp = -swapped_NK * tokens_N[:, None]
+    most = logp.max(1, keepdims=True)
+    found: Floats = -(most[:, 0] + np.log(np.exp(logp - most).mean(1))) / tokens_N
+    return found

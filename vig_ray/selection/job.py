@@ -35,7 +35,7 @@ from vig_ray.selection.rank import Groups, columns, ranks
 from vig_ray.selection.schema import SELECTION
 from vig_ray.selection.strategy import Settings, Strategy, Tokens
 from vig_ray.selection.thresholds import Sizes, thresholds_of
-from vig_ray.selection.tilts import Told, check_balance, tilts_of
+from vig_ray.selection.tilt_scan import Told, check_balance, tilts_of
 from vig_ray.selection.within import Within, keyed_by, sizes_of
 from vig_ray.stage import Claim, claim
 from vig_ray.tables.order import Hashes, Positions, among, hashes, positions
