@@ -19,7 +19,7 @@ from vig_ray.selection.plan import Plan
 from vig_ray.selection.rank import Groups, columns, ranks
 from vig_ray.selection.strategy import Strategy
 from vig_ray.selection.tilt import COLUMNS, Look, Tilt, examples, in_words, joined, looked_at, tilt_of
-from vig_ray.selection.within import Keyed, keyed_by
+from vig_ray.selection.within import Keyed, WithinName, keyed_by
 from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
 from vig_ray.tables.directories import rows_of, samples_beside
@@ -95,8 +95,8 @@ def _questions(plan: Plan, groups: Groups) -> tuple[str | None, Keyed | None]:
         rows += pq.read_metadata(path, filesystem=fs).num_rows
         if rows > SAMPLES:
             return samples, None
-    keyed = keyed_by(("question",), samples, embedding_model="", clusters=1, seed=plan.config.seed)
-    return samples, keyed["question"]
+    by: tuple[WithinName, ...] = ("question",)
+    return samples, keyed_by(by, samples, embedding_model="", clusters=1, seed=plan.config.seed)["question"]
 
 
 def _of_examples(samples: str, keys: list[str]) -> Mapping[str, tuple[str, str]]:
