@@ -12,7 +12,8 @@ from PIL import Image
 
 
 def plain_logprobs(model, image_processor, prompt, pictures, *, blind=False):
-    """Log-probs of the answer tokens of `prompt`, its images given as PIL pictures; float32 [T]."""
+    """Log-probs of the answer tokens of `prompt`, its images given as PIL pictures; [T], float64 of a float64 model, else
+    float32."""
     ids = torch.tensor(prompt.token_ids.tolist())[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     is_image = ids == model.config.image_token_id
@@ -32,9 +33,10 @@ def plain_logprobs(model, image_processor, prompt, pictures, *, blind=False):
             inputs["position_ids"] = torch.arange(ids.shape[1])[None]
         inputs["attention_mask"] = (~is_image).long()
     with torch.no_grad():
-        logits = model(**inputs, use_cache=False).logits[0].float()
-    everything = torch.log_softmax(logits, dim=-1)
-    return np.array([everything[place - 1, ids[0, place]].item() for place in prompt.answer_positions], np.float32)
+        logits = model(**inputs, use_cache=False).logits[0]
+    everything = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    places = prompt.answer_positions
+    return everything[places - 1, ids[0, places]].numpy()
 
 
 def blurred(picture: Image.Image) -> Image.Image:
