@@ -12,8 +12,8 @@ from PIL import Image
 
 
 def plain_logprobs(model, image_processor, prompt, pictures, *, blind=False):
-    """Log-probs of the answer tokens of `prompt`, its images given as PIL pictures; [T], float64 of a float64 model, else
-    float32."""
+    """Log-probs of the answer tokens of `prompt`, its images given as PIL pictures; [T], float32, or float64 of a model
+    in float64."""
     ids = torch.tensor(prompt.token_ids.tolist())[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     is_image = ids == model.config.image_token_id

@@ -33,8 +33,8 @@ class _KeepGradients(TrainerCallback):
 
 
 def trainer_of(kind: str, checkpoint: str, rows: Sequence[Row], folder: Path, **options: Any) -> Any:
-    """A `VigTrainer` or, for "trl", a `VigSFTTrainer` of the checkpoint on these rows, on a CPU; in float64 unless `dtype` says
-    otherwise, in which gradients can be compared on any processor."""
+    """A `VigTrainer` or, for "trl", a `VigSFTTrainer` of the checkpoint on these rows, on a CPU, in float64, in which gradients
+    can be compared on any processor."""
     normalisation = options.pop("normalisation", "tokens")
     given: dict[str, Any] = {
         "output_dir": str(folder / "trained"),
@@ -53,7 +53,7 @@ def trainer_of(kind: str, checkpoint: str, rows: Sequence[Row], folder: Path, **
         "disable_tqdm": True,
     }
     make, config = (VigSFTTrainer, SFTConfig) if kind == "trl" else (VigTrainer, TrainingArguments)
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=options.pop("dtype", torch.float64))
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float64)
     if options.pop("lora", False):
         model = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"]))
     dataset = datasets.Dataset.from_list(list(rows))
