@@ -33,8 +33,8 @@ class _KeepGradients(TrainerCallback):
 
 
 def trainer_of(kind: str, checkpoint: str, rows: Sequence[Row], folder: Path, **options: Any) -> Any:
-    """A `VigTrainer` or, for "trl", a `VigSFTTrainer` of the checkpoint on these rows, on a CPU, in float64, in which gradients
-    can be compared on any processor."""
+    """A `VigTrainer` or, for "trl", a `VigSFTTrainer` of the checkpoint on these rows, on a CPU, in float64, in which
+    gradients can be compared on any processor."""
     normalisation = options.pop("normalisation", "tokens")
     given: dict[str, Any] = {
         "output_dir": str(folder / "trained"),
