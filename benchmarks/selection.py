@@ -1,8 +1,9 @@
 """Time and memory of `vig select` at 1e6, 1e7 and 1e8 scored samples: `python benchmarks/selection.py --rows 1e6,1e7`.
 
-The scores are made up, sample columns only, a million rows a file. Both ways are measured: threads, as on one machine,
-and Ray Data (`--address local`), as on a cluster. What is printed: seconds, the driver's peak resident memory, and both
-against the size before; linear is 10 for ten times the rows.
+The scores are made up, sample columns only, a million rows a file; with `--within source,answer` also the tokens of
+their answers, half of them one of a thousand usual ones and half 12 tokens by chance. Both ways are measured: threads,
+as on one machine, and Ray Data (`--address local`), as on a cluster. What is printed: seconds, the driver's peak
+resident memory, and both against the size before; linear is 10 for ten times the rows.
 """
 
 from __future__ import annotations
@@ -26,13 +27,28 @@ from vig_ray.stage import write_stage
 
 ROWS_PER_FILE = 1_000_000
 COLUMNS = ("sample_key", "source", "num_answer_tokens", "clean_loss", "blur_loss", "vig", "error")
+TOKENS = ("token_ids", "turn")
 
 
-def make(directory: Path, rows: int) -> None:
-    """Scores of `rows` samples, a tenth of them text-only, one in a thousand failed."""
+def answers(rng: np.random.Generator, count: int) -> list[pa.Array]:
+    """The ids and turns of `count` answers: one of 1,000 of three tokens each, or 12 by chance."""
+    usual = rng.random(count) < 0.5
+    lengths = np.where(usual, 3, 12)
+    ids = rng.integers(1000, 32_000, lengths.sum())
+    starts = np.cumsum(lengths) - lengths
+    which = rng.integers(0, 1000, usual.sum())
+    for place in range(3):
+        ids[starts[usual] + place] = (which * (place + 1)) % 1000
+    offsets = pa.array(np.append(starts, lengths.sum()).astype(np.int32))
+    lists = [pa.array(ids.astype(np.int32)), pa.array(np.ones(len(ids), np.int16))]
+    return [pa.ListArray.from_arrays(offsets, each) for each in lists]
+
+
+def make(directory: Path, rows: int, *, tokens: bool) -> None:
+    """Scores of `rows` samples, a tenth of them text-only, one in a thousand failed; with the answers' `tokens`."""
     scores = directory / "scores"
     scores.mkdir()
-    schema = pa.schema([scores_schema(["blur"]).field(name) for name in COLUMNS])
+    schema = pa.schema([scores_schema(["blur"]).field(name) for name in COLUMNS + TOKENS * tokens])
     sources = np.array(["coco", "gqa", "ocr_vqa", "textvqa", "vg"])
     for start in range(0, rows, ROWS_PER_FILE):
         count = min(ROWS_PER_FILE, rows - start)
@@ -52,16 +68,18 @@ def make(directory: Path, rows: int) -> None:
             pa.array(reference - clean, mask=none),
             pa.array(np.where(failed, "FileNotFoundError: gone", ""), pa.string(), mask=~failed),
         ]
+        columns += answers(rng, count) if tokens else []
+        columns = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
         pq.write_table(pa.table(columns, schema=schema), scores / f"{start:010d}.parquet")
     config = ScoreConfig(data="made", model="made", out=str(directory))
     write_stage(str(scores), "score", config, identity={"references": [{"name": "blur"}]}, complete=True)
 
 
-def measured(directory: Path, *options: str) -> tuple[float, float]:
+def measured(directory: Path, out: Path, *options: str) -> tuple[float, float]:
     """Seconds and the driver's peak memory in GB of one `vig select`, start-up included."""
-    command = [sys.executable, "-m", "vig_ray.cli", "select", "--scores", str(directory), "--out", str(directory)]
+    command = [sys.executable, "-m", "vig_ray.cli", "select", "--scores", str(directory), "--out", str(out)]
     began = time.monotonic()
-    process = subprocess.Popen([*command, "--overwrite", *options], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -74,15 +92,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", default="1e6,1e7,1e8")
     parser.add_argument("--strategy", default="vig-samples")
+    parser.add_argument("--within", default="", help="source, answer or both: groups that are ranked by themselves")
     arguments = parser.parse_args()
     before: dict[str, tuple[float, float, float]] = {}
     for rows in (int(float(size)) for size in arguments.rows.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(folder)
-            make(directory, rows)
+            make(directory, rows, tokens="answer" in arguments.within)
+            asked = ["--strategy", arguments.strategy, "--p", "70"]
+            asked += ["--within", arguments.within] if arguments.within else []
             for way, options in (("threads", ()), ("Ray Data", ("--address", "local"))):
-                seconds, memory = measured(directory, "--strategy", arguments.strategy, "--p", "70", *options)
-                stage = json.loads((directory / "selection.stage.json").read_text())
+                out = directory / way
+                seconds, memory = measured(directory, out, *asked, *options)
+                stage = json.loads((out / "selection.stage.json").read_text())
                 kept = stage["selection"]["kept"][0]["total"]["scored"]
                 line = f"{rows:>13,} rows, {way:8}: {seconds:7.1f} s, driver {memory:5.2f} GB, kept {kept:,}"
                 if way in before:

@@ -13,7 +13,6 @@ import pytest
 import spacy
 from transformers import AutoTokenizer
 
-from tests.selection.made import write_selected
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.errors import StageError
 from vig_ray.report import job, part_of_speech
@@ -38,10 +37,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, demo_model: Any, demo_formatter: Any) -> Path:
-    out: Path = tmp_path_factory.mktemp("demo")
-    write_selected(out, demo_model, demo_formatter, samples=200, p=60)
-    return out
+def folder(chosen: Path) -> Path:
+    return chosen
 
 
 def told(folder: Path, out: Path, **options: Any) -> dict[str, Any]:
@@ -78,13 +75,46 @@ def test_gains_by_part_of_speech(folder: Path, pipeline: str, tmp_path: Path) ->
     assert (tmp_path / "r-figures" / "speech.svg").exists()
 
 
+def test_parts_of_speech_before_and_after_the_selection(folder: Path, pipeline: str, tmp_path: Path) -> None:
+    """Of whole answers: what a selection keeps of the samples, whichever of their tokens are trained on."""
+    found = told(folder, tmp_path, tagger=pipeline)["speech"]
+    rows = [row for row in pq.read_table(folder / "scores" / "0.parquet").to_pylist() if row["vig"] is not None]
+    kept = {*pq.read_table(folder / "selection")["sample_key"].to_pylist()}
+    assert 0 < len(kept & {row["sample_key"] for row in rows}) < len(rows)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+
+    def share(word_of: list[str], of: list[dict[str, Any]]) -> float:
+        words = [piece.lstrip("▁").lower() for row in of for piece in tokenizer.convert_ids_to_tokens(row["token_ids"])]
+        return sum(word in word_of for word in words) / len(words)
+
+    after = [row for row in rows if row["sample_key"] in kept]
+    by_tag = {row["tag"]: row for row in found["tags"]}
+    for tag, words in WORDS.items():
+        assert by_tag[tag]["share"] == pytest.approx(share(words, rows), abs=1e-12)
+        assert by_tag[tag]["kept_share"] == pytest.approx(share(words, after), abs=1e-12)
+    moved = sum(abs(row["kept_share"] - row["share"]) for row in found["tags"]) / 2
+    assert found["moved"] == pytest.approx(moved, abs=1e-12)
+    assert f"total variation {100 * moved:.1f} %" in (tmp_path / "r.html").read_text()
+
+
+def test_without_a_selection_there_is_no_after(folder: Path, pipeline: str, tmp_path: Path) -> None:
+    scored = tmp_path / "alone"
+    scored.mkdir()
+    for name in ("scores", "scores.stage.json"):
+        (scored / name).symlink_to(folder / name)
+    found = told(scored, tmp_path, tagger=pipeline)["speech"]
+    assert found["moved"] is None
+    assert {row["kept_share"] for row in found["tags"]} == {None}
+    assert "total variation" not in (tmp_path / "r.html").read_text()
+
+
 def test_a_sample_of_the_answers_is_tagged_and_said_so(folder: Path, pipeline: str, tmp_path: Path) -> None:
-    some = told(folder, tmp_path, tagger=pipeline, tagged=60)["speech"]
+    some = told(folder, tmp_path, tagger=pipeline, tagged=90)["speech"]
     assert 30 < some["samples"] < 95
     assert re.search(rf"Parts of speech are of {some['samples']} samples drawn", (tmp_path / "r.html").read_text())
-    again = told(folder, tmp_path, tagger=pipeline, tagged=60)["speech"]
+    again = told(folder, tmp_path, tagger=pipeline, tagged=90)["speech"]
     assert again == some
-    assert told(folder, tmp_path, tagger=pipeline, tagged=60, seed=7)["speech"] != some
+    assert told(folder, tmp_path, tagger=pipeline, tagged=90, seed=7)["speech"] != some
 
 
 def test_without_a_tagger_there_is_no_such_part(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
@@ -38,7 +39,7 @@ from vig_ray.report.trust import audited
 from vig_ray.report.written import MEGABYTE, Written, check_out, claim_report, left_out_html, write_report
 from vig_ray.stage import Claim, StageConfig, parquet_files, read_stage
 from vig_ray.storage import filesystem
-from vig_ray.tables.directories import samples_beside, scores_directory
+from vig_ray.tables.directories import rows_of, samples_beside, scores_directory
 from vig_ray.tables.kept import columns_named
 from vig_ray.tables.passes import View
 from vig_ray.tables.scan import Files
@@ -182,7 +183,9 @@ def run(config: ReportConfig) -> Written:
         shown = inputs.kept if config.by else inputs.kept[:_KEPT_COLUMNS]
         rows_with = {name: inputs.record["kept"][name] for name in shown}
         kept = scan_kept(Files(paths, fs, on_ray, inputs.view), rows_with, config.seed) if shown else []
-    by_tag = gains_by_tag(tagger, inputs.tokenizer, scanned.tally.tagged) if tagger else None
+    by_tag = None
+    if tagger is not None:
+        by_tag = gains_by_tag(tagger, inputs.tokenizer, scanned.tally.tagged, _kept(inputs, scanned.tally.tagged))
     gallery = _gallery(config, inputs, scanned)
     if inputs.tokenizer is not None and misspelled(gallery):
         inputs.warnings.append("The tokens don't spell the answers: is --model the one that the scores were made with?")
@@ -265,6 +268,14 @@ def _numbers(config: ReportConfig, inputs: _Inputs, scanned: Scanned, by_tag: Ga
     contents = numbers(scanned, spell=functools.cache(spell), least=config.least, rows=config.tokens, by_tag=by_tag)
     contents["thresholds"] = [row for row in contents["thresholds"] if row["p"] in config.p]
     return contents
+
+
+def _kept(inputs: _Inputs, tables: list[pa.Table]) -> set[str] | None:
+    """Which of these rows of scores the selection keeps, by their keys; None without a selection."""
+    if inputs.selection is None:
+        return None
+    keys = [key for table in tables for key in table["sample_key"].to_pylist()]
+    return {*rows_of(inputs.selection, keys, [])}
 
 
 def _gallery(config: ReportConfig, inputs: _Inputs, scanned: Scanned) -> Gallery:

@@ -159,12 +159,18 @@ def _tokens(moments: Moments, spell: Callable[[int], str], least: int, rows: int
 
 
 def _part_of_speech(by_tag: GainsByTag) -> Json:
+    counts = {tag: int(moments.count[0]) for tag, moments in by_tag.gains.items()}
+    before = {tag: count / sum(counts.values()) for tag, count in counts.items()}
+    of_kept = sum((by_tag.kept or {}).values())
+    after = {tag: (by_tag.kept or {}).get(tag, 0) / of_kept if of_kept else None for tag in counts}
     rows = [
-        {"tag": tag, "words": by_tag.words[tag], "tokens": int(moments.count[0]), **mean_row(moments, 0)}
+        {"tag": tag, "words": by_tag.words[tag], "tokens": counts[tag], "share": before[tag], "kept_share": after[tag],
+         **mean_row(moments, 0)}
         for tag, moments in by_tag.gains.items()
-    ]
+    ]  # fmt: skip
     ranked = sorted(rows, key=lambda row: (-row["mean"], row["tag"]))
-    return {"tagger": by_tag.tagger, "samples": by_tag.samples, "tags": ranked}
+    moved = sum(abs((after[tag] or 0.0) - before[tag]) for tag in counts) / 2 if of_kept else None
+    return {"tagger": by_tag.tagger, "samples": by_tag.samples, "moved": moved, "tags": ranked}
 
 
 def _ranges(moments: Moments, what: str) -> list[Json]:

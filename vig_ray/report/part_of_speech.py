@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +35,14 @@ class Tagger:
 
 @dataclass(frozen=True)
 class GainsByTag:
-    """Token gains by part-of-speech tag, over so many samples. `words`: each tag in words."""
+    """Token gains by part-of-speech tag, over so many samples. `words`: each tag in words. `kept`: how many tokens the
+    answers of the kept ones among these samples have of each tag; None without a selection."""
 
     tagger: str
     samples: int
     words: dict[str, str]
     gains: dict[str, Moments]
+    kept: dict[str, int] | None = None
 
 
 def load_tagger(asked: str) -> Tagger | None:
@@ -82,16 +85,20 @@ def load_tagger(asked: str) -> Tagger | None:
     return Tagger(name, tags, lambda tag: spacy.explain(tag) or tag)
 
 
-def gains_by_tag(tagger: Tagger, tokenizer: Any, tables: Sequence[pa.Table]) -> GainsByTag | None:
+def gains_by_tag(
+    tagger: Tagger, tokenizer: Any, tables: Sequence[pa.Table], kept: Collection[str] | None = None
+) -> GainsByTag | None:
     """Token gains by the part of speech of the word that each token begins in; None where there is no sample.
 
-    `tables`: rows of scores/ with their tokens, turns and log-probs.
+    `tables`: rows of scores/ with their keys, tokens, turns and log-probs. `kept`: the keys of those that a selection
+    keeps.
     """
     special = set(tokenizer.all_special_ids)
     by_tag: dict[str, Moments] = {}
+    of_kept: Counter[str] = Counter()
     batches = (batch.to_pylist() for table in tables for batch in table.to_batches(max_chunksize=_ROWS))
     for rows in batches:
-        texts, pieces_of_texts, gains = [], [], []
+        texts, pieces_of_texts, gains, is_kept = [], [], [], []
         for row in rows:
             pieces = token_texts(tokenizer, row["token_ids"], row["turn"])
             # Without special tokens: the end of a turn would stick to the word before it.
@@ -102,11 +109,12 @@ def gains_by_tag(tagger: Tagger, tokenizer: Any, tables: Sequence[pa.Table]) -> 
                 texts.append("".join(pieces[index] for index in in_turn))
                 pieces_of_texts.append([pieces[index] for index in in_turn])
                 gains.append(gain[in_turn])
-        tags = [
-            tag
-            for pieces, words in zip(pieces_of_texts, tagger.tags(texts), strict=True)
-            for tag in tag_pieces(pieces, words)
-        ]
+                is_kept.append(kept is not None and row["sample_key"] in kept)
+        tags: list[str] = []
+        for pieces, words, counted in zip(pieces_of_texts, tagger.tags(texts), is_kept, strict=True):
+            of_text = tag_pieces(pieces, words)
+            tags += of_text
+            of_kept.update(of_text if counted else ())
         different, category = np.unique(tags, return_inverse=True)
         moments = Moments.of(np.concatenate(gains), category.astype(np.int64), len(different))
         for index, tag in enumerate(map(str, different)):
@@ -115,7 +123,8 @@ def gains_by_tag(tagger: Tagger, tokenizer: Any, tables: Sequence[pa.Table]) -> 
     if not by_tag:
         return None
     in_words = {tag: tag if tag == _NO_WORD else tagger.explain(tag) for tag in by_tag}
-    return GainsByTag(tagger.name, sum(table.num_rows for table in tables), in_words, by_tag)
+    samples = sum(table.num_rows for table in tables)
+    return GainsByTag(tagger.name, samples, in_words, by_tag, None if kept is None else dict(of_kept))
 
 
 def tag_pieces(pieces: Sequence[str], words: Tags) -> list[str]:

@@ -90,12 +90,21 @@ def _tokens(numbers: Json) -> str:
 
 
 def _part_of_speech(numbers: Json) -> str:
+    speech, head = numbers["speech"], ["part of speech", "tag", "tokens", "mean gain", "95 %"]
     rows = [
-        (row["words"], row["tag"], f"{row['tokens']:,}", format_gain(row["mean"]), format_interval(row))
-        for row in numbers["speech"]["tags"]
+        [row["words"], row["tag"], f"{row['tokens']:,}", format_gain(row["mean"]), format_interval(row)]
+        for row in speech["tags"]
     ]
-    note = f'<p class="soft">By {escape(numbers["speech"]["tagger"])}, of {numbers["speech"]["samples"]:,} samples.</p>'
-    return note + table(("part of speech", "tag", "tokens", "mean gain", "95 %"), rows)
+    told = f"By {speech['tagger']}, of {speech['samples']:,} samples."
+    if speech["moved"] is not None:
+        told += (
+            " What share of the tokens each is, of all answers and of those that the selection keeps: total variation "
+            f"{100 * speech['moved']:.1f} %."
+        )
+        head += ["of all", "of kept"]
+        for row, of in zip(rows, speech["tags"], strict=True):
+            row += [f"{100 * of['share']:.1f} %", f"{100 * of['kept_share']:.1f} %"]
+    return f'<p class="soft">{escape(told)}</p>' + table(head, rows)
 
 
 def _ranges(rows: list[Json], what: str, of: str) -> str:

@@ -287,6 +287,6 @@ def _candidates(
 def _tagged(table: pa.Table, key_hash: Any, plan: Plan) -> list[pa.Table]:
     if not plan.tagged:
         return []
-    taken = table.select(["token_ids", "turn", "clean_logprobs", "reference_logprobs"])
+    taken = table.select(["sample_key", "token_ids", "turn", "clean_logprobs", "reference_logprobs"])
     taken = taken.filter(pa.array(key_hash < np.uint64(plan.tagged)))
     return [taken] if taken.num_rows else []
