@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tokenizers import Tokenizer
 
 from vig_ray.dataset.schema import IMAGE_MARK
 from vig_ray.errors import StageError
@@ -24,6 +27,8 @@ from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
 from vig_ray.tables.directories import rows_of, samples_beside
 from vig_ray.tables.scan import Files
+
+log = logging.getLogger(__name__)
 
 SAMPLES = 5_000_000
 """The most samples whose kinds of questions are read only to tell the tilt by them."""
@@ -110,14 +115,21 @@ def _of_examples(samples: str, keys: list[str]) -> Mapping[str, tuple[str, str]]
 
 def _speller(plan: Plan) -> Callable[[int], str]:
     """The text of a token, by the tokenizer that the scores were made with; its number where that can't be loaded."""
-    from transformers import AutoTokenizer
-
     try:
         model = local_folder(str(plan.record["config"]["model"]), weights=False)
-        tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (StageError, OSError, ValueError, ImportError, KeyError, TypeError):
+        file = Path(model) / "tokenizer.json"
+        if file.is_file():  # a second less than by transformers, whose import alone takes longer than a small selection
+            tokenizer: Any = Tokenizer.from_file(str(file))
+            piece = tokenizer.id_to_token
+        else:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            piece = tokenizer.convert_ids_to_tokens
+    except Exception as error:  # tokenizers raises no narrower one
+        log.info("tokens are told by their numbers: %s", error)
         return lambda token: f"token {token}"
-    return lambda token: str(tokenizer.decode([token])).strip() or str(tokenizer.convert_ids_to_tokens(token))
+    return lambda token: str(tokenizer.decode([token])).strip() or str(piece(token))
 
 
 def _short(text: str) -> str:
