@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -205,6 +206,37 @@ def test_a_pass_that_failed_costs_what_needs_it_and_nothing_else(tmp_path: Path)
     found = select(scores, tmp_path / "prior", strategy="prior", reference="text")
     assert keys(selected(tmp_path / "prior")) == (every - keys(few[0::3])) | texts
     assert found.read.total("failed") == len(rows) - len(every) - len(texts) + 3
+
+
+def test_gains_over_another_models_losses_are_taken_where_asked_for(tmp_path: Path) -> None:
+    """`text` is a language model's: its losses less the clean ones aren't VIG, and rank only by an explicit option."""
+    rng = np.random.default_rng(3)
+    rows = made_up(200, seed=6)
+    for row in scored(rows):
+        ratios = rng.uniform(0.5, 3, len(row["clean_logprobs"]))
+        row["text_logprobs"] = [float(np.float32(each)) for each in row["clean_logprobs"] * ratios]
+        row["text_loss"] = -float(np.mean(row["text_logprobs"]))
+    scores = write(tmp_path, rows, references=("blur", "text"))
+    with pytest.raises(StageError, match=r"one model's loss less another's.*--across-models"):
+        select(scores, tmp_path / "out", reference="text")
+    found = select(scores, tmp_path / "out", reference="text", across_models=True, p=70)
+    assert "gains are losses of text, another model's, less the clean ones" in found.text()
+    table = pd.DataFrame(scored(rows))
+    gains = table.text_loss - table.clean_loss
+    expected = {*table.sample_key[gains.rank(ascending=False, method="first") <= int(0.7 * len(table))]}
+    assert keys(selected(tmp_path / "out")) == expected | keys(text_only(rows))
+    tau = float(gains[table.sample_key.isin(expected)].min())
+    by_key = {row["sample_key"]: row for row in rows}
+    for row in selected(tmp_path / "out"):
+        if row["sample_key"] in expected:
+            source = by_key[row["sample_key"]]
+            token_gains = np.subtract(source["clean_logprobs"], source["text_logprobs"])
+            np.testing.assert_array_equal(row["token_weights"], token_gains >= tau)
+    for options in ({"reference": "blur"}, {"reference": "text", "strategy": "prior"}):
+        with pytest.raises(StageError, match="--across-models: has no effect"):
+            select(scores, tmp_path / "other", across_models=True, **options)
+    again = select(scores, tmp_path / "out", reference="text", across_models=True, p=70)
+    assert again.kept == found.kept
 
 
 def test_why_nothing_can_be_kept_is_told(made: Made, tmp_path: Path) -> None:

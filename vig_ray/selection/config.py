@@ -107,6 +107,11 @@ class SelectConfig(StageConfig):
         "that tau means the same in all of them; needs scores with --reference swap or marginal",
         json_schema_extra={"metavar": "source|answer|question|cluster[,...]"},
     )
+    across_models: bool = Field(
+        False,
+        description="with --reference text, whose losses are a language model's: rank by them less the clean ones all "
+        "the same, which isn't VIG",
+    )
     null: OtherImagesName | None = Field(
         None, description="with --calibrate: whose other images; by default swap, where the scores hold it"
     )

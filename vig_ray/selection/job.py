@@ -248,6 +248,8 @@ def _select(
         needed |= {"token_ids"} if groups.nulls is not None else set()
         needed |= {*strategy.reads, *strategy.measure_columns, *(("token_ids",) if strategy.measure else ())}
     settings, notes = _settings(plan, files), list(plan.measures.notes(strategy) if plan.measures else ())
+    if config.across_models:
+        notes.append(f"gains are losses of {plan.view.reference}, another model's, less the clean ones: not VIG")
     notes += [*_notes_within(config, groups, sizes), *_notes_calibrated(config, groups)]
     if settings.counts is not None:
         notes.append(settings.counts.text())

@@ -53,6 +53,7 @@ class Plan:
         elsewhere |= set() if self.config.within else {"within"}
         elsewhere |= set() if self.config.calibrate else {"calibrate"}
         elsewhere |= set() if self.config.within or self.config.calibrate else {"within_least"}
+        elsewhere |= set() if self.config.across_models else {"across_models"}
         elsewhere |= {"weights_sum"} if self.config.weights_sum == "tokens" else set()
         identity: dict[str, Any] = {
             "scores": self.view.scored,
@@ -190,10 +191,16 @@ def _check_within(config: SelectConfig, strategy: Strategy) -> None:
 def _check_text_pass(config: SelectConfig, strategy: Strategy, view: View, record: dict[str, Any], scores: str) -> None:
     """Raise StageError where the strategy needs the losses of answers alone and the scores haven't got them, or gains
     that the text pass doesn't give."""
-    if view.reference == TEXT and strategy.ranking == "vig":
+    across = view.reference == TEXT and strategy.ranking == "vig"
+    if across and not config.across_models:
         raise StageError(
             f"--strategy {config.strategy}: under the reference text a gain would be one model's loss less another's; "
-            "name another --reference, or take --strategy prior"
+            "name another --reference, take --strategy prior, or rank by it all the same with --across-models"
+        )
+    if config.across_models and not across:
+        raise StageError(
+            f"--across-models: has no effect with --strategy {config.strategy} under {view.reference}; it is for gains "
+            "under --reference text"
         )
     if config.strategy != "ifd":
         return
