@@ -13,6 +13,8 @@ LMMS_BIN = .venv-lmms/bin
 # By name: what other tests import (Flask, for one) doesn't get on with vLLM in one process.
 VLLM_TESTS = tests/scoring/test_engines.py $(wildcard tests/*/test_vllm*.py)
 VLLM_PYTEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest $(VLLM_TESTS)
+# Tests start hundreds of processes, each of which would compile this project's modules again.
+unexport PYTHONDONTWRITEBYTECODE
 # In two processes, a file's tests in one of them.
 IN_TWO = -n 2 --dist loadfile --no-loadscope-reorder
 
