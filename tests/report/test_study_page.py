@@ -19,8 +19,8 @@ from tests.report.opened import Opened
 from vig_ray import cli
 from vig_ray.errors import StageError
 from vig_ray.report import job, study_charts
+from vig_ray.report.chart_labels import box_of, place_labels
 from vig_ray.report.job import ReportConfig
-from vig_ray.report.study_charts import _box, place_labels
 from vig_ray.report.study_cost import Point, frontier
 from vig_ray.report.study_numbers import Mean, Row, StudyNumbers, bounds
 from vig_ray.report.study_words import needs, verdict
@@ -357,7 +357,7 @@ def test_labels_of_points_cover_no_other_label_and_no_point() -> None:
         places = [(rng.uniform(0, 500), rng.uniform(0, 240)) for _ in range(12)]
         texts = ["p=" + "9" * rng.randrange(1, 9) for _ in places]
         sides = place_labels(places, texts, range(12), 500, 240)
-        boxes = [_box(place, text, side) for place, text, side in zip(places, texts, sides, strict=True) if side]
+        boxes = [box_of(place, text, side) for place, text, side in zip(places, texts, sides, strict=True) if side]
         placed += len(boxes)
         for number, (left, top, right, bottom) in enumerate(boxes):
             assert 0 <= left < right <= 500

@@ -3,11 +3,11 @@ laws, and where the time went."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vig_ray.report.chart_labels import LETTER, label_layers, place_labels, stairs
 from vig_ray.report.chart_style import ZERO_LINE, legend_of, spec
 from vig_ray.report.colours import LIGHT
 from vig_ray.report.evaluation_charts import colours_of
@@ -23,7 +23,6 @@ _FEW = 3  # lines whose bands are told apart
 _ACROSS = [1, 4]  # the dash of what isn't varied
 _SAYS = {"better, settled": LIGHT["p3"], "worse, settled": LIGHT["m3"], "open": LIGHT["zero"]}
 _LOG_FROM = 16  # how many times the least the greatest is, from which a scale is logarithmic
-_LETTER, _LINE = 6.2, 13  # of a label at 11 pixels
 
 
 def differences(study: StudyNumbers, width: int) -> Json:
@@ -164,7 +163,7 @@ def _colours(names: Sequence[str], shown: Mapping[str, str], width: int, **legen
     """A colour for each of the names, and a legend of what is shown: by its text, the name whose colour it has."""
     found = colours_of(list(names))["scale"]
     colour_of = dict(zip(found["domain"], found["range"], strict=True))
-    columns = max(1, int((width - 80) // (_LETTER * max(map(len, shown)) + 30)))
+    columns = max(1, int((width - 80) // (LETTER * max(map(len, shown)) + 30)))
     colours = [colour_of[name] for name in shown.values()]
     return legend_of(list(shown), colours, "arm", columns=columns, symbolOpacity=1, **legend)
 
@@ -237,7 +236,7 @@ def _cost_panel(
     texts = [_point_name(study, point.row) for point in found]
     first = sorted(range(len(found)), key=lambda number: found[number] not in best)
     line = [(_place(one["cost"], x_scale, inner), _y_place(one["value"], low, high, height)) for one in step]
-    sides = place_labels(places, texts, first, inner, height, lines=[*_stairs(line)], intervals=rules)
+    sides = place_labels(places, texts, first, inner, height, lines=[*stairs(line)], intervals=rules)
     return {
         "width": inner,
         "height": height,
@@ -254,7 +253,7 @@ def _cost_panel(
                 "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour},
             },
             *_points_of(values, x, y, colour),
-            *_label_layers(values, texts, sides, x, y),
+            *label_layers(values, texts, sides, x, y),
         ],
     }  # fmt: skip
 
@@ -286,83 +285,6 @@ def _place(value: float, scale: Json, length: float) -> float:
 
 def _y_place(value: float, low: float, high: float, height: float) -> float:
     return min(height, max(0.0, height * (high - value) / (high - low)))
-
-
-_SIDES: dict[str, Json] = {
-    "right": {"align": "left", "dx": 9}, "left": {"align": "right", "dx": -9},
-    "above": {"align": "center", "dy": -13}, "below": {"align": "center", "dy": 13},
-    "above right": {"align": "left", "dx": 5, "dy": -11}, "below right": {"align": "left", "dx": 5, "dy": 11},
-    "above left": {"align": "right", "dx": -5, "dy": -11}, "below left": {"align": "right", "dx": -5, "dy": 11},
-}  # fmt: skip
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom, pixels."""
-
-
-def _stairs(line: Sequence[tuple[float, float]]) -> Iterator[Box]:
-    """What a stepped line through these places covers."""
-    for (left, level), (right, next_level) in itertools.pairwise(line):
-        yield left, level - 1, right, level + 1
-        yield right - 1, min(level, next_level), right + 1, max(level, next_level)
-
-
-def place_labels(
-    places: Sequence[tuple[float, float]],
-    texts: Sequence[str],
-    order: Sequence[int],
-    width: float,
-    height: float,
-    *,
-    lines: Sequence[Box] = (),
-    intervals: Sequence[Box] = (),
-) -> list[str | None]:
-    """The side of its point that each text stands on, so that it covers no other text, point or line, and if that can
-    be no interval; None where there is no room. `places`: of points, pixels; `order`: who chooses first."""
-    marks = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
-    taken: list[Box] = []
-    found: list[str | None] = [None] * len(places)
-    for number in order:
-        own = [*lines, *(mark for at, mark in enumerate(marks) if at != number)]
-        for around in ([*own, *intervals], own):
-            fitting = (
-                side for side in _SIDES
-                if _free(_box(places[number], texts[number], side), [*around, *taken], width, height)
-            )  # fmt: skip
-            found[number] = next(fitting, None)
-            if found[number] is not None:
-                taken.append(_box(places[number], texts[number], str(found[number])))
-                break
-    return found
-
-
-def _box(place: tuple[float, float], text: str, side: str) -> Box:
-    x, y = place[0] + _SIDES[side].get("dx", 0), place[1] + _SIDES[side].get("dy", 0)
-    length = _LETTER * len(text)
-    left = {"left": x, "right": x - length, "center": x - length / 2}[_SIDES[side]["align"]]
-    return left, y - _LINE / 2, left + length, y + _LINE / 2
-
-
-def _free(box: Box, others: Sequence[Box], width: float, height: float) -> bool:
-    left, top, right, bottom = box
-    if left < 0 or right > width or top < 0 or bottom > height:
-        return False
-    return all(right <= one[0] or left >= one[2] or bottom <= one[1] or top >= one[3] for one in others)
-
-
-def _label_layers(
-    values: Sequence[Json], texts: Sequence[str], sides: Sequence[str | None], x: Json, y: Json
-) -> Iterator[Json]:
-    for side, looks in _SIDES.items():
-        some = [
-            {"cost": value["cost"], "value": value["value"], "text": text}
-            for value, text, at in zip(values, texts, sides, strict=True) if at == side
-        ]  # fmt: skip
-        if some:
-            yield {
-                "data": {"values": some},
-                "mark": {"type": "text", "baseline": "middle", "fontSize": 11, "color": LIGHT["text"], "aria": False,
-                         **looks},
-                "encoding": {"x": x, "y": y, "text": {"field": "text"}},
-            }  # fmt: skip
 
 
 def scaling(study: StudyNumbers, width: int) -> Json:
