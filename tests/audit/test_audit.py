@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.command import call, refused
+from tests.selection.made import made_up, write
+from tests.selection.test_select import scored as scored_of
 from vig_ray.demo import CHECKPOINT, world
 from vig_ray.demo.knobs import Knobs
 from vig_ray.scoring.config import ScoreConfig
@@ -55,6 +57,19 @@ def test_clusters_of_questions_and_swapped_images(scored: Path) -> None:
     assert all(row["question"] for row in rows)
     swapped = call("audit", "--scores", str(scored), "--reference", "swap").stdout
     assert "beats another %" in swapped
+
+
+def test_all_samples_that_lack_a_pass_are_counted(tmp_path: Path) -> None:
+    """Those whose own image is gone, too, and text-only ones not."""
+    rows = made_up(300, seed=9)
+    for row in scored_of(rows):
+        row["swap_loss"], row["swap_logprobs"] = row["blur_loss"], row["blur_logprobs"]
+    for row in scored_of(rows)[:40]:
+        row["swap_loss"], row["swap_logprobs"], row["error"] = None, None, "Swap: NoOther: none"
+    made = write(tmp_path, rows, references=["blur", "swap"])
+    gone = sum(row["vig"] is None and row["error"] is not None for row in rows)
+    assert gone > 5
+    assert f"{40 + gone} samples with an image lack a pass and were left out" in call("audit", "--scores", made).stdout
 
 
 def test_where_all_images_are_wrong_nothing_is_seen(tmp_path: Path) -> None:

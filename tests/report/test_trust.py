@@ -61,3 +61,21 @@ def test_passes_that_all_failed_are_told_and_stop_nothing(tmp_path: Path) -> Non
 def test_scores_that_cannot_tell_have_no_such_part() -> None:
     assert trust({"audit": None, "selection": None}) == ""
     assert trust({"selection": {"tilt": None}}) == ""
+
+
+def test_a_threshold_of_calibrated_gains_is_none_of_the_gains_that_are_shown(tmp_path: Path) -> None:
+    """The gallery's nearest samples lie at the raw threshold of --near-p then, and the page says whose tau is whose."""
+    rows = made_up(400, seed=3)
+    for row in rows:
+        if row["vig"] is not None:
+            row["swap_loss"], row["swap_logprobs"] = row["blur_loss"] - 0.5, [x + 0.5 for x in row["blur_logprobs"]]
+    made = write(tmp_path, rows, references=["blur", "swap"])
+    selection.run(SelectConfig(scores=made, out=str(tmp_path), p=70, calibrate="source"))
+    report.run(ReportConfig(scores=made, out=str(tmp_path / "r.html"), figures=False))
+    numbers = json.loads((tmp_path / "r.json").read_text())
+    (calibrated,) = numbers["selection"]["thresholds"].values()
+    raw = next(row["tau"] for row in numbers["thresholds"] if row["p"] == 70)
+    assert calibrated == pytest.approx(raw - 0.5, abs=0.1)
+    assert numbers["gallery"]["tau"] == raw
+    assert not numbers["gallery"]["of_selection"]
+    assert f"τ = {calibrated:+.4f} of calibrated gains" in (tmp_path / "r.html").read_text()

@@ -86,6 +86,7 @@ def test_a_sample_has_the_mean_over_the_first_images_that_are_not_its_own(
         assert row["marginal_loss"] == pytest.approx(loss, abs=1e-5)
         np.testing.assert_allclose(row["marginal_losses"], -logp_KT.mean(1), atol=1e-5, rtol=0)
         null = [logp_KT[k] - special.logsumexp(np.delete(logp_KT, k, 0), axis=0, b=1 / (K - 1)) for k in range(K)]
+        np.testing.assert_allclose(row["marginal_means"], logp_KT.mean(0), atol=1e-5, rtol=0)
         np.testing.assert_allclose(row["marginal_null"], np.mean(null, 0), atol=2e-5, rtol=0)
         p = np.exp(answers)
         error = np.std(p, ddof=1) / np.sqrt(K) / p.mean() / len(tokens)
@@ -124,7 +125,14 @@ def test_the_same_scores_when_they_are_added_later(scores: Path, tmp_path: Path)
         in_process=True,
     )
     for mine, theirs in zip(rows_of(tmp_path, "scores"), rows_of(scores, "scores"), strict=True):
-        for column in ("clean_loss", "marginal_loss", "swap_loss", "marginal_losses", "marginal_null"):
+        for column in (
+            "clean_loss",
+            "marginal_loss",
+            "swap_loss",
+            "marginal_losses",
+            "marginal_means",
+            "marginal_null",
+        ):
             if theirs[column] is None:
                 assert mine[column] is None
             else:

@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from tests.selection.made import made_up, selected, write
 from tests.selection.test_select import keys, scored, select, text_only
 from vig_ray.errors import StageError
+from vig_ray.scoring.schema import scores_schema
 from vig_ray.selection import calibrate
+from vig_ray.selection.within import Within
+from vig_ray.tables.passes import View
 
 K = 3
 REFERENCES = ["blur", "marginal", "swap"]
@@ -45,6 +49,7 @@ def rows() -> list[dict[str, Any]]:
             "marginal_logprobs": tokens,
             "marginal_loss": loss,
             "marginal_losses": losses[:K].tolist(),
+            "marginal_means": others[:K].mean(0).tolist(),
             "marginal_null": np.mean(leave_out, axis=0)[0].tolist(),
             "marginal_error": 0.0,
             "swap_logprobs": others[K].tolist(),
@@ -110,14 +115,15 @@ def test_the_greatest_of_what_is_left(
 
 @pytest.mark.parametrize("null", ["swap", "marginal"])
 def test_tokens_are_calibrated_too(null: str, scores: str, rows: Any, tmp_path: Path) -> None:
-    """Each by the mean of its id in its group."""
+    """Each by the mean of its id in its group: of several images by the mean of their log-probs, as samples are."""
+    column = {"swap": "swap_logprobs", "marginal": "marginal_means"}[null]
     found = select(scores, tmp_path, p=50, calibrate="source", null=null)
     tokens = pd.DataFrame([
         {"key": row["sample_key"], "source": str(row["source"]), "id": token, "gain": clean - blur,
          "null": other - blur}
         for row in scored(rows)
         for token, clean, blur, other in zip(
-            row["token_ids"], row["clean_logprobs"], row["blur_logprobs"], row[f"{null}_logprobs"], strict=True
+            row["token_ids"], row["clean_logprobs"], row["blur_logprobs"], row[column], strict=True
         )
     ])  # fmt: skip
     tokens["calibrated"] = tokens["gain"] - tokens.groupby(["source", "id"])["null"].transform("mean")
@@ -129,6 +135,33 @@ def test_tokens_are_calibrated_too(null: str, scores: str, rows: Any, tmp_path: 
             near = [abs(gain - tau) < 1e-6 for gain in by_key[row["sample_key"]]]
             told = zip(row["token_weights"], by_key[row["sample_key"]], near, strict=True)
             assert all(close or bool(weight) == (gain >= tau) for weight, gain, close in told)
+
+
+def test_the_null_of_tokens_is_that_of_their_samples(rows: Any) -> None:
+    """Weighed by their tokens, samples' nulls are tokens' nulls, whosever other images they come from."""
+    table = pa.Table.from_pylist(scored(rows), schema=scores_schema(REFERENCES))
+    table = View.of({"identity": {"references": [{"name": name} for name in REFERENCES]}}, "").table(
+        table, [*table.column_names, "reference_loss", "reference_logprobs"]
+    )
+    for null in ("swap", "marginal"):
+        summed = calibrate.Summed(Within(("source",)), "blur", null, True, 0)  # type: ignore[arg-type]
+        _, in_group, of_id = summed(table)
+        of_samples = summed._of_samples(table) * table["num_answer_tokens"].to_numpy()
+        assert in_group.sums.sum() == pytest.approx(of_samples.sum(), rel=1e-5)
+        assert of_id.sums.sum() == pytest.approx(of_samples.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("null", ["swap", "marginal"])
+@pytest.mark.parametrize("strategy", ["vig", "vig-samples"])
+def test_files_without_a_scored_row(null: str, strategy: str, rows: Any, scores: str, tmp_path: Path) -> None:
+    """As an order by image leaves them: text-only samples and bad rows last."""
+    for reference in ("blur", "marginal"):
+        last = [*scored(rows), *(row for row in rows if row["vig"] is None)]
+        made = write(tmp_path / reference, last, files=12, references=REFERENCES)
+        options: dict[str, Any] = {"p": 50, "calibrate": "source", "null": null, "strategy": strategy}
+        select(made, tmp_path / f"{reference}-out", reference=reference, **options)
+        select(scores, tmp_path / f"{reference}-as-it-was", reference=reference, **options)
+        assert keys(selected(tmp_path / f"{reference}-out")) == keys(selected(tmp_path / f"{reference}-as-it-was"))
 
 
 def test_few_tokens_have_the_null_of_their_id_and_then_of_their_group(

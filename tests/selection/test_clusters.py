@@ -104,6 +104,24 @@ def test_visnec_keeps_the_top_of_every_cluster(
     assert len(found.kept[0].thresholds) == len(members)
 
 
+def test_questions_are_read_without_the_bytes_of_images(tmp_path: Path) -> None:
+    """In one row group of some megabytes of them, the column chunks of questions, keys and uris are touched alone."""
+    rows = made_up(30, seed=2)
+    write_samples(tmp_path, rows, files=1)
+    path = tmp_path / "samples" / "0.parquet"
+    table = pq.read_table(path)
+    images = [[image | {"bytes": bytes(100_000)} for image in row] for row in table["images"].to_pylist()]
+    place = table.column_names.index("images")
+    table = table.set_column(place, SAMPLES.field("images"), pa.array(images, SAMPLES.field("images").type))
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    assert path.stat().st_size > 2_000_000
+    before = pa.total_allocated_bytes()
+    tables = [*clusters._with_images(str(tmp_path / "samples"), ["conversation"])]
+    assert pa.total_allocated_bytes() - before < 500_000
+    found = {key for table in tables for key in table["sample_key"].to_pylist()}
+    assert found == {row["sample_key"] for row in rows if row["vig"] is not None or row["error"] is not None}
+
+
 def test_words_tell_kinds_of_questions_apart(made: str, rows: Any) -> None:
     keys, of_key = clusters.cluster_samples(f"{made}/samples", "words", clusters=4, seed=42)
     kinds: dict[int, set[int]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from scipy import stats
 
 from tests.selection.made import made_up, selected, write
 from tests.selection.test_select import scored, select
+from vig_ray.dataset.importing import ImportConfig
 from vig_ray.errors import StageError
 from vig_ray.selection.counts import Selection
 from vig_ray.selection.tilt import LEAST, RARE, Rows, Tilt, tilt_of
-from vig_ray.stage import read_stage
+from vig_ray.stage import read_stage, write_stage
 
 
 def drawn(n: int, seed: int, answers: int = 3) -> Rows:
@@ -108,6 +110,43 @@ def test_answers_that_are_all_different_are_told_by_their_tokens() -> None:
     assert 5 in ids[int(str(tilt.shifts[0].example)[1:])]
 
 
+def phrases(n: int, seed: int, chosen: Any) -> Rows:
+    """Captions of which each half has a phrase of its own of 20 tokens; `chosen` tells by the phrase what is kept."""
+    rng = np.random.default_rng(seed)
+    phrase = rng.random(n) < 0.5
+    ids = np.concatenate(
+        [np.arange(20) + np.where(phrase, 100, 200)[:, None], rng.integers(1000, 1400, (n, 4))], axis=1
+    )
+    unique = [np.unique(each) for each in ids]
+    return Rows(
+        np.asarray([f"k{number:06d}" for number in range(n)], object), np.full(n, "coco", object),
+        np.zeros(n, np.uint64), rng.integers(0, 2**60, n).astype(np.uint64), np.full(n, 24),
+        chosen(rng, phrase)[:, None], np.asarray([len(each) for each in unique]), np.concatenate(unique),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.7, 0.1, 0.02])
+def test_tokens_that_go_together_tilt_by_chance_as_one(share: float) -> None:
+    """A random selection has none, and what one that favours a phrase has isn't hidden by what many tokens would vary
+    by if each went its own way."""
+    found = []
+    for seed in range(8):
+        tilt = tilt_of(phrases(3000, seed, lambda rng, _: rng.random(3000) < share), 0, known=False, seed=seed)
+        assert tilt is not None
+        found.append((tilt.answers, tilt.low <= tilt.answers <= tilt.high))
+    assert sum(inside for _, inside in found) >= 6
+    assert abs(np.mean([each for each, _ in found])) < 0.03
+    rows = phrases(3000, 1, lambda rng, phrase: rng.random(3000) < np.where(phrase, 4 / 3, 2 / 3) * share)
+    tilt = tilt_of(rows, 0, known=False, seed=0)
+    assert tilt is not None
+    holds = np.asarray([100 in each for each in np.split(rows.ids, np.cumsum(rows.different)[:-1])])
+    moved = holds[rows.kept[:, 0]].mean() - holds.mean()
+    chance = stats.hypergeom(3000, holds.sum(), rows.kept.sum())
+    apart = np.abs(np.arange(chance.support()[1] + 1) / rows.kept.sum() - holds.mean())
+    expected = moved - float(apart @ chance.pmf(np.arange(len(apart))))
+    assert tilt.answers == pytest.approx(expected, abs=0.02)
+
+
 def test_by_chance_there_is_none() -> None:
     """Of forty random selections hardly any is outside of its interval, and their mean is 0."""
     found = []
@@ -178,5 +217,29 @@ def test_strict_balance_refuses_before_anything_is_written(
     select(scores, tmp_path / "most", p=50, strategy="vig-samples", strict_balance=60)
     with pytest.raises(StageError, match="--strict-balance 10: tilt of answers"):  # of what is there already
         select(scores, tmp_path / "most", p=50, strategy="vig-samples", strict_balance=10)
+    record = tmp_path / "most" / "selection.stage.json"
+    told = json.loads(record.read_text())
+    for kept in told["selection"]["kept"]:  # as a version left it that knew of no tilt
+        kept.pop("tilt")
+    record.write_text(json.dumps(told))
+    with pytest.raises(StageError, match=r"--strict-balance 60: .*made without it.*--overwrite"):
+        select(scores, tmp_path / "most", p=50, strategy="vig-samples", strict_balance=60)
     with pytest.raises(StageError, match="--strict-balance: has no effect with --strategy random"):
         select(scores, tmp_path / "random", strategy="random", strict_balance=5)
+
+
+def test_samples_beside_that_are_not_theirs_are_no_error(
+    leaning: tuple[list[dict[str, Any]], str], tmp_path: Path
+) -> None:
+    """Nobody asked for them; named they are refused, before any scan."""
+    rows, _ = leaning
+    scores = write(tmp_path / "made", rows)
+    (tmp_path / "made" / "samples").mkdir()
+    facts: dict[str, Any] = {"inputs": ["other.json"], "counts": {"rows": 5}, "format": "llava", "name": "x"}
+    other = ImportConfig(data="other.json", out="other")
+    write_stage(str(tmp_path / "made" / "samples"), "import", other, complete=True, images=None, **facts)
+    found = select(scores, tmp_path / "out", p=50, strategy="vig-samples").kept[0].tilt
+    assert found is not None
+    assert not found.known
+    with pytest.raises(StageError, match="not the samples that"):
+        select(scores, tmp_path / "named", p=50, strategy="vig-samples", samples=str(tmp_path / "made"))

@@ -131,7 +131,7 @@ def run(config: AuditConfig) -> Audited:
         groups = Groups((), config.clusters, keys, of_key)
     fs, _ = filesystem(scores)
     paths = parquet_files(scores)
-    columns = ["sample_key", "source", loss_column(CLEAN), _LOSSES[reference]]
+    columns = ["sample_key", "source", loss_column(CLEAN), _LOSSES[reference], "error"]
     missing = sorted({*columns} - {*pq.read_schema(paths[0], filesystem=fs).names})
     if missing:
         raise StageError(f"{paths[0]}: has no column {missing[0]!r}; score again")
@@ -198,7 +198,9 @@ class _Counted:
     def __call__(self, table: pa.Table) -> tuple[dict[str, Beaten], dict[str, str], int]:
         has_clean = table[loss_column(CLEAN)].is_valid()
         whole = pc.and_(has_clean, table[self.losses].is_valid())
-        lacking = int(pc.sum(pc.and_(has_clean, pc.invert(whole))).as_py() or 0)
+        # Text-only samples have neither a loss nor an error.
+        with_image = pc.or_(has_clean, table["error"].is_valid())
+        lacking = int(pc.sum(pc.and_(with_image, pc.invert(whole))).as_py() or 0)
         table = table.filter(whole).combine_chunks()
         if not table.num_rows:
             return {}, {}, lacking

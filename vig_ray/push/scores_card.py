@@ -161,7 +161,7 @@ def _of_selection(selection: Json) -> str:
     rows = [
         ("strategy", markdown.code(selection["strategy"])),
         ("share kept", f"{kept['share']:g} %"),
-        ("threshold τ", taus or "none"),
+        ("threshold τ of calibrated gains" if selection["options"].get("calibrate") else "threshold τ", taus or "none"),
         ("without the image", markdown.code(selection["reference"])),
         ("samples", of("scored", "scored")),
         ("sample tokens", of("tokens", "tokens")),

@@ -39,6 +39,7 @@ def summarize_selection(given: str | None, scores: str, view: View) -> tuple[str
             raise StageError(f"{directory}: selected by the gain under {by}; take --reference {by}, or select again")
         raise StageError(f"{directory}: a selection of other scores than {scores}; select again")
     selection, kept = selection_record["selection"], selection_record["selection"]["kept"][0]
+    calibrated = bool(selection_record["identity"]["options"].get("calibrate"))
     by_vig = strategies()[selection["strategy"]].ranking == "vig"
     taus = list(kept["thresholds"].values())
     scored = {source: counts["scored"] for source, counts in selection["read"]["by_source"].items()}
@@ -48,13 +49,15 @@ def summarize_selection(given: str | None, scores: str, view: View) -> tuple[str
         "strategy": selection["strategy"],
         "share": kept["share"],
         "by_vig": by_vig,
+        "calibrated": calibrated,
         "thresholds": kept["thresholds"],
         "text_only": kept["total"]["text_only"],
         "tilt": kept.get("tilt"),
         **_row(kept["total"], sum(scored.values()), sum(tokens.values())),
         "sources": _by_source(kept["by_source"], scored, tokens),
     }
-    return directory, summary, taus[0] if len(taus) == 1 and by_vig else None
+    # That of gains less their group's null is none of the gains that the report shows.
+    return directory, summary, taus[0] if len(taus) == 1 and by_vig and not calibrated else None
 
 
 def _by_source(kept: Json, scored: dict[str, int], tokens: dict[str, int]) -> list[Json]:

@@ -160,7 +160,8 @@ def _thresholds(numbers: Json) -> str:
     ]  # fmt: skip
     selected = numbers["selection"] or {}
     # The selection's row, if its strategy is vig: other strategies keep other samples or tokens.
-    taus = list(selected.get("thresholds", {}).values()) if selected.get("strategy") == "vig" else []
+    raw = selected.get("strategy") == "vig" and not selected.get("calibrated")
+    taus = list(selected["thresholds"].values()) if raw else []
     same = [
         at for at, row in enumerate(numbers["thresholds"]) if row["p"] == selected.get("share") and [row["tau"]] == taus
     ]
@@ -183,7 +184,8 @@ def selection(summary: Json | None) -> str:
         for row in [summary, *summary["sources"]]
     ]  # fmt: skip
     taus = list(summary["thresholds"].values())
-    tau = f", τ = {taus[0]:+.4f}" if len(taus) == 1 else f", {len(taus)} thresholds" if taus else ""
+    of = " of calibrated gains" if summary.get("calibrated") else ""
+    tau = f", τ = {taus[0]:+.4f}{of}" if len(taus) == 1 else f", {len(taus)} thresholds" if taus else ""
     text = f" Besides, {summary['text_only']:,} text-only samples, all their tokens." if summary["text_only"] else ""
     return (
         f"<section id='selection'><h3>The selection: {escape(summary['strategy'])}, {summary['share']:g} %{tau}</h3>"

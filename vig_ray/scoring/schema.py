@@ -16,6 +16,8 @@ FURTHER: dict[str, tuple[pa.Field, ...]] = {
     MARGINAL: (
         # one entry an image: the mean negative log-prob of the answer tokens with it, nats
         pa.field("marginal_losses", pa.list_(pa.float64())),
+        # one entry an answer token: its log-prob, mean over these images
+        pa.field("marginal_means", pa.list_(pa.float32())),
         # one entry an answer token: what one of these images gains over the others, nats, mean over them
         pa.field("marginal_null", pa.list_(pa.float32())),
         # the Monte-Carlo standard error of marginal_loss, nats

@@ -80,6 +80,7 @@ def _of_images(name: str, outcomes: Sequence[Outcome]) -> tuple[Outcome, dict[st
     return marginal_logprobs(logp_KT).astype(np.float32), {
         loss_column(name): marginal_loss(logp_KT),
         "marginal_losses": [loss(logp_T) for logp_T in logp_KT],
+        "marginal_means": np.asarray(logp_KT, np.float64).mean(0),
         "marginal_null": null_gains(logp_KT).mean(0),
         "marginal_error": marginal_error(logp_KT),
     }

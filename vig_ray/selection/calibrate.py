@@ -11,7 +11,7 @@ them; the null of its group where both are few.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from vig_ray.options import OtherImagesName
 from vig_ray.selection.within import Codes, Within, mixed
+from vig_ray.tables.gathered import Gathered
 from vig_ray.tables.passes import MARGINAL, logprobs_column, loss_column
 
 Floats = npt.NDArray[np.float64]
@@ -43,12 +44,11 @@ class Sums(NamedTuple):
         return cls(found, np.bincount(place, minlength=len(found)), _sums(place, values, len(found)))
 
     @classmethod
-    def merged(cls, parts: Iterable[Sums]) -> Sums:
+    def merged(cls, parts: Sequence[Sums]) -> Sums:
         """Of all parts together."""
-        every = [*parts]
-        if not every:
-            return cls.of(np.zeros(0, np.uint64), np.zeros(0))
-        codes, counts, sums = (np.concatenate(each) for each in zip(*every, strict=True))
+        if not parts:
+            return cls.of(*_NONE)
+        codes, counts, sums = (np.concatenate(each) for each in zip(*parts, strict=True))
         found, place = np.unique(codes, return_inverse=True)
         return cls(found, _sums(place, counts, len(found)).astype(np.int64), _sums(place, sums, len(found)))
 
@@ -100,7 +100,7 @@ def null_columns(reference: str, other: OtherImagesName, *, tokens: bool) -> set
     if reference == other == MARGINAL:
         of_tokens = {"token_ids", "marginal_null"}
         return {_losses(other), "num_answer_tokens"} | (of_tokens if tokens else set())
-    of_tokens = {"token_ids", "reference_logprobs", logprobs_column(other)}
+    of_tokens = {"token_ids", "reference_logprobs", _logprobs(other)}
     return {"reference_loss", _losses(other)} | (of_tokens if tokens else set())
 
 
@@ -119,8 +119,10 @@ class Summed:
         there = np.ones(table.num_rows, np.bool_)
         for name in null_columns(self.reference, self.other, tokens=self.tokens):
             there &= table[name].is_valid().to_numpy(zero_copy_only=False)
-        table = table.filter(pa.array(there)).combine_chunks()
-        codes, empty = self.within.codes_of(table, self.seed), Sums.of(*_NONE)
+        table, empty = table.filter(pa.array(there)).combine_chunks(), Sums.of(*_NONE)
+        if not table.num_rows:
+            return empty, empty, empty
+        codes = self.within.codes_of(table, self.seed)
         of_groups = Sums.of(codes, self._of_samples(table))
         if not self.tokens:
             return of_groups, empty, empty
@@ -139,19 +141,24 @@ class Summed:
     def _of_tokens(self, table: pa.Table) -> Floats:
         if self.reference == self.other == MARGINAL:
             return _flat(table["marginal_null"])
-        return _flat(table[logprobs_column(self.other)]) - _flat(table["reference_logprobs"])
+        return _flat(table[_logprobs(self.other)]) - _flat(table["reference_logprobs"])
 
 
 def nulls_of(parts: Iterator[tuple[Sums, Sums, Sums]], within: Within, other: OtherImagesName, least: int) -> Nulls:
     """The nulls from the sums of all blocks. `least`: samples of a group that has one of its own."""
-    whole = (Sums.merged(()), Sums.merged(()), Sums.merged(()))
+    every = (Gathered(Sums.merged, _size), Gathered(Sums.merged, _size), Gathered(Sums.merged, _size))
     for part in parts:
-        whole = tuple(Sums.merged(both) for both in zip(whole, part, strict=True))  # type: ignore[assignment]
-    samples, in_group, of_id = whole
+        for gathered, sums in zip(every, part, strict=True):
+            gathered.add(sums)
+    samples, in_group, of_id = (gathered.whole() for gathered in every)
     everything = float(samples.sums.sum() / samples.counts.sum()) if len(samples.codes) else 0.0
     return Nulls(
         within, other, everything, samples.means(least), in_group.means(TOKENS_LEAST), of_id.means(TOKENS_LEAST)
     )
+
+
+def _size(sums: Sums) -> int:
+    return len(sums.codes)
 
 
 def _sums(place: npt.NDArray[np.int64], values: npt.NDArray[Any], size: int) -> Floats:
@@ -161,6 +168,12 @@ def _sums(place: npt.NDArray[np.int64], values: npt.NDArray[Any], size: int) -> 
 def _losses(other: OtherImagesName) -> str:
     """The losses with other images: each of the K, or the one."""
     return "marginal_losses" if other == MARGINAL else loss_column(other)
+
+
+def _logprobs(other: OtherImagesName) -> str:
+    """The tokens' log-probs with other images: their mean over the K, as the losses' mean has it, or those of the one.
+    `marginal_logprobs` is the log of a mean, which is above it, and would raise a token's null beyond its sample's."""
+    return "marginal_means" if other == MARGINAL else logprobs_column(other)
 
 
 def _means(losses: Any) -> Floats:

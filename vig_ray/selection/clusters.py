@@ -87,7 +87,7 @@ def cluster_samples(
     Neither depends on how `samples` is cut into files. Raises StageError.
     """
     embed = load_embedder(embedding_model)
-    keys = np.sort(np.concatenate([hashes(table["sample_key"], seed) for table in _with_images(samples, ["images"])]))
+    keys = np.sort(np.concatenate([hashes(table["sample_key"], seed) for table in _with_images(samples, [])]))
     if not len(keys):
         raise StageError(f"{samples}: no sample has an image")
     fitted_on = keys[:FIT_ON_AT_MOST]
@@ -107,11 +107,15 @@ def cluster_samples(
     return keys, of_key
 
 
+_URI = "images.list.element.uri"
+"""Which rows have an image, without reading what may be in the files of it."""
+
+
 def _with_images(samples: str, columns: list[str]) -> Iterator[pa.Table]:
     fs, _ = filesystem(samples)
     for path in parquet_files(samples):
         with pq.ParquetFile(path, filesystem=fs) as file:
-            for batch in file.iter_batches(batch_size=_BATCH, columns=["sample_key", *columns]):
+            for batch in file.iter_batches(batch_size=_BATCH, columns=["sample_key", _URI, *columns]):
                 table = pa.Table.from_batches([batch])
                 has_image = pc.greater(pc.fill_null(pc.list_value_length(table["images"]), 0), 0)
                 yield table.filter(has_image)
@@ -121,7 +125,7 @@ def questions_of(
     samples: str, seed: int, up_to: np.uint64 | None = None
 ) -> Iterator[tuple[npt.NDArray[np.uint64], list[str]]]:
     """Key hashes and first questions of the samples with an image, batch by batch; only hashes `up_to` this one."""
-    for table in _with_images(samples, ["images", "conversation"]):
+    for table in _with_images(samples, ["conversation"]):
         key_hashes = hashes(table["sample_key"], seed)
         if up_to is not None:
             table, key_hashes = table.filter(pa.array(key_hashes <= up_to)), key_hashes[key_hashes <= up_to]

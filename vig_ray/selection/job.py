@@ -35,7 +35,7 @@ from vig_ray.selection.rank import Groups, columns, ranks
 from vig_ray.selection.schema import SELECTION
 from vig_ray.selection.strategy import Settings, Strategy, Tokens
 from vig_ray.selection.thresholds import Sizes, thresholds_of
-from vig_ray.selection.tilt_scan import Told, check_balance, tilts_of
+from vig_ray.selection.tilt_scan import Told, check_balance, check_told, tilts_of
 from vig_ray.selection.within import Within, keyed_by, sizes_of
 from vig_ray.stage import Claim, claim
 from vig_ray.tables.order import Hashes, Positions, among, hashes, positions
@@ -58,6 +58,9 @@ def run(config: SelectConfig) -> Selection:
     if output.complete:
         log.info("%s: already complete, nothing to select", plan.out)
         selection = Selection.from_json(output.record["selection"], plan.out)
+        scored = selection.read.total("scored")
+        told = [kept.tilt is not None or kept.counted.total("scored") == scored for kept in selection.kept]
+        check_told(config, told)
         check_balance(config, [(kept.tilt, kept.told) for kept in selection.kept if kept.tilt])
         return selection
     with scans_on_ray(config.address) as on_ray:

@@ -124,6 +124,8 @@ def check(config: SelectConfig) -> Plan:
                 f"{scores}: no samples/ beside them; --strategy {config.strategy} groups samples by their questions "
                 "and needs --samples, or --clusters 1"
             )
+    elif config.samples is not None:  # the tilt is told by its questions
+        samples_beside(scores, config.samples, record)
     check_writable(config.out)
     has_tokens = "token_ids" in schema.names
     files = Files(paths, fs, view=view)

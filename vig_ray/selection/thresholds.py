@@ -17,7 +17,7 @@ from vig_ray.selection.rank import EVERYTHING, Groups, columns, count, ranks
 from vig_ray.selection.strategy import Strategy
 from vig_ray.tables.scan import Files
 from vig_ray.tables.threshold import SCANS, Search, add_up, quota_of
-from vig_ray.tables.thresholds import Pairs, Searches, merged
+from vig_ray.tables.thresholds import Searches, gathering
 
 Sizes = np.ndarray[Any, np.dtype[np.int64]]
 """How many samples each group of --within has."""
@@ -80,10 +80,11 @@ def _within(
     for _ in range(SCANS):
         counted = _CountWithin(plan.strategy, groups, plan.config, searches)
         parts = files.scan(columns(plan.strategy, groups), counted)
-        whole: list[Pairs] = [(np.zeros(0, np.uint64), np.zeros(0, np.int64))] * len(shares)
+        whole = [gathering() for _ in shares]
         for part in parts:
-            whole = [merged(both) for both in zip(whole, part, strict=True)]
-        searches = tuple(each.narrowed(pairs) for each, pairs in zip(searches, whole, strict=True))
+            for of_share, pairs in zip(whole, part, strict=True):
+                of_share.add(pairs)
+        searches = tuple(each.narrowed(of_share.whole()) for each, of_share in zip(searches, whole, strict=True))
     return [each.bits for each in searches]
 
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy import sparse
 
 from vig_ray.selection.within import WORDS, Codes, Keyed, codes_of, first_answers, mixed
 from vig_ray.tables.order import hashes
@@ -46,6 +47,7 @@ SHIFTED = 0.005
 """The share of its group's answers that it has to gain or lose as well: 0.0 % before and after says nothing."""
 DRAWS = 200
 """Random selections that the excess is over."""
+_AT_ONCE = 20  # of them, as so many columns of a matrix
 WARN = 0.06
 """The tilt above which a person is warned. docs/trust.md says how it was set: models that see tilted by less."""
 
@@ -322,20 +324,34 @@ def _of_tokens(
     rows: Rows, group: Counts, is_open: npt.NDArray[np.bool_], kept: npt.NDArray[np.bool_], sizes: Counts,
     kept_sizes: Counts, rng: np.random.Generator,
 ) -> _Events:  # fmt: skip
-    """The tokens of answers in open groups. Those of random selections are drawn one token at a time, as if none went
-    with another: their greatest is then a little too great, which is on the safe side."""
+    """The tokens of answers in open groups, and of random selections those of the rows that they draw: tokens go with
+    one another."""
     of_row = np.repeat(np.arange(len(group)), rows.different)
     chosen = is_open[group[of_row]]
     of_row, ids = of_row[chosen], rows.ids[chosen]
     pairs, number = _pairs(group[of_row], ids)
     before = np.bincount(number, minlength=pairs.shape[1])
-    after = np.bincount(number[kept[of_row]], minlength=pairs.shape[1])
-    first = np.empty(pairs.shape[1], np.int64)
-    first[number[::-1]] = np.arange(len(number))[::-1]
     often = (before >= RARE) & (sizes[pairs[0]] - before >= RARE)
-    of_group, before, after = pairs[0][often], before[often], after[often]
-    drawn = rng.hypergeometric(before, sizes[of_group] - before, kept_sizes[of_group], size=(DRAWS, len(before)))
-    return _Events(of_group, before, after, of_row[first[often]], drawn, pairs[1][often])
+    renumbered = np.cumsum(often) - 1
+    some = often[number]
+    of_row, number = of_row[some], renumbered[number[some]]
+    of_group, before, token = pairs[0][often], before[often], pairs[1][often]
+    events = len(before)
+    after = np.bincount(number[kept[of_row]], minlength=events)
+    first = np.empty(events, np.int64)
+    first[number[::-1]] = of_row[::-1]
+    holds = sparse.csr_array((np.ones(len(number), np.int32), (number, of_row)), shape=(events, len(group)))
+    members = [np.flatnonzero(group == each) for each in np.flatnonzero(is_open)]
+    drawn = np.empty((DRAWS, events), np.int32)
+    for start in range(0, DRAWS, _AT_ONCE):
+        count = min(_AT_ONCE, DRAWS - start)
+        random = np.zeros((len(group), count), np.int32)
+        for each in members:
+            for draw in range(count):
+                taken = rng.choice(len(each), int(kept_sizes[group[each[0]]]), replace=False, shuffle=False)
+                random[each[taken], draw] = 1
+        drawn[start : start + count] = (holds @ random).T
+    return _Events(of_group, before, after, first, drawn, token)
 
 
 def _pairs(one: Counts, other: Counts) -> tuple[Counts, Counts]:

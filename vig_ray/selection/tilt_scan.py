@@ -21,7 +21,7 @@ from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.plan import Plan
 from vig_ray.selection.rank import Groups, columns, ranks
 from vig_ray.selection.strategy import Strategy
-from vig_ray.selection.tilt import COLUMNS, Look, Tilt, examples, in_words, joined, looked_at, tilt_of
+from vig_ray.selection.tilt import COLUMNS, LOOKED_AT, Look, Tilt, examples, in_words, joined, looked_at, tilt_of
 from vig_ray.selection.within import Keyed, WithinName, keyed_by
 from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
@@ -67,12 +67,22 @@ def tilts_of(plan: Plan, files: Files, groups: Groups, thresholds: Sequence[np.n
     some, limit = looked_at(files)
     look = Look(_Kept(strategy, groups, config, thresholds), question, config.seed, limit)
     rows = joined(some.scan(sorted({*columns(strategy, groups), *COLUMNS}), look))
+    check_told(config, [bool(rows.kept[:, share].any()) for share in range(len(thresholds))])
     tilts = [tilt_of(rows, share, known=question is not None, seed=config.seed) for share in range(len(thresholds))]
     spell = _speller(plan) if any(shift.token is not None for tilt in tilts if tilt for shift in tilt.shifts) else str
     of = _of_examples(samples, examples(tilts)) if samples else {}
     told = [Told(tilt, tuple(in_words(tilt, of, spell))) if tilt else None for tilt in tilts]
     check_balance(config, [each for each in told if each])
     return told
+
+
+def check_told(config: SelectConfig, told: Sequence[bool]) -> None:
+    """Raise StageError where --strict-balance asks for a tilt that isn't known."""
+    if config.strict_balance is not None and not all(told):
+        raise StageError(
+            f"--strict-balance {config.strict_balance:g}: of {LOOKED_AT:,} samples that are looked at none is kept, "
+            "or the selection was made without it; take a larger --p, or select anew with --overwrite"
+        )
 
 
 def check_balance(config: SelectConfig, tilts: Sequence[tuple[Tilt, Sequence[str]]]) -> None:
@@ -87,8 +97,14 @@ def check_balance(config: SelectConfig, tilts: Sequence[tuple[Tilt, Sequence[str
 
 def _questions(plan: Plan, groups: Groups) -> tuple[str | None, Keyed | None]:
     """samples/ where it is known, and the kinds of its questions: those that the groups have anyway, or read for that
-    alone, where they aren't too many."""
-    samples = plan.samples or samples_beside(plan.scores, plan.config.samples, plan.record)
+    alone. Neither where they are too many to be read for that, nor where those beside the scores aren't theirs."""
+    try:
+        samples = plan.samples or samples_beside(plan.scores, plan.config.samples, plan.record)
+    except StageError as error:
+        if plan.config.samples is not None:
+            raise
+        log.info("the tilt is told by source alone: %s", error)
+        return None, None
     for within in (groups.within, groups.nulls and groups.nulls.within):
         if within and "question" in within.keyed:
             return samples, within.keyed["question"]
@@ -99,7 +115,7 @@ def _questions(plan: Plan, groups: Groups) -> tuple[str | None, Keyed | None]:
     for path in parquet_files(samples):
         rows += pq.read_metadata(path, filesystem=fs).num_rows
         if rows > SAMPLES:
-            return samples, None
+            return None, None
     by: tuple[WithinName, ...] = ("question",)
     return samples, keyed_by(by, samples, embedding_model="", clusters=1, seed=plan.config.seed)["question"]
 

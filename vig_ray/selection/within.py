@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from vig_ray.selection.clusters import cluster_samples, questions_of
 from vig_ray.tables.order import hashes
-from vig_ray.tables.thresholds import Pairs, merged
+from vig_ray.tables.thresholds import Pairs, gathered
 
 WithinName = Literal["source", "answer", "question", "cluster"]
 SHORT = 8
@@ -135,7 +135,7 @@ def sizes_of(parts: Iterator[Codes]) -> Pairs:
         found, counts = np.unique(codes, return_counts=True)
         return found, counts.astype(np.int64)
 
-    return merged(counted(part) for part in parts)
+    return gathered(counted(part) for part in parts)
 
 
 def answer_codes(token_ids: pa.ChunkedArray, turn: pa.ChunkedArray) -> Codes:

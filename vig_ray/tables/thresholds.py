@@ -6,12 +6,13 @@ block's counts are one sort of its rows, however many groups there are, and memo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from vig_ray.tables.gathered import Gathered
 from vig_ray.tables.threshold import SCANS
 
 _BITS = 16
@@ -21,16 +22,28 @@ Pairs = tuple[Bits, npt.NDArray[np.int64]]
 """Rising pairs of group and digit, group << 16 | digit, and how many rows have each."""
 
 
-def merged(parts: Iterable[Pairs]) -> Pairs:
+def merged(parts: Sequence[Pairs]) -> Pairs:
     """The counts of all parts together."""
-    codes, counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    for part_codes, part_counts in parts:
-        every, place = np.unique(np.concatenate([codes, part_codes]), return_inverse=True)
-        summed = np.zeros(len(every), np.int64)
-        summed[place[: len(codes)]] = counts
-        summed[place[len(codes) :]] += part_counts  # a part has each code once
-        codes, counts = every, summed
-    return codes, counts
+    if not parts:
+        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    codes, counts = (np.concatenate(each) for each in zip(*parts, strict=True))
+    every, place = np.unique(codes, return_inverse=True)
+    summed = np.zeros(len(every), np.int64)
+    np.add.at(summed, place, counts)
+    return every, summed
+
+
+def gathered(parts: Iterable[Pairs]) -> Pairs:
+    """The counts of all parts, as they come."""
+    whole = gathering()
+    for part in parts:
+        whole.add(part)
+    return whole.whole()
+
+
+def gathering() -> Gathered[Pairs]:
+    """Counts that parts are added to."""
+    return Gathered(merged, lambda pairs: len(pairs[0]))
 
 
 @dataclass(frozen=True, eq=False)
