@@ -1,4 +1,5 @@
-"""What emoji.yaml's scores and selections made of the wrong answers: `python studies/emoji_found.py runs/emoji`.
+"""What emoji.yaml's or trust-emoji.yaml's scores and selections made of the wrong answers:
+`python studies/emoji_found.py runs/emoji`.
 
 How well the gain and the loss tell wrong answers from right ones, by kind of question, is the probability that of a
 wrong and a right one the wrong one has the lower gain, or the greater loss (AUROC; 0.5 is by chance). What a selection
@@ -12,7 +13,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +88,18 @@ def wrong_tokens(selection: str, truth: Sequence[dict[str, object]]) -> float:
     return sums[True] / (sums[True] + sums[False])
 
 
+def named(config: Mapping[str, object]) -> str:
+    """A selection's strategy, and the options that trust-emoji.yaml varies."""
+    found = [str(config["strategy"])]
+    if config.get("reference") not in (None, "blur"):
+        found.append(f"by {config['reference']}")
+    for option in ("within", "calibrate"):
+        by = config.get(option)
+        if by:
+            found.append(f"{option} {by if isinstance(by, str) else ','.join(map(str, by))}")  # type: ignore[call-overload]
+    return " ".join(found)
+
+
 def spread(values: Iterable[float]) -> str:
     """The mean, the least and the greatest."""
     several = np.array(list(values))
@@ -108,9 +121,10 @@ def text(study: str) -> str:
         lines.append(f"{kind:<12}" + "".join(f"{spread(column):<24}" for column in zip(*found, strict=True)).rstrip())
     kept = defaultdict(list)
     for selection, config in outputs(study, "selection"):
-        kept[str(config["strategy"])].append(wrong_tokens(selection, truths[str(config["scores"]).rstrip("/")]))
-    lines += ["", f"{'selection':<12}tokens of wrong answers"]
-    lines += [f"{strategy:<12}{spread(shares)}" for strategy, shares in kept.items()]
+        kept[named(config)].append(wrong_tokens(selection, truths[str(config["scores"]).rstrip("/")]))
+    width = max(12, 2 + max(map(len, kept), default=0))
+    lines += ["", f"{'selection':<{width}}tokens of wrong answers"]
+    lines += [f"{name:<{width}}{spread(shares)}" for name, shares in kept.items()]
     return "\n".join(lines)
 
 
