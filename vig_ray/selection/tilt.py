@@ -396,8 +396,8 @@ def in_words(
     if tilt.answers > WARN:
         lines.append(
             f"WARNING: above {100 * WARN:.0f} % a selection changes what is answered; training on it may do harm where "
-            "the model doesn't see what is asked. `vig audit` tells where, docs/trust.md what to do: leave those sources "
-            "whole (--quota), rank samples --within question,answer, or take --reference marginal"
+            "the model doesn't see what is asked. `vig audit` tells where, docs/trust.md what to do: leave those "
+            "sources whole (--quota), rank samples --within question,answer, or take --reference marginal"
         )
     return lines
 
