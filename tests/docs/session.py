@@ -27,7 +27,7 @@ from vig_ray import cli
 from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT, world
 
 _SHELL = re.compile(r"[|&;<>$`*]")
-_BLOCK_SECONDS = 300
+_BLOCK_SECONDS = 1200  # only so that nothing hangs: two busy cores may take minutes for what takes seconds on eight
 _STOP_SECONDS = 90
 # Ray counts more CPUs than there are cores here, and every engine would load a model of its own.
 _ONE_OF_EACH = {"VIG_SCORE_WORKERS": "1", "VIG_SCORE_PREPARE_WORKERS": "1", "VIG_MEASURE_WORKERS": "1"}

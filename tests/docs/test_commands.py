@@ -46,6 +46,7 @@ def scored(furnished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.timeout(2400)  # some pages are many commands
 @pytest.mark.parametrize("page", list(_pages()))
 def test_the_commands_of_a_page_run(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest, local_ray: None
