@@ -21,7 +21,8 @@ from vig_ray.selection.config import SelectConfig
 from vig_ray.selection.plan import Plan
 from vig_ray.selection.rank import Groups, columns, ranks
 from vig_ray.selection.strategy import Strategy
-from vig_ray.selection.tilt import COLUMNS, LOOKED_AT, Look, Tilt, examples, in_words, joined, looked_at, tilt_of
+from vig_ray.selection.tilt import COLUMNS, LOOKED_AT, Look, Tilt, joined, looked_at, tilt_of
+from vig_ray.selection.tilt_words import examples, in_words
 from vig_ray.selection.within import Keyed, WithinName, keyed_by
 from vig_ray.stage import parquet_files
 from vig_ray.storage import filesystem
