@@ -12,6 +12,8 @@ TRAINERS = ms-swift==4.6.0 llamafactory==0.9.5 axolotl==0.19.0 datasets==4.8.4 a
 LMMS_BIN = .venv-lmms/bin
 # By name: what other tests import (Flask, for one) doesn't get on with vLLM in one process.
 VLLM_TESTS = tests/scoring/test_engines.py $(wildcard tests/*/test_vllm*.py)
+# Tests of clusters are in few files: the others aren't even read.
+CLUSTER_TESTS = $(shell grep --recursive --files-with-matches --include='test_*.py' 'mark\.cluster' tests | sort)
 VLLM_PYTEST = PYTHONPATH=tests/vllm_setup $(VLLM_BIN)/python -m pytest $(VLLM_TESTS)
 # Tests start hundreds of processes, each of which would compile this project's modules again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -27,14 +29,15 @@ test: .venv/ready  ## every test that needs no cluster and no second environment
 	$(BIN)/python -m pytest $(IN_TWO) -m "not cluster and not long and not vllm and not lmms"
 
 test-cluster: .venv/ready  ## Ray clusters: jobs submitted, machines that come, go and are lost
-	$(BIN)/python -m pytest $(IN_TWO) -m "cluster and not long and not vllm and not lmms"
+	$(BIN)/python -m pytest $(CLUSTER_TESTS) $(IN_TWO) -m "cluster and not long and not vllm and not lmms"
 
 test-vllm: .venv-vllm/ready  ## the vLLM engine; what its V2 model runner does otherwise, with its GPU kernels interpreted
 	$(VLLM_PYTEST) $(IN_TWO) -m "vllm and not long"
 	VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 $(VLLM_PYTEST) -m "vllm and vllm_v2"
 
-test-long: .venv/ready  ## what takes longer than the rest together; run by hand
+test-long: .venv/ready .venv-vllm/ready  ## what takes longer than the rest together; run by hand
 	$(BIN)/python -m pytest -m "long and not vllm and not lmms"
+	$(VLLM_PYTEST) -m "vllm and long"
 
 test-trainers: .venv-trainers/ready  ## files of `vig export-data` read by ms-swift, LLaMA-Factory and Axolotl; by hand
 	$(TRAINERS_BIN)/python -m pytest tests/integrations/test_other_trainers.py

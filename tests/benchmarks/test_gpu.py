@@ -49,6 +49,7 @@ def test_it_runs_without_ray(tmp_path: Path) -> None:
     assert all(row["what"] in done.stdout.split("\n| gpu |")[1] for row in rows)
 
 
+@pytest.mark.long
 def test_scoring_needs_no_pydantic(tmp_path: Path) -> None:
     words = ["--references", "mean", "--parts", "scoring", "--samples", "2", "--looped", "1"]
     done, record = run(tmp_path, '("ray", "vllm", "pydantic")', *words)

@@ -102,6 +102,7 @@ def ranks(folder: Path) -> int:
     return len(list(folder.glob("rank-*")))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("freed")
 def test_a_worker_lost_while_the_training_function_is_sent(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
@@ -116,6 +117,7 @@ def test_it_counts_as_one_that_is_lost_later(tmp_path: Path) -> None:
         trainer(tmp_path, as_sent(tmp_path, WhenRead(tmp_path / "mark")), max_failures=0).fit()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("freed")
 def test_a_worker_lost_while_the_process_group_is_set_up(tmp_path: Path) -> None:
     config = WhenSetUp(backend="gloo")

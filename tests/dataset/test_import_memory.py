@@ -81,8 +81,8 @@ def write_parquet(path: Path, size_mib: int) -> int:
         (write_array, "as-is", (8, 64)),
         (write_parquet, "as-is", (32, 192)),
         # More than is held in memory at a time, in both.
-        (write_array, "auto", (64, 160)),
-        (write_pairs, "auto", (64, 160)),
+        pytest.param(write_array, "auto", (64, 160), marks=pytest.mark.long),
+        pytest.param(write_pairs, "auto", (64, 160), marks=pytest.mark.long),
         (write_parquet, "image", (64, 192)),
     ],
 )

@@ -30,7 +30,7 @@ def test_what_the_image_decides_is_what_other_scenes_have_otherwise() -> None:
     """Of all scenes, told by the same course of chance: where those that agree so far have several next words."""
     rng = random.Random(3)
     several = 0
-    for seed in range(25):
+    for seed in range(8):
         scene = world.random_scene(rng)
         text, decided = captions.caption(scene, random.Random(seed))[1:]
         others = [captions.caption(other, random.Random(seed)).answer for other in world.all_scenes()]
@@ -40,7 +40,7 @@ def test_what_the_image_decides_is_what_other_scenes_have_otherwise() -> None:
             agreeing = [other for other in agreeing if other.startswith(text[:at])]
             differs = any(not other.startswith(word, at) for other in agreeing)
             assert differs == any(first <= at < last for first, last in decided), (text, word)
-    assert several > 5
+    assert several > 1
 
 
 def test_lone_texts_and_captions_are_read_as_written(tmp_path: Path) -> None:

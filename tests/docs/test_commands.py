@@ -13,14 +13,17 @@ from tests.docs.session import Session, copy_of, furnish, vig
 SAMPLES = 160
 SCORED = ("selecting.md", "trust.md", "looking.md", "training.md", "trainers.md", "pushing.md")
 """Pages that begin where docs/scoring.md ends: with runs/665k scored."""
+LONG = ("scoring.md", "looking.md", "training.md")
+"""Those of the most commands, all of which have end-to-end tests of their own."""
 
 
 def _pages() -> Iterator[object]:
     for page in PAGES:
         marks = {block.mark for block in blocks(page)}
         if marks & {"run", "cluster"}:
-            starts = [pytest.mark.cluster] if "cluster" in marks else []
-            yield pytest.param(page, id=str(page.relative_to(ROOT)), marks=starts)
+            kinds = [pytest.mark.cluster] if "cluster" in marks else []
+            kinds += [pytest.mark.long] if page.name in LONG else []
+            yield pytest.param(page, id=str(page.relative_to(ROOT)), marks=kinds)
 
 
 @pytest.fixture(scope="module")

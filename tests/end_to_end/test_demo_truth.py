@@ -39,6 +39,7 @@ def test_token_gain_separates_what_the_image_decides(known: truth.Known) -> None
     assert known.auroc() >= 0.95
 
 
+@pytest.mark.long
 def test_blind_separates_it_too(local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first 250 of the held-out samples."""
     data = world.write(str(tmp_path / "data"), 250, HELD_OUT_SEED)

@@ -102,6 +102,7 @@ def test_train_leaves_what_it_did_not_write(selected: Path, tmp_path: Path, name
     assert untouched(tmp_path, planted)
 
 
+@pytest.mark.long
 def test_overwrite_given_again_starts_nothing_over(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +219,7 @@ def trained(selected: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return left_by(alone(setup_of(selected, max_steps=1), out / "training" / "checkpoints"), out)
 
 
+@pytest.mark.long
 def test_foreign_files_around_outputs_stay(
     selected: Path,
     tmp_path: Path,
@@ -326,6 +328,7 @@ def test_any_files_stay_whenever_a_verb_is_killed(selected: Path, tmp_path: Path
     assert statuses[2] >= 1
 
 
+@pytest.mark.long
 def test_relative_paths_are_the_same_run_as_absolute_ones(
     tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

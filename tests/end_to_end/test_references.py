@@ -209,6 +209,7 @@ def test_what_the_engine_of_the_scores_cannot_run_is_refused(score: Any, blurred
         score(blurred, "blind", engine="auto")
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_an_addition_killed_in_the_middle_goes_on(
     tmp_path: Path, preforked: None, monkeypatch: pytest.MonkeyPatch

@@ -110,6 +110,7 @@ def test_a_killed_driver_goes_on_where_it_was(world: Path, resumed: Resumed) -> 
     gating.assert_as_expected(read_scores(resumed.out), gating.expected_scores(world, blur="opencv"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changed", [{"max_image_pixels": 999}, {"too_long": "truncate"}, {"dtype": "bfloat16"}])
 def test_scores_of_other_options_are_not_mixed(
     world: Path, resumed: Resumed, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -124,6 +125,7 @@ def test_scores_of_other_options_are_not_mixed(
     assert {file: file.stat().st_mtime_ns for file in (resumed.out / "scores").iterdir()} == before
 
 
+@pytest.mark.long
 def test_a_killed_driver_goes_on_on_object_storage(world: Path, tmp_path: Path, s3: Callable[[], Any]) -> None:
     """There a commit is a copy and a deletion, not a rename."""
     client = s3()

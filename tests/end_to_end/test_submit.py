@@ -76,6 +76,7 @@ def scored(cluster: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.long
 def test_a_stopped_job_submitted_again_does_the_rest(scored: Path) -> None:
     gating.assert_as_expected(read_scores(scored), gating.expected_scores(scored))
 
@@ -105,6 +106,7 @@ def test_ray_job_submit_runs_the_scripts(cluster: Head, scored: Path, tmp_path: 
     assert (scored / "trained" / "model" / "config.json").exists()
 
 
+@pytest.mark.long
 def test_a_bucket_to_a_bucket(cluster: Head, s3: Callable[[], Any]) -> None:
     """Data, images and results in a store; what it takes to reach it goes along by name."""
     client = s3()
@@ -129,6 +131,7 @@ def test_a_bucket_to_a_bucket(cluster: Head, s3: Callable[[], Any]) -> None:
     assert any(each["Key"].endswith("model.safetensors") for each in listed)
 
 
+@pytest.mark.long
 def test_a_study_goes_along_with_its_file(cluster: Head, s3: Callable[[], Any], tmp_path: Path) -> None:
     """Relative paths start from the file's own folder, a store is one, and what the cluster doesn't see is refused."""
     client = s3()
@@ -177,6 +180,7 @@ def test_a_wrong_job_fails_with_the_line_that_says_why(cluster: Head, scored: Pa
     assert nobody.returncode == 2
 
 
+@pytest.mark.long
 def test_a_ray_that_runs_here_is_not_joined_unasked(cluster: Head, tmp_path: Path) -> None:
     data = world.write(str(tmp_path / "data"), 20, 79)
     vig("score", "--data", data, "--model", CHECKPOINT, "--out", str(tmp_path))

@@ -159,6 +159,7 @@ def test_a_worker_and_then_the_driver_killed(
     assert steps_kept(out) == STEPS
 
 
+@pytest.mark.long
 def test_an_alignment_whose_worker_and_driver_are_killed(tmp_path: Path, images: ImageStore) -> None:
     """Given again with one worker it comes to what it does alone, in this process, and nothing but the projector has
     moved."""
@@ -187,6 +188,7 @@ def test_an_alignment_whose_worker_and_driver_are_killed(tmp_path: Path, images:
         assert torch.equal(written[name], before[name]) == ("projector" not in name), name
 
 
+@pytest.mark.long
 def test_a_language_model_whose_worker_and_driver_are_killed(tmp_path: Path, data: Path) -> None:
     """Each once checkpoints are there; with one worker less it comes to what it does alone, in this process."""
     model = write_llama(tmp_path / "language-model")
@@ -251,6 +253,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 LOOKED_FOR_S = 6
 
 
+@pytest.mark.long
 def test_another_ray_that_begins_on_this_machine(
     data: Path, tmp_path: Path, images: ImageStore, request: pytest.FixtureRequest
 ) -> None:
@@ -384,6 +387,7 @@ def in_bucket(data: Path, client: Any) -> None:
         client.put_object(Bucket="vig", Key=str(path.relative_to(data)), Body=path.read_bytes())
 
 
+@pytest.mark.long
 def test_data_and_results_in_a_bucket(
     data: Path, tmp_path: Path, s3: Callable[[], Any], undisturbed: Undisturbed
 ) -> None:

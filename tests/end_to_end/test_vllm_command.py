@@ -152,6 +152,7 @@ def engines_of(pid: int) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.long
 def test_a_killed_engine_process_costs_nothing(by_vllm: Path, tmp_path: Path) -> None:
     """As on a GPU, where the engine is a process beside the actor: its death ends the actor, and Ray starts another.
 

@@ -75,6 +75,7 @@ def test_answers_and_numbers_are_those_of_a_disk(client: Any, data: Path, tmp_pa
         job.run(at("s3://asked/data", "s3://asked/out", "choices", limit=1), in_process=True)
 
 
+@pytest.mark.long
 def test_a_command_writes_there(client: Any, tmp_path: Path, local_ray: None) -> None:
     line = ("eval", "--model", f"demo={CHECKPOINT}", "--tasks", "exact", "--limit", "2", "--workers", "1")
     line += ("--data", "s3://asked/data/asked/exact.jsonl", "--prepare-workers", "1", "--draws", "20")

@@ -36,6 +36,7 @@ def _work(rank: int, folder: str, port: int, given: dict[str, Any]) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_processes_give_the_loss_of_the_whole(tmp_path: Path) -> None:
     rows = messages_rows(tmp_path)
     given = {kind: weighted(rows, CHECKPOINT, kind) for kind in ("masks", "real")}

@@ -210,6 +210,7 @@ def test_its_numbers_are_transformers_own_classes(brought: Brought) -> None:
         assert torch.allclose(ours(**inputs).logits, theirs(**inputs).logits, atol=1e-6)
 
 
+@pytest.mark.long
 def test_trained_by_the_command_it_is_written_with_its_code(
     brought: Brought, samples: Path, tmp_path: Path, local_ray: None
 ) -> None:

@@ -207,6 +207,7 @@ def test_of_more_rows_than_are_held_counts_are_exact_and_ranks_nearly(
         assert row["mean"] == pytest.approx(statistics.fmean(inside))
 
 
+@pytest.mark.long
 def test_on_ray_data(scores: str, told: Any, tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(report(scores, tmp_path, address="auto", by="rating,hue")["kept"]["columns"],
                 [column(told, "rating"), column(told, "hue")])  # fmt: skip

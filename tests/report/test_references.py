@@ -87,6 +87,7 @@ def test_select(
     assert json.loads((tmp_path / "a" / "selection.stage.json").read_text())["reference"] == alone
 
 
+@pytest.mark.long
 def test_select_on_ray_reads_the_same(runs: dict[str, str], tmp_path: Path, local_ray: None) -> None:
     for name, options in (("a", {"address": "auto"}), ("b", {})):
         job.run(SelectConfig(scores=runs["both"], reference="no-image", out=str(tmp_path / name), **options))  # type: ignore[arg-type]

@@ -203,6 +203,7 @@ def test_cuts_and_batches_make_no_difference(
     assert_same(found, told)
 
 
+@pytest.mark.long
 def test_on_ray_data(scores: str, told: Any, tmp_path: Path, local_ray: None) -> None:
     assert_same(report(scores, tmp_path, p="30,50,70,100", least=5, tokens=7, address="auto"), told)
 

@@ -33,6 +33,7 @@ def as_version(out: Path, stage: str, version: str | None) -> set[str]:
     return changed
 
 
+@pytest.mark.long
 def test_other_versions_are_told_and_run_again_only_if_asked_for(tmp_path: Path) -> None:
     arms: dict[str, Any] = {"random": {"select": {"strategy": "random"}}, "aligned": {"eval": {"model": "$model"}}}
     path, out = made.write(tmp_path, arms=arms, seeds=1, orders=[]), tmp_path / "out"

@@ -198,6 +198,7 @@ def test_what_is_no_terminal_to_draw_on(monkeypatch: pytest.MonkeyPatch) -> None
     assert printable("a ↓ – ü", "ascii") == "a (less is better) - ?"
 
 
+@pytest.mark.long
 def test_a_study_on_a_terminal(tmp_path: Path, local_ray: None) -> None:
     import ray
 

@@ -45,6 +45,7 @@ def whole_files(out: Path) -> dict[Path, tuple[int, bytes]]:
     return found
 
 
+@pytest.mark.long
 def test_killed_at_random_and_given_again(tmp_path: Path, preforked: None, local_ray: None) -> None:
     path, out = made.write(tmp_path, stages=TRAINING), tmp_path / "out"
     whole = tmp_path / "whole"
@@ -94,6 +95,7 @@ def cluster(preforked: None) -> Iterator[Any]:
     started.shutdown()
 
 
+@pytest.mark.long
 def test_a_lost_machine_costs_its_runs_alone(tmp_path: Path, cluster: Any) -> None:
     """Runs go side by side on four machines; one is lost while it trains."""
     path, out = made.write(tmp_path, stages={"train": {"max_steps": 40, "save_every": 5}}), tmp_path / "out"

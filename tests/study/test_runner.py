@@ -94,6 +94,7 @@ def test_a_failure_costs_what_needs_it(tmp_path: Path) -> None:
     assert "7 of them are there" in again.stderr
 
 
+@pytest.mark.long
 def test_a_budget_that_is_spent_is_told(tmp_path: Path) -> None:
     path, out = made.write(tmp_path, budget={"hours": 1e-9}), tmp_path / "out"
     done = call("study", str(path), "--out", str(out), "--workers", "1")
@@ -105,6 +106,7 @@ def test_a_budget_that_is_spent_is_told(tmp_path: Path) -> None:
     assert made.results(out)["cost"]["ran"] == 12
 
 
+@pytest.mark.long
 def test_an_open_order_takes_more_seeds(tmp_path: Path) -> None:
     """Two arms that are the same model are never told apart."""
     arms = {"one": {"eval": {"model": "$model"}}, "other": {"eval": {"model": "$model", "max_new_tokens": 9}}}
@@ -133,6 +135,7 @@ def test_an_open_order_takes_more_seeds(tmp_path: Path) -> None:
     assert [len(row["numbers"]["exact.exact"]["by_seed"]) for row in rows] == [3, 3]  # one is never settled
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arms", ["vig", pytest.param("random,vig", marks=pytest.mark.long)])
 def test_a_search_goes_on_with_the_better_half(arms: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {"tasks": "held-out", "data": {"held-out": "data/data.json"}, "limit": 24}

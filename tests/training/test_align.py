@@ -179,6 +179,7 @@ def test_twenty_steps_are_those_of_a_loop_written_by_hand(captions: Path, model:
     assert engine.logprobs([sample.prompt])[0] == pytest.approx(theirs, abs=1e-5)
 
 
+@pytest.mark.long
 def test_two_workers_that_stop_in_between_end_alike(captions: Path, llama: str, tmp_path: Path) -> None:
     expected = by_hand(llama, captions, of_projector, 1e-3)
     found = together(2, tmp_path, {"two": align(captions, llama, save_every=8)})["two"]

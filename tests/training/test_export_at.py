@@ -89,6 +89,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, options: Tra
             job.run(options, in_process=True)
 
 
+@pytest.mark.long
 def test_a_killed_run_writes_each_of_them_once_and_whole(
     chosen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_stopped_run_goes_on_with_its_8_bit_moments(
     assert worst_difference(moments_of(run), moments_of(expected)) == 0.0
 
 
+@pytest.mark.long
 def test_any_number_of_workers_has_the_same_8_bit_moments(
     chosen: Path, tmp_path: Path, eight_bits: tuple[Run, Path]
 ) -> None:
@@ -163,6 +164,7 @@ def test_a_stopped_run_goes_on_with_its_adapters_on_nf4(
     assert worst_difference(weights_of(run), weights_of(quantised[0])) == 0.0
 
 
+@pytest.mark.long
 def test_nf4_on_two_workers_and_in_bfloat16(
     chosen: Path, tmp_path: Path, quantised: tuple[Run, Beginning, Path]
 ) -> None:

@@ -59,6 +59,7 @@ def test_one_worker_has_what_was_reckoned(chosen: Path, tmp_path: Path) -> None:
         assert (found["weights"], began.gradients, found["optimizer"]) == memory[:3], name
 
 
+@pytest.mark.long
 def test_each_of_several_workers_has_what_was_reckoned(chosen: Path, tmp_path: Path) -> None:
     """The first has the most, where rows don't come out even."""
     setups = {name: setup_of(chosen, max_steps=2, global_batch=4, **options) for name, options in RUNS.items()}

@@ -191,6 +191,7 @@ def test_adapters_and_a_tower_come_out_merged_and_apart(chosen: Path, tmp_path: 
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+@pytest.mark.long
 def test_adapters_where_one_of_two_workers_sees_no_image(by_turns: Path, tmp_path: Path) -> None:
     """Nothing that is trained lies before the first layer there."""
     given: dict[str, Any] = {"lora": True, "lora_rank": 4, "lora_alpha": 8.0, "lr": 1e-3, "micro_batch": 1}

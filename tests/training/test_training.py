@@ -67,6 +67,7 @@ def test_two_workers_train_as_one(chosen: Path, plainly: Any, tmp_path: Path) ->
 PRECISE = {"lora": True, "lora_rank": 4, "lora_alpha": 8.0}
 
 
+@pytest.mark.long
 def test_adapters_and_bfloat16_on_two_workers(chosen: Path, plainly: Any, tmp_path: Path) -> None:
     """LoRA sharded is LoRA alone; in bfloat16 the losses are those of float32 within its precision."""
     sharded = {

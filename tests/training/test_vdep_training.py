@@ -78,6 +78,7 @@ def assert_same(log: list[dict[str, Any]], weights: dict[str, torch.Tensor], exp
     assert worst < 1e-4
 
 
+@pytest.mark.long
 def test_one_and_two_workers_train_as_written_out_plainly(imported: Path, tmp_path: Path) -> None:
     """With microbatches that one of the workers lacks, and steps in which a worker has no sample of a mode."""
     setups = {way: setup_of(imported, **(VDEP | options)) for way, options in WAYS.items()}
