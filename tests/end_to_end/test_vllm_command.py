@@ -123,6 +123,7 @@ def test_wrong_options_are_one_line(by_vllm: Path, tmp_path: Path, options: list
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_an_aligned_model_of_ones_own_is_scored_alike_by_both_engines(tmp_path: Path) -> None:
     """Put together with a new projector, and aligned; it loads in transformers, too."""
     captions = write_captions(tmp_path / "captions", 24)

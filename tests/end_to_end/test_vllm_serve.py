@@ -16,6 +16,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.long
 def test_vllm_serves_the_numbers_of_the_torch_engine() -> None:
     options = [word for name, value in VLLM_OPTIONS.items() for word in ("--vllm", f"{name}={value}")]
     found = {}

@@ -89,6 +89,7 @@ def test_options_are_vllms_own_and_checked_by_it(options: dict[str, Any], told: 
     assert "\n" not in str(failed.value)
 
 
+@pytest.mark.long
 def test_half_precision_has_float32_logits(expected: Any) -> None:
     """bfloat16 logits near 16 lie 0.06 apart, as much as a small gain. A user's own setting wins."""
     half = started(CHECKPOINT, dtype="bfloat16")
