@@ -81,10 +81,13 @@ class Api:
 
     async def score(self, request: ScoreRequest, image: bytes | None) -> Score:
         """One sample; `image`: the file of a form. Raises RequestError."""
-        (outcome,) = await self._scores([(request, image)])
-        if isinstance(outcome, RequestError):
-            raise outcome
-        return outcome
+        config = self.config
+        entry = await self._entry((request, image))
+        check_images(len(entry.sample.images), config.max_images)
+        facts = await self.facts()
+        if any(each.uri is not None for each in entry.sample.images):
+            entry = await self._fetched(Allowance(int(config.max_body_mb * 2**20)), entry)
+        return await self._score(facts, entry, measure=True)
 
     async def score_batch(self, items: Sequence[Any]) -> list[Item]:
         """Several samples, and what is wrong with one in its place. Raises RequestError where it concerns them all."""
@@ -124,22 +127,25 @@ class Api:
         return entry._replace(sample=await fetch_images(entry.sample, self.config.image_hosts, allowance))
 
     async def _measured(self, entry: _Entry) -> _Entry:
-        limits = self.config.model_dump(include={"max_image_pixels", "max_decoded_pixels"})
-        loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._thread, partial(pixels_of, entry.sample, **limits))
+        pixels = await asyncio.get_running_loop().run_in_executor(self._thread, self._pixels, entry.sample)
         return entry._replace(pixels=pixels)
 
-    async def _score(self, facts: ModelFacts, entry: _Entry) -> Score:
-        request = entry.request
-        prepare = partial(
-            prepare_sample,
-            entry.sample,
-            self.formatter,
-            self._passes,
-            self.config,
-            reference_images=request.reference_images,
+    def _pixels(self, sample: Sample) -> int:
+        limits = self.config.max_image_pixels, self.config.max_decoded_pixels
+        return pixels_of(sample, max_image_pixels=limits[0], max_decoded_pixels=limits[1])
+
+    def _prepared(self, entry: _Entry, measure: bool) -> PreparedSample:
+        """In the thread that prepares; `measure`: count the pixels first, which else was done before."""
+        if measure:
+            check_pixels(self._pixels(entry.sample), self.config.max_request_pixels)
+        reference_images = entry.request.reference_images
+        return prepare_sample(
+            entry.sample, self.formatter, self._passes, self.config, reference_images=reference_images
         )
-        prepared = await asyncio.get_running_loop().run_in_executor(self._thread, prepare)
+
+    async def _score(self, facts: ModelFacts, entry: _Entry, *, measure: bool = False) -> Score:
+        request = entry.request
+        prepared = await asyncio.get_running_loop().run_in_executor(self._thread, self._prepared, entry, measure)
         clean, reference = await self.backend.score(prepared)
         return score_of(
             prepared,

@@ -2,17 +2,14 @@
 
     proxy ──▶ Ingress (CPU: checks, decodes, blurs, tokenises) ──▶ Scorer (the engine; batches across requests)
 
-Both scale by themselves with the load, within `prepare_workers` and `workers`.
+Both scale by themselves with the load, within `prepare_workers` and `workers`. On one machine `vig serve` has entrances
+that listen themselves in the place of proxy and ingress (`entrance.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import pickle
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,149 +17,19 @@ import ray
 from fastapi import FastAPI
 from pydantic import ValidationError
 from ray import serve
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app.api import Api
 from serve_app.auth import key_hashes
-from serve_app.batching import Batcher
-from serve_app.errors import RequestError, busy
 from serve_app.options import AppConfig
-from serve_app.prepare import PreparedSample
 from serve_app.routes import make_app
-from serve_app.schema import ModelFacts
+from serve_app.scorer import Replicas, Scorer
 from vig_ray.cluster import parse_range
 from vig_ray.compat.ray import asgi_ingress
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint
 from vig_ray.model.load import default_dtype, load_formatter, prompts_of, template_fingerprint
-from vig_ray.model.prompt import PromptError
-from vig_ray.scoring.engines import EngineDiedError, LogProbs
-from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine, load_engine
+from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine
 from vig_ray.scoring.reference import make_reference
-from vig_ray.scoring.score import run_passes
-
-log = logging.getLogger("vig_ray.serve")
-
-_ATTEMPTS = 3
-_BATCH_OF_STEPS = 4  # engine steps' worth of tokens in one batch: enough to sort by length, little to wait for
-_SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
-
-Outcome = tuple[LogProbs, LogProbs] | PromptError
-
-
-def _outcome(clean: LogProbs | PromptError, reference: LogProbs | PromptError) -> Outcome:
-    if isinstance(clean, PromptError):
-        return clean
-    return reference if isinstance(reference, PromptError) else (clean, reference)
-
-
-class Scorer:
-    """Holds an engine. Where the engine can't go on, the process ends and Ray Serve starts another."""
-
-    def __init__(self, facts: dict[str, str], engine: dict[str, Any], workers: int) -> None:
-        self._facts = facts
-        # Ray gives a process one thread a CPU that it asked for; those of this machine are for all engines on it.
-        threads = max(1, (os.cpu_count() or 1) // workers) if engine["device"] == "cpu" else None
-        # On a CPU the engine is loaded by the thread that will run it: OpenMP's number of threads is each thread's own,
-        # and vLLM's kernels end the process where it isn't what it was.
-        thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
-        load = partial(load_engine, **engine, threads=threads)
-        self._engine = thread.submit(load).result() if engine["device"] == "cpu" else load()
-        self._facts["engine"] = self._engine.description
-        step = engine["batch_tokens"] or (16384 if engine["device"] == "cuda" else 1024)
-        self._max_batch_tokens = _BATCH_OF_STEPS * step
-        self._batches: Batcher[bytes, Outcome] = Batcher(
-            self._run, max_tokens=self._max_batch_tokens, thread=thread, observe=self._observe
-        )
-        self._samples = Counter("vig_samples", description="Samples scored.")
-        self._tokens = Counter("vig_tokens", description="Tokens of prompts scored, both passes.")
-        self._fill = Histogram(
-            "vig_batch_fill", description="Tokens of a batch by the most it may have.",
-            boundaries=[0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0],
-        )  # fmt: skip
-        self._waiting = Gauge("vig_waiting_samples", description="Samples that no batch has taken yet.")
-
-    def _observe(self, samples: int, tokens: int) -> None:
-        self._samples.inc(samples)
-        self._tokens.inc(tokens)
-        self._fill.observe(tokens / self._max_batch_tokens)
-        self._waiting.set(self._batches.waiting)
-
-    def _run(self, pairs: Sequence[bytes]) -> list[Outcome]:
-        try:
-            return [_outcome(*both) for both in run_passes(self._engine, [pickle.loads(pair) for pair in pairs])]
-        except Exception as error:
-            # The engine, its device or its process may be broken, and what it computes next wrong. Requests that wait
-            # here see a lost replica and go to another.
-            cause = error if isinstance(error, EngineDiedError) else type(error).__name__
-            log.critical("the engine failed, so this replica ends: %s", cause)
-            os._exit(1)
-
-    async def score(self, pair: bytes, tokens: int) -> tuple[LogProbs, LogProbs] | str:
-        """Log-probs of a pickled pair of prompts, or the error as text."""
-        outcome = await self._batches(pair, tokens)
-        return str(outcome) if isinstance(outcome, PromptError) else outcome
-
-    async def facts(self) -> dict[str, str]:
-        """What scores."""
-        return self._facts
-
-
-class Replicas:
-    """The backend of an ingress: a handle to the scorers."""
-
-    def __init__(self, scorer: Any) -> None:
-        self._scorer = scorer
-        self._facts: ModelFacts | None = None
-        self._asking: asyncio.Task[None] | None = None
-        self._requests = Counter("vig_requests", description="Requests answered.", tag_keys=("route", "status"))
-        self._latency = Histogram(
-            "vig_request_seconds", description="Time to an answer.", boundaries=_SECONDS, tag_keys=("route",)
-        )
-        self._under_way = Gauge("vig_under_way", description="Samples under way in this process.")
-
-    async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
-        """See `Backend`. A lost replica's work is given to another: scoring twice does no harm."""
-        pair = await asyncio.get_running_loop().run_in_executor(None, pickle.dumps, prepared.pair, 5)
-        for _ in range(_ATTEMPTS):
-            try:
-                outcome = await self._scorer.score.remote(pair, prepared.tokens)
-            except BackPressureError as error:
-                raise busy("every engine has its queue full; try again in a moment") from error
-            except DeploymentUnavailableError as error:
-                raise busy("no engine is there") from error
-            except RayActorError:
-                self._facts = None
-                continue
-            except RayError as error:
-                raise busy("the engine could not be asked") from error
-            if isinstance(outcome, str):
-                kind, _, cause = outcome.partition(": ")
-                raise RequestError(422, kind, cause)
-            return outcome  # type: ignore[no-any-return]
-        raise busy("the engines were lost while they worked on this sample")
-
-    async def facts(self) -> ModelFacts | None:
-        """See `Backend`. Asks once, in the background, until an engine has answered."""
-        if self._facts is None and (self._asking is None or self._asking.done()):
-            self._asking = asyncio.create_task(self._ask())
-        if self._facts is None and self._asking is not None:
-            await asyncio.wait([self._asking], timeout=0.5)
-        return self._facts
-
-    async def _ask(self) -> None:
-        try:
-            self._facts = ModelFacts(**await self._scorer.facts.remote())
-        except (RayError, DeploymentUnavailableError, BackPressureError):
-            await asyncio.sleep(0.2)
-
-    def record(self, route: str, status: int, seconds: float, under_way: int) -> None:
-        """See `Backend`."""
-        self._requests.inc(tags={"route": route, "status": str(status)})
-        self._latency.observe(seconds, tags={"route": route})
-        self._under_way.set(under_way)
 
 
 @asgi_ingress("build_app")
@@ -174,12 +41,16 @@ class Ingress:
 
     def build_app(self) -> FastAPI:
         """The routes, in each replica."""
-        import cv2
+        return make_app(make_api(self._config, self._scorer), hashes=self._hashes)
 
-        cv2.setNumThreads(1)  # Ray runs one of these a core, and the engine may want the others
-        config = self._config
-        formatter = load_formatter(*prompts_of(config))
-        return make_app(Api(config, formatter, Replicas(self._scorer)), hashes=self._hashes)
+
+def make_api(config: AppConfig, scorer: Any) -> Api:
+    """What checks and prepares, and asks the scorers by their handle."""
+    import cv2
+
+    cv2.setNumThreads(1)  # Ray runs one of these a core, and the engine may want the others
+    formatter = load_formatter(*prompts_of(config))
+    return Api(config, formatter, Replicas(scorer, scorers=parse_range(config.workers)[1]))
 
 
 def build(args: dict[str, Any]) -> Any:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_app.errors import RequestError
 
 
 class CloseUnread:
@@ -14,17 +18,21 @@ class CloseUnread:
     First what still comes is read and dropped, until the body's end or `seconds` after the request began: a connection
     closed on unread bytes is reset, and the client may never see the answer. A client that sends a byte now and then
     would otherwise keep its connection for ever.
+
+    `streams`: paths whose answers begin before the body's end in any case. They aren't said to close the connection,
+    after which many clients would send no more; it is closed under a client that sends on after the time.
     """
 
-    def __init__(self, app: ASGIApp, *, seconds: float) -> None:
-        self.app, self._seconds = app, seconds
+    def __init__(self, app: ASGIApp, *, seconds: float, streams: Collection[str] = ()) -> None:
+        self.app, self._seconds, self._streams = app, seconds, streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
         if scope["type"] != "http" or not _has_body(scope):
             await self.app(scope, receive, send)
             return
-        until = asyncio.get_running_loop().time() + self._seconds
+        loop, is_stream = asyncio.get_running_loop(), scope["path"] in self._streams
+        until = loop.time() + self._seconds
         body_ended = False
 
         async def receiving() -> Any:
@@ -36,21 +44,49 @@ class CloseUnread:
         async def sending(message: Any) -> None:
             if body_ended:
                 await send(message)
-            elif message["type"] == "http.response.start":
+            elif message["type"] == "http.response.start" and not is_stream:
                 await send({**message, "headers": [*message.get("headers", []), (b"connection", b"close")]})
-            elif message.get("more_body", False):
+            elif message["type"] == "http.response.start" or message.get("more_body", False):
                 await send(message)
             else:
                 await send({**message, "more_body": True})
                 try:
-                    async with asyncio.timeout_at(until):
+                    async with asyncio.timeout_at(loop.time() + self._seconds if is_stream else until):
                         while not body_ended:
                             await receiving()
                 except TimeoutError:
-                    pass
+                    if is_stream:
+                        return  # an answer without its end has its connection closed
                 await send({"type": "http.response.body"})
 
         await self.app(scope, receiving, sending)
+
+
+@asynccontextmanager
+async def while_connected(receive: Receive) -> AsyncIterator[None]:
+    """Give the block up, with RequestError, where the client goes away. To be entered once all of the body was read.
+
+    HTTP servers tell of it by a message, and leave it to the application to look.
+    """
+    work, gone = asyncio.current_task(), False
+    assert work is not None
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        work.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if gone and not work.uncancel():  # else somebody else has cancelled it, too
+            raise RequestError(499, "Disconnected", "the client did not wait for its answer") from error
+        raise
+    finally:
+        watching.cancel()
 
 
 def _has_body(scope: Scope) -> bool:

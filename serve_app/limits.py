@@ -21,6 +21,10 @@ class Place:
     def grow(self, samples: int) -> None:
         """Hold places for `samples`. Raises RequestError where the other requests have filled all meanwhile."""
         self._places.check(self._places.taken - self.samples)
+        self.set(samples)
+
+    def set(self, samples: int) -> None:
+        """Hold places for `samples`, whatever the others hold."""
         self._places.taken += samples - self.samples
         self.samples = samples
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import vig_ray
 from serve_app.api import Api
 from serve_app.auth import Auth
 from serve_app.body import batch_items, score_request
-from serve_app.connection import CloseUnread
+from serve_app.connection import CloseUnread, while_connected
 from serve_app.errors import RequestError, error_response
 from serve_app.limits import Place, time_limit
 from serve_app.schema import (
@@ -29,7 +30,11 @@ from serve_app.schema import (
     ModelInfo,
     Score,
     ScoreRequest,
+    StreamEnd,
+    StreamItem,
+    StreamRequest,
 )
+from serve_app.stream import CONTENT_TYPES, ScoreStream
 from vig_ray import report
 
 PAGE = Path(__file__).parent / "page"
@@ -75,6 +80,16 @@ _BATCH_BODY = {
     "required": True,
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/BatchRequest"}}},
 }
+_STREAM_BODY = {
+    "required": True,
+    "content": {CONTENT_TYPES[0]: {"schema": {"$ref": "#/components/schemas/StreamRequest"}}},
+}
+_STREAM_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "a StreamItem a line, then a StreamEnd",
+        "content": {CONTENT_TYPES[0]: {"schema": {"$ref": "#/components/schemas/StreamItem"}}},
+    }
+}
 
 
 class Routes:
@@ -105,7 +120,7 @@ class Routes:
         """Score one sample."""
         async with self._accepted("/v1/score") as (_, until):
             sample, image = await score_request(request, self._api.config, until)
-            async with self._in_time(until):
+            async with self._in_time(until), while_connected(request.receive):
                 score = await self._api.score(sample, image)
         return Response(score.model_dump_json(), media_type="application/json")
 
@@ -114,9 +129,17 @@ class Routes:
         async with self._accepted("/v1/score/batch") as (place, until):
             items = await batch_items(request, self._api.config, until)
             place.grow(len(items))
-            async with self._in_time(until):
+            async with self._in_time(until), while_connected(request.receive):
                 scores = BatchScores(results=await self._api.score_batch(items))
         return Response(scores.model_dump_json(), media_type="application/json")
+
+    async def score_stream(self, request: Request) -> Response:
+        """Score samples of any number, a line each; the answer's lines come in their order, as they are scored."""
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type not in CONTENT_TYPES:
+            raise RequestError(415, "Invalid", f"the body is {CONTENT_TYPES[0]}: a JSON object a line")
+        await self._api.facts()
+        return ScoreStream(request, self._api, partial(self._accepted, "/v1/score/stream"))
 
     async def model(self) -> Response:
         """What scores, and within which limits."""
@@ -157,6 +180,10 @@ def make_app(api: Api, *, hashes: Sequence[str] = ()) -> FastAPI:
     app.post(
         "/v1/score/batch", response_model=BatchScores, responses=_REFUSED, openapi_extra={"requestBody": _BATCH_BODY}
     )(routes.score_batch)
+    app.post(
+        "/v1/score/stream", response_model=None, responses=_REFUSED | _STREAM_ANSWER,
+        openapi_extra={"requestBody": _STREAM_BODY},
+    )(routes.score_stream)  # fmt: skip
     app.get("/v1/model", response_model=ModelInfo, responses={code: _REFUSED[code] for code in (401, 403, 421, 503)})(
         routes.model
     )
@@ -164,7 +191,7 @@ def make_app(api: Api, *, hashes: Sequence[str] = ()) -> FastAPI:
     app.get("/readyz", responses={503: _REFUSED[503]})(routes.readyz)
     _add_page(app)
     app.add_middleware(Auth, hashes=hashes, anyone=api.config.open, hosts=api.config.hosts)
-    app.add_middleware(CloseUnread, seconds=api.config.timeout)
+    app.add_middleware(CloseUnread, seconds=api.config.timeout, streams=["/v1/score/stream"])
     _add_schemas(app)
     return app
 
@@ -188,7 +215,7 @@ def _add_schemas(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = make()
         schemas = document["components"]["schemas"]
-        for request in (ScoreRequest, BatchRequest):
+        for request in (ScoreRequest, BatchRequest, StreamRequest, StreamItem, StreamEnd):
             schema = request.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[request.__name__] = schema

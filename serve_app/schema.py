@@ -84,6 +84,12 @@ class ScoreRequest(_Strict):
         return self
 
 
+class StreamRequest(ScoreRequest):
+    """A line of a stream: a sample, and a name that its answer is given."""
+
+    id: str | None = Field(None, max_length=1000, description="comes back with the answer")
+
+
 class BatchRequest(_Strict):
     """Several samples; an error in one is reported in its place."""
 
@@ -161,6 +167,22 @@ class Item(BaseModel):
     """A score or an error."""
 
     result: Score | None = None
+    error: Problem | None = None
+
+
+class StreamItem(Item):
+    """A line that answers one of a stream."""
+
+    index: int = Field(description="which line of the request, from 0, empty ones not counted")
+    id: str | None = None
+
+
+class StreamEnd(BaseModel):
+    """The last line of a stream's answer: without it the answer was cut off."""
+
+    end: bool = Field(description="whether the whole request was read; false with `error`, which says why not")
+    samples: int = Field(description="how many lines were answered")
+    failed: int = Field(description="how many of them by an error")
     error: Problem | None = None
 
 

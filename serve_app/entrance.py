@@ -1,0 +1,182 @@
+"""Entrances: processes that listen on one port, check, prepare and ask the scorers.
+
+`vig serve` has them in the place of Ray Serve's proxy and ingress. A proxy takes every request apart and puts it
+together again in another process, which costs several times what all else of a request does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_app.errors import busy, error_response
+from serve_app.options import AppConfig
+from vig_ray.errors import StageError
+
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 75  # longer than the idle time after which proxies and clients of the usual kind reuse a connection
+_SWITCH_S = 5e-4  # the thread that prepares gives way so often: a refusal waits for it otherwise, 5 ms at a time
+_GROW_AFTER_S, _SHRINK_AFTER_S = 5.0, 120.0
+
+
+class Listening:
+    """A port that is this process's, and of those that it starts: others may not listen there meanwhile.
+
+    Raises OSError where it is taken.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host, self.port = host, port
+        self._socket = _socket(host)
+        try:
+            # Bound alone, and shared only after that: two servers that begin at once would both have it otherwise.
+            self._socket.bind((host, port))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the port back."""
+        self._socket.close()
+
+
+def _socket(host: str) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return made
+
+
+class Draining:
+    """ASGI middleware: once `draining` is set, requests are answered 503, and their connections closed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app, self.draining = app, False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        if self.draining and scope["type"] == "http":
+            refusal = error_response(busy("this server is stopping"))
+            refusal.headers["Connection"] = "close"
+            await refusal(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+class Entrance:
+    """An actor of Ray's that listens, in a thread with an event loop of its own."""
+
+    def __init__(self, config: dict[str, Any], hashes: list[str], scorer: Any, host: str, port: int) -> None:
+        from serve_app.app import make_api
+        from serve_app.routes import make_app
+
+        sys.setswitchinterval(_SWITCH_S)
+        self._api = make_api(AppConfig(**config), scorer)
+        self._app = Draining(make_app(self._api, hashes=hashes))
+        listening = _socket(host)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind((host, port))
+        settings = uvicorn.Config(
+            self._app, loop="uvloop", http="httptools", ws="none", lifespan="off", log_level="critical",
+            access_log=False, server_header=False, backlog=_BACKLOG, timeout_keep_alive=_KEEP_ALIVE_S,
+        )  # fmt: skip
+        self._server = uvicorn.Server(settings)
+        self._thread = threading.Thread(target=self._serve, args=(settings, listening), daemon=True)
+        self._thread.start()
+
+    def _serve(self, settings: uvicorn.Config, listening: socket.socket) -> None:
+        with asyncio.Runner(loop_factory=settings.get_loop_factory()) as runner:
+            runner.run(self._server.serve(sockets=[listening]))
+
+    def under_way(self) -> int:
+        """Samples that were asked for and not answered yet."""
+        return self._api.places.taken
+
+    def ready(self) -> bool:
+        """Whether it listens."""
+        return self._server.started
+
+    def drain(self) -> None:
+        """From now on refuse what comes."""
+        self._app.draining = True
+
+    def stop(self) -> None:
+        """Listen no more."""
+        self._server.should_exit = True
+        self._thread.join(10)
+
+
+class Entrances:
+    """Between `least` and `most` entrances to one port. One that dies is begun again by Ray."""
+
+    def __init__(self, config: AppConfig, hashes: Sequence[str], scorer: Any, at: Listening, sizes: tuple[int, int]):
+        self._least, self._most = sizes
+        options = config.model_dump(include=set(AppConfig.model_fields))
+        self._arguments = (options, list(hashes), scorer, at.host, at.port)
+        self._busy_at = max(2, config.queue // 4)
+        self._timeout = config.timeout + 10  # no request takes longer
+        self._grown = self._shrunk = time.monotonic()
+        self._actors = [self._begin() for _ in range(self._least)]
+
+    def _begin(self) -> Any:
+        entrance = ray.remote(Entrance).options(num_cpus=1, max_restarts=-1, max_task_retries=0)
+        return entrance.remote(*self._arguments)
+
+    def wait_until_ready(self) -> None:
+        """Until each listens. Raises StageError with the cause where one can't begin."""
+        try:
+            while not all(ray.get([actor.ready.remote() for actor in self._actors])):
+                time.sleep(0.02)
+        except ray.exceptions.RayError as error:
+            raise StageError(f"no entrance could begin: {str(error).strip().splitlines()[-1][:300]}") from error
+
+    def _asked(self, method: str) -> list[int]:
+        """What the entrances that are there answer."""
+        found, _ = ray.wait(
+            [getattr(actor, method).remote() for actor in self._actors], num_returns=len(self._actors), timeout=2
+        )
+        answers = []
+        for each in found:
+            try:
+                answers.append(ray.get(each))
+            except ray.exceptions.RayError:  # it has died, and is begun again
+                continue
+        return answers
+
+    def follow_the_load(self) -> None:
+        """To be called every second or so: another entrance where all have been busy for a while, one less where they
+        have been idle for long."""
+        if self._least == self._most:
+            return
+        now, answers = time.monotonic(), self._asked("under_way")
+        wanted = min(self._most, max(self._least, math.ceil(sum(answers) / self._busy_at)))
+        if wanted <= len(self._actors):
+            self._grown = now
+        if wanted >= len(self._actors):
+            self._shrunk = now
+        if now - self._grown > _GROW_AFTER_S:
+            self._actors += [self._begin() for _ in range(wanted - len(self._actors))]
+            self._grown = now
+        elif now - self._shrunk > _SHRINK_AFTER_S:
+            last = self._actors.pop()
+            last.stop.remote()
+            ray.kill(last)
+            self._shrunk = now
+
+    def drain(self) -> None:
+        """Refuse what comes, and wait until what was accepted is answered."""
+        self._asked("drain")
+        end = time.monotonic() + self._timeout
+        while sum(self._asked("under_way")) and time.monotonic() < end:
+            time.sleep(0.1)
+        self._asked("stop")

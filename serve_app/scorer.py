@@ -1,0 +1,161 @@
+"""The replica that holds an engine, and what asks it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pickle
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.metrics import Counter, Gauge, Histogram
+
+from serve_app.batching import Batcher
+from serve_app.errors import RequestError, busy
+from serve_app.grouping import Grouped
+from serve_app.prepare import PreparedSample
+from serve_app.schema import ModelFacts
+from vig_ray.model.prompt import PromptError
+from vig_ray.scoring.engines import EngineDiedError, LogProbs
+from vig_ray.scoring.engines.load import load_engine
+from vig_ray.scoring.score import run_passes
+
+log = logging.getLogger("vig_ray.serve")
+
+_ATTEMPTS = 3
+_BATCH_OF_STEPS = 4  # engine steps' worth of tokens in one batch: enough to sort by length, little to wait for
+_CALLS_A_SCORER = 2  # one that its engine works on, and one that waits there meanwhile
+_SAMPLES_A_CALL = 32
+_SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
+
+Outcome = tuple[LogProbs, LogProbs] | PromptError
+Asked = tuple[bytes, int]
+"""A pickled pair of prompts, and how many tokens they have together."""
+
+
+def _outcome(clean: LogProbs | PromptError, reference: LogProbs | PromptError) -> Outcome:
+    if isinstance(clean, PromptError):
+        return clean
+    return reference if isinstance(reference, PromptError) else (clean, reference)
+
+
+class Scorer:
+    """Holds an engine. Where the engine can't go on, the process ends and Ray Serve starts another."""
+
+    def __init__(self, facts: dict[str, str], engine: dict[str, Any], workers: int) -> None:
+        self._facts = facts
+        # Ray gives a process one thread a CPU that it asked for; those of this machine are for all engines on it.
+        threads = max(1, (os.cpu_count() or 1) // workers) if engine["device"] == "cpu" else None
+        # On a CPU the engine is loaded by the thread that will run it: OpenMP's number of threads is each thread's own,
+        # and vLLM's kernels end the process where it isn't what it was.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        load = partial(load_engine, **engine, threads=threads)
+        self._engine = thread.submit(load).result() if engine["device"] == "cpu" else load()
+        self._facts["engine"] = self._engine.description
+        step = engine["batch_tokens"] or (16384 if engine["device"] == "cuda" else 1024)
+        self._max_batch_tokens = _BATCH_OF_STEPS * step
+        self._batches: Batcher[bytes, Outcome] = Batcher(
+            self._run, max_tokens=self._max_batch_tokens, thread=thread, observe=self._observe
+        )
+        self._samples = Counter("vig_samples", description="Samples scored.")
+        self._tokens = Counter("vig_tokens", description="Tokens of prompts scored, both passes.")
+        self._fill = Histogram(
+            "vig_batch_fill", description="Tokens of a batch by the most it may have.",
+            boundaries=[0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0],
+        )  # fmt: skip
+        self._waiting = Gauge("vig_waiting_samples", description="Samples that no batch has taken yet.")
+
+    def _observe(self, samples: int, tokens: int) -> None:
+        self._samples.inc(samples)
+        self._tokens.inc(tokens)
+        self._fill.observe(tokens / self._max_batch_tokens)
+        self._waiting.set(self._batches.waiting)
+
+    def _run(self, pairs: Sequence[bytes]) -> list[Outcome]:
+        try:
+            return [_outcome(*both) for both in run_passes(self._engine, [pickle.loads(pair) for pair in pairs])]
+        except Exception as error:
+            # The engine, its device or its process may be broken, and what it computes next wrong. Requests that wait
+            # here see a lost replica and go to another.
+            cause = error if isinstance(error, EngineDiedError) else type(error).__name__
+            log.critical("the engine failed, so this replica ends: %s", cause)
+            os._exit(1)
+
+    async def score(self, asked: Sequence[Asked]) -> list[tuple[LogProbs, LogProbs] | str]:
+        """Log-probs of each pair of prompts, or its error as text."""
+        outcomes = await asyncio.gather(*(self._batches(pair, tokens) for pair, tokens in asked))
+        return [str(outcome) if isinstance(outcome, PromptError) else outcome for outcome in outcomes]
+
+    async def facts(self) -> dict[str, str]:
+        """What scores."""
+        return self._facts
+
+
+class Replicas:
+    """The backend of an ingress or entrance: a handle to the scorers, of which there are `scorers` at most."""
+
+    def __init__(self, scorer: Any, *, scorers: int) -> None:
+        self._scorer = scorer
+        self._calls: Grouped[Asked, tuple[LogProbs, LogProbs] | str] = Grouped(
+            self._call, calls=_CALLS_A_SCORER * scorers, most=_SAMPLES_A_CALL
+        )
+        self._facts: ModelFacts | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._requests = Counter("vig_requests", description="Requests answered.", tag_keys=("route", "status"))
+        self._latency = Histogram(
+            "vig_request_seconds", description="Time to an answer.", boundaries=_SECONDS, tag_keys=("route",)
+        )
+        self._under_way = Gauge("vig_under_way", description="Samples under way in this process.")
+
+    async def _call(self, asked: Sequence[Asked]) -> Sequence[tuple[LogProbs, LogProbs] | str]:
+        outcomes: Sequence[tuple[LogProbs, LogProbs] | str] = await self._scorer.score.remote(list(asked))
+        return outcomes
+
+    async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
+        """See `Backend`. A lost replica's work is given to another: scoring twice does no harm.
+
+        Then each sample goes alone, so that one that ends every engine takes no others with it.
+        """
+        pair = await asyncio.get_running_loop().run_in_executor(None, pickle.dumps, prepared.pair, 5)
+        for attempt in range(_ATTEMPTS):
+            try:
+                outcome = await self._calls((pair, prepared.tokens), alone=attempt > 0)
+            except BackPressureError as error:
+                raise busy("every engine has its queue full; try again in a moment") from error
+            except DeploymentUnavailableError as error:
+                raise busy("no engine is there") from error
+            except RayActorError:
+                self._facts = None
+                continue
+            except RayError as error:
+                raise busy("the engine could not be asked") from error
+            if isinstance(outcome, str):
+                kind, _, cause = outcome.partition(": ")
+                raise RequestError(422, kind, cause)
+            return outcome
+        raise busy("the engines were lost while they worked on this sample")
+
+    async def facts(self) -> ModelFacts | None:
+        """See `Backend`. Asks once, in the background, until an engine has answered."""
+        if self._facts is None and (self._asking is None or self._asking.done()):
+            self._asking = asyncio.create_task(self._ask())
+        if self._facts is None and self._asking is not None:
+            await asyncio.wait([self._asking], timeout=0.5)
+        return self._facts
+
+    async def _ask(self) -> None:
+        try:
+            self._facts = ModelFacts(**await self._scorer.facts.remote())
+        except (RayError, DeploymentUnavailableError, BackPressureError):
+            await asyncio.sleep(0.2)
+
+    def record(self, route: str, status: int, seconds: float, under_way: int) -> None:
+        """See `Backend`."""
+        self._requests.inc(tags={"route": route, "status": str(status)})
+        self._latency.observe(seconds, tags={"route": route})
+        self._under_way.set(under_way)

@@ -1,0 +1,213 @@
+"""`POST /v1/score/stream`: samples of any number in, a line for each out, in order, as they are scored.
+
+    reads lines ──▶ at most `window` samples under way ──▶ writes answers in the order of the lines
+
+Reading stops while the window is full, and the window stays full while the client doesn't read its answers: so a client
+that sends a million samples holds as many here as one that sends a hundred.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serve_app.api import Api
+from serve_app.errors import RequestError, WholeRequestError, invalid_request
+from serve_app.limits import Place
+from serve_app.schema import Score, StreamRequest
+
+CONTENT_TYPES = ("application/x-ndjson", "application/jsonl", "application/ndjson")
+_AGAIN_S = 0.5
+_SPACE = b" \t\r"
+
+
+class ScoreStream(Response):
+    """The response to a stream. `accepted` holds its place while it lasts, and raises RequestError where none is free.
+
+    That and the rest of what refuses it as a whole comes before its first line; after that errors are lines.
+    """
+
+    def __init__(
+        self, request: Request, api: Api, accepted: Callable[[], AbstractAsyncContextManager[tuple[Place, float]]]
+    ) -> None:
+        super().__init__(media_type=CONTENT_TYPES[0])
+        self._request, self._api, self._accepted = request, api, accepted
+        # Half of the places: others are let in beside a stream.
+        self._window = max(1, api.config.queue // 2)
+        self._max_bytes = int(api.config.max_body_mb * 2**20)
+        self._held_bytes = 0
+        self._answers: asyncio.Queue[asyncio.Task[bytes] | RequestError | None] = asyncio.Queue()
+        self._room = asyncio.Condition()
+        self._under_way: set[asyncio.Task[bytes]] = set()
+        self._read = self._failed = 0
+        self._gone = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the request has them
+        """Answer; returns when the last line is out, or the client has gone."""
+        async with self._accepted() as (place, _):
+            work = asyncio.current_task()
+            assert work is not None
+            reading = asyncio.create_task(self._reading(place, work))
+            try:
+                await self._writing(place, send)
+            except asyncio.CancelledError:
+                if not self._gone or work.uncancel():  # somebody else has cancelled it, too
+                    raise
+            except ClientDisconnect:
+                pass
+            finally:
+                for task in (reading, *self._under_way):
+                    task.cancel()
+
+    async def _writing(self, place: Place, send: Send) -> None:
+        head = [(b"content-type", CONTENT_TYPES[0].encode())]
+        await self._send(send, {"type": "http.response.start", "status": 200, "headers": head})
+        written = 0
+        while isinstance(answer := await self._answers.get(), asyncio.Task):
+            line = await answer
+            await self._send(send, {"type": "http.response.body", "body": line + b"\n", "more_body": True})
+            written += 1
+            await self._leave(place, answer)
+        last = _last_line(written, self._failed, answer)
+        await self._send(send, {"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _send(self, send: Send, message: Any) -> None:
+        """Raises ClientDisconnect where a client doesn't take its answers for as long as a request may take."""
+        try:
+            async with asyncio.timeout(self._api.config.timeout):
+                await send(message)
+        except (TimeoutError, OSError) as error:
+            raise ClientDisconnect from error
+
+    async def _reading(self, place: Place, work: asyncio.Task[None]) -> None:
+        """Begin each sample as its line has come; then tell the writer that there are no more, and why. Where the
+        client goes away, cancel `work`."""
+        why: RequestError | None = None
+        try:
+            async for line in self._lines():
+                if line.strip(_SPACE):
+                    await self._enter(place, line)
+        except RequestError as error:
+            why = error
+        except ClientDisconnect:
+            self._gone = True
+            work.cancel()
+            return
+        self._answers.put_nowait(why)
+        while why is None and (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        if why is None:
+            self._gone = True
+            work.cancel()
+
+    async def _enter(self, place: Place, line: bytes) -> None:
+        async with self._room:
+            await self._room.wait_for(lambda: self._has_room(len(line)))
+        self._held_bytes += len(line)
+        task = asyncio.create_task(self._answer(self._read, line))
+        self._read += 1
+        self._under_way.add(task)
+        place.set(len(self._under_way))
+        self._answers.put_nowait(task)
+
+    def _has_room(self, size: int) -> bool:
+        if not self._under_way:
+            return True
+        return len(self._under_way) < self._window and self._held_bytes + size <= self._max_bytes
+
+    async def _leave(self, place: Place, task: asyncio.Task[bytes]) -> None:
+        async with self._room:
+            self._under_way.discard(task)
+            place.set(max(1, len(self._under_way)))  # it keeps one while it lasts
+            self._room.notify()
+
+    async def _answer(self, index: int, line: bytes) -> bytes:
+        """The line that answers one: {"index", "id", "result"} or {"index", "id", "error"}, without its end."""
+        name: str | None = None
+        try:
+            request = StreamRequest.model_validate_json(line)
+            name = request.id
+            result = await self._score(request)
+        except ValidationError as error:
+            refusal = invalid_request(error)
+            name = _id_in(line)
+        except RequestError as error:
+            refusal = error
+        else:
+            head = f'{{"index":{index},"id":{json.dumps(name)},"result":'
+            return head.encode() + result.model_dump_json().encode() + b"}"
+        finally:
+            self._held_bytes -= len(line)
+        self._failed += 1
+        problem = {"kind": refusal.kind, "message": refusal.message}
+        return json.dumps({"index": index, "id": name, "error": problem}).encode()
+
+    async def _score(self, request: StreamRequest) -> Score:
+        """Raises RequestError. What is busy is asked again while the sample's time lasts: nobody else would."""
+        seconds = self._api.config.timeout
+        end = asyncio.get_running_loop().time() + seconds
+        try:
+            async with asyncio.timeout_at(end):
+                while True:
+                    try:
+                        return await self._api.score(request, None)
+                    except WholeRequestError as error:
+                        if error.status != 503 or asyncio.get_running_loop().time() + _AGAIN_S > end:
+                            raise
+                    await asyncio.sleep(_AGAIN_S)
+        except TimeoutError as error:
+            raise RequestError(504, "Timeout", f"no score within {seconds:g} seconds, the limit") from error
+
+    async def _lines(self) -> AsyncIterator[bytes]:
+        """The body's lines. Raises RequestError for one that is too long, and where nothing comes for too long."""
+        rest = bytearray()
+        chunks = self._request.stream().__aiter__()
+        while (chunk := await self._chunk(chunks)) is not None:
+            begin = len(rest)
+            rest += chunk
+            if (last := rest.rfind(b"\n", begin)) >= 0:
+                whole, rest = bytes(rest[:last]), rest[last + 1 :]
+                for line in whole.split(b"\n"):
+                    self._check_length(len(line))
+                    yield line
+            self._check_length(len(rest))
+        if rest:
+            yield bytes(rest)
+
+    def _check_length(self, length: int) -> None:
+        if length > self._max_bytes:
+            limit = f"{self._api.config.max_body_mb:g} MiB, the limit of a sample (--max-body-mb)"
+            raise RequestError(413, "TooLarge", f"line {self._read + 1} is longer than {limit}")
+
+    async def _chunk(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+        seconds = self._api.config.timeout
+        while True:
+            try:
+                async with asyncio.timeout(seconds):
+                    return await anext(chunks, None)
+            except TimeoutError as error:
+                raise RequestError(408, "Timeout", f"nothing came for {seconds:g} seconds, the limit") from error
+
+
+def _last_line(samples: int, failed: int, why: RequestError | None) -> bytes:
+    last: dict[str, Any] = {"end": why is None, "samples": samples, "failed": failed}
+    if why is not None:
+        last["error"] = {"kind": why.kind, "message": why.message}
+    return json.dumps(last).encode() + b"\n"
+
+
+def _id_in(line: bytes) -> str | None:
+    """The id of a line that is wrong otherwise."""
+    try:
+        name = json.loads(line).get("id")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None

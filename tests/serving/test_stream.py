@@ -1,0 +1,162 @@
+"""POST /v1/score/stream over a real HTTP server: order, back-pressure, what is wrong with a line, clients that leave."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app.schema import StreamEnd, StreamItem
+from tests.serving.conftest import base64_of, png
+from tests.serving.http_server import Served
+
+NDJSON = {"Content-Type": "application/x-ndjson"}
+
+
+@pytest.fixture
+def served(engine: Any, demo_formatter: Any) -> Iterator[Served]:
+    started = Served(engine, demo_formatter, queue=16, timeout=20, max_body_mb=0.25)
+    yield started
+    started.api.backend.gate.set()  # type: ignore[attr-defined]
+    started.stop()
+
+
+def sample(seed: int, **more: Any) -> dict[str, Any]:
+    return {"question": "What is this?", "answer": f"Noise number {seed}.", "image": base64_of(png(seed)), **more}
+
+
+def lines_of(samples: list[Any]) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in samples)
+
+
+def streamed(url: str, body: Any) -> list[dict[str, Any]]:
+    """The answer's lines, each checked against the document's model."""
+    answer = httpx.post(f"{url}/v1/score/stream", content=body, headers=NDJSON, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    *items, end = [json.loads(line) for line in answer.text.splitlines()]
+    for number, item in enumerate(items):
+        assert StreamItem.model_validate(item).index == number
+    StreamEnd.model_validate(end)
+    assert (end["samples"], end["failed"]) == (len(items), sum("error" in item for item in items))
+    return [*items, end]
+
+
+def test_each_line_is_answered_in_its_place_as_by_itself(served: Served) -> None:
+    samples = [sample(seed, id=f"sample {seed}") for seed in range(40)]
+    samples[3]["image"] = "no image"
+    samples[5] = {"id": "five", "question": "?"}
+    del samples[7]["id"]
+    body = lines_of(samples[:20]) + b"\n  \nno JSON\n" + lines_of(samples[20:])[:-1]  # the last line without its end
+    *items, end = streamed(served.url, body)
+    assert end == {"end": True, "samples": 41, "failed": 3}
+    assert "JSON" in items.pop(20)["error"]["message"]
+    for each, item in zip(samples, items, strict=True):
+        assert item["id"] == each.pop("id", None)
+        alone = httpx.post(f"{served.url}/v1/score", json=each).json()
+        if "error" in alone:
+            assert item["error"] == alone["error"]
+        else:
+            assert item["result"]["vig"] == pytest.approx(alone["vig"], abs=1e-5)
+            assert [token["id"] for token in item["result"]["tokens"]] == [token["id"] for token in alone["tokens"]]
+
+
+def test_nothing_and_other_types(served: Served) -> None:
+    assert streamed(served.url, b"") == [{"end": True, "samples": 0, "failed": 0}]
+    assert httpx.post(f"{served.url}/v1/score/stream", json={}).status_code == 415
+
+
+def test_a_line_that_is_too_long_ends_it_and_says_so(served: Served) -> None:
+    *items, end = streamed(served.url, lines_of([sample(1)]) + b"x" * 300_000 + b"\n" + lines_of([sample(2)]))
+    assert len(items) == 1
+    assert end["end"] is False
+    assert end["error"]["kind"] == "TooLarge"
+    assert "line 2" in end["error"]["message"]
+
+
+def connected(served: Served) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    connection.putrequest("POST", "/v1/score/stream")
+    connection.putheader("Content-Type", "application/x-ndjson")
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
+    return connection
+
+
+def send(connection: http.client.HTTPConnection, data: bytes) -> None:
+    connection.send(b"%x\r\n%s\r\n" % (len(data), data))
+
+
+def until(what: Any) -> None:
+    end = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_answers_come_while_the_request_goes_on(served: Served) -> None:
+    connection = connected(served)
+    answers = None
+    for seed in range(3):
+        send(connection, lines_of([sample(seed)]))
+        answers = answers or connection.getresponse()
+        line = answers.readline()
+        assert json.loads(line).get("index") == seed, line
+    assert answers is not None
+    send(connection, b"")  # the last chunk
+    assert json.loads(answers.readline())["end"] is True
+    assert answers.readline() == b""
+
+
+def test_a_client_that_sends_without_end_is_held_back(served: Served) -> None:
+    """Its samples wait where they come from: no more are under way than its share, and no more are read."""
+    backend: Any = served.api.backend
+    backend.gate.clear()
+    connection = connected(served)
+    assert connection.sock is not None
+    connection.sock.settimeout(1)
+    sent, line = 0, lines_of([sample(1)])
+    with pytest.raises(TimeoutError):
+        while sent < 200_000:
+            send(connection, line)
+            sent += 1
+    until(lambda: served.api.places.taken == 8)
+    assert backend.scoring == 8
+    assert sent < 5_000  # what the sockets on the way hold, and no more
+    alone = httpx.Client()
+    backend.gate.set()
+    assert alone.post(f"{served.url}/v1/score", json=sample(3), timeout=30).status_code == 200  # others are let in
+    connection.close()
+    until(lambda: served.api.places.taken == 0)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_who_leaves_is_not_worked_for(served: Served, whole: bool) -> None:
+    backend: Any = served.api.backend
+    backend.gate.clear()
+    connection = connected(served)
+    send(connection, lines_of([sample(seed) for seed in range(4)]))
+    if whole:
+        send(connection, b"")
+    until(lambda: backend.scoring == 4)
+    assert connection.sock is not None
+    connection.sock.shutdown(socket.SHUT_RDWR)
+    connection.close()
+    until(lambda: backend.scoring == 0)
+    assert served.api.places.taken == 0
+
+
+def test_a_single_request_whose_client_leaves_is_not_worked_for(served: Served) -> None:
+    backend: Any = served.api.backend
+    backend.gate.clear()
+    with pytest.raises(httpx.TimeoutException):
+        httpx.post(f"{served.url}/v1/score", json=sample(1), timeout=0.5)
+    until(lambda: backend.scoring == 0)
+    until(lambda: served.api.places.taken == 0)
+    assert backend.recorded[-1] == ("/v1/score", 499)
