@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -14,14 +14,13 @@ from serve_app.answer import score_of
 from serve_app.errors import RequestError, WholeRequestError, busy, invalid_request
 from serve_app.fetch import Allowance
 from serve_app.limits import Places, check_images, check_pixels, pixels_of
+from serve_app.models import Model, named
 from serve_app.options import AppConfig
 from serve_app.prepare import PreparedSample, check_hosts, fetch_images, parse_sample, prepare_sample
-from serve_app.schema import Item, ModelFacts, ModelInfo, Problem, Score, ScoreRequest
+from serve_app.schema import Item, ModelFacts, ModelInfo, Offer, Problem, Score, ScoreRequest
 from vig_ray.dataset.schema import Sample
 from vig_ray.model.prompt import Formatter
 from vig_ray.scoring.engines import LogProbs
-from vig_ray.scoring.prepare import make_passes
-from vig_ray.scoring.reference import make_reference
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -36,8 +35,11 @@ class Backend(Protocol):
     async def facts(self) -> ModelFacts | None:
         """What scores; None while no engine is ready."""
 
-    def record(self, route: str, status: int, seconds: float, under_way: int) -> None:
+    def record(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
+
+    def watch(self, under_way: Callable[[], int]) -> None:
+        """Called once: `under_way()` is how many samples are under way, whenever that is to be told."""
 
 
 class _Entry(NamedTuple):
@@ -45,37 +47,51 @@ class _Entry(NamedTuple):
 
     request: ScoreRequest
     sample: Sample
+    model: Model
+    reference: str
     pixels: int = 0
 
 
 class Api:
-    """What the routes share."""
+    """What the routes share. `formatter` and `backend` are the first model's; `others`: those of the other models, by
+    name."""
 
-    def __init__(self, config: AppConfig, formatter: Formatter, backend: Backend) -> None:
+    def __init__(
+        self,
+        config: AppConfig,
+        formatter: Formatter,
+        backend: Backend,
+        others: Mapping[str, tuple[Formatter, Backend]] | None = None,
+    ) -> None:
         self.config, self.formatter, self.backend = config, formatter, backend
         self.places = Places(config.queue)
+        backend.watch(lambda: self.places.taken)
         # One thread: tokenizers are not for several at once, other processes take the other cores, and what is decoded
         # at a time is then one sample, even where its request was given up meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-        self._tokenizer: Any = formatter.tokenizer
-        self._reference = make_reference(config.reference, formatter=formatter, blur=config.blur)
-        self._passes = make_passes(("clean", config.reference), formatter, blur=config.blur)
+        first = next(iter(config.models))
+        behind = {first: (formatter, backend)} | dict(others or {})
+        self._models = {name: Model(name, *behind[name], config) for name in config.models}
 
-    async def facts(self) -> ModelFacts:
-        """What scores. Raises RequestError where nothing is ready yet."""
-        facts = await self.backend.facts()
+    async def facts(self, model: Model | None = None) -> ModelFacts:
+        """What scores; of the first model by default. Raises RequestError where nothing is ready yet."""
+        facts: ModelFacts | None = await (model.backend if model else self.backend).facts()
         if facts is None:
             raise busy("the model is being loaded")
         return facts
 
     async def model_info(self) -> ModelInfo:
         """What scores, and within which limits. Raises RequestError where nothing is ready yet."""
-        told_otherwise = {*ModelFacts.model_fields, "max_length"}
+        told_otherwise = {*ModelFacts.model_fields, "max_length", "models", "reference"}
         limits = self.config.model_dump(include=set(ModelInfo.model_fields) - told_otherwise)
+        first = next(iter(self._models.values()))
+        reference, referred = next(iter(first.references.items()))
         return ModelInfo(
             **(await self.facts()).model_dump(),
             **limits,
-            reference_parameters=self._reference.parameters,
+            models=[Offer(name=each.name, references=list(each.references)) for each in self._models.values()],
+            reference=reference,
+            reference_parameters=referred.reference.parameters,
             max_length=self.formatter.max_length,
         )
 
@@ -84,7 +100,7 @@ class Api:
         config = self.config
         entry = await self._entry((request, image))
         check_images(len(entry.sample.images), config.max_images)
-        facts = await self.facts()
+        facts = await self.facts(entry.model)
         if any(each.uri is not None for each in entry.sample.images):
             entry = await self._fetched(Allowance(int(config.max_body_mb * 2**20)), entry)
         return await self._score(facts, entry, measure=True)
@@ -111,17 +127,20 @@ class Api:
         config = self.config
         entries = await _each(self._entry, requests)
         check_images(sum(len(entry.sample.images) for entry in _good(entries)), config.max_images)
-        facts = await self.facts()
+        await self.facts()
         allowance = Allowance(int(config.max_body_mb * 2**20))
         entries = await _each(partial(self._fetched, allowance), entries)
         entries = await _each(self._measured, entries)
         check_pixels(sum(entry.pixels for entry in _good(entries)), config.max_request_pixels)
-        return await _each(partial(self._score, facts), entries)
+        return await _each(self._score_measured, entries)
 
     async def _entry(self, request: tuple[ScoreRequest, bytes | None]) -> _Entry:
+        asked = request[0]
+        model = self._models[named(self._models, asked.model, "model")]
+        reference = named(model.references, asked.reference, "reference")
         sample = parse_sample(*request)
         check_hosts(sample, self.config.image_hosts)
-        return _Entry(request[0], sample)
+        return _Entry(asked, sample, model, reference)
 
     async def _fetched(self, allowance: Allowance, entry: _Entry) -> _Entry:
         return entry._replace(sample=await fetch_images(entry.sample, self.config.image_hosts, allowance))
@@ -138,23 +157,28 @@ class Api:
         """In the thread that prepares; `measure`: count the pixels first, which else was done before."""
         if measure:
             check_pixels(self._pixels(entry.sample), self.config.max_request_pixels)
-        reference_images = entry.request.reference_images
+        model, reference = entry.model, entry.reference
         return prepare_sample(
-            entry.sample, self.formatter, self._passes, self.config, reference_images=reference_images
-        )
+            entry.sample, model.formatter, model.references[reference].passes, self.config,
+            reference=reference, reference_images=entry.request.reference_images,
+        )  # fmt: skip
+
+    async def _score_measured(self, entry: _Entry) -> Score:
+        return await self._score(await self.facts(entry.model), entry)
 
     async def _score(self, facts: ModelFacts, entry: _Entry, *, measure: bool = False) -> Score:
         request = entry.request
         prepared = await asyncio.get_running_loop().run_in_executor(self._thread, self._prepared, entry, measure)
-        clean, reference = await self.backend.score(prepared)
+        model = entry.model
+        clean, reference = await model.backend.score(prepared)
         return score_of(
             prepared,
             clean,
             reference,
-            tokenizer=self._tokenizer,
+            tokenizer=model.tokenizer,
             tau=request.tau if request.tau is not None else self.config.tau,
             model=facts,
-            reference=self._reference,
+            reference=model.references[entry.reference].reference,
         )
 
 

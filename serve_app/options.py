@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -15,14 +17,19 @@ from vig_ray.options import (
     EndOfTurn,
     EngineName,
     EngineOptions,
+    NotEmpty,
     OtherImagesName,
     Precision,
     ReferenceName,
     Template,
     TrustRemoteCode,
     WorkerRange,
+    different,
 )
 from vig_ray.stage import StageConfig
+
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
 def _host_names(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -32,23 +39,65 @@ def _host_names(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-def _of_the_model(value: Any) -> Any:
-    if value == "text":
-        raise ValueError("is the loss of a second model, and a server holds one; `vig score` has it")
-    if value in get_args(OtherImagesName):
-        raise ValueError("is of a dataset's other images, and a server sees a sample alone; `vig score` has it")
-    return value
+def _of_the_model(values: Any) -> Any:
+    for value in values if isinstance(values, (list, tuple)) else ():
+        if value == "text":
+            raise ValueError("text is the loss of a second model, and a server holds one; `vig score` has it")
+        if value in get_args(OtherImagesName):
+            raise ValueError(f"{value} is of a dataset's other images, and a server sees one sample; use `vig score`")
+    return values
+
+
+def _as_list(value: Any) -> Any:
+    """DIR, [NAME=DIR, ...] or {NAME: DIR} as a list."""
+    if isinstance(value, Mapping):
+        return [f"{name}={folder}" for name, folder in value.items()]
+    return [value] if isinstance(value, str) else value
+
+
+def _named(spelled: str) -> tuple[str, str]:
+    """A model's name and its folder or hub id; without a name that of the folder, or the id."""
+    name, equals, folder = spelled.partition("=")
+    if equals and re.fullmatch(_NAME, name):
+        return name, folder
+    return os.path.basename(spelled.rstrip("/")) if os.path.isdir(spelled) else spelled, spelled
+
+
+def _models(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("takes a checkpoint's folder or a hub id")
+    names = [_named(value)[0] for value in values]
+    for value, name in zip(values, names, strict=True):
+        if not _named(value)[1]:
+            raise ValueError(f"{value}: names no folder behind the =")
+        if names.count(name) > 1:
+            raise ValueError(f"two models have the name {name}; name them, as in first=DIR second=DIR")
+    return values
 
 
 class AppConfig(StageConfig):
     """Score new samples over HTTP with the batch job's scorer."""
 
-    model: str = Field(description="vision-language model: a checkpoint's folder or a hub id")
+    @property
+    def models(self) -> dict[str, str]:
+        """Folders or hub ids by name, in the order given."""
+        return dict(map(_named, self.model))
+
+    model: Annotated[tuple[str, ...], BeforeValidator(_as_list), AfterValidator(_models)] = Field(
+        description="vision-language model: a checkpoint's folder or a hub id; several as NAME=DIR, of which a request "
+        "names one, by default the first",
+        json_schema_extra={"metavar": "[NAME=]DIR", "repeated": True},
+    )
     tau: float | None = Field(
         None, description="threshold of gain, nats: answers say which tokens reach it and whether the sample does"
     )
-    reference: Annotated[ReferenceName, BeforeValidator(_of_the_model)] = Field(
-        "blur", description="what stands for 'no image', as for vig score, but text"
+    reference: Annotated[
+        tuple[ReferenceName, ...], BeforeValidator(_of_the_model), CommaSeparated, NotEmpty, AfterValidator(different)
+    ] = Field(
+        ("blur",),
+        description="what stands for 'no image', as for vig score, but text; several as blur,blind, of which a request "
+        "names one, by default the first",
+        json_schema_extra={"metavar": "NAME[,...]"},
     )
     blur: BlurName = Field("fast", description="how images are blurred, as for vig score")
     engine: EngineName = Field("auto", description="what computes the log-probs")

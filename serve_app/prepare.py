@@ -124,13 +124,14 @@ def prepare_sample(
     passes: Sequence[Pass],
     config: AppConfig,
     *,
+    reference: str = "blur",
     reference_images: bool = False,
 ) -> PreparedSample:
-    """Decode, blur and tokenise; `passes`: the clean one and the reference's. Raises RequestError."""
+    """Decode, blur and tokenise; `passes`: the clean one and that of `reference`. Raises RequestError."""
     images = [_image(image, formatter, config.max_image_pixels) for image in sample.images]
     try:
         widths = [image.pixels.shape[1] for image in images]
-        blurred = config.reference == "blur"
+        blurred = reference == "blur"
         reference_uris = (
             [_thumbnail(image.derive("blur", blur_by(config.blur)).pixels) for image in images]
             if reference_images and blurred

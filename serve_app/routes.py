@@ -62,6 +62,8 @@ _FORM = {
         "answer": {"type": "string"},
         "messages": {"type": "string", "description": "JSON"},
         "tau": {"type": "number"},
+        "model": {"type": "string"},
+        "reference": {"type": "string"},
         "reference_images": {"type": "boolean"},
     },
     "required": ["image"],
@@ -110,7 +112,7 @@ class Routes:
             status = refusal.status
             raise
         finally:
-            self._api.backend.record(route, status, time.monotonic() - began, self._api.places.taken)
+            self._api.backend.record(route, status, time.monotonic() - began)
 
     def _in_time(self, until: float) -> AbstractAsyncContextManager[None]:
         seconds = self._api.config.timeout

@@ -68,6 +68,8 @@ class ScoreRequest(_Strict):
     answer: str | None = None
     image: str | None = Field(None, description="the image file in base64, or a data URI")
     tau: float | None = Field(None, allow_inf_nan=False, description="threshold of gain, nats; by default the server's")
+    model: str | None = Field(None, description="one of the server's models by its name; by default the first")
+    reference: str | None = Field(None, description="one of the server's references; by default the first")
     reference_images: bool = Field(False, description="answer with the images that stand for 'no image', too")
 
     @model_validator(mode="after")
@@ -192,8 +194,18 @@ class BatchScores(BaseModel):
     results: list[Item]
 
 
+class Offer(BaseModel):
+    """A model that a request may name, with the references that it may name with it; the first is the default."""
+
+    name: str
+    references: list[str]
+
+
 class ModelInfo(ModelFacts):
-    """What scores, and within which limits."""
+    """What scores, and within which limits: of the first model and reference, which is what a request gets that names
+    none."""
+
+    models: list[Offer] = Field(description="all that a request may name, the default first")
 
     reference: str
     reference_parameters: dict[str, Any]

@@ -191,18 +191,3 @@ def test_serve_asks_the_ingress_for_its_application() -> None:
     made = compat.asgi_ingress("build")(Ingress)
     asked = getattr(made, SERVE_BUILD_ASGI_APP_METHOD, None)
     assert asked is Ingress.build, f"Serve asks {SERVE_BUILD_ASGI_APP_METHOD} now: see asgi_ingress"
-
-
-def test_the_actors_of_replicas_are_named_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.serve._private.common import DeploymentID, ReplicaID
-
-    names: list[str] = []
-    monkeypatch.setattr(
-        ray.util, "list_named_actors", lambda all_namespaces: [{"name": name, "namespace": "serve"} for name in names]
-    )
-    draining = ReplicaID("a1", DeploymentID("Draining", "vig")).to_full_id_str()
-    scorer = ReplicaID("b2", DeploymentID("Scorer", "scorer")).to_full_id_str()
-    names += [draining, scorer, "SERVE_CONTROLLER_ACTOR"]
-    assert not compat.replicas_left("vig", besides="Draining")
-    names.append(ReplicaID("c3", DeploymentID("Ingress", "vig")).to_full_id_str())
-    assert compat.replicas_left("vig", besides="Draining"), f"replicas are named {names[-1]} now"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import random
 import signal
 import socket
@@ -23,7 +24,7 @@ import schemathesis
 import yaml
 from schemathesis.specs.openapi import checks as openapi_checks
 
-from serve_app.schema import EXAMPLE_QA
+from serve_app.schema import EXAMPLE_QA, StreamEnd, StreamItem
 from tests import gates as gating
 from tests.end_to_end.conftest import ROOT
 from tests.end_to_end.server import Measured, Server, assert_as_scored, wait_until
@@ -37,6 +38,12 @@ Asked = tuple[dict[str, Any], dict[str, Any]]
 _PROMISED = (openapi_checks.status_code_conformance, openapi_checks.content_type_conformance,
              openapi_checks.response_headers_conformance, openapi_checks.response_schema_conformance,
              openapi_checks.unsupported_method)  # fmt: skip
+
+
+@schemathesis.serializer("application/x-ndjson")
+def one_line(_: Any, value: Any) -> bytes:
+    """The body of a stream with one line."""
+    return json.dumps(value).encode() + b"\n"
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +99,16 @@ def test_the_openapi_document_is_true(server: Server, mode: schemathesis.Generat
             response = case.call()
             seen[case.path, response.status_code] += 1
             assert response.status_code < 500 or response.status_code in (503, 504)
+            if case.path.endswith("/stream") and response.status_code == 200:
+                *items, end = (json.loads(line) for line in response.content.splitlines())
+                assert StreamEnd.model_validate(end).samples == len(list(map(StreamItem.model_validate, items)))
+                return
             case.validate_response(response, checks=_PROMISED)
             if not case.path.endswith("/batch"):  # where what is wrong with an item is told in its place
                 case.validate_response(response, checks=[openapi_checks.negative_data_rejection])
 
         keeps_its_word()
-    assert {path for path, _ in seen} >= {"/v1/score", "/v1/score/batch"}
+    assert {path for path, _ in seen} >= {"/v1/score", "/v1/score/batch", "/v1/score/stream"}
 
 
 @pytest.mark.parametrize("requests", [400, pytest.param(5200, marks=pytest.mark.long)])
@@ -106,7 +117,7 @@ def test_malformed_requests(server: Server, requests: int, capsys: pytest.Captur
     sent = [request_of(rng) for _ in range(requests)]
     warm_up = requests // 4
     statuses: Counter[int] = Counter()
-    before = {name: [process.pid for process in server.replicas(name)] for name in ("Ingress", "Scorer")}
+    before = {name: [process.pid for process in server.replicas(name)] for name in ("Entrance", "Scorer")}
     assert all(before.values())
 
     def memory() -> float:
@@ -207,7 +218,7 @@ def test_work_of_clients_that_left_is_dropped(gated: Gated) -> None:
     gated.wait_for(first + 1, at_the_gates)
 
     def under_way() -> float:
-        return gated.server.metric("serve_replica_processing_queries", deployment="Scorer")
+        return gated.server.metric("vig_under_way")
 
     wait_until(lambda: under_way() == 8)
 

@@ -51,8 +51,11 @@ class LocalBackend:
     async def facts(self) -> ModelFacts | None:
         return FACTS if self.loaded else None
 
-    def record(self, route: str, status: int, seconds: float, under_way: int) -> None:
+    def record(self, route: str, status: int, seconds: float) -> None:
         self.recorded.append((route, status))
+
+    def watch(self, under_way: Callable[[], int]) -> None:
+        self.under_way = under_way
 
 
 @pytest.fixture(scope="session")

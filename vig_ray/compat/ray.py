@@ -213,15 +213,3 @@ def asgi_ingress(method: str) -> Callable[[type], Any]:
         return serve.ingress()(ingress)
 
     return decorate
-
-
-def replicas_left(application: str, *, besides: str) -> bool:
-    """Whether a Ray Serve application still has replicas of another deployment than `besides`.
-
-    Once a deployment is replaced, Serve's public status leaves it out, though its replicas still answer what they have
-    accepted. Their actors are named SERVE_REPLICA::APPLICATION#DEPLOYMENT#ID. Checked against ray 2.60.0.
-    """
-    import ray
-
-    names = (actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True))
-    return any(name.startswith(f"SERVE_REPLICA::{application}#") and f"#{besides}#" not in name for name in names)
