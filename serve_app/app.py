@@ -8,8 +8,7 @@ that listen themselves in the place of proxy and ingress (`entrance.py`).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,16 +17,18 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from ray import serve
 
-from serve_app.api import Api
+from serve_app.api import Api, Backend
 from serve_app.auth import key_hashes
+from serve_app.models import prompts_for
 from serve_app.options import AppConfig
 from serve_app.routes import make_app
-from serve_app.scorer import Replicas, Scorer
+from serve_app.scorer import Replicas, Scorer, turns_of
 from vig_ray.cluster import parse_range
 from vig_ray.compat.ray import asgi_ingress
 from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint
-from vig_ray.model.load import default_dtype, load_formatter, prompts_of, template_fingerprint
+from vig_ray.model.load import default_dtype, load_formatter, template_fingerprint
+from vig_ray.model.prompt import Formatter
 from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine
 from vig_ray.scoring.reference import make_reference
 
@@ -36,21 +37,26 @@ from vig_ray.scoring.reference import make_reference
 class Ingress:
     """Validates, prepares, and asks the scorers."""
 
-    def __init__(self, config: dict[str, Any], hashes: list[str], scorer: Any) -> None:
-        self._config, self._hashes, self._scorer = AppConfig(**config), hashes, scorer
+    def __init__(self, config: dict[str, Any], hashes: list[str], scorers: dict[str, Any]) -> None:
+        self._config, self._hashes, self._scorers = AppConfig(**config), hashes, scorers
 
     def build_app(self) -> FastAPI:
         """The routes, in each replica."""
-        return make_app(make_api(self._config, self._scorer), hashes=self._hashes)
+        return make_app(make_api(self._config, self._scorers), hashes=self._hashes)
 
 
-def make_api(config: AppConfig, scorer: Any) -> Api:
-    """What checks and prepares, and asks the scorers by their handle."""
+def make_api(config: AppConfig, scorers: Mapping[str, Any]) -> Api:
+    """What checks and prepares, and asks the scorers by their handles, which have the names of the models."""
     import cv2
 
     cv2.setNumThreads(1)  # Ray runs one of these a core, and the engine may want the others
-    formatter = load_formatter(*prompts_of(config))
-    return Api(config, formatter, Replicas(scorer, scorers=parse_range(config.workers)[1]))
+    workers = parse_range(config.workers)[1]
+    behind: dict[str, tuple[Formatter, Backend]] = {}
+    for name, scorer in scorers.items():
+        handle = scorer.options(multiplexed_model_id=name) if config.models_a_worker else scorer
+        behind[name] = load_formatter(*prompts_for(config, name)), Replicas(handle, scorers=workers)
+    first = next(iter(config.models))
+    return Api(config, *behind[first], others=behind)
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -61,8 +67,8 @@ def build(args: dict[str, Any]) -> Any:
         finding = error.errors(include_url=False)[0]
         option = ".".join(map(str, finding["loc"])) or "options"
         raise StageError(f"{option}: {finding['msg']}") from error
-    scorer, ingress = deployments(config)
-    return ingress(scorer)
+    scorers, ingress = deployments(config)
+    return ingress(scorers)
 
 
 def read_key_hashes(path: str | None) -> list[str]:
@@ -79,61 +85,89 @@ def read_key_hashes(path: str | None) -> list[str]:
     return hashes
 
 
-def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any, Callable[[Any], Any]]:
-    """The scorer, bound, and what binds the ingress to it or to its handle.
+def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[dict[str, Any], Callable[[Any], Any]]:
+    """The scorers, bound, by the names of their models; and what binds the ingress to them or to their handles.
 
-    The config is checked against what is really there first. `gpus_here`: this machine's GPUs, None on a cluster, which
-    may get more. Raises StageError.
+    With `models_a_worker` all models have the same scorer. The config is checked against what is really there first.
+    `gpus_here`: this machine's GPUs, None on a cluster, which may get more. Raises StageError.
     """
     hashes = read_key_hashes(config.keys)
     device = config.device
     if device == "auto":
         device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"
-    check_engine(config.engine, [config.reference], config.vllm, joins_cluster=False)
-    formatter = load_formatter(*prompts_of(config))
-    make_reference(config.reference, formatter=formatter, blur=config.blur)
-    asked = engine_for(config.engine, formatter, config.model)
-    engine, _ = choose_engine(asked, device=device, references=[config.reference])
-    dtype = config.dtype or default_dtype(config.model, device)
-    facts = {
-        "name": os.path.basename(config.model.rstrip("/")) if os.path.isdir(config.model) else config.model,
-        "fingerprint": fingerprint(config.model),
-        "template": template_fingerprint(formatter),
-        "dtype": dtype,
-        "engine": engine,
-    }
-    engine_options = {
-        "name": engine, **prompts_of(config)._asdict(),
-        "dtype": dtype, "device": device, "batch_tokens": config.batch_tokens, "vllm": config.vllm,
-    }  # fmt: skip
-    gpus = _gpus(config, engine, gpus_here) if device == "cuda" else 0
-    grace = config.timeout + 5
-    scorer = serve.deployment(Scorer).options(
-        name="Scorer",
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
-        max_ongoing_requests=config.queue,
-        graceful_shutdown_timeout_s=grace,
-        health_check_period_s=5,
-        **_replicas(config.workers, busy_at=max(2, config.queue // 4)),
-    )
+    check_engine(config.engine, config.reference, config.vllm, joins_cluster=False)
+    engines = {name: _engine(config, name, device) for name in config.models}
+    if config.models_a_worker is not None and any(each["name"] != "torch" for _, each in engines.values()):
+        raise StageError("--models-a-worker: only models of the torch engine (--engine torch) take turns in a worker")
+    kinds = [engine["name"] for _, engine in engines.values()]
+    gpus = _gpus(config, kinds[: 1 if config.models_a_worker else None], gpus_here) if device == "cuda" else 0
+    grace, busy_at = config.timeout + 5, max(2, config.queue // 4)
+    workers = parse_range(config.workers)[1]
+
+    def scorer(number: int, kind: type) -> Any:
+        return serve.deployment(kind).options(
+            name=f"Scorer-{number}" if number else "Scorer",
+            ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
+            max_ongoing_requests=config.queue,
+            graceful_shutdown_timeout_s=grace,
+            health_check_period_s=5,
+            # Of calls, each of which takes along what gathers: an engine that keeps up has one at a time.
+            **_replicas(config.workers, busy_at=1.5),
+        )
+
     ingress = serve.deployment(Ingress).options(
         name="Ingress",
         ray_actor_options={"num_cpus": 1},
         # Beyond `queue` the ingress itself answers 503; so a few more requests must reach it.
         max_ongoing_requests=4 * config.queue,
         graceful_shutdown_timeout_s=grace,
-        **_replicas(config.prepare_workers, busy_at=max(2, config.queue // 4)),
+        **_replicas(config.prepare_workers, busy_at=busy_at),
     )
     options = config.model_dump(include=set(AppConfig.model_fields))
-    return scorer.bind(facts, engine_options, parse_range(config.workers)[1]), partial(ingress.bind, options, hashes)
+    if config.models_a_worker is None:
+        scorers = {
+            name: scorer(number, Scorer).bind(*engines[name], workers * len(engines))
+            for number, name in enumerate(engines)
+        }
+    else:
+        taking_turns = serve.multiplexed(max_num_models_per_replica=config.models_a_worker)
+        shared = scorer(0, turns_of(taking_turns)).bind(engines, workers)
+        scorers = dict.fromkeys(engines, shared)
+    return scorers, partial(ingress.bind, options, hashes)
 
 
-def _gpus(config: AppConfig, engine: str, here: int | None) -> int:
-    """GPUs an engine. Raises StageError where this machine's are too few: Ray Serve would wait for them for ever."""
+def _engine(config: AppConfig, name: str, device: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """The facts of a model, and how its engine is loaded. Raises StageError."""
+    prompts = prompts_for(config, name)
+    formatter = load_formatter(*prompts)
+    for reference in config.reference:
+        make_reference(reference, formatter=formatter, blur=config.blur)
+    asked = engine_for(config.engine, formatter, prompts.model)
+    engine, _ = choose_engine(asked, device=device, references=config.reference)
+    dtype = config.dtype or default_dtype(prompts.model, device)
+    facts = {
+        "name": name,
+        "fingerprint": fingerprint(prompts.model),
+        "template": template_fingerprint(formatter),
+        "dtype": dtype,
+        "engine": engine,
+    }
+    options = {
+        "name": engine, **prompts._asdict(),
+        "dtype": dtype, "device": device, "batch_tokens": config.batch_tokens, "vllm": config.vllm,
+    }  # fmt: skip
+    return facts, options
+
+
+def _gpus(config: AppConfig, engines: Sequence[str], here: int | None) -> int:
+    """GPUs an engine; `engines`: the kind of each pool of them.
+
+    Raises StageError where this machine's are too few: Ray Serve would wait for them for ever.
+    """
     if here == 0:
         raise StageError("--device cuda: there is no GPU that Ray can see on this machine")
-    gpus = gpus_an_engine(engine, config.vllm, here=here)
-    least, _ = parse_range(config.workers)
+    gpus = max(gpus_an_engine(engine, config.vllm, here=here) for engine in engines)
+    least = parse_range(config.workers)[0] * len(engines)
     if here is not None and least * gpus > here:
         raise StageError(
             f"--workers {config.workers}: {least} engines take {least * gpus} GPUs, and this machine has {here}"
@@ -141,7 +175,7 @@ def _gpus(config: AppConfig, engine: str, here: int | None) -> int:
     return gpus
 
 
-def _replicas(worker_range: str, *, busy_at: int) -> dict[str, Any]:
+def _replicas(worker_range: str, *, busy_at: float) -> dict[str, Any]:
     least, most = parse_range(worker_range)
     if least == most:
         return {"num_replicas": most}

@@ -53,28 +53,38 @@ def _serve(config: Any, listening: Listening) -> None:
 
     from serve_app.app import deployments, read_key_hashes
     from serve_app.entrance import Entrances
+    from serve_app.models import prompts_for
     from serve_app.ready import wait_until_ready
     from vig_ray.cluster import machines, parse_range
-    from vig_ray.model.load import load_formatter, prompts_of, tell
+    from vig_ray.model.load import load_formatter, tell
 
     sizes = parse_range(config.prepare_workers)
-    actors = parse_range(config.workers)[1] + sizes[1]
+    engines = 1 if config.models_a_worker else len(config.models)
+    actors = parse_range(config.workers)[1] * engines + sizes[1]
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     # Wrong options are reported before anything starts.
     hashes = read_key_hashes(config.keys)
-    tell(config.model, load_formatter(*prompts_of(config)))
-    log.info("loading %s", config.model)
+    for name, folder in config.models.items():
+        tell(folder, load_formatter(*prompts_for(config, name)))
+    log.info("loading %s", ", ".join(config.models.values()))
     with machines(None, actors=actors, metrics_port=config.metrics_port) as ray_has:
-        scorer, _ = deployments(config, gpus_here=None if ray_has.cores is None else ray_has.gpus)
+        scorers, _ = deployments(config, gpus_here=None if ray_has.cores is None else ray_has.gpus)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location="Disabled", logging_config=quiet)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        target = serve.RunTarget(target=scorer, name=_APPLICATION, route_prefix=None, logging_config=quiet)
-        (handle,) = serve.run_many([target], wait_for_applications_running=False)
+        # One application each, since a name is a deployment's only within its application.
+        bound = list({id(scorer): scorer for scorer in scorers.values()}.values())
+        targets = [
+            serve.RunTarget(target=scorer, name=f"{_APPLICATION}-{number}", route_prefix=None, logging_config=quiet)
+            for number, scorer in enumerate(bound)
+        ]
+        started = serve.run_many(targets, wait_for_applications_running=False)
+        handles = {name: started[bound.index(scorer)] for name, scorer in scorers.items()}
         # Beside the scorers: all load the same libraries, which takes longer than the rest.
-        entrances = Entrances(config, hashes, handle, listening, sizes)
+        entrances = Entrances(config, hashes, handles, listening, sizes)
         entrances.wait_until_ready()
-        _wait_for_scorers()
+        for number in range(len(bound)):
+            _wait_for(f"{_APPLICATION}-{number}")
         wait_until_ready(config.host, config.port)
         stop = threading.Event()
 
@@ -94,11 +104,11 @@ def _serve(config: Any, listening: Listening) -> None:
         serve.shutdown()
 
 
-def _wait_for_scorers() -> None:
-    """Until the scorers are there. Raises StageError where they can't be."""
+def _wait_for(application: str) -> None:
+    """Until the scorers of an application are there. Raises StageError where they can't be."""
     from ray import serve
 
-    while (told := serve.status().applications[_APPLICATION]).status != "RUNNING":
+    while (told := serve.status().applications[application]).status != "RUNNING":
         if told.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             cause = [line for line in told.message.strip().splitlines() if line.strip()][-1:]
             raise StageError(f"no engine could begin: {''.join(cause).strip()[:300]}")

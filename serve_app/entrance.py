@@ -76,12 +76,14 @@ class Draining:
 class Entrance:
     """An actor of Ray's that listens, in a thread with an event loop of its own."""
 
-    def __init__(self, config: dict[str, Any], hashes: list[str], scorer: Any, host: str, port: int) -> None:
+    def __init__(
+        self, config: dict[str, Any], hashes: list[str], scorers: dict[str, Any], host: str, port: int
+    ) -> None:
         from serve_app.app import make_api
         from serve_app.routes import make_app
 
         sys.setswitchinterval(_SWITCH_S)
-        self._api = make_api(AppConfig(**config), scorer)
+        self._api = make_api(AppConfig(**config), scorers)
         self._app = Draining(make_app(self._api, hashes=hashes))
         listening = _socket(host)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -119,10 +121,12 @@ class Entrance:
 class Entrances:
     """Between `least` and `most` entrances to one port. One that dies is begun again by Ray."""
 
-    def __init__(self, config: AppConfig, hashes: Sequence[str], scorer: Any, at: Listening, sizes: tuple[int, int]):
+    def __init__(
+        self, config: AppConfig, hashes: Sequence[str], scorers: dict[str, Any], at: Listening, sizes: tuple[int, int]
+    ) -> None:
         self._least, self._most = sizes
         options = config.model_dump(include=set(AppConfig.model_fields))
-        self._arguments = (options, list(hashes), scorer, at.host, at.port)
+        self._arguments = (options, list(hashes), scorers, at.host, at.port)
         self._busy_at = max(2, config.queue // 4)
         self._timeout = config.timeout + 10  # no request takes longer
         self._grown = self._shrunk = time.monotonic()

@@ -28,7 +28,6 @@ from vig_ray.options import (
 )
 from vig_ray.stage import StageConfig
 
-
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
@@ -115,6 +114,12 @@ class AppConfig(StageConfig):
     trust_remote_code: TrustRemoteCode = False
     batch_tokens: int | None = Field(None, ge=1, description="tokens a step of the engine, as for vig score")
     workers: WorkerRange = Field("1", description="engines, a number or a range that follows the load")
+    models_a_worker: int | None = Field(
+        None,
+        ge=1,
+        description="with several models: all have the same --workers, which hold so many models at a time each and load "
+        "another when one is asked for; by default each model has --workers engines of its own",
+    )
     prepare_workers: WorkerRange = Field(
         "1",
         description="processes that check, decode and tokenise, a number or a range that follows the load",

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.metrics import Counter, Gauge, Histogram
@@ -96,6 +97,34 @@ class Scorer:
     async def facts(self) -> dict[str, str]:
         """What scores."""
         return self._facts
+
+
+def turns_of(multiplexed: Callable[..., Any]) -> type:
+    """A deployment's class whose replicas hold several models, as many at a time as Ray Serve's decorator
+    `multiplexed` lets them; the one that was asked for the longest ago gives way to another."""
+
+    class Scorers:
+        """Scores with the model that a call names as its multiplexed one."""
+
+        def __init__(self, engines: dict[str, tuple[dict[str, str], dict[str, Any]]], workers: int) -> None:
+            self._engines, self._workers = engines, workers
+
+        @multiplexed  # type: ignore[untyped-decorator]
+        async def _model(self, name: str) -> Scorer:
+            facts, engine = self._engines[name]
+            return await asyncio.to_thread(Scorer, dict(facts), engine, self._workers)
+
+        async def score(self, asked: Sequence[Asked]) -> list[tuple[LogProbs, LogProbs] | str]:
+            """See `Scorer.score`."""
+            scorer: Scorer = await self._model(serve.get_multiplexed_model_id())
+            return await scorer.score(asked)
+
+        async def facts(self) -> dict[str, str]:
+            """See `Scorer.facts`."""
+            scorer: Scorer = await self._model(serve.get_multiplexed_model_id())
+            return await scorer.facts()
+
+    return Scorers
 
 
 class Replicas:
