@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,7 +18,8 @@ from serve_app.fetch import Allowance
 from serve_app.limits import Places, check_images, check_pixels, pixels_of
 from serve_app.options import AppConfig
 from serve_app.prepare import PreparedSample, check_hosts, fetch_images, parse_sample, prepare_sample
-from serve_app.schema import Item, ModelFacts, ModelInfo, Problem, Score, ScoreRequest
+from serve_app.schema import Item, Loading, ModelFacts, ModelInfo, Problem, Score, ScoreRequest
+from serve_app.traces import span
 from vig_ray.dataset.schema import Sample
 from vig_ray.model.prompt import Formatter
 from vig_ray.scoring.engines import LogProbs
@@ -39,6 +42,9 @@ class Backend(Protocol):
     def record(self, route: str, status: int, seconds: float, under_way: int) -> None:
         """A request was answered."""
 
+    def refused(self, kind: str, status: int) -> None:
+        """A request was answered with an error."""
+
 
 class _Entry(NamedTuple):
     """A sample of a request, what was asked for it, and how many pixels its images have."""
@@ -54,6 +60,7 @@ class Api:
     def __init__(self, config: AppConfig, formatter: Formatter, backend: Backend) -> None:
         self.config, self.formatter, self.backend = config, formatter, backend
         self.places = Places(config.queue)
+        self._loading_since: float | None = time.monotonic()
         # One thread: tokenizers are not for several at once, other processes take the other cores, and what is decoded
         # at a time is then one sample, even where its request was given up meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -67,6 +74,17 @@ class Api:
         if facts is None:
             raise busy("the model is being loaded")
         return facts
+
+    async def loading(self) -> Loading | None:
+        """What is being loaded, and for how long; None once it answers."""
+        if await self.backend.facts() is not None:
+            self._loading_since = None
+            return None
+        if self._loading_since is None:  # the engine that was there is lost
+            self._loading_since = time.monotonic()
+        name = self.config.model
+        model = os.path.basename(name.rstrip("/")) if os.path.isdir(name) else name  # as in ModelFacts: no path
+        return Loading(status="loading", model=model, seconds=round(time.monotonic() - self._loading_since, 1))
 
     async def model_info(self) -> ModelInfo:
         """What scores, and within which limits. Raises RequestError where nothing is ready yet."""
@@ -139,17 +157,20 @@ class Api:
             self.config,
             reference_images=request.reference_images,
         )
-        prepared = await asyncio.get_running_loop().run_in_executor(self._thread, prepare)
-        clean, reference = await self.backend.score(prepared)
-        return score_of(
-            prepared,
-            clean,
-            reference,
-            tokenizer=self._tokenizer,
-            tau=request.tau if request.tau is not None else self.config.tau,
-            model=facts,
-            reference=self._reference,
-        )
+        with span("prepare"):
+            prepared = await asyncio.get_running_loop().run_in_executor(self._thread, prepare)
+        with span("score"):
+            clean, reference = await self.backend.score(prepared)
+        with span("answer"):
+            return score_of(
+                prepared,
+                clean,
+                reference,
+                tokenizer=self._tokenizer,
+                tau=request.tau if request.tau is not None else self.config.tau,
+                model=facts,
+                reference=self._reference,
+            )
 
 
 async def _each(step: Callable[[T], Awaitable[U]], entries: Sequence[T | RequestError]) -> list[U | RequestError]:

@@ -28,8 +28,11 @@ from serve_app.api import Api
 from serve_app.auth import key_hashes
 from serve_app.batching import Batcher
 from serve_app.errors import RequestError, busy
+from serve_app.gauges import keep_telling
+from serve_app.logs import LogFormat, log_here
 from serve_app.options import AppConfig
 from serve_app.prepare import PreparedSample
+from serve_app.request import current_request
 from serve_app.routes import make_app
 from serve_app.schema import ModelFacts
 from vig_ray.cluster import parse_range
@@ -61,8 +64,12 @@ def _outcome(clean: LogProbs | PromptError, reference: LogProbs | PromptError) -
 class Scorer:
     """Holds an engine. Where the engine can't go on, the process ends and Ray Serve starts another."""
 
-    def __init__(self, facts: dict[str, str], engine: dict[str, Any], workers: int) -> None:
+    def __init__(
+        self, facts: dict[str, str], engine: dict[str, Any], workers: int, log_format: LogFormat = "text"
+    ) -> None:
+        log_here(log_format)
         self._facts = facts
+        self._requests: list[str] = []  # whose samples are here
         # Ray gives a process one thread a CPU that it asked for; those of this machine are for all engines on it.
         threads = max(1, (os.cpu_count() or 1) // workers) if engine["device"] == "cpu" else None
         # On a CPU the engine is loaded by the thread that will run it: OpenMP's number of threads is each thread's own,
@@ -83,6 +90,7 @@ class Scorer:
             boundaries=[0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0],
         )  # fmt: skip
         self._waiting = Gauge("vig_waiting_samples", description="Samples that no batch has taken yet.")
+        keep_telling(self._waiting, lambda: self._batches.waiting)
 
     def _observe(self, samples: int, tokens: int) -> None:
         self._samples.inc(samples)
@@ -97,12 +105,17 @@ class Scorer:
             # The engine, its device or its process may be broken, and what it computes next wrong. Requests that wait
             # here see a lost replica and go to another.
             cause = error if isinstance(error, EngineDiedError) else type(error).__name__
-            log.critical("the engine failed, so this replica ends: %s", cause)
+            fields = {"message": f"the engine failed, so this replica ends: {cause}", "request_ids": self._requests}
+            log.critical(fields["message"], extra={"event": "engine_failed", "fields": fields})
             os._exit(1)
 
-    async def score(self, pair: bytes, tokens: int) -> tuple[LogProbs, LogProbs] | str:
-        """Log-probs of a pickled pair of prompts, or the error as text."""
-        outcome = await self._batches(pair, tokens)
+    async def score(self, pair: bytes, tokens: int, request: str) -> tuple[LogProbs, LogProbs] | str:
+        """Log-probs of a pickled pair of prompts, or the error as text. `request`: its id, for the log."""
+        self._requests.append(request)
+        try:
+            outcome = await self._batches(pair, tokens)
+        finally:
+            self._requests.remove(request)
         return str(outcome) if isinstance(outcome, PromptError) else outcome
 
     async def facts(self) -> dict[str, str]:
@@ -121,19 +134,23 @@ class Replicas:
         self._latency = Histogram(
             "vig_request_seconds", description="Time to an answer.", boundaries=_SECONDS, tag_keys=("route",)
         )
-        self._under_way = Gauge("vig_under_way", description="Samples under way in this process.")
+        self.under_way = Gauge("vig_under_way", description="Samples under way in this process.")
+        self._refusals = Counter(
+            "vig_refused", description="Requests answered with an error.", tag_keys=("kind", "status")
+        )
 
     async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
         """See `Backend`. A lost replica's work is given to another: scoring twice does no harm."""
         pair = await asyncio.get_running_loop().run_in_executor(None, pickle.dumps, prepared.pair, 5)
         for _ in range(_ATTEMPTS):
             try:
-                outcome = await self._scorer.score.remote(pair, prepared.tokens)
+                outcome = await self._scorer.score.remote(pair, prepared.tokens, current_request().id)
             except BackPressureError as error:
                 raise busy("every engine has its queue full; try again in a moment") from error
             except DeploymentUnavailableError as error:
                 raise busy("no engine is there") from error
             except RayActorError:
+                log.warning("an engine was lost while it worked on a sample, which another one gets")
                 self._facts = None
                 continue
             except RayError as error:
@@ -162,7 +179,11 @@ class Replicas:
         """See `Backend`."""
         self._requests.inc(tags={"route": route, "status": str(status)})
         self._latency.observe(seconds, tags={"route": route})
-        self._under_way.set(under_way)
+        self.under_way.set(under_way)
+
+    def refused(self, kind: str, status: int) -> None:
+        """See `Backend`."""
+        self._refusals.inc(tags={"kind": kind, "status": str(status)})
 
 
 @asgi_ingress("build_app")
@@ -178,8 +199,13 @@ class Ingress:
 
         cv2.setNumThreads(1)  # Ray runs one of these a core, and the engine may want the others
         config = self._config
+        log_here(config.log_format)
         formatter = load_formatter(*prompts_of(config))
-        return make_app(Api(config, formatter, Replicas(self._scorer)), hashes=self._hashes)
+        replicas = Replicas(self._scorer)
+        api = Api(config, formatter, replicas)
+        keep_telling(replicas.under_way, lambda: api.places.taken)
+        # Ray Serve's proxy answers the id that came in.
+        return make_app(api, hashes=self._hashes, id_answered=True)
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -254,7 +280,10 @@ def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any
         **_replicas(config.prepare_workers, busy_at=max(2, config.queue // 4)),
     )
     options = config.model_dump(include=set(AppConfig.model_fields))
-    return scorer.bind(facts, engine_options, parse_range(config.workers)[1]), partial(ingress.bind, options, hashes)
+    return (
+        scorer.bind(facts, engine_options, parse_range(config.workers)[1], config.log_format),
+        partial(ingress.bind, options, hashes),
+    )
 
 
 def _gpus(config: AppConfig, engine: str, here: int | None) -> int:

@@ -19,12 +19,15 @@ _DRAINING = "Draining"
 
 def run(config: Any) -> int:
     """Serve until SIGINT or SIGTERM; accepted requests are answered before the end. Raises StageError."""
+    from serve_app.logs import relayed
+
     if config.host not in _LOOPBACK and config.keys is None and not config.open:
         raise StageError(f"--host {config.host}: other machines could ask; give --keys FILE, or --open to let anyone")
     _check_free(config.host, config.port, f"--host {config.host} --port {config.port}")
     if config.metrics_port is not None:
         _check_free("", config.metrics_port, f"--metrics-port {config.metrics_port}")
-    _serve(config)
+    with relayed(config.log_format):
+        _serve(config)
     return 0
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from serve_app.logs import LogFormat
+from serve_app.traces import collector_url
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.options import (
     BlurName,
@@ -30,6 +32,10 @@ def _host_names(value: tuple[str, ...]) -> tuple[str, ...]:
         if not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(f"{name!r}: takes names, as in vig.example, without https:// and port")
     return value
+
+
+def _collector(value: str | None) -> str | None:
+    return None if value is None else collector_url(value)
 
 
 def _of_the_model(value: Any) -> Any:
@@ -107,6 +113,17 @@ class AppConfig(StageConfig):
     queue: int = Field(64, ge=1, description="samples under way in one prepare worker; beyond them 503")
     timeout: float = Field(
         60, gt=0, description="seconds for a request: 408 where its body is not there by then, else 504"
+    )
+    log_format: LogFormat = Field(
+        "text",
+        description="how this server's log is written: text has warnings and errors for a person, json an object a "
+        "line with a line for every request, too",
+    )
+    traces: Annotated[str | None, AfterValidator(_collector)] = Field(
+        None,
+        description="OTLP/HTTP collector to which OpenTelemetry traces are sent, as in http://localhost:4318; needs "
+        "pip install 'vig-ray[traces]'. By default none",
+        json_schema_extra={"metavar": "URL"},
     )
 
 
