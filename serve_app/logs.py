@@ -9,11 +9,13 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import select
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
@@ -89,6 +91,29 @@ def log_here(log_format: LogFormat) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO if log_format == "json" else logging.WARNING)
     logger.propagate = False
+    sending = logging.getLogger("opentelemetry.exporter")  # says that a collector doesn't answer, at every attempt
+    sending.handlers[:] = [handler]
+    handler.addFilter(_OnceAMinute(sending.name))
+    sending.setLevel(logging.WARNING)
+    sending.propagate = False
+
+
+class _OnceAMinute(logging.Filter):
+    """Lets one record a minute through of the loggers below this name, and all of others."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._below, self._last = name, -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write it."""
+        if not record.name.startswith(self._below):
+            return True
+        now = time.monotonic()
+        if now - self._last < 60:
+            return False
+        self._last = now
+        return True
 
 
 class RelayHandler(logging.Handler):

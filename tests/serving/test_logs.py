@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ HOSTILE = 'x\n{"event":"request","status":200}\r\n\x1b[2J\u2028\x00"'
 @pytest.fixture
 def logger(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
     """The project's, as it is before a server's process has set it up."""
+    monkeypatch.setattr(logging.getLogger("opentelemetry.exporter"), "handlers", [])
     found = logging.getLogger("vig_ray")
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(found, name, [] if name == "handlers" else getattr(found, name))
@@ -162,6 +164,18 @@ def test_text_is_quiet_and_stays_a_line(
     logging.getLogger("vig_ray.serve").error("internal error in %s", HOSTILE)
     assert len(err.getvalue().splitlines()) == 1
     assert err.getvalue()[:-1].isprintable()
+
+
+def test_a_collector_that_is_down_is_told_once_a_minute(json_lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    sending = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    for clock[0] in (100.0, 101.0, 159.0, 160.0, 161.0):
+        sending.warning("at %s", clock[0])
+        logging.getLogger("vig_ray.serve").warning("ours")
+    found = [line["message"] for line in json_lines()]
+    assert [text for text in found if text != "ours"] == ["at 100.0", "at 160.0"]
+    assert found.count("ours") == 5
 
 
 def test_escapes() -> None:

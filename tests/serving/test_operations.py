@@ -8,12 +8,14 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from serve_app import gauges
 from vig_ray import cli
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +99,25 @@ def test_labels_in_legends_are_those_that_panels_group_by() -> None:
                 assert re.search(rf"\bby \([^)]*\b{label}\b", target["expr"]), (panel["title"], label)
     ids = [panel["id"] for panel in panels()]
     assert len(set(ids)) == len(ids)
+
+
+def test_gauges_are_told_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own forget a value that isn't set anew, so an idle or stuck server would have none."""
+    monkeypatch.setattr(gauges, "_EVERY_S", 0.001)
+    told: list[float] = []
+    enough = threading.Event()
+
+    class Gauge:
+        def set(self, value: float) -> None:
+            told.append(value)
+            if len(told) == 3:
+                enough.set()
+                threading.Event().wait()  # the thread has no end of its own, so it stays here
+
+    under_way = iter([4.0, 0.0, 0.0])
+    gauges.keep_telling(Gauge(), lambda: next(under_way))
+    assert enough.wait(30)
+    assert told == [4.0, 0.0, 0.0]
 
 
 def test_every_alert_says_what_is_wrong_and_where() -> None:
