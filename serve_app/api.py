@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,7 +18,8 @@ from serve_app.limits import Places, check_images, check_pixels, pixels_of
 from serve_app.models import Model, named
 from serve_app.options import AppConfig
 from serve_app.prepare import PreparedSample, check_hosts, fetch_images, parse_sample, prepare_sample
-from serve_app.schema import Item, ModelFacts, ModelInfo, Offer, Problem, Score, ScoreRequest
+from serve_app.schema import Item, Loading, ModelFacts, ModelInfo, Offer, Problem, Score, ScoreRequest
+from serve_app.traces import span
 from vig_ray.dataset.schema import Sample
 from vig_ray.model.prompt import Formatter
 from vig_ray.scoring.engines import LogProbs
@@ -40,6 +42,9 @@ class Backend(Protocol):
 
     def watch(self, under_way: Callable[[], int]) -> None:
         """Called once: `under_way()` is how many samples are under way, whenever that is to be told."""
+
+    def refused(self, kind: str, status: int) -> None:
+        """A request was answered with an error."""
 
 
 class _Entry(NamedTuple):
@@ -64,8 +69,11 @@ class Api:
         others: Mapping[str, tuple[Formatter, Backend]] | None = None,
     ) -> None:
         self.config, self.formatter, self.backend = config, formatter, backend
+        self.draining = False
+        """Whether what comes now is refused, since this server is about to end."""
         self.places = Places(config.queue)
         backend.watch(lambda: self.places.taken)
+        self._loading_since: float | None = time.monotonic()
         # One thread: tokenizers are not for several at once, other processes take the other cores, and what is decoded
         # at a time is then one sample, even where its request was given up meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -75,10 +83,27 @@ class Api:
 
     async def facts(self, model: Model | None = None) -> ModelFacts:
         """What scores; of the first model by default. Raises RequestError where nothing is ready yet."""
+        self.check_open()
         facts: ModelFacts | None = await (model.backend if model else self.backend).facts()
         if facts is None:
             raise busy("the model is being loaded")
         return facts
+
+    def check_open(self) -> None:
+        """Raise RequestError where this server is about to end."""
+        if self.draining:
+            raise busy("this server is stopping")
+
+    async def loading(self) -> Loading | None:
+        """What is being loaded, and for how long; None once it answers. Raises RequestError where it will end."""
+        self.check_open()
+        if await self.backend.facts() is not None:
+            self._loading_since = None
+            return None
+        if self._loading_since is None:  # the engine that was there is lost
+            self._loading_since = time.monotonic()
+        model = next(iter(self.config.models))
+        return Loading(status="loading", model=model, seconds=round(time.monotonic() - self._loading_since, 1))
 
     async def model_info(self) -> ModelInfo:
         """What scores, and within which limits. Raises RequestError where nothing is ready yet."""
@@ -168,18 +193,21 @@ class Api:
 
     async def _score(self, facts: ModelFacts, entry: _Entry, *, measure: bool = False) -> Score:
         request = entry.request
-        prepared = await asyncio.get_running_loop().run_in_executor(self._thread, self._prepared, entry, measure)
-        model = entry.model
-        clean, reference = await model.backend.score(prepared)
-        return score_of(
-            prepared,
-            clean,
-            reference,
-            tokenizer=model.tokenizer,
-            tau=request.tau if request.tau is not None else self.config.tau,
-            model=facts,
-            reference=model.references[entry.reference].reference,
-        )
+        loop, model = asyncio.get_running_loop(), entry.model
+        with span("prepare"):
+            prepared = await loop.run_in_executor(self._thread, self._prepared, entry, measure)
+        with span("score"):
+            clean, reference = await model.backend.score(prepared)
+        with span("answer"):
+            return score_of(
+                prepared,
+                clean,
+                reference,
+                tokenizer=model.tokenizer,
+                tau=request.tau if request.tau is not None else self.config.tau,
+                model=facts,
+                reference=model.references[entry.reference].reference,
+            )
 
 
 async def _each(step: Callable[[T], Awaitable[U]], entries: Sequence[T | RequestError]) -> list[U | RequestError]:

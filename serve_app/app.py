@@ -19,6 +19,7 @@ from ray import serve
 
 from serve_app.api import Api, Backend
 from serve_app.auth import key_hashes
+from serve_app.logs import log_here
 from serve_app.models import prompts_for
 from serve_app.options import AppConfig
 from serve_app.routes import make_app
@@ -42,7 +43,8 @@ class Ingress:
 
     def build_app(self) -> FastAPI:
         """The routes, in each replica."""
-        return make_app(make_api(self._config, self._scorers), hashes=self._hashes)
+        # Ray Serve's proxy answers the id that came in.
+        return make_app(make_api(self._config, self._scorers), hashes=self._hashes, id_answered=True)
 
 
 def make_api(config: AppConfig, scorers: Mapping[str, Any]) -> Api:
@@ -50,6 +52,7 @@ def make_api(config: AppConfig, scorers: Mapping[str, Any]) -> Api:
     import cv2
 
     cv2.setNumThreads(1)  # Ray runs one of these a core, and the engine may want the others
+    log_here(config.log_format)
     workers = parse_range(config.workers)[1]
     behind: dict[str, tuple[Formatter, Backend]] = {}
     for name, scorer in scorers.items():
@@ -126,12 +129,12 @@ def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[dic
     options = config.model_dump(include=set(AppConfig.model_fields))
     if config.models_a_worker is None:
         scorers = {
-            name: scorer(number, Scorer).bind(*engines[name], workers * len(engines))
+            name: scorer(number, Scorer).bind(*engines[name], workers * len(engines), config.log_format)
             for number, name in enumerate(engines)
         }
     else:
         taking_turns = serve.multiplexed(max_num_models_per_replica=config.models_a_worker)
-        shared = scorer(0, turns_of(taking_turns)).bind(engines, workers)
+        shared = scorer(0, turns_of(taking_turns)).bind(engines, workers, config.log_format)
         scorers = dict.fromkeys(engines, shared)
     return scorers, partial(ingress.bind, options, hashes)
 

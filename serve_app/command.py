@@ -25,6 +25,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def run(config: Any) -> int:
     """Serve until SIGINT or SIGTERM; accepted requests are answered before the end. Raises StageError."""
     from serve_app.entrance import Listening
+    from serve_app.logs import relayed
 
     if config.host not in _LOOPBACK and config.keys is None and not config.open:
         raise StageError(f"--host {config.host}: other machines could ask; give --keys FILE, or --open to let anyone")
@@ -35,7 +36,8 @@ def run(config: Any) -> int:
     with contextlib.closing(listening):
         if config.metrics_port is not None:
             _check_free(config.metrics_port, f"--metrics-port {config.metrics_port}")
-        _serve(config, listening)
+        with relayed(config.log_format):  # before Ray starts, whose processes have this one's environment
+            _serve(config, listening)
     return 0
 
 

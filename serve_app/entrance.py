@@ -17,9 +17,7 @@ from typing import Any
 
 import ray
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.errors import busy, error_response
 from serve_app.options import AppConfig
 from vig_ray.errors import StageError
 
@@ -57,22 +55,6 @@ def _socket(host: str) -> socket.socket:
     return made
 
 
-class Draining:
-    """ASGI middleware: once `draining` is set, requests are answered 503, and their connections closed."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app, self.draining = app, False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
-        if self.draining and scope["type"] == "http":
-            refusal = error_response(busy("this server is stopping"))
-            refusal.headers["Connection"] = "close"
-            await refusal(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
-
-
 class Entrance:
     """An actor of Ray's that listens, in a thread with an event loop of its own."""
 
@@ -84,12 +66,12 @@ class Entrance:
 
         sys.setswitchinterval(_SWITCH_S)
         self._api = make_api(AppConfig(**config), scorers)
-        self._app = Draining(make_app(self._api, hashes=hashes))
+        app = make_app(self._api, hashes=hashes)
         listening = _socket(host)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind((host, port))
         settings = uvicorn.Config(
-            self._app, loop="uvloop", http="httptools", ws="none", lifespan="off", log_level="critical",
+            app, loop="uvloop", http="httptools", ws="none", lifespan="on", log_level="critical",
             access_log=False, server_header=False, backlog=_BACKLOG, timeout_keep_alive=_KEEP_ALIVE_S,
         )  # fmt: skip
         self._server = uvicorn.Server(settings)
@@ -110,7 +92,7 @@ class Entrance:
 
     def drain(self) -> None:
         """From now on refuse what comes."""
-        self._app.draining = True
+        self._api.draining = True
 
     def stop(self) -> None:
         """Listen no more."""

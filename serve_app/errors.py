@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 from starlette.responses import JSONResponse
 
+from serve_app.request import current_request
 from serve_app.schema import Failure, Problem
 
 
@@ -25,6 +26,7 @@ class WholeRequestError(RequestError):
 
 def error_response(error: RequestError) -> JSONResponse:
     """The response with this error."""
+    current_request().error = error.kind
     problem = Failure(error=Problem(kind=error.kind, message=error.message))
     return JSONResponse(problem.model_dump(), error.status, error.headers)
 

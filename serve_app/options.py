@@ -9,6 +9,8 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from serve_app.logs import LogFormat
+from serve_app.traces import collector_url
 from vig_ray.dataset.images import MAX_PIXELS
 from vig_ray.options import (
     BlurName,
@@ -36,6 +38,10 @@ def _host_names(value: tuple[str, ...]) -> tuple[str, ...]:
         if not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(f"{name!r}: takes names, as in vig.example, without https:// and port")
     return value
+
+
+def _collector(value: str | None) -> str | None:
+    return None if value is None else collector_url(value)
 
 
 def _of_the_model(values: Any) -> Any:
@@ -117,8 +123,8 @@ class AppConfig(StageConfig):
     models_a_worker: int | None = Field(
         None,
         ge=1,
-        description="with several models: all have the same --workers, which hold so many models at a time each and load "
-        "another when one is asked for; by default each model has --workers engines of its own",
+        description="with several models: all have the same --workers, which hold so many models each at a time and "
+        "load another when one is asked for; by default each model has --workers engines of its own",
     )
     prepare_workers: WorkerRange = Field(
         "1",
@@ -161,6 +167,17 @@ class AppConfig(StageConfig):
     queue: int = Field(64, ge=1, description="samples under way in one prepare worker; beyond them 503")
     timeout: float = Field(
         60, gt=0, description="seconds for a request: 408 where its body is not there by then, else 504"
+    )
+    log_format: LogFormat = Field(
+        "text",
+        description="how this server's log is written: text has warnings and errors for a person, json an object a "
+        "line with a line for every request, too",
+    )
+    traces: Annotated[str | None, AfterValidator(_collector)] = Field(
+        None,
+        description="OTLP/HTTP collector to which OpenTelemetry traces are sent, as in http://localhost:4318; needs "
+        "pip install 'vig-ray[traces]'. By default none",
+        json_schema_extra={"metavar": "URL"},
     )
 
 

@@ -21,13 +21,17 @@ from serve_app.body import batch_items, score_request
 from serve_app.connection import CloseUnread, while_connected
 from serve_app.errors import RequestError, error_response
 from serve_app.limits import Place, time_limit
+from serve_app.observe import Observe
+from serve_app.request import current_request
 from serve_app.schema import (
     EXAMPLE_MESSAGES,
     EXAMPLE_QA,
     BatchRequest,
     BatchScores,
     Failure,
+    Loading,
     ModelInfo,
+    Readiness,
     Score,
     ScoreRequest,
     StreamEnd,
@@ -35,6 +39,7 @@ from serve_app.schema import (
     StreamRequest,
 )
 from serve_app.stream import CONTENT_TYPES, ScoreStream
+from serve_app.traces import Traces, span
 from vig_ray import report
 
 PAGE = Path(__file__).parent / "page"
@@ -54,6 +59,7 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 _REFUSED[503]["headers"] = {"Retry-After": {"schema": {"type": "string"}}}
+_LOADING = {**_REFUSED[503], "model": Loading, "description": "the model is being loaded"}
 _FORM = {
     "type": "object",
     "properties": {
@@ -106,7 +112,9 @@ class Routes:
         began, status = time.monotonic(), 200
         until = asyncio.get_running_loop().time() + self._api.config.timeout
         try:
+            self._api.check_open()
             with self._api.places.hold() as place:
+                current_request().place = place
                 yield place, until
         except RequestError as refusal:
             status = refusal.status
@@ -121,7 +129,8 @@ class Routes:
     async def score(self, request: Request) -> Response:
         """Score one sample."""
         async with self._accepted("/v1/score") as (_, until):
-            sample, image = await score_request(request, self._api.config, until)
+            with span("read body"):
+                sample, image = await score_request(request, self._api.config, until)
             async with self._in_time(until), while_connected(request.receive):
                 score = await self._api.score(sample, image)
         return Response(score.model_dump_json(), media_type="application/json")
@@ -129,7 +138,8 @@ class Routes:
     async def score_batch(self, request: Request) -> Response:
         """Score several samples; one result or error each, in order."""
         async with self._accepted("/v1/score/batch") as (place, until):
-            items = await batch_items(request, self._api.config, until)
+            with span("read body"):
+                items = await batch_items(request, self._api.config, until)
             place.grow(len(items))
             async with self._in_time(until), while_connected(request.receive):
                 scores = BatchScores(results=await self._api.score_batch(items))
@@ -151,14 +161,17 @@ class Routes:
         """Alive."""
         return {"status": "alive"}
 
-    async def readyz(self) -> dict[str, str]:
+    async def readyz(self) -> Response:
         """A model is loaded and answers."""
-        await self._api.facts()
-        return {"status": "ready"}
+        loading = await self._api.loading()
+        if loading is None:
+            return Response(Readiness(status="ready").model_dump_json(), media_type="application/json")
+        current_request().error = "Loading"
+        return Response(loading.model_dump_json(), 503, {"Retry-After": "1"}, "application/json")
 
 
-def make_app(api: Api, *, hashes: Sequence[str] = ()) -> FastAPI:
-    """The FastAPI application over `api`; `hashes`: of the keys, none for no keys."""
+def make_app(api: Api, *, hashes: Sequence[str] = (), id_answered: bool = False) -> FastAPI:
+    """The FastAPI application over `api`; `hashes`: of the keys, none for no keys. `id_answered`: see `Observe`."""
     app = FastAPI(
         title="vig-ray",
         version=vig_ray.__version__,
@@ -190,10 +203,17 @@ def make_app(api: Api, *, hashes: Sequence[str] = ()) -> FastAPI:
         routes.model
     )
     app.get("/healthz")(routes.healthz)
-    app.get("/readyz", responses={503: _REFUSED[503]})(routes.readyz)
+    app.get("/readyz", response_model=Readiness, responses={503: _LOADING})(routes.readyz)
     _add_page(app)
     app.add_middleware(Auth, hashes=hashes, anyone=api.config.open, hosts=api.config.hosts)
     app.add_middleware(CloseUnread, seconds=api.config.timeout, streams=["/v1/score/stream"])
+    app.add_middleware(
+        Observe,
+        access=api.config.log_format == "json",
+        traces=Traces(api.config.traces) if api.config.traces is not None else None,
+        refused=api.backend.refused,
+        id_answered=id_answered,
+    )
     _add_schemas(app)
     return app
 

@@ -165,6 +165,19 @@ class Failure(BaseModel):
     error: Problem
 
 
+class Readiness(BaseModel):
+    """Whether requests are answered: `status` is ready, or loading while no engine has loaded the model."""
+
+    status: Literal["ready", "loading"]
+
+
+class Loading(Readiness):
+    """The body of a 503 of /readyz."""
+
+    model: str
+    seconds: float = Field(description="for how long it has been loading, as far as this process knows")
+
+
 class Item(BaseModel):
     """A score or an error."""
 

@@ -6,8 +6,6 @@ import asyncio
 import logging
 import os
 import pickle
-import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,8 +18,11 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app.batching import Batcher
 from serve_app.errors import RequestError, busy
+from serve_app.gauges import keep_telling
 from serve_app.grouping import Grouped
+from serve_app.logs import LogFormat, log_here
 from serve_app.prepare import PreparedSample
+from serve_app.request import current_request
 from serve_app.schema import ModelFacts
 from vig_ray.model.prompt import PromptError
 from vig_ray.scoring.engines import EngineDiedError, LogProbs
@@ -37,8 +38,8 @@ _SAMPLES_A_CALL = 32
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
 Outcome = tuple[LogProbs, LogProbs] | PromptError
-Asked = tuple[bytes, int]
-"""A pickled pair of prompts, and how many tokens they have together."""
+Asked = tuple[bytes, int, str]
+"""A pickled pair of prompts, how many tokens they have together, and the id of the request that they are of."""
 
 
 def _outcome(clean: LogProbs | PromptError, reference: LogProbs | PromptError) -> Outcome:
@@ -50,8 +51,12 @@ def _outcome(clean: LogProbs | PromptError, reference: LogProbs | PromptError) -
 class Scorer:
     """Holds an engine. Where the engine can't go on, the process ends and Ray Serve starts another."""
 
-    def __init__(self, facts: dict[str, str], engine: dict[str, Any], workers: int) -> None:
+    def __init__(
+        self, facts: dict[str, str], engine: dict[str, Any], workers: int, log_format: LogFormat = "text"
+    ) -> None:
+        log_here(log_format)
         self._facts = facts
+        self._requests: list[str] = []  # whose samples are here
         # Ray gives a process one thread a CPU that it asked for; those of this machine are for all engines on it.
         threads = max(1, (os.cpu_count() or 1) // workers) if engine["device"] == "cpu" else None
         # On a CPU the engine is loaded by the thread that will run it: OpenMP's number of threads is each thread's own,
@@ -72,6 +77,7 @@ class Scorer:
             boundaries=[0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0],
         )  # fmt: skip
         self._waiting = Gauge("vig_waiting_samples", description="Samples that no batch has taken yet.")
+        keep_telling(self._waiting, lambda: self._batches.waiting)
 
     def _observe(self, samples: int, tokens: int) -> None:
         self._samples.inc(samples)
@@ -86,12 +92,19 @@ class Scorer:
             # The engine, its device or its process may be broken, and what it computes next wrong. Requests that wait
             # here see a lost replica and go to another.
             cause = error if isinstance(error, EngineDiedError) else type(error).__name__
-            log.critical("the engine failed, so this replica ends: %s", cause)
+            fields = {"message": f"the engine failed, so this replica ends: {cause}", "request_ids": self._requests}
+            log.critical(fields["message"], extra={"event": "engine_failed", "fields": fields})
             os._exit(1)
 
     async def score(self, asked: Sequence[Asked]) -> list[tuple[LogProbs, LogProbs] | str]:
         """Log-probs of each pair of prompts, or its error as text."""
-        outcomes = await asyncio.gather(*(self._batches(pair, tokens) for pair, tokens in asked))
+        ids = [request for _, _, request in asked]
+        self._requests += ids
+        try:
+            outcomes = await asyncio.gather(*(self._batches(pair, tokens) for pair, tokens, _ in asked))
+        finally:
+            for request in ids:
+                self._requests.remove(request)
         return [str(outcome) if isinstance(outcome, PromptError) else outcome for outcome in outcomes]
 
     async def facts(self) -> dict[str, str]:
@@ -106,13 +119,15 @@ def turns_of(multiplexed: Callable[..., Any]) -> type:
     class Scorers:
         """Scores with the model that a call names as its multiplexed one."""
 
-        def __init__(self, engines: dict[str, tuple[dict[str, str], dict[str, Any]]], workers: int) -> None:
-            self._engines, self._workers = engines, workers
+        def __init__(
+            self, engines: dict[str, tuple[dict[str, str], dict[str, Any]]], workers: int, log_format: LogFormat
+        ) -> None:
+            self._engines, self._rest = engines, (workers, log_format)
 
         @multiplexed  # type: ignore[untyped-decorator]
         async def _model(self, name: str) -> Scorer:
             facts, engine = self._engines[name]
-            return await asyncio.to_thread(Scorer, dict(facts), engine, self._workers)
+            return await asyncio.to_thread(Scorer, dict(facts), engine, *self._rest)
 
         async def score(self, asked: Sequence[Asked]) -> list[tuple[LogProbs, LogProbs] | str]:
             """See `Scorer.score`."""
@@ -142,6 +157,9 @@ class Replicas:
             "vig_request_seconds", description="Time to an answer.", boundaries=_SECONDS, tag_keys=("route",)
         )
         self._under_way = Gauge("vig_under_way", description="Samples under way in this process.")
+        self._refusals = Counter(
+            "vig_refused", description="Requests answered with an error.", tag_keys=("kind", "status")
+        )
 
     async def _call(self, asked: Sequence[Asked]) -> Sequence[tuple[LogProbs, LogProbs] | str]:
         outcomes: Sequence[tuple[LogProbs, LogProbs] | str] = await self._scorer.score.remote(list(asked))
@@ -153,14 +171,16 @@ class Replicas:
         Then each sample goes alone, so that one that ends every engine takes no others with it.
         """
         pair = await asyncio.get_running_loop().run_in_executor(None, pickle.dumps, prepared.pair, 5)
+        request = current_request().id
         for attempt in range(_ATTEMPTS):
             try:
-                outcome = await self._calls((pair, prepared.tokens), alone=attempt > 0)
+                outcome = await self._calls((pair, prepared.tokens, request), alone=attempt > 0)
             except BackPressureError as error:
                 raise busy("every engine has its queue full; try again in a moment") from error
             except DeploymentUnavailableError as error:
                 raise busy("no engine is there") from error
             except RayActorError:
+                log.warning("an engine was lost while it worked on a sample, which another one gets")
                 self._facts = None
                 continue
             except RayError as error:
@@ -191,11 +211,9 @@ class Replicas:
         self._latency.observe(seconds, tags={"route": route})
 
     def watch(self, under_way: Callable[[], int]) -> None:
-        """See `Backend`. Told once a second: with every request it would cost as much as the request."""
+        """See `Backend`."""
+        keep_telling(self._under_way, under_way)
 
-        def tell() -> None:
-            while True:
-                self._under_way.set(under_way())
-                time.sleep(1)
-
-        threading.Thread(target=tell, daemon=True, name="under way").start()
+    def refused(self, kind: str, status: int) -> None:
+        """See `Backend`."""
+        self._refusals.inc(tags={"kind": kind, "status": str(status)})

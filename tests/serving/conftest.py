@@ -36,6 +36,7 @@ class LocalBackend:
         self.gate = threading.Event()  # samples wait before it; open unless a test closes it
         self.gate.set()
         self.recorded: list[tuple[str, int]] = []
+        self.refusals: list[tuple[str, int]] = []
         self._batches: Any = Batcher(lambda pairs: run_passes(engine, pairs), max_tokens=4096)
 
     async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
@@ -56,6 +57,9 @@ class LocalBackend:
 
     def watch(self, under_way: Callable[[], int]) -> None:
         self.under_way = under_way
+
+    def refused(self, kind: str, status: int) -> None:
+        self.refusals.append((kind, status))
 
 
 @pytest.fixture(scope="session")

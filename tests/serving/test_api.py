@@ -177,8 +177,20 @@ def test_a_server_that_is_not_ready_says_so(serving: Serving) -> None:
     for route, body in (("/v1/score", plain()), ("/v1/score/batch", {"items": [plain()]})):
         answer = client.post(route, json=body)
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-    assert client.get("/readyz").status_code == 503
+    waited = []
+    for _ in range(2):
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        told = answer.json()
+        waited.append(told.pop("seconds"))
+        assert told == {"status": "loading", "model": "checkpoint"}  # its name, not where it lies
+    assert 0 <= waited[0] <= waited[1]
     assert client.get("/healthz").status_code == 200
+    backend.loaded = True
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+    backend.loaded = False  # the only engine is lost, and another one loads
+    assert client.get("/readyz").json()["seconds"] == 0
 
 
 @pytest.mark.parametrize("route", ["/v1/score", "/v1/score/batch"])
