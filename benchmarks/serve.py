@@ -1,9 +1,10 @@
 """The HTTP application beside the bare engine: `python benchmarks/serve.py`.
 
 Two models: a LLaVA at random weights that is wide enough to cost about 50 ms a sample here, and the demo model. For
-each: samples/s of the engine alone in one process on prepared prompts; samples/s and latency through `vig serve` at 1,
-8 and 64 clients (closed loop); and an open loop at twice the rate that saturates it, where throughput must hold and the
-surplus must be 503. Load by aiohttp's client, in a process of its own.
+each: samples/s of the engine with its preparation (decoding, blur, tokenising) alone in one plain process; samples/s
+and latency through `vig serve` at 1, 8, 64 and 256 clients (closed loop); an open loop at twice the rate that saturates
+it, where throughput must hold and the surplus must be 503, with the time that such a refusal takes and what it costs
+the CPU; and samples/s of one stream. Load by aiohttp's client, in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,19 +18,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import numpy as np
-import PIL.Image
+import psutil
 import torch
 
 from vig_ray.demo import CHECKPOINT
 from vig_ray.demo.world import draw, samples
 
-CLIENTS = (1, 8, 64)
+CLIENTS = (1, 8, 64, 256)
+SATURATING = 64
 JSON = {"Content-Type": "application/json"}
 
 
@@ -61,7 +65,8 @@ def requests(count: int) -> list[dict[str, Any]]:
 
 
 def engine_alone(model: str, asked: list[dict[str, Any]]) -> None:
-    """Print samples/s of the engine on prepared prompts for every line on standard input, a number of seconds."""
+    """Print samples/s of the engine and its preparation for every line on standard input, a number of seconds."""
+    from vig_ray.dataset.images import decode_image
     from vig_ray.dataset.schema import Turn
     from vig_ray.model.load import load_formatter, load_model
     from vig_ray.model.prompt import PromptImage
@@ -71,19 +76,23 @@ def engine_alone(model: str, asked: list[dict[str, Any]]) -> None:
 
     formatter = load_formatter(model)
     passes = make_passes(("clean", "blur"), formatter)
-    pairs: list[Any] = []
-    for number, each in enumerate(asked):
-        pixels = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(each["image"]))).convert("RGB"))
-        image = PromptImage(str(number), lambda pixels=pixels: pixels, formatter.preprocess)  # type: ignore[misc]
+
+    def prepared(number: int) -> Any:
+        each = asked[number % len(asked)]
+        encoded = base64.b64decode(each["image"])
+        image = PromptImage(str(number), partial(decode_image, encoded), formatter.preprocess)
         turns = [Turn("user", f"<image>\n{each['question']}"), Turn("assistant", each["answer"])]
-        pairs.append(prepare(formatter, passes, turns, [image]).prompts)
+        pair = prepare(formatter, passes, turns, [image]).prompts
+        image.release()
+        return pair
+
     engine = TorchEngine(load_model(model, dtype="float32", device="cpu"), formatter.collate)
-    run_passes(engine, pairs[:16])
+    run_passes(engine, [prepared(number) for number in range(16)])
     for line in sys.stdin:
         began, done = time.monotonic(), 0
         while time.monotonic() - began < float(line):
-            run_passes(engine, pairs)
-            done += len(pairs)
+            run_passes(engine, [prepared(done + number) for number in range(64)])
+            done += 64
         print(done / (time.monotonic() - began), flush=True)
 
 
@@ -112,18 +121,30 @@ async def closed(url: str, asked: list[bytes], clients: int, seconds: float) -> 
     return rate_of([each for each in answered if each <= end]), taken
 
 
-async def opened(url: str, asked: list[bytes], rate: float, seconds: float) -> tuple[float, dict[int, int]]:
-    """Samples/s answered, and how many of each status, where `rate` requests a second come whatever happens."""
-    statuses: dict[int, int] = {}
+class Opened(NamedTuple):
+    """Samples/s answered, how many answers of each status, and how long each refusal took."""
+
+    rate: float
+    statuses: Counter[int]
+    refused_after: list[float]
+
+
+async def opened(url: str, asked: list[bytes], rate: float, seconds: float) -> Opened:
+    """Ask `rate` times a second, whatever happens."""
+    statuses: Counter[int] = Counter()
     answered: list[float] = []
+    refused_after: list[float] = []
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=JSON) as client:
 
         async def one(number: int) -> None:
+            asked_at = time.monotonic()
             async with client.post(f"{url}/v1/score", data=asked[number % len(asked)]) as answer:
                 await answer.read()
-            statuses[answer.status] = statuses.get(answer.status, 0) + 1
+            statuses[answer.status] += 1
             if answer.status == 200:
                 answered.append(time.monotonic())
+            else:
+                refused_after.append(time.monotonic() - asked_at)
 
         began, tasks = time.monotonic(), []
         for number in range(int(rate * seconds)):
@@ -132,52 +153,123 @@ async def opened(url: str, asked: list[bytes], rate: float, seconds: float) -> t
         end = time.monotonic()
         await asyncio.gather(*tasks)
     # The queue fills at first: the rate is that of the rest, while requests still came.
-    return rate_of([each for each in answered if began + seconds / 4 <= each <= end]), statuses
+    kept = [each for each in answered if began + seconds / 4 <= each <= end]
+    return Opened(rate_of(kept), statuses, refused_after)
+
+
+async def streamed(url: str, asked: list[bytes], seconds: float) -> float:
+    """Samples/s of one stream."""
+    answered: list[float] = []
+    end = time.monotonic() + seconds
+
+    async def lines() -> AsyncIterator[bytes]:
+        number = 0
+        while time.monotonic() < end:
+            yield asked[number % len(asked)] + b"\n"
+            number += 1
+
+    async with (
+        aiohttp.ClientSession() as client,
+        client.post(f"{url}/v1/score/stream", data=lines(), headers={"Content-Type": "application/x-ndjson"}) as answer,
+    ):
+        answer.raise_for_status()
+        lines_of_answer = aiter(answer.content)
+        while line := await anext(lines_of_answer, b""):
+            answered.append(time.monotonic())
+            last = line
+    ended = json.loads(last)
+    assert ended == {"end": True, "samples": len(answered) - 1, "failed": 0}, ended
+    return rate_of([each for each in answered[:-1] if each <= end])
+
+
+def cpu_of(server: subprocess.Popen[str], name: str) -> float:
+    """Seconds of CPU that the server's processes with this name have taken."""
+    taken = 0.0
+    for process in psutil.Process(server.pid).children(recursive=True):
+        if name in " ".join(process.cmdline()):
+            taken += sum(process.cpu_times()[:2])
+    return taken
+
+
+class Measured:
+    """What came out for one model, round by round."""
+
+    def __init__(self) -> None:
+        self.alone: list[float] = []
+        self.ratios: dict[Any, list[float]] = defaultdict(list)
+        self.latencies: dict[int, list[float]] = defaultdict(list)
+        self.statuses: Counter[int] = Counter()
+        self.refused_after: list[float] = []
+        self.refusal_cpu: list[float] = []
+
+    def round(self, engine: subprocess.Popen[str], server: Any, url: str, asked: list[bytes], seconds: float) -> None:
+        """Each figure once. What is compared is measured in turns, since a shared machine's speed drifts."""
+        assert engine.stdin is not None
+        assert engine.stdout is not None
+        print(seconds, file=engine.stdin, flush=True)
+        self.alone.append(float(engine.stdout.readline()))
+        best = 0.0
+        for clients in CLIENTS:
+            before = cpu_of(server, "Entrance")
+            rate, taken = asyncio.run(closed(url, asked, clients, seconds))
+            self.ratios[clients].append(rate / self.alone[-1])
+            self.latencies[clients] += taken
+            if clients == SATURATING:
+                best, answer_cpu = rate, (cpu_of(server, "Entrance") - before) / len(taken)
+        before = cpu_of(server, "Entrance")
+        found = asyncio.run(opened(url, asked, 2 * best, seconds))
+        rest = cpu_of(server, "Entrance") - before - answer_cpu * found.statuses[200]
+        self.ratios["twice"].append(found.rate / best)
+        self.statuses += found.statuses
+        self.refused_after += found.refused_after
+        if found.refused_after:
+            self.refusal_cpu.append(1000 * rest / len(found.refused_after))
+        self.ratios["stream"].append(asyncio.run(streamed(url, asked, seconds)) / self.alone[-1])
+
+    def tell(self) -> None:
+        """Print the figures."""
+        alone = float(np.median(self.alone))
+        print(f"  engine with its preparation alone {alone:.1f} samples/s ({1000 / alone:.1f} ms a sample)")
+        for clients in CLIENTS:
+            ratios, told = _of(self.ratios[clients]), _quantiles(self.latencies[clients])
+            print(f"  {clients:3} clients: {ratios} of that; latency {told}")
+        statuses = ", ".join(f"{count} x {status}" for status, count in sorted(self.statuses.items()))
+        print(f"  twice the load of {SATURATING} clients: {_of(self.ratios['twice'])} of their samples/s; {statuses}")
+        if self.refused_after:
+            cost = float(np.median(self.refusal_cpu))
+            print(f"  a refusal: {_quantiles(self.refused_after)}; about {cost:.1f} ms of the entrance's CPU")
+        print(f"  stream: {_of(self.ratios['stream'])} of the engine with its preparation alone", flush=True)
 
 
 def measure(name: str, model: str, asked: list[bytes], seconds: float, rounds: int, port: int) -> None:
-    """Print the figures of one model. What is compared is measured in turns, since a shared machine's speed drifts."""
+    """Print the figures of one model."""
     script = f"from benchmarks.serve import *; engine_alone({model!r}, requests(64))"
     engine = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     )
+    began = time.monotonic()
     server = subprocess.Popen(
         [sys.executable, "-m", "vig_ray.cli", "serve", "--model", model, "--port", str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     try:
         assert server.stdout is not None
-        assert engine.stdin is not None
-        assert engine.stdout is not None
         url = server.stdout.readline().strip()
+        print(f"{name}: ready after {time.monotonic() - began:.1f} s", flush=True)
         asyncio.run(closed(url, asked, 8, 5))
-        print(name, flush=True)
-        alone, twice, latencies = [], [], {clients: [] for clients in CLIENTS}
-        ratios: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
-        statuses = Counter[int]()
+        found = Measured()
         for _ in range(rounds):
-            print(seconds, file=engine.stdin, flush=True)
-            alone.append(float(engine.stdout.readline()))
-            for clients in CLIENTS:
-                rate, taken = asyncio.run(closed(url, asked, clients, seconds))
-                ratios[clients].append(rate / alone[-1])
-                latencies[clients] += taken
-            held, found = asyncio.run(opened(url, asked, 2 * rate, seconds))
-            twice.append(held / rate)
-            statuses.update(found)
-        print(f"  engine alone {np.median(alone):.1f} samples/s ({1000 / np.median(alone):.0f} ms a sample)")
-        for clients in CLIENTS:
-            p50, p95, p99 = (1000 * q for q in (np.quantile(latencies[clients], [0.5, 0.95, 0.99])))
-            print(
-                f"  {clients:2} clients: {_of(ratios[clients])} of the engine alone;"
-                f" latency p50 {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms"
-            )
-        told = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
-        print(f"  twice the load of {CLIENTS[-1]} clients: {_of(twice)} of their samples/s; {told}", flush=True)
+            found.round(engine, server, url, asked, seconds)
+        found.tell()
     finally:
         engine.kill()
         server.terminate()
         server.wait(60)
+
+
+def _quantiles(seconds: list[float]) -> str:
+    p50, p95, p99 = 1000 * np.quantile(seconds, [0.5, 0.95, 0.99])
+    return f"p50 {p50:.0f} ms, p95 {p95:.0f} ms, p99 {p99:.0f} ms"
 
 
 def _of(ratios: list[float]) -> str:

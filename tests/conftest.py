@@ -11,6 +11,8 @@ os.environ.setdefault("VIG_RAY_CACHE", os.path.join(tempfile.gettempdir(), f"vig
 # Where transformers copies code that comes with a checkpoint.
 os.environ.setdefault("HF_MODULES_CACHE", os.path.join(os.environ["VIG_RAY_CACHE"], "modules"))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Before torch is loaded: two processes of tests and their workers share the cores (see vig_ray.cluster.start).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import contextlib
 import shutil

@@ -127,9 +127,13 @@ def start(**options: Any) -> None:
 
     It has no dashboard, and what its workers print isn't sent here.
 
+    Threads of OpenMP in its processes sleep while they wait, unless the environment says otherwise (OMP_WAIT_POLICY): by
+    default they spin, which takes the core from the process that they wait for where several share the cores.
+
     Ray gives each part of itself 30 seconds to begin, which may be too few on a machine that does much else, and then
     ends with an error: so it is tried again. Raises StageError where it doesn't start in three tries.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for tries_left in range(_STARTS - 1, -1, -1):
         try:
             with _native_messages_hidden(), without_helpers():
