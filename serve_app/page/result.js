@@ -37,13 +37,14 @@ function fill(result, place) {
   panel.querySelector(".gain").textContent = signed(score.vig);
   panel.querySelector(".losses").textContent = `loss ${score.clean_loss.toFixed(3)} with the image, ` +
     `${score.reference_loss.toFixed(3)} without; ${plural(score.num_answer_tokens, "token")}`;
-  panel.querySelector(".answers").append(...tokenLists(score, answers));
+  const of = shown.length > 1 ? `, ${who}` : "";
+  panel.querySelector(".answers").append(...tokenLists(score, answers, of));
   for (const name of ["mouseover", "focusin"]) panel.addEventListener(name, (event) => detail(result, event));
   evidence.querySelector("tbody").append(...tableRows(score));
-  const label = shown.length > 1 ? ` of ${who}` : "";
-  evidence.querySelector(".scroll").setAttribute("aria-label", `Tokens${label} as a table`);
+  evidence.querySelector(".scroll").setAttribute("aria-label", `Tokens as a table${of}`);
   const suffix = shown.length > 1 ? `-${place + 1}` : "";
   const [json, png] = evidence.querySelectorAll(".downloads button");
+  for (const button of [json, png]) button.setAttribute("aria-label", button.textContent + of);
   json.addEventListener("click", () => save(`vig${suffix}.json`, new Blob([result.text], { type: "application/json" })));
   png.addEventListener("click", () => savePicture(result, `vig${suffix}.png`));
   evidence.querySelector(".pair").append(...figures(result));

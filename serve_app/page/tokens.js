@@ -23,12 +23,12 @@ export function pieces(tokens, answers) {
   });
 }
 
-// One list a turn, which Tab enters once and arrows go through.
-export function tokenLists(score, answers) {
+// One list a turn, which Tab enters once and arrows go through; `of` says whose tokens they are where two are shown.
+export function tokenLists(score, answers, of) {
   return pieces(score.tokens, answers).map((found, turn) => {
     const name = answers.length > 1 ? `Tokens of answer ${turn + 1}` : "Tokens of the answer";
     const box = make("div", { className: "tokens", role: "listbox" }, ...found.map(elementOf));
-    box.setAttribute("aria-label", name);
+    box.setAttribute("aria-label", name + of);
     box.setAttribute("aria-orientation", "horizontal");
     const [first] = box.querySelectorAll(".token");
     if (first) first.tabIndex = 0;

@@ -162,7 +162,8 @@ def test_two_answers_side_by_side(comparing: Page) -> None:
     assert page.locator("#panels .who").all_inner_texts() == ["demo · blur", "demo · blind"]
     assert page.locator(".gain").all_inner_texts()[1] == "+0.125"
     left, right = (panel.bounding_box() for panel in panels.all())
-    assert left and right
+    assert left is not None
+    assert right is not None
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] <= right["x"]
     expect(page.locator(".evidence").nth(1)).to_contain_text("the reference “blind”, which shows no picture")
