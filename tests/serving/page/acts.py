@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 
 def keep(page: Page, name: str) -> None:
-    """A picture of the whole page, for people, where VIG_SCREENSHOTS names a folder."""
+    """A picture of the whole page, for people, where VIG_SCREENSHOTS names a folder; docs/page.png is `page`."""
     folder = os.environ.get("VIG_SCREENSHOTS")
     if folder:
         page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)

@@ -11,6 +11,8 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.serving.http_server import Served
 
+expect.set_options(timeout=30_000)  # two busy cores take longer than five seconds for an answer
+
 
 @pytest.fixture(scope="module")
 def served(demo_model: Any, demo_formatter: Any) -> Iterator[Served]:

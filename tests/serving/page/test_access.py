@@ -45,10 +45,8 @@ def test_axe_finds_nothing_at_the_start_with_an_error_and_with_results(page: Pag
     assert findings(page) == []
     score_example(page, "a wrong caption")
     assert page.locator(".m1, .m2, .m3").count() > 0
-    page.locator("#taunumber").fill("-100")  # every colour unmasked
     assert findings(page) == []
-    fill_all(page)
-    page.locator("#taunumber").fill("0.1")
+    page.locator("#taunumber").fill("-100")  # every colour unmasked
     assert findings(page) == []
 
 
