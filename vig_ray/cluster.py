@@ -127,8 +127,8 @@ def start(**options: Any) -> None:
 
     It has no dashboard, and what its workers print isn't sent here.
 
-    Threads of OpenMP in its processes sleep while they wait, unless the environment says otherwise (OMP_WAIT_POLICY): by
-    default they spin, which takes the core from the process that they wait for where several share the cores.
+    Threads of OpenMP in its processes sleep while they wait, unless OMP_WAIT_POLICY says otherwise: by default they
+    spin, which takes the core from the process that they wait for where several share the cores.
 
     Ray gives each part of itself 30 seconds to begin, which may be too few on a machine that does much else, and then
     ends with an error: so it is tried again. Raises StageError where it doesn't start in three tries.
