@@ -10,12 +10,16 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import ValidationError
 
+from serve_app.access import Access
 from serve_app.answer import score_of
+from serve_app.clients import current
 from serve_app.errors import RequestError, WholeRequestError, busy, invalid_request
 from serve_app.fetch import Allowance
+from serve_app.gates import Gate, decided, gate_of
 from serve_app.limits import Places, check_images, check_pixels, pixels_of
 from serve_app.options import AppConfig
 from serve_app.prepare import PreparedSample, check_hosts, fetch_images, parse_sample, prepare_sample
+from serve_app.quota import Quotas
 from serve_app.schema import Item, ModelFacts, ModelInfo, Problem, Score, ScoreRequest
 from vig_ray.dataset.schema import Sample
 from vig_ray.model.prompt import Formatter
@@ -39,21 +43,26 @@ class Backend(Protocol):
     def record(self, route: str, status: int, seconds: float, under_way: int) -> None:
         """A request was answered."""
 
+    def gated(self, policy: str, key: str, verdict: str) -> None:
+        """A policy has decided of a sample; `key`: the name, "" without one."""
+
 
 class _Entry(NamedTuple):
-    """A sample of a request, what was asked for it, and how many pixels its images have."""
+    """A sample of a request, what was asked for it, its gate, and how many pixels its images have."""
 
     request: ScoreRequest
     sample: Sample
+    gate: Gate | None = None
     pixels: int = 0
 
 
 class Api:
     """What the routes share."""
 
-    def __init__(self, config: AppConfig, formatter: Formatter, backend: Backend) -> None:
+    def __init__(self, config: AppConfig, formatter: Formatter, backend: Backend, access: Access | None = None) -> None:
         self.config, self.formatter, self.backend = config, formatter, backend
-        self.places = Places(config.queue)
+        self.access = access or Access()
+        self.places, self.quotas = Places(config.queue), Quotas(processes=self.access.processes)
         # One thread: tokenizers are not for several at once, other processes take the other cores, and what is decoded
         # at a time is then one sample, even where its request was given up meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
@@ -118,7 +127,7 @@ class Api:
     async def _entry(self, request: tuple[ScoreRequest, bytes | None]) -> _Entry:
         sample = parse_sample(*request)
         check_hosts(sample, self.config.image_hosts)
-        return _Entry(request[0], sample)
+        return _Entry(request[0], sample, gate_of(request[0], current(), self.access.policies))
 
     async def _fetched(self, allowance: Allowance, entry: _Entry) -> _Entry:
         return entry._replace(sample=await fetch_images(entry.sample, self.config.image_hosts, allowance))
@@ -140,16 +149,23 @@ class Api:
             reference_images=request.reference_images,
         )
         prepared = await asyncio.get_running_loop().run_in_executor(self._thread, prepare)
+        self.quotas.spend(current(), prepared.tokens)
         clean, reference = await self.backend.score(prepared)
-        return score_of(
+        taus = entry.gate.policy.tau if entry.gate is not None else None, request.tau, self.config.tau
+        score = score_of(
             prepared,
             clean,
             reference,
             tokenizer=self._tokenizer,
-            tau=request.tau if request.tau is not None else self.config.tau,
+            tau=next((tau for tau in taus if tau is not None), None),
             model=facts,
             reference=self._reference,
         )
+        if entry.gate is None:
+            return score
+        score, verdict = decided(score, entry.gate)
+        self.backend.gated(entry.gate.name, current().key_name, verdict)
+        return score
 
 
 async def _each(step: Callable[[T], Awaitable[U]], entries: Sequence[T | RequestError]) -> list[U | RequestError]:

@@ -24,9 +24,10 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from serve_app.access import Access, read_access
 from serve_app.api import Api
-from serve_app.auth import key_hashes
 from serve_app.batching import Batcher
+from serve_app.clients import current
 from serve_app.errors import RequestError, busy
 from serve_app.options import AppConfig
 from serve_app.prepare import PreparedSample
@@ -100,9 +101,9 @@ class Scorer:
             log.critical("the engine failed, so this replica ends: %s", cause)
             os._exit(1)
 
-    async def score(self, pair: bytes, tokens: int) -> tuple[LogProbs, LogProbs] | str:
+    async def score(self, pair: bytes, tokens: int, client: str) -> tuple[LogProbs, LogProbs] | str:
         """Log-probs of a pickled pair of prompts, or the error as text."""
-        outcome = await self._batches(pair, tokens)
+        outcome = await self._batches(pair, tokens, client)
         return str(outcome) if isinstance(outcome, PromptError) else outcome
 
     async def facts(self) -> dict[str, str]:
@@ -121,6 +122,9 @@ class Replicas:
         self._latency = Histogram(
             "vig_request_seconds", description="Time to an answer.", boundaries=_SECONDS, tag_keys=("route",)
         )
+        self._gated = Counter(
+            "vig_gated", description="Samples that a policy has judged.", tag_keys=("policy", "key", "verdict")
+        )
         self._under_way = Gauge("vig_under_way", description="Samples under way in this process.")
 
     async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
@@ -128,7 +132,7 @@ class Replicas:
         pair = await asyncio.get_running_loop().run_in_executor(None, pickle.dumps, prepared.pair, 5)
         for _ in range(_ATTEMPTS):
             try:
-                outcome = await self._scorer.score.remote(pair, prepared.tokens)
+                outcome = await self._scorer.score.remote(pair, prepared.tokens, current().name)
             except BackPressureError as error:
                 raise busy("every engine has its queue full; try again in a moment") from error
             except DeploymentUnavailableError as error:
@@ -164,13 +168,17 @@ class Replicas:
         self._latency.observe(seconds, tags={"route": route})
         self._under_way.set(under_way)
 
+    def gated(self, policy: str, key: str, verdict: str) -> None:
+        """See `Backend`."""
+        self._gated.inc(tags={"policy": policy, "key": key, "verdict": verdict})
+
 
 @asgi_ingress("build_app")
 class Ingress:
     """Validates, prepares, and asks the scorers."""
 
-    def __init__(self, config: dict[str, Any], hashes: list[str], scorer: Any) -> None:
-        self._config, self._hashes, self._scorer = AppConfig(**config), hashes, scorer
+    def __init__(self, config: dict[str, Any], access: Access, scorer: Any) -> None:
+        self._config, self._access, self._scorer = AppConfig(**config), access, scorer
 
     def build_app(self) -> FastAPI:
         """The routes, in each replica."""
@@ -179,7 +187,7 @@ class Ingress:
         cv2.setNumThreads(1)  # Ray runs one of these a core, and the engine may want the others
         config = self._config
         formatter = load_formatter(*prompts_of(config))
-        return make_app(Api(config, formatter, Replicas(self._scorer)), hashes=self._hashes)
+        return make_app(Api(config, formatter, Replicas(self._scorer), self._access))
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -194,27 +202,13 @@ def build(args: dict[str, Any]) -> Any:
     return ingress(scorer)
 
 
-def read_key_hashes(path: str | None) -> list[str]:
-    """The hashes of the keys in the file at `path`, [] for None. Raises StageError for an unreadable or empty file."""
-    if path is None:
-        return []
-    try:
-        with open(path, encoding="utf-8") as file:
-            hashes = key_hashes(file.read())
-    except (OSError, UnicodeDecodeError) as error:
-        raise StageError(f"--keys {path}: can't be read") from error
-    if not hashes:
-        raise StageError(f"--keys {path}: holds no key")
-    return hashes
-
-
 def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any, Callable[[Any], Any]]:
     """The scorer, bound, and what binds the ingress to it or to its handle.
 
     The config is checked against what is really there first. `gpus_here`: this machine's GPUs, None on a cluster, which
     may get more. Raises StageError.
     """
-    hashes = read_key_hashes(config.keys)
+    access = read_access(config, processes=parse_range(config.prepare_workers)[1])
     device = config.device
     if device == "auto":
         device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"
@@ -254,7 +248,7 @@ def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[Any
         **_replicas(config.prepare_workers, busy_at=max(2, config.queue // 4)),
     )
     options = config.model_dump(include=set(AppConfig.model_fields))
-    return scorer.bind(facts, engine_options, parse_range(config.workers)[1]), partial(ingress.bind, options, hashes)
+    return scorer.bind(facts, engine_options, parse_range(config.workers)[1]), partial(ingress.bind, options, access)
 
 
 def _gpus(config: AppConfig, engine: str, here: int | None) -> int:

@@ -16,7 +16,7 @@ from serve_app.limits import time_limit
 from serve_app.options import AppConfig
 from serve_app.schema import BatchRequest, ScoreRequest
 
-_FORM_FIELDS = ("question", "answer", "messages", "tau", "reference_images", "image")
+_FORM_FIELDS = ("question", "answer", "messages", "tau", "policy", "reference_images", "image")
 
 
 async def score_request(request: Request, config: AppConfig, until: float) -> tuple[ScoreRequest, bytes | None]:

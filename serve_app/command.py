@@ -42,7 +42,8 @@ def _check_free(host: str, port: int, option: str) -> None:
 def _serve(config: Any) -> None:
     from ray import serve
 
-    from serve_app.app import deployments, read_key_hashes
+    from serve_app.access import read_access
+    from serve_app.app import deployments
     from serve_app.draining import Draining
     from serve_app.ready import wait_until_ready
     from vig_ray.cluster import machines, parse_range
@@ -52,7 +53,7 @@ def _serve(config: Any) -> None:
     actors = sum(parse_range(spelled)[1] for spelled in (config.workers, config.prepare_workers))
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     # Wrong options are reported before anything starts.
-    read_key_hashes(config.keys)
+    read_access(config)
     tell(config.model, load_formatter(*prompts_of(config)))
     log.info("loading %s", config.model)
     with machines(None, actors=actors, metrics_port=config.metrics_port) as ray_has:
