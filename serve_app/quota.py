@@ -87,7 +87,8 @@ class Quotas:
     def hold(self, client: Client) -> Iterator[Share]:
         """A client's request of one sample, while it is under way.
 
-        It counts unless it is answered 503. Raises RequestError, 429 with Retry-After, where it is beyond a limit.
+        It counts unless it is answered 503, its samples unless it is answered 429 or 503. Raises RequestError, 429 with
+        Retry-After, where it is beyond a limit.
         """
         share, key = Share(self, client.key), client.key
         if key is None:
@@ -103,10 +104,11 @@ class Quotas:
         try:
             yield share
         except RequestError as refusal:
-            if refusal.status == 503:
-                if rate is not None:
-                    usage.requests.take(rate, -1, self._clock())
-                usage.samples -= share.samples if usage.day == day else 0
+            # A batch is read before it is known to be beyond a limit, so with 429 it stays a request.
+            if refusal.status == 503 and rate is not None:
+                usage.requests.take(rate, -1, self._clock())
+            if refusal.status in (429, 503) and usage.day == day:
+                usage.samples -= share.samples
             raise
         finally:
             usage.under_way -= share.samples

@@ -158,7 +158,7 @@ def test_the_longest_wait_is_told_with_the_limit_that_it_is_for() -> None:
 
 
 def test_each_process_has_its_share() -> None:
-    timed = Timed(processes=4, requests_per_second=8.0, samples_per_day=10, concurrency=1)
+    timed = Timed(processes=4, requests_per_second=8.0, samples_per_day=15, concurrency=1)
     assert [timed.ask() for _ in range(2)] == [None] * 2
     with pytest.raises(RequestError, match="in this process, one of up to 4"), timed.quotas.hold(timed.client):
         pass
