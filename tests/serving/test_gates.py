@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from serve_app.gates import read_policies
 from serve_app.keys import hash_of
 from serve_app.schema import EXAMPLE_QA
-from tests.serving.conftest import LocalBackend
+from tests.serving.conftest import LocalBackend, base64_of, png
 from vig_ray.errors import StageError
 
 Serving = Callable[..., tuple[TestClient, LocalBackend]]
@@ -71,7 +71,8 @@ def test_a_dry_run_keeps_every_sample_and_says_and_counts_what_would_have_been(s
 
 def test_the_share_of_active_tokens_is_that_of_the_answers_gains(serving: Serving, tmp_path: Path) -> None:
     client, _ = serving()
-    gains = [token["gain"] for token in scored(client)["tokens"]]
+    image = base64_of(png())  # one that a blur changes
+    gains = [token["gain"] for token in scored(client, image=image)["tokens"]]
     tau = sorted(gains)[len(gains) // 2]  # so that some reach it
     share = sum(gain >= tau for gain in gains) / len(gains)
     path = tmp_path / "policies.yaml"
@@ -82,12 +83,12 @@ both: {{tau: {tau!r}, least_active: {share + 1e-6!r}, least_gain: 100}}
 """)
     client, _ = serving(policies=str(path), tau=-100.0)
     for name, verdict in (("just", "kept"), ("missed", "dropped"), ("both", "dropped")):
-        score = scored(client, policy=name)
+        score = scored(client, image=image, policy=name)
         assert score["decision"]["verdict"] == verdict
         assert score["tau"] == tau
         assert score["active_tokens"] == round(share * len(gains))
     assert " and " in score["decision"]["reason"]
-    missed = scored(client, policy="missed")["decision"]["reason"]
+    missed = scored(client, image=image, policy="missed")["decision"]["reason"]
     said, least = (float(missed.split(mark)[1].split()[0]) for mark in ("nats, ", "below "))
     assert said < least  # with enough digits to tell them apart
 
