@@ -41,6 +41,11 @@ class Place:
         self._places.grow(self._asking, self.samples, samples)
         self.samples = samples
 
+    def set(self, samples: int) -> None:
+        """Hold places for `samples`, whatever the others hold."""
+        self._places.count(self._asking, samples - self.samples)
+        self.samples = samples
+
 
 class Places:
     """The samples under way in this process, up to `total`, shared out among the clients that ask.
@@ -76,11 +81,11 @@ class Places:
             raise self._refusal(asking)
         asking.refused, asking.turn = max(0, asking.refused - 1), next(self._turns)
         place = Place(self, asking)
-        self._count(asking, 1)
+        self.count(asking, 1)
         try:
             yield place
         finally:
-            self._count(asking, -place.samples)
+            self.count(asking, -place.samples)
             self._share_out()
 
     def grow(self, asking: _Asking, held: int, samples: int) -> None:
@@ -90,9 +95,10 @@ class Places:
             raise self._refusal(asking)
         for _ in range(samples - held):
             self._take_set_aside(asking)
-            self._count(asking, 1)
+            self.count(asking, 1)
 
-    def _count(self, asking: _Asking, places: int) -> None:
+    def count(self, asking: _Asking, places: int) -> None:
+        """So many more are taken, or fewer."""
         asking.held += places
         self.taken += places
 

@@ -53,16 +53,31 @@ class _Exceeded(NamedTuple):
 
 
 class Share:
-    """What one request holds of its key's limits: one sample until it is known how many the request has."""
+    """What one request holds of its key's limits: one sample until it is known how many the request has.
+
+    `samples`: under way; `counted`: of its day.
+    """
 
     def __init__(self, quotas: Quotas, key: Key | None) -> None:
-        self._quotas, self.key, self.samples = quotas, key, 1
+        self._quotas, self.key, self.samples, self.counted = quotas, key, 1, 1
 
     def grow(self, samples: int) -> None:
         """Hold `samples`. Raises RequestError where they are beyond a limit."""
         if self.key is not None:
             self._quotas.grow(self.key, self.samples, samples)
+        self.samples = self.counted = samples
+
+    def set(self, samples: int) -> None:
+        """Hold `samples` under way, whatever the limits say: a stream's, whose samples `count` counts."""
+        if self.key is not None:
+            self._quotas.under_way(self.key, samples - self.samples)
         self.samples = samples
+
+    def count(self) -> None:
+        """Count one more sample of a stream. Raises RequestError, 429, where a day or what is owed has no room."""
+        if self.key is not None:
+            self._quotas.count(self.key)
+        self.counted += 1
 
 
 class Quotas:
@@ -108,7 +123,7 @@ class Quotas:
             if refusal.status == 503 and rate is not None:
                 usage.requests.take(rate, -1, self._clock())
             if refusal.status in (429, 503) and usage.day == day:
-                usage.samples -= share.samples
+                usage.samples -= share.counted
             raise
         finally:
             usage.under_way -= share.samples
@@ -127,6 +142,18 @@ class Quotas:
             self._check(key, usage, more=samples - held, next_request=False)
         usage.samples += samples - held
         usage.under_way += samples - held
+
+    def under_way(self, key: Key, more: int) -> None:
+        """So many more samples of a key are under way, or fewer."""
+        self._usage_of(key).under_way += more
+
+    def count(self, key: Key) -> None:
+        """Count a sample of a request that goes on. Raises RequestError where the key's day has no room for it, or it
+        owes tokens."""
+        usage = self._usage_of(key)
+        no_more_at_once = key.model_copy(update={"concurrency": None, "requests_per_second": None})
+        self._check(no_more_at_once, usage, more=1)
+        usage.samples += 1
 
     def spend(self, client: Client, tokens: int) -> None:
         """Charge the tokens of a sample's prompts, both passes."""
@@ -200,6 +227,15 @@ class Admission:
         """Hold both for `samples`. Raises RequestError where a limit or the places are too few."""
         self._share.grow(samples)
         self._place.grow(samples)
+
+    def set(self, samples: int) -> None:
+        """Hold both for `samples`, whatever the limits say."""
+        self._share.set(samples)
+        self._place.set(samples)
+
+    def count(self) -> None:
+        """Count one more sample of a stream, after its first. Raises RequestError where the key has no more."""
+        self._share.count()
 
 
 @contextmanager

@@ -144,6 +144,26 @@ def test_concurrency() -> None:
     assert timed.ask(3) is None
 
 
+def test_a_stream_counts_each_sample_and_holds_those_under_way() -> None:
+    timed, places = Timed(samples_per_day=5, tokens_per_second=10.0, concurrency=3), Places(4, clock=lambda: 0.0)
+    with admitted(timed.client, timed.quotas, places) as stream:
+        for under_way in (2, 3, 1):
+            stream.count()
+            stream.set(under_way)
+            assert places.taken == under_way
+        timed.quotas.spend(timed.client, 30)
+        with pytest.raises(RequestError, match="tokens_per_second: key 'a' has 10; try again in 2 seconds"):
+            stream.count()
+        timed.seconds += 2
+        stream.count()
+        with pytest.raises(RequestError, match="samples_per_day: key 'a' has 5, of which 5 are used"):
+            stream.count()
+    assert places.taken == 0
+    assert timed.ask() == 12 * 3600 - 2
+    timed.seconds += 12 * 3600
+    assert timed.ask(3) is None  # none is under way any more
+
+
 def test_the_longest_wait_is_told_with_the_limit_that_it_is_for() -> None:
     timed = Timed(requests_per_second=0.5, tokens_per_second=10.0, samples_per_day=3)
     assert timed.ask(tokens=100) is None
