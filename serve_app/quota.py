@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from serve_app.clients import Client
-from serve_app.errors import RequestError
+from serve_app.errors import TOO_MANY, RequestError
 from serve_app.keys import Key
 from serve_app.limits import Place, Places
 
@@ -102,8 +102,8 @@ class Quotas:
     def hold(self, client: Client) -> Iterator[Share]:
         """A client's request of one sample, while it is under way.
 
-        It counts unless it is answered 503, its samples unless it is answered 429 or 503. Raises RequestError, 429 with
-        Retry-After, where it is beyond a limit.
+        It counts unless it is answered 503, its samples unless it is answered 429 or 503 or has too many. Raises
+        RequestError, 429 with Retry-After, where it is beyond a limit.
         """
         share, key = Share(self, client.key), client.key
         if key is None:
@@ -122,7 +122,8 @@ class Quotas:
             # A batch is read before it is known to be beyond a limit, so with 429 it stays a request.
             if refusal.status == 503 and rate is not None:
                 usage.requests.take(rate, -1, self._clock())
-            if refusal.status in (429, 503) and usage.day == day:
+            not_taken_on = refusal.status in (429, 503) or refusal.kind == TOO_MANY
+            if not_taken_on and usage.day == day:
                 usage.samples -= share.counted
             raise
         finally:
@@ -136,7 +137,7 @@ class Quotas:
         ):
             if limit is not None and samples > limit:
                 message = f"{samples} samples, and {name} lets key {key.name!r} have {limit} {kind}"
-                raise RequestError(422, "TooMany", f"{message}{self._here()}; send fewer at a time")
+                raise RequestError(422, TOO_MANY, f"{message}{self._here()}; send fewer at a time")
         usage = self._usage_of(key)
         if samples > held:
             self._check(key, usage, more=samples - held, next_request=False)
