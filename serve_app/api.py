@@ -11,13 +11,17 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import ValidationError
 
+from serve_app.access import Access
 from serve_app.answer import score_of
+from serve_app.clients import current
 from serve_app.errors import RequestError, WholeRequestError, busy, invalid_request
 from serve_app.fetch import Allowance
+from serve_app.gates import Gate, decided, gate_of
 from serve_app.limits import Places, check_images, check_pixels, pixels_of
 from serve_app.models import Model, named
 from serve_app.options import AppConfig
 from serve_app.prepare import PreparedSample, check_hosts, fetch_images, parse_sample, prepare_sample
+from serve_app.quota import Quotas
 from serve_app.schema import Item, Loading, ModelFacts, ModelInfo, Offer, Problem, Score, ScoreRequest
 from serve_app.traces import span
 from vig_ray.dataset.schema import Sample
@@ -46,14 +50,18 @@ class Backend(Protocol):
     def refused(self, kind: str, status: int) -> None:
         """A request was answered with an error."""
 
+    def gated(self, policy: str, key: str, verdict: str) -> None:
+        """A policy has decided of a sample; `key`: the name, "" without one."""
+
 
 class _Entry(NamedTuple):
-    """A sample of a request, what was asked for it, and how many pixels its images have."""
+    """A sample of a request, what was asked for it, its gate, and how many pixels its images have."""
 
     request: ScoreRequest
     sample: Sample
     model: Model
     reference: str
+    gate: Gate | None = None
     pixels: int = 0
 
 
@@ -66,12 +74,14 @@ class Api:
         config: AppConfig,
         formatter: Formatter,
         backend: Backend,
+        access: Access | None = None,
         others: Mapping[str, tuple[Formatter, Backend]] | None = None,
     ) -> None:
         self.config, self.formatter, self.backend = config, formatter, backend
+        self.access = access or Access()
         self.draining = False
         """Whether what comes now is refused, since this server is about to end."""
-        self.places = Places(config.queue)
+        self.places, self.quotas = Places(config.queue), Quotas(processes=self.access.processes)
         backend.watch(lambda: self.places.taken)
         self._loading_since: float | None = time.monotonic()
         # One thread: tokenizers are not for several at once, other processes take the other cores, and what is decoded
@@ -165,7 +175,7 @@ class Api:
         reference = named(model.references, asked.reference, "reference")
         sample = parse_sample(*request)
         check_hosts(sample, self.config.image_hosts)
-        return _Entry(asked, sample, model, reference)
+        return _Entry(asked, sample, model, reference, gate_of(asked, current(), self.access.policies))
 
     async def _fetched(self, allowance: Allowance, entry: _Entry) -> _Entry:
         return entry._replace(sample=await fetch_images(entry.sample, self.config.image_hosts, allowance))
@@ -196,18 +206,25 @@ class Api:
         loop, model = asyncio.get_running_loop(), entry.model
         with span("prepare"):
             prepared = await loop.run_in_executor(self._thread, self._prepared, entry, measure)
+        self.quotas.spend(current(), prepared.tokens)
         with span("score"):
             clean, reference = await model.backend.score(prepared)
+        taus = entry.gate.policy.tau if entry.gate is not None else None, request.tau, self.config.tau
         with span("answer"):
-            return score_of(
+            score = score_of(
                 prepared,
                 clean,
                 reference,
                 tokenizer=model.tokenizer,
-                tau=request.tau if request.tau is not None else self.config.tau,
+                tau=next((tau for tau in taus if tau is not None), None),
                 model=facts,
                 reference=model.references[entry.reference].reference,
             )
+            if entry.gate is None:
+                return score
+            score, verdict = decided(score, entry.gate)
+            self.backend.gated(entry.gate.name, current().key_name, verdict)
+            return score
 
 
 async def _each(step: Callable[[T], Awaitable[U]], entries: Sequence[T | RequestError]) -> list[U | RequestError]:

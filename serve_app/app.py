@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from ray import serve
 
+from serve_app.access import Access, read_access
 from serve_app.api import Api, Backend
-from serve_app.auth import key_hashes
 from serve_app.logs import log_here
 from serve_app.models import prompts_for
 from serve_app.options import AppConfig
@@ -38,16 +38,16 @@ from vig_ray.scoring.reference import make_reference
 class Ingress:
     """Validates, prepares, and asks the scorers."""
 
-    def __init__(self, config: dict[str, Any], hashes: list[str], scorers: dict[str, Any]) -> None:
-        self._config, self._hashes, self._scorers = AppConfig(**config), hashes, scorers
+    def __init__(self, config: dict[str, Any], access: Access, scorers: dict[str, Any]) -> None:
+        self._config, self._access, self._scorers = AppConfig(**config), access, scorers
 
     def build_app(self) -> FastAPI:
         """The routes, in each replica."""
         # Ray Serve's proxy answers the id that came in.
-        return make_app(make_api(self._config, self._scorers), hashes=self._hashes, id_answered=True)
+        return make_app(make_api(self._config, self._access, self._scorers), id_answered=True)
 
 
-def make_api(config: AppConfig, scorers: Mapping[str, Any]) -> Api:
+def make_api(config: AppConfig, access: Access, scorers: Mapping[str, Any]) -> Api:
     """What checks and prepares, and asks the scorers by their handles, which have the names of the models."""
     import cv2
 
@@ -59,7 +59,7 @@ def make_api(config: AppConfig, scorers: Mapping[str, Any]) -> Api:
         handle = scorer.options(multiplexed_model_id=name) if config.models_a_worker else scorer
         behind[name] = load_formatter(*prompts_for(config, name)), Replicas(handle, scorers=workers)
     first = next(iter(config.models))
-    return Api(config, *behind[first], others=behind)
+    return Api(config, *behind[first], access, behind)
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -74,27 +74,13 @@ def build(args: dict[str, Any]) -> Any:
     return ingress(scorers)
 
 
-def read_key_hashes(path: str | None) -> list[str]:
-    """The hashes of the keys in the file at `path`, [] for None. Raises StageError for an unreadable or empty file."""
-    if path is None:
-        return []
-    try:
-        with open(path, encoding="utf-8") as file:
-            hashes = key_hashes(file.read())
-    except (OSError, UnicodeDecodeError) as error:
-        raise StageError(f"--keys {path}: can't be read") from error
-    if not hashes:
-        raise StageError(f"--keys {path}: holds no key")
-    return hashes
-
-
 def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[dict[str, Any], Callable[[Any], Any]]:
     """The scorers, bound, by the names of their models; and what binds the ingress to them or to their handles.
 
     With `models_a_worker` all models have the same scorer. The config is checked against what is really there first.
     `gpus_here`: this machine's GPUs, None on a cluster, which may get more. Raises StageError.
     """
-    hashes = read_key_hashes(config.keys)
+    access = read_access(config, processes=parse_range(config.prepare_workers)[1])
     device = config.device
     if device == "auto":
         device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"
@@ -136,7 +122,7 @@ def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[dic
         taking_turns = serve.multiplexed(max_num_models_per_replica=config.models_a_worker)
         shared = scorer(0, turns_of(taking_turns)).bind(engines, workers, config.log_format)
         scorers = dict.fromkeys(engines, shared)
-    return scorers, partial(ingress.bind, options, hashes)
+    return scorers, partial(ingress.bind, options, access)
 
 
 def _engine(config: AppConfig, name: str, device: str) -> tuple[dict[str, str], dict[str, Any]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,8 +10,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.clients import Client, answering, client_at
 from serve_app.errors import RequestError, error_response
 from serve_app.hosts import is_listed, names_of_this_machine
+from serve_app.key_ring import KeyRing
 from vig_ray.addresses import is_address
 
 log = logging.getLogger("vig_ray.serve")
@@ -23,22 +23,17 @@ _OPEN_PATHS = (*_PROBES, "/", "/openapi.json")
 _OF_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
-def key_hashes(text: str) -> list[str]:
-    """SHA-256 of each key in a file with one key a line; empty lines and lines that begin with # are skipped."""
-    keys = (line.strip() for line in text.splitlines())
-    return [hashlib.sha256(key.encode()).hexdigest() for key in keys if key and not key.startswith("#")]
-
-
 class Auth:
     """ASGI middleware: checks keys, hosts and origins, and answers 500 where the application raises.
 
+    What it lets through finds its client in `serve_app.clients.current()`. `keys`: None for a server without keys.
     `hosts`: the names under which this server may be asked. Where none are listed they are this machine's names, or any
     name if there are keys: a page whose name was made to lead here has no key.
     """
 
-    def __init__(self, app: ASGIApp, *, hashes: Sequence[str], anyone: bool, hosts: Sequence[str] = ()) -> None:
-        self.app, self._hashes, self._anyone = app, list(hashes), anyone
-        self._any_host = bool(hashes) and not hosts
+    def __init__(self, app: ASGIApp, *, keys: KeyRing | None, anyone: bool, hosts: Sequence[str] = ()) -> None:
+        self.app, self._keys, self._anyone = app, keys, anyone
+        self._any_host = keys is not None and not hosts
         self._hosts = list(hosts) if hosts or self._any_host else names_of_this_machine()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,8 +42,9 @@ class Auth:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        denied = self._error(scope, headers)
-        if denied is not None:
+        try:
+            client = await self._client(scope, headers)
+        except RequestError as denied:
             await error_response(denied)(scope, receive, send)
             return
         response_started = False
@@ -59,7 +55,9 @@ class Auth:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_noting_start)
+            scope.setdefault("state", {})["key_name"] = client.key_name or None  # for the access log
+            with answering(client):
+                await self.app(scope, receive, send_noting_start)
         except Exception as error:
             # The exception's text may hold parts of the request, or a path: only its type and place are logged.
             log.error("internal error in %s: %s", scope["path"][:100], _place_of(error))
@@ -67,29 +65,31 @@ class Auth:
                 internal = RequestError(500, "Internal", "an error in this server; its log says more")
                 await error_response(internal)(scope, receive, send)
 
-    def _error(self, scope: Scope, headers: Mapping[str, str]) -> RequestError | None:
-        """Why this request is refused; None where it is let through."""
+    async def _client(self, scope: Scope, headers: Mapping[str, str]) -> Client:
+        """Who sent this request. Raises RequestError where it is refused."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._any_host and scope["path"] not in _PROBES and not is_listed(host, self._hosts):
-            return RequestError(421, "Host", "the Host header is none of this server's names (--hosts)")
+            raise RequestError(421, "Host", "the Host header is none of this server's names (--hosts)")
         if scope["method"] != "GET" and origin and origin.partition("://")[2] != host:
-            return RequestError(403, "Origin", "pages of other sites may not post here")
-        if not self._hashes:
-            return None if self._anyone else _error_of_other_clients(scope, headers)
+            raise RequestError(403, "Origin", "pages of other sites may not post here")
+        address = (scope.get("client") or ("",))[0]
+        if self._keys is None:
+            refusal = None if self._anyone else _error_of_other_clients(address, headers)
+            if refusal is not None:
+                raise refusal
+            return client_at(address)
         if scope["path"] in _OPEN_PATHS or scope["path"].startswith("/page/"):
-            return None
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        given_hash = hashlib.sha256(key.strip().encode("latin-1", "replace")).hexdigest()
-        # All are compared, and each comparison takes the same time, so that the time reveals nothing.
-        matches = sum(hmac.compare_digest(given_hash, key_hash) for key_hash in self._hashes)
-        if scheme.lower() == "bearer" and matches:
-            return None
-        return RequestError(401, "Key", "needs the header 'Authorization: Bearer KEY'", {"WWW-Authenticate": "Bearer"})
+            return client_at(address)
+        await self._keys.refresh()
+        # Of two headers one program may read the first, and another one the last.
+        given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        scheme, _, key = (given[0] if len(given) == 1 else b"").partition(b" ")
+        found = self._keys.find(key.strip(b" \t") if scheme.lower() == b"bearer" else b"")
+        return Client(found.name, found)
 
 
-def _error_of_other_clients(scope: Scope, headers: Mapping[str, str]) -> RequestError | None:
+def _error_of_other_clients(address: str, headers: Mapping[str, str]) -> RequestError | None:
     """Why a request is refused on a server without keys; None where it comes from this machine."""
-    address = (scope.get("client") or ("",))[0]
     proxy = next((name for name in _OF_PROXIES if name in headers), None)
     if proxy is not None:
         message = f"the header {proxy} shows that a proxy sent this; behind a proxy the server needs --keys or --open"

@@ -1,9 +1,9 @@
-"""Batches across requests: items that wait when the engine becomes free run together, the oldest first."""
+"""Batches across requests: items that wait when the engine becomes free run together, the clients in turn."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
@@ -22,7 +22,9 @@ class Batcher(Generic[Argument, Result]):
     """Runs `run` over lists of items in a thread (`thread`, or a new one), one list at a time.
 
     No item waits for others to come: while the engine is busy they gather by themselves, and while it is idle the first
-    one starts it. None overtakes another, so a large one is not passed over. An item whose caller is gone is dropped.
+    one starts it. Clients give one item each in turn, their oldest, so that an item waits for one of each other client
+    at most before each older one of its own. Nothing overtakes an item whose turn it is: where that doesn't fit into
+    the batch any more the batch ends, so a large one is not passed over. An item whose caller is gone is dropped.
     `observe(items, tokens)` is called for every batch.
     """
 
@@ -35,19 +37,20 @@ class Batcher(Generic[Argument, Result]):
         observe: Callable[[int, int], None] | None = None,
     ) -> None:
         self._run, self._max_tokens, self._observe = run, max_tokens, observe
-        self._waiting: deque[_Waiting[Argument, Result]] = deque()
+        # The client whose turn it is comes first.
+        self._waiting: OrderedDict[str, deque[_Waiting[Argument, Result]]] = OrderedDict()
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._working: asyncio.Task[None] | None = None
 
     @property
     def waiting(self) -> int:
         """Items that no batch has taken yet."""
-        return len(self._waiting)
+        return sum(map(len, self._waiting.values()))
 
-    async def __call__(self, item: Argument, tokens: int) -> Result:
-        """What `run` returns for `item`; raises what it raises."""
+    async def __call__(self, item: Argument, tokens: int, client: str = "") -> Result:
+        """What `run` returns for `item`; raises what it raises. `client`: whose turn it takes."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(item, tokens, future))
+        self._waiting.setdefault(client, deque()).append(_Waiting(item, tokens, future))
         if self._working is None or self._working.done():
             self._working = asyncio.create_task(self._work())
         return await future
@@ -56,14 +59,17 @@ class Batcher(Generic[Argument, Result]):
         batch: list[_Waiting[Argument, Result]] = []
         tokens = 0
         while self._waiting:
-            first = self._waiting[0]
-            if first.future.cancelled():
-                self._waiting.popleft()
-                continue
-            if batch and tokens + first.tokens > self._max_tokens:
-                break
-            tokens += first.tokens
-            batch.append(self._waiting.popleft())
+            client, items = next(iter(self._waiting.items()))
+            first = items[0]
+            if not first.future.cancelled():
+                if batch and tokens + first.tokens > self._max_tokens:
+                    break
+                tokens += first.tokens
+                batch.append(first)
+                self._waiting.move_to_end(client)
+            items.popleft()
+            if not items:
+                del self._waiting[client]
         return batch
 
     async def _work(self) -> None:

@@ -11,12 +11,14 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from serve_app.errors import RequestError, invalid_request
+from serve_app.errors import TOO_MANY, RequestError, invalid_request
 from serve_app.limits import time_limit
 from serve_app.options import AppConfig
 from serve_app.schema import BatchRequest, ScoreRequest
 
-_FORM_FIELDS = ("question", "answer", "messages", "tau", "model", "reference", "reference_images", "image")
+_FORM_FIELDS = (
+    "question", "answer", "messages", "tau", "policy", "model", "reference", "reference_images", "image",
+)  # fmt: skip
 
 
 async def score_request(request: Request, config: AppConfig, until: float) -> tuple[ScoreRequest, bytes | None]:
@@ -45,7 +47,7 @@ async def batch_items(request: Request, config: AppConfig, until: float) -> list
     except ValidationError as error:
         raise invalid_request(error) from error
     if len(items) > config.max_items:
-        raise RequestError(422, "TooMany", f"{len(items)} items, and the limit is {config.max_items}")
+        raise RequestError(422, TOO_MANY, f"{len(items)} items, and the limit is {config.max_items}")
     return items
 
 

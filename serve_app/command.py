@@ -53,7 +53,8 @@ def _check_free(port: int, option: str) -> None:
 def _serve(config: Any, listening: Listening) -> None:
     from ray import serve
 
-    from serve_app.app import deployments, read_key_hashes
+    from serve_app.access import read_access
+    from serve_app.app import deployments
     from serve_app.entrance import Entrances
     from serve_app.models import prompts_for
     from serve_app.ready import wait_until_ready
@@ -65,7 +66,7 @@ def _serve(config: Any, listening: Listening) -> None:
     actors = parse_range(config.workers)[1] * engines + sizes[1]
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     # Wrong options are reported before anything starts.
-    hashes = read_key_hashes(config.keys)
+    access = read_access(config, processes=sizes[1])
     for name, folder in config.models.items():
         tell(folder, load_formatter(*prompts_for(config, name)))
     log.info("loading %s", ", ".join(config.models.values()))
@@ -83,7 +84,7 @@ def _serve(config: Any, listening: Listening) -> None:
         started = serve.run_many(targets, wait_for_applications_running=False)
         handles = {name: started[bound.index(scorer)] for name, scorer in scorers.items()}
         # Beside the scorers: all load the same libraries, which takes longer than the rest.
-        entrances = Entrances(config, hashes, handles, listening, sizes)
+        entrances = Entrances(config, access, handles, listening, sizes)
         entrances.wait_until_ready()
         for number in range(len(bound)):
             _wait_for(f"{_APPLICATION}-{number}")

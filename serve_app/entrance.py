@@ -12,12 +12,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import ray
 import uvicorn
 
+from serve_app.access import Access
 from serve_app.options import AppConfig
 from vig_ray.errors import StageError
 
@@ -58,15 +58,13 @@ def _socket(host: str) -> socket.socket:
 class Entrance:
     """An actor of Ray's that listens, in a thread with an event loop of its own."""
 
-    def __init__(
-        self, config: dict[str, Any], hashes: list[str], scorers: dict[str, Any], host: str, port: int
-    ) -> None:
+    def __init__(self, config: dict[str, Any], access: Access, scorers: dict[str, Any], host: str, port: int) -> None:
         from serve_app.app import make_api
         from serve_app.routes import make_app
 
         sys.setswitchinterval(_SWITCH_S)
-        self._api = make_api(AppConfig(**config), scorers)
-        app = make_app(self._api, hashes=hashes)
+        self._api = make_api(AppConfig(**config), access, scorers)
+        app = make_app(self._api)
         listening = _socket(host)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind((host, port))
@@ -104,11 +102,11 @@ class Entrances:
     """Between `least` and `most` entrances to one port. One that dies is begun again by Ray."""
 
     def __init__(
-        self, config: AppConfig, hashes: Sequence[str], scorers: dict[str, Any], at: Listening, sizes: tuple[int, int]
+        self, config: AppConfig, access: Access, scorers: dict[str, Any], at: Listening, sizes: tuple[int, int]
     ) -> None:
         self._least, self._most = sizes
         options = config.model_dump(include=set(AppConfig.model_fields))
-        self._arguments = (options, list(hashes), scorers, at.host, at.port)
+        self._arguments = (options, access, scorers, at.host, at.port)
         self._busy_at = max(2, config.queue // 4)
         self._timeout = config.timeout + 10  # no request takes longer
         self._grown = self._shrunk = time.monotonic()

@@ -10,6 +10,9 @@ from starlette.responses import JSONResponse
 from serve_app.request import current_request
 from serve_app.schema import Failure, Problem
 
+TOO_MANY = "TooMany"
+"""The name of the error of a batch with more samples than there may be, of which none is taken on."""
+
 
 class RequestError(Exception):
     """An HTTP status, a short name to count by, and a sentence for the caller. Holds no path and no key."""

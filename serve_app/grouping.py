@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -20,25 +20,29 @@ class Grouped(Generic[Argument, Result]):
     """Gives items to `call`, which takes a list and returns a list, at most `calls` at a time and `most` items each.
 
     A call to another process costs milliseconds, whatever it takes along. While fewer than `calls` are under way an
-    item goes at once and alone; while all are, items gather and the next call takes them, the oldest first. So nobody
-    waits for others to come, and the cost of a call is shared out where there are many. An item whose caller has gone
-    is dropped unless it is under way. What a call raises, each of its items raises.
+    item goes at once and alone. While all are, items gather, and the next call takes them, one of each client in turn,
+    its oldest. So nobody waits for others to come, and the cost of a call is shared out where there are many. An item
+    whose caller has gone is dropped unless it is under way. What a call raises, each of its items raises.
     """
 
     def __init__(
         self, call: Callable[[Sequence[Argument]], Awaitable[Sequence[Result]]], *, calls: int, most: int
     ) -> None:
         self._call, self._free, self._most = call, calls, most
-        self._waiting: deque[_Waiting[Argument, Result]] = deque()
+        # The client whose turn it is comes first.
+        self._waiting: OrderedDict[str, deque[_Waiting[Argument, Result]]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, item: Argument, *, alone: bool = False) -> Result:
-        """What `call` returns for `item`; raises what it raises. `alone`: at once, and in a call of its own."""
+    async def __call__(self, item: Argument, client: str = "", *, alone: bool = False) -> Result:
+        """What `call` returns for `item`; raises what it raises.
+
+        `client`: whose turn it takes. `alone`: at once, and in a call of its own.
+        """
         if alone:
             (result,) = await self._call([item])
             return result
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(item, future))
+        self._waiting.setdefault(client, deque()).append(_Waiting(item, future))
         self._start()
         return await future
 
@@ -52,9 +56,13 @@ class Grouped(Generic[Argument, Result]):
     def _next(self) -> list[_Waiting[Argument, Result]]:
         group: list[_Waiting[Argument, Result]] = []
         while self._waiting and len(group) < self._most:
-            waiting = self._waiting.popleft()
+            client, items = next(iter(self._waiting.items()))
+            waiting = items.popleft()
             if not waiting.future.done():  # else its caller has gone
                 group.append(waiting)
+                self._waiting.move_to_end(client)
+            if not items:
+                del self._waiting[client]
         return group
 
     async def _run(self, group: Sequence[_Waiting[Argument, Result]]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from serve_app.errors import RequestError, WholeRequestError, busy
@@ -11,45 +13,129 @@ from serve_app.prepare import image_error
 from vig_ray.dataset.images import ImageError, image_size
 from vig_ray.dataset.schema import Sample
 
+_GONE_AFTER = 5.0
+"""Seconds after which a client that was refused, and told to come again in one, is taken to have given up."""
+
+
+class _Asking:
+    """A client: places it holds, places it was refused, places set aside for it; when the last two lapse; its last turn
+    at getting one, among those of all."""
+
+    def __init__(self) -> None:
+        self.held, self.refused, self.set_aside, self.until, self.turn = 0, 0, 0, 0.0, 0
+
+    @property
+    def share(self) -> int:
+        """Places that nobody else can have."""
+        return self.held + self.set_aside
+
 
 class Place:
     """What one request holds: a place for one sample until it is known how many the request has."""
 
-    def __init__(self, places: Places) -> None:
-        self._places, self.samples = places, 1
+    def __init__(self, places: Places, asking: _Asking) -> None:
+        self._places, self._asking, self.samples = places, asking, 1
 
     def grow(self, samples: int) -> None:
         """Hold places for `samples`. Raises RequestError where the other requests have filled all meanwhile."""
-        self._places.check(self._places.taken - self.samples)
-        self.set(samples)
+        self._places.grow(self._asking, self.samples, samples)
+        self.samples = samples
 
     def set(self, samples: int) -> None:
         """Hold places for `samples`, whatever the others hold."""
-        self._places.taken += samples - self.samples
+        self._places.count(self._asking, samples - self.samples)
         self.samples = samples
 
 
 class Places:
-    """Counts the samples under way in this process. The last request to come in may go beyond `total`."""
+    """The samples under way in this process, up to `total`, shared out among the clients that ask.
 
-    def __init__(self, total: int) -> None:
-        self._total, self.taken = total, 0
+    A client that asks alone may have every place. Where all are taken a request is refused at once, since its body
+    would have to be kept meanwhile, and its client is asked to come again. Whoever asks most often would then get every
+    place that becomes free. So a free place is set aside for a client that was refused: for the one with the fewest
+    places, held and set aside; of equal ones for the one whose last turn is longest ago. It stays set aside until that
+    client comes again, or has not asked for five seconds. A client may also take a place that is set aside for another
+    one, if it has fewer even then.
 
-    def check(self, taken: int) -> None:
-        """Raise RequestError where `taken` places leave none free."""
-        if taken >= self._total:
-            raise busy(f"{taken} samples are under way; try again in a moment")
+    So of n clients that want more each gets `total // n` places once as many have become free, and a client that wants
+    fewer than that gets what it wants. One whose only obstacle is another's crowd of requests is refused until one of
+    these is done, and let in when it next asks.
+
+    A batch counts as all its samples once its body is read. The last request to come in may so go beyond `total`, or no
+    batch could be larger than it; what is set aside for others stays so.
+    """
+
+    def __init__(self, total: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self.taken, self._clock = total, 0, clock
+        self._set_aside = 0
+        self._turns = itertools.count(1)
+        self._clients: dict[str, _Asking] = {}
 
     @contextmanager
-    def hold(self) -> Iterator[Place]:
+    def hold(self, client: str = "") -> Iterator[Place]:
         """A place, from before the body is read until the answer is there. Raises RequestError where none is free."""
-        self.check(self.taken)
-        place = Place(self)
-        self.taken += 1
+        self._share_out()
+        asking = self._clients.setdefault(client, _Asking())
+        asking.until = self._clock() + _GONE_AFTER
+        if not self._take_set_aside(asking) and self.taken + self._set_aside >= self._total:
+            raise self._refusal(asking)
+        asking.refused, asking.turn = max(0, asking.refused - 1), next(self._turns)
+        place = Place(self, asking)
+        self.count(asking, 1)
         try:
             yield place
         finally:
-            self.taken -= place.samples
+            self.count(asking, -place.samples)
+            self._share_out()
+
+    def grow(self, asking: _Asking, held: int, samples: int) -> None:
+        """Count a request that held `held` places as `samples`. Raises RequestError where others have filled all."""
+        self._share_out()
+        if self.taken - held >= self._total:
+            raise self._refusal(asking)
+        for _ in range(samples - held):
+            self._take_set_aside(asking)
+            self.count(asking, 1)
+
+    def count(self, asking: _Asking, places: int) -> None:
+        """So many more are taken, or fewer."""
+        asking.held += places
+        self.taken += places
+
+    def _refusal(self, asking: _Asking) -> RequestError:
+        asking.refused = min(asking.refused + 1, self._total)
+        return busy(f"{self.taken} samples are under way; try again in a moment")
+
+    def _take_set_aside(self, asking: _Asking) -> bool:
+        """Whether a place that was set aside for this client, or for one with more, is this client's now."""
+        owner = asking
+        if not asking.set_aside:
+            owner = max(
+                (each for each in self._clients.values() if each.set_aside), key=lambda each: each.share, default=asking
+            )
+            if owner.share < asking.share + 2:
+                return False
+        owner.set_aside -= 1
+        self._set_aside -= 1
+        return True
+
+    def _share_out(self) -> None:
+        """Forget who has given up, and set free places aside for who was refused."""
+        now = self._clock()
+        for name, asking in list(self._clients.items()):
+            if asking.until <= now:
+                self._set_aside -= asking.set_aside
+                asking.set_aside = asking.refused = 0
+                if not asking.held:
+                    del self._clients[name]
+        waiting = [each for each in self._clients.values() if each.refused > each.set_aside]
+        while waiting and self.taken + self._set_aside < self._total:
+            asking = min(waiting, key=lambda each: (each.share, each.turn))
+            asking.turn = next(self._turns)
+            asking.set_aside += 1
+            self._set_aside += 1
+            if asking.refused <= asking.set_aside:
+                waiting.remove(asking)
 
 
 @asynccontextmanager

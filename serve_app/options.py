@@ -132,9 +132,14 @@ class AppConfig(StageConfig):
     )
     keys: str | None = Field(
         None,
-        description="file of bearer keys, one a line; a request must bring one of them. Without it only this machine "
+        description="file of bearer keys, one a line, or YAML of their hashes, names and limits; a request must bring "
+        "one of them. It is read anew when it changes. Without it only this machine "
         "is answered, and nothing that a proxy passed on (with Forwarded, X-Forwarded-For or Via). A proxy on this "
         "machine that adds no such header makes every client look like this machine: give keys behind a proxy",
+    )
+    policies: str | None = Field(
+        None,
+        description="YAML file of gates by name: what a sample must reach to be kept; a request or its key names one",
     )
     open: bool = Field(False, description="answer every machine without a key")
     hosts: Annotated[tuple[str, ...], CommaSeparated, AfterValidator(_host_names)] = Field(

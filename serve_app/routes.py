@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,13 @@ import vig_ray
 from serve_app.api import Api
 from serve_app.auth import Auth
 from serve_app.body import batch_items, score_request
+from serve_app.clients import current
 from serve_app.connection import CloseUnread, while_connected
 from serve_app.errors import RequestError, error_response
-from serve_app.limits import Place, time_limit
+from serve_app.key_ring import KeyRing
+from serve_app.limits import time_limit
 from serve_app.observe import Observe
+from serve_app.quota import Admission, admitted
 from serve_app.request import current_request
 from serve_app.schema import (
     EXAMPLE_MESSAGES,
@@ -59,11 +62,13 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
         421: "asked under a name that this server doesn't have",
         415: "neither JSON nor a form",
         422: "something is wrong with the sample",
+        429: "beyond a limit of the key: try again after Retry-After seconds",
         503: "busy, or no engine ready: try again after Retry-After seconds",
         504: "no answer within the time limit",
     }.items()
 }
-_REFUSED[503]["headers"] = {"Retry-After": {"schema": {"type": "string"}}}
+for _status in (429, 503):
+    _REFUSED[_status]["headers"] = {"Retry-After": {"schema": {"type": "string"}}}
 _LOADING = {**_REFUSED[503], "model": Loading, "description": "the model is being loaded"}
 _FORM = {
     "type": "object",
@@ -73,6 +78,7 @@ _FORM = {
         "answer": {"type": "string"},
         "messages": {"type": "string", "description": "JSON"},
         "tau": {"type": "number"},
+        "policy": {"type": "string"},
         "model": {"type": "string"},
         "reference": {"type": "string"},
         "reference_images": {"type": "boolean"},
@@ -112,13 +118,13 @@ class Routes:
         self._api = api
 
     @asynccontextmanager
-    async def _accepted(self, route: str) -> AsyncIterator[tuple[Place, float]]:
+    async def _accepted(self, route: str) -> AsyncIterator[tuple[Admission, float]]:
         """A place for a request, and when its time is up, on the event loop's clock. Raises RequestError."""
         began, status = time.monotonic(), 200
         until = asyncio.get_running_loop().time() + self._api.config.timeout
         try:
             self._api.check_open()
-            with self._api.places.hold() as place:
+            with admitted(current(), self._api.quotas, self._api.places) as place:
                 current_request().place = place
                 yield place, until
         except RequestError as refusal:
@@ -175,8 +181,8 @@ class Routes:
         return Response(loading.model_dump_json(), 503, {"Retry-After": "1"}, "application/json")
 
 
-def make_app(api: Api, *, hashes: Sequence[str] = (), id_answered: bool = False) -> FastAPI:
-    """The FastAPI application over `api`; `hashes`: of the keys, none for no keys. `id_answered`: see `Observe`."""
+def make_app(api: Api, *, id_answered: bool = False) -> FastAPI:
+    """The FastAPI application over `api`. `id_answered`: see `Observe`."""
     app = FastAPI(
         title="vig-ray",
         version=vig_ray.__version__,
@@ -210,7 +216,9 @@ def make_app(api: Api, *, hashes: Sequence[str] = (), id_answered: bool = False)
     app.get("/healthz")(routes.healthz)
     app.get("/readyz", response_model=Readiness, responses={503: _LOADING})(routes.readyz)
     _add_page(app)
-    app.add_middleware(Auth, hashes=hashes, anyone=api.config.open, hosts=api.config.hosts)
+    keys, policies, _ = api.access
+    ring = KeyRing(keys, path=api.config.keys, policies=policies) if keys is not None else None
+    app.add_middleware(Auth, keys=ring, anyone=api.config.open, hosts=api.config.hosts)
     app.add_middleware(CloseUnread, seconds=api.config.timeout, streams=["/v1/score/stream"])
     app.add_middleware(
         Observe,

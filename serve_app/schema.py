@@ -68,12 +68,17 @@ class ScoreRequest(_Strict):
     answer: str | None = None
     image: str | None = Field(None, description="the image file in base64, or a data URI")
     tau: float | None = Field(None, allow_inf_nan=False, description="threshold of gain, nats; by default the server's")
+    policy: str | None = Field(
+        None, description="the policy that decides whether it is kept, one of the server's; by default the key's"
+    )
     model: str | None = Field(None, description="one of the server's models by its name; by default the first")
     reference: str | None = Field(None, description="one of the server's references; by default the first")
     reference_images: bool = Field(False, description="answer with the images that stand for 'no image', too")
 
     @model_validator(mode="after")
     def _one_form(self) -> ScoreRequest:
+        if self.tau is not None and self.policy is not None:
+            raise ValueError("send 'tau' or 'policy', not both: a policy has its own thresholds")
         plain = [name for name in ("question", "answer", "image") if getattr(self, name) is not None]
         if self.messages is not None and plain:
             raise ValueError(f"send 'messages' or {plain[0]!r}, not both")
@@ -134,6 +139,16 @@ class ModelFacts(BaseModel):
     engine: str
 
 
+class Decision(BaseModel):
+    """What a policy decided of the sample."""
+
+    policy: str
+    verdict: Literal["kept", "dropped"] = Field(description="a dry run's is always kept")
+    reason: str = Field(description="the numbers that decided, beside what the policy asks for")
+    dry_run: bool = Field(description="the policy drops nothing, and only says and counts what it would have dropped")
+    would: Literal["kept", "dropped"] | None = Field(description="of a dry run, what would have been; else null")
+
+
 class Score(BaseModel):
     """What the image contributes to one sample."""
 
@@ -145,10 +160,11 @@ class Score(BaseModel):
     num_answer_tokens: int
     tokens: list[Token]
     tau: float | None
-    kept: bool | None = Field(description="vig >= tau; null without tau")
+    kept: bool | None = Field(description="vig >= tau; null without tau; with a policy what it decided")
     active_tokens: int | None
     model: ModelFacts
     reference: Reference
+    decision: Decision | None = Field(None, description="null without a policy")
     reference_images: list[str] | None = Field(None, description="data URIs, at most 512 pixels a side")
 
 

@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import serve
 from ray.exceptions import RayActorError, RayError
@@ -17,6 +17,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app.batching import Batcher
+from serve_app.clients import current
 from serve_app.errors import RequestError, busy
 from serve_app.gauges import keep_telling
 from serve_app.grouping import Grouped
@@ -38,8 +39,16 @@ _SAMPLES_A_CALL = 32
 _SECONDS = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
 Outcome = tuple[LogProbs, LogProbs] | PromptError
-Asked = tuple[bytes, int, str]
-"""A pickled pair of prompts, how many tokens they have together, and the id of the request that they are of."""
+
+
+class Asked(NamedTuple):
+    """A pickled pair of prompts, how many tokens they have together, and whose they are: the client, and its request's
+    id."""
+
+    pair: bytes
+    tokens: int
+    client: str
+    request: str
 
 
 def _outcome(clean: LogProbs | PromptError, reference: LogProbs | PromptError) -> Outcome:
@@ -98,10 +107,10 @@ class Scorer:
 
     async def score(self, asked: Sequence[Asked]) -> list[tuple[LogProbs, LogProbs] | str]:
         """Log-probs of each pair of prompts, or its error as text."""
-        ids = [request for _, _, request in asked]
+        ids = [each.request for each in asked]
         self._requests += ids
         try:
-            outcomes = await asyncio.gather(*(self._batches(pair, tokens) for pair, tokens, _ in asked))
+            outcomes = await asyncio.gather(*(self._batches(each.pair, each.tokens, each.client) for each in asked))
         finally:
             for request in ids:
                 self._requests.remove(request)
@@ -157,6 +166,9 @@ class Replicas:
             "vig_request_seconds", description="Time to an answer.", boundaries=_SECONDS, tag_keys=("route",)
         )
         self._under_way = Gauge("vig_under_way", description="Samples under way in this process.")
+        self._gated = Counter(
+            "vig_gated", description="Samples that a policy has judged.", tag_keys=("policy", "key", "verdict")
+        )
         self._refusals = Counter(
             "vig_refused", description="Requests answered with an error.", tag_keys=("kind", "status")
         )
@@ -171,10 +183,10 @@ class Replicas:
         Then each sample goes alone, so that one that ends every engine takes no others with it.
         """
         pair = await asyncio.get_running_loop().run_in_executor(None, pickle.dumps, prepared.pair, 5)
-        request = current_request().id
+        asked = Asked(pair, prepared.tokens, current().name, current_request().id)
         for attempt in range(_ATTEMPTS):
             try:
-                outcome = await self._calls((pair, prepared.tokens, request), alone=attempt > 0)
+                outcome = await self._calls(asked, asked.client, alone=attempt > 0)
             except BackPressureError as error:
                 raise busy("every engine has its queue full; try again in a moment") from error
             except DeploymentUnavailableError as error:
@@ -213,6 +225,10 @@ class Replicas:
     def watch(self, under_way: Callable[[], int]) -> None:
         """See `Backend`."""
         keep_telling(self._under_way, under_way)
+
+    def gated(self, policy: str, key: str, verdict: str) -> None:
+        """See `Backend`."""
+        self._gated.inc(tags={"policy": policy, "key": key, "verdict": verdict})
 
     def refused(self, kind: str, status: int) -> None:
         """See `Backend`."""

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve_app.api import Api
 from serve_app.errors import RequestError, WholeRequestError, invalid_request
-from serve_app.limits import Place
+from serve_app.quota import Admission
 from serve_app.schema import Score, StreamRequest
 
 CONTENT_TYPES = ("application/x-ndjson", "application/jsonl", "application/ndjson")
@@ -36,7 +36,7 @@ class ScoreStream(Response):
     """
 
     def __init__(
-        self, request: Request, api: Api, accepted: Callable[[], AbstractAsyncContextManager[tuple[Place, float]]]
+        self, request: Request, api: Api, accepted: Callable[[], AbstractAsyncContextManager[tuple[Admission, float]]]
     ) -> None:
         super().__init__(media_type=CONTENT_TYPES[0])
         self._request, self._api, self._accepted = request, api, accepted
@@ -67,7 +67,7 @@ class ScoreStream(Response):
                 for task in (reading, *self._under_way):
                     task.cancel()
 
-    async def _writing(self, place: Place, send: Send) -> None:
+    async def _writing(self, place: Admission, send: Send) -> None:
         head = [(b"content-type", CONTENT_TYPES[0].encode())]
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": head})
         written = 0
@@ -87,7 +87,7 @@ class ScoreStream(Response):
         except (TimeoutError, OSError) as error:
             raise ClientDisconnect from error
 
-    async def _reading(self, place: Place, work: asyncio.Task[None]) -> None:
+    async def _reading(self, place: Admission, work: asyncio.Task[None]) -> None:
         """Begin each sample as its line has come; then tell the writer that there are no more, and why. Where the
         client goes away, cancel `work`."""
         why: RequestError | None = None
@@ -108,9 +108,11 @@ class ScoreStream(Response):
             self._gone = True
             work.cancel()
 
-    async def _enter(self, place: Place, line: bytes) -> None:
+    async def _enter(self, place: Admission, line: bytes) -> None:
         async with self._room:
             await self._room.wait_for(lambda: self._has_room(len(line)))
+        if self._read:  # the first one was counted with the request
+            await self._count(place)
         self._held_bytes += len(line)
         task = asyncio.create_task(self._answer(self._read, line))
         self._read += 1
@@ -118,12 +120,25 @@ class ScoreStream(Response):
         place.set(len(self._under_way))
         self._answers.put_nowait(task)
 
+    async def _count(self, place: Admission) -> None:
+        """Count a sample to its key, once that may have it. Raises RequestError where it would have to wait longer than
+        a request may take: until tomorrow, for one."""
+        while True:
+            try:
+                place.count()
+                return
+            except RequestError as error:
+                seconds = float(error.headers.get("Retry-After", "inf"))
+                if seconds > self._api.config.timeout:
+                    raise
+            await asyncio.sleep(seconds)
+
     def _has_room(self, size: int) -> bool:
         if not self._under_way:
             return True
         return len(self._under_way) < self._window and self._held_bytes + size <= self._max_bytes
 
-    async def _leave(self, place: Place, task: asyncio.Task[bytes]) -> None:
+    async def _leave(self, place: Admission, task: asyncio.Task[bytes]) -> None:
         async with self._room:
             self._under_way.discard(task)
             place.set(max(1, len(self._under_way)))  # it keeps one while it lasts

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: tuple[set[str], ...] = (
     {"vig_ray.compat.torchvision", "vig_ray.compat.quiet"},  # before whatever imports transformers
     {"vig_ray"},
-    {"vig_ray.terminal"},
+    {"vig_ray.terminal", "vig_ray.unique_keys"},
     {"vig_ray.addresses", "vig_ray.errors", "vig_ray.progress"},
     {"vig_ray.storage"},
     {"vig_ray.hub"},

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from serve_app.access import read_access
 from serve_app.api import Api
-from serve_app.auth import key_hashes
 from serve_app.batching import Batcher
+from serve_app.clients import current
+from serve_app.keys import plain_keys
 from serve_app.options import AppConfig
 from serve_app.prepare import PreparedSample
 from serve_app.routes import make_app
@@ -37,6 +39,7 @@ class LocalBackend:
         self.gate.set()
         self.recorded: list[tuple[str, int]] = []
         self.refusals: list[tuple[str, int]] = []
+        self.verdicts: list[tuple[str, str, str]] = []
         self._batches: Any = Batcher(lambda pairs: run_passes(engine, pairs), max_tokens=4096)
 
     async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
@@ -46,7 +49,7 @@ class LocalBackend:
                 await asyncio.sleep(0.01)
         finally:
             self.scoring -= 1
-        logprobs: tuple[LogProbs, LogProbs] = await self._batches(prepared.pair, prepared.tokens)
+        logprobs: tuple[LogProbs, LogProbs] = await self._batches(prepared.pair, prepared.tokens, current().name)
         return logprobs
 
     async def facts(self) -> ModelFacts | None:
@@ -61,6 +64,9 @@ class LocalBackend:
     def refused(self, kind: str, status: int) -> None:
         self.refusals.append((kind, status))
 
+    def gated(self, policy: str, key: str, verdict: str) -> None:
+        self.verdicts.append((policy, key, verdict))
+
 
 @pytest.fixture(scope="session")
 def engine(demo_model: Any, demo_formatter: Any) -> TorchEngine:
@@ -69,12 +75,17 @@ def engine(demo_model: Any, demo_formatter: Any) -> TorchEngine:
 
 @pytest.fixture
 def serving(engine: TorchEngine, demo_formatter: Any) -> Callable[..., tuple[TestClient, LocalBackend]]:
-    """A client of an application with these options; its backend."""
+    """A client of an application with these options; its backend. `keys`: plain ones; `keys_file`: --keys."""
 
-    def make(*, keys: str = "", client: str = "127.0.0.1", **options: Any) -> tuple[TestClient, LocalBackend]:
+    def make(
+        *, keys: str = "", keys_file: str | None = None, client: str = "127.0.0.1", **options: Any
+    ) -> tuple[TestClient, LocalBackend]:
         backend = LocalBackend(engine)
-        config = AppConfig(**{"model": CHECKPOINT} | options)
-        app = make_app(Api(config, demo_formatter, backend), hashes=key_hashes(keys))
+        config = AppConfig(**{"model": CHECKPOINT, "keys": keys_file} | options)
+        access = read_access(config)
+        if keys:
+            access = access._replace(keys=plain_keys(keys))
+        app = make_app(Api(config, demo_formatter, backend, access))
         return TestClient(app, "http://localhost", client=(client, 1234), raise_server_exceptions=False), backend
 
     return make

@@ -13,8 +13,9 @@ from typing import Any
 
 import uvicorn
 
+from serve_app.access import Access
 from serve_app.api import Api
-from serve_app.auth import key_hashes
+from serve_app.keys import plain_keys
 from serve_app.options import AppConfig
 from serve_app.routes import make_app
 from tests import forks
@@ -30,8 +31,9 @@ class Served:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.api = Api(AppConfig(**{"model": CHECKPOINT, "tau": 0.3} | options), formatter, LocalBackend(engine))
-        app = make_app(self.api, hashes=key_hashes(keys))
+        self.api = Api(AppConfig(**{"model": CHECKPOINT, "tau": 0.3} | options), formatter, LocalBackend(engine),
+            Access(plain_keys(keys) if keys else None))  # fmt: skip
+        app = make_app(self.api)
         self._server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="critical"))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()), daemon=True)
         self._thread.start()

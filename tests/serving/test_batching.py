@@ -79,3 +79,40 @@ def test_an_error_reaches_those_of_its_batch_and_no_others() -> None:
         assert await batcher(7, 1) == 7
 
     asyncio.run(main())
+
+
+def batches_of(waiting: Sequence[tuple[str, str, int]], *, max_tokens: int) -> list[list[str]]:
+    """The batches of items (item, client, tokens) that came while the engine worked on another one."""
+    gate, batches = threading.Event(), []
+
+    def run(items: Sequence[str]) -> list[str]:
+        batches.append(list(items))
+        gate.wait()
+        return list(items)
+
+    async def main() -> None:
+        batcher: Batcher[str, str] = Batcher(run, max_tokens=max_tokens)
+        tasks = [asyncio.create_task(batcher("before", 1))]
+        await until(lambda: batches == [["before"]])
+        tasks += [asyncio.create_task(batcher(item, tokens, client)) for item, client, tokens in waiting]
+        await until(lambda: batcher.waiting == len(waiting))
+        gate.set()
+        assert await asyncio.gather(*tasks) == ["before", *(item for item, _, _ in waiting)]
+        assert batcher.waiting == 0
+
+    asyncio.run(main())
+    return batches[1:]
+
+
+def test_clients_take_turns_and_each_ones_items_keep_their_order() -> None:
+    many = [(f"a{number}", "a", 1) for number in range(6)]
+    few = [("b0", "b", 1), ("b1", "b", 1), ("c0", "c", 1)]
+    assert batches_of([*many, *few], max_tokens=3) == [["a0", "b0", "c0"], ["a1", "b1", "a2"], ["a3", "a4", "a5"]]
+
+
+def test_a_large_item_is_not_passed_over_by_the_small_ones_of_others() -> None:
+    small = [(f"a{number}", "a", 1) for number in range(20)]
+    batches = batches_of([*small[:1], ("large", "b", 9), *small[1:]], max_tokens=10)
+    assert batches[0] == ["a0", "large"]
+    batches = batches_of([*small, ("too large", "b", 99)], max_tokens=10)
+    assert batches[:3] == [["a0"], ["too large"], [f"a{number}" for number in range(1, 11)]]

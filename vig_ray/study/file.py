@@ -25,6 +25,7 @@ from vig_ray.errors import StageError
 from vig_ray.storage import one_line
 from vig_ray.study import curves
 from vig_ray.study.curves import Checkpoints
+from vig_ray.unique_keys import UniqueKeyLoader
 
 Options = dict[str, Any]
 
@@ -153,17 +154,6 @@ class StudyFile(Model):
         return (*self.seeds, *range(max(self.seeds) + 1, max(self.seeds) + 1 + more))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose keys are there once: of two arms with one name the first would be lost."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1 and key != "<<"), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {twice} is there twice")
-        return super().construct_mapping(node, deep)
-
-
 def _spelled(options: Any) -> Any:
     """Options with `_` in their names, as the configs have them."""
     return (
@@ -177,7 +167,7 @@ def read(path: str) -> StudyFile:
     """The study in a file. Raises StageError, in one line, where it is none."""
     try:
         with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, _Loader)
+            values = yaml.load(file, UniqueKeyLoader)
     except OSError as error:
         raise StageError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
