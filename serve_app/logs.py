@@ -27,7 +27,7 @@ LogFormat = Literal["text", "json"]
 ACCESS = logging.getLogger("vig_ray.serve.access")
 _RELAY = "VIG_RAY_LOG_RELAY"
 """The variable that tells the processes of a server on one machine where its relay is."""
-_MOST_BYTES = min(4096, select.PIPE_BUF)  # of a line: so many are written to a pipe in one piece
+_MOST_BYTES = min(4096, getattr(select, "PIPE_BUF", 512))  # of a line: so many are written to a pipe in one piece
 _PIPE_BYTES = 1 << 20  # some thousands of lines, while the terminal or what collects them is slow
 _CUTS = (2000, 300, 40)  # characters of a value: the first with which a line is short enough
 _END = b"\0"  # no line holds it, since it would be escaped

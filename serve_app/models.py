@@ -15,8 +15,8 @@ from vig_ray.scoring.reference import Reference, make_reference
 
 def prompts_for(config: AppConfig, model: str) -> Prompts:
     """What of the options decides the prompts of the model with this name."""
-    own = {"model": config.models[model]}
-    return Prompts(**own, **{name: getattr(config, name) for name in Prompts._fields if name not in own})
+    others = {name: getattr(config, name) for name in Prompts._fields if name != "model"}
+    return Prompts(config.models[model], **others)
 
 
 class Referred(NamedTuple):
@@ -32,7 +32,7 @@ class Model:
     def __init__(self, name: str, formatter: Formatter, backend: Any, config: AppConfig) -> None:
         self.name, self.formatter, self.backend = name, formatter, backend
         self.tokenizer: Any = formatter.tokenizer
-        self.references = {
+        self.references: dict[str, Referred] = {
             each: Referred(
                 make_reference(each, formatter=formatter, blur=config.blur),
                 make_passes(("clean", each), formatter, blur=config.blur),

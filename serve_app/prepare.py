@@ -138,9 +138,9 @@ def prepare_sample(
             else None
         )
         prepared = prepare(formatter, passes, list(sample.conversation), images)
-        clean, reference = prepared.prompts or (None, None)
-        if isinstance(reference, PromptError):
-            raise reference
+        clean, without = prepared.prompts or (None, None)
+        if isinstance(without, PromptError):
+            raise without
     except ImageError as error:
         raise image_error(error) from error
     except PromptError as error:
@@ -156,10 +156,10 @@ def prepare_sample(
     answer_tokens, limit = len(prepared.prompt.answer_positions), config.max_answer_tokens
     if answer_tokens > limit:
         raise RequestError(422, "TooLong", f"{answer_tokens} answer tokens, and the limit is {limit}")
-    if not (isinstance(clean, Prompt) and isinstance(reference, Prompt)):
+    if not (isinstance(clean, Prompt) and isinstance(without, Prompt)):
         raise RequestError(422, "NoImage", prepared.prompt.note or "there is no image to leave out")
     kernels = [blur_kernel(width) for width in widths] if blurred else []
-    return PreparedSample((clean, reference), sample, kernels, reference_uris)
+    return PreparedSample((clean, without), sample, kernels, reference_uris)
 
 
 def image_error(error: ImageError) -> RequestError:

@@ -144,6 +144,11 @@ class Quotas:
         usage.samples += samples - held
         usage.under_way += samples - held
 
+    def at_once(self, key: Key | None) -> float:
+        """The samples that a key may have under way here."""
+        limit = self._whole(key.concurrency) if key is not None else None
+        return math.inf if limit is None else limit
+
     def under_way(self, key: Key, more: int) -> None:
         """So many more samples of a key are under way, or fewer."""
         self._usage_of(key).under_way += more

@@ -133,7 +133,7 @@ def turns_of(multiplexed: Callable[..., Any]) -> type:
         ) -> None:
             self._engines, self._rest = engines, (workers, log_format)
 
-        @multiplexed  # type: ignore[untyped-decorator]
+        @multiplexed
         async def _model(self, name: str) -> Scorer:
             facts, engine = self._engines[name]
             return await asyncio.to_thread(Scorer, dict(facts), engine, *self._rest)

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api import Api
+from serve_app.clients import current
 from serve_app.errors import RequestError, WholeRequestError, invalid_request
 from serve_app.quota import Admission
 from serve_app.schema import Score, StreamRequest
@@ -40,8 +41,8 @@ class ScoreStream(Response):
     ) -> None:
         super().__init__(media_type=CONTENT_TYPES[0])
         self._request, self._api, self._accepted = request, api, accepted
-        # Half of the places: others are let in beside a stream.
-        self._window = max(1, api.config.queue // 2)
+        # Half of the places, since others are let in beside a stream; and no more than its key may have.
+        self._window = int(max(1, min(api.config.queue // 2, api.quotas.at_once(current().key))))
         self._max_bytes = int(api.config.max_body_mb * 2**20)
         self._held_bytes = 0
         self._answers: asyncio.Queue[asyncio.Task[bytes] | RequestError | None] = asyncio.Queue()
