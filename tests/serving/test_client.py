@@ -72,7 +72,7 @@ def test_the_client_gives_the_server_s_numbers(serve: Callable[..., Served], tmp
         alone = [client.score(each).vig for each in given[:3]]
     assert [outcome.vig for outcome in many[:3] if isinstance(outcome, Score)] == pytest.approx(alone, abs=1e-5)
     kinds = [outcome.kind if isinstance(outcome, Failed) else "" for outcome in many[7:10]]
-    assert kinds == ["Invalid", "BadImage", "NoImage"]
+    assert kinds == ["Invalid", "UnidentifiedImageError", "NoImage"]
     assert isinstance(many[10], TextOnly)
     assert sum(isinstance(outcome, Score) for outcome in many) == 36
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -27,6 +28,7 @@ PATH = "/v1/score/stream"
 CONTENT_TYPE = "application/x-ndjson"
 
 _WINDOW_BYTES = 64 << 20
+now = time.monotonic
 # In a line of the answer: of the server at that moment, not of the sample.
 _BUSY = frozenset({"Busy"})
 
@@ -54,21 +56,25 @@ class _Moves:
 
 
 class _Sent:
-    """What one connection has sent: how many samples are unanswered, and since when one has been waited for."""
+    """What one connection has sent: how many samples are unanswered, and since when this side
+    has waited for the next answer to one of them."""
 
     def __init__(self) -> None:
-        self.unanswered, self.since = 0, 0.0
+        self.unanswered, self._since = 0, 0.0
 
     def went(self) -> None:
         """A sample goes out."""
         self.unanswered += 1
         if self.unanswered == 1:
-            self.since = asyncio.get_running_loop().time()
+            self.waits()
 
-    def came(self) -> None:
-        """An answer has come."""
-        self.unanswered -= 1
-        self.since = asyncio.get_running_loop().time()
+    def waits(self) -> None:
+        """The waiting begins: the program may have taken its time over the answer before."""
+        self._since = now()
+
+    def left(self, timeout: float) -> float | None:
+        """Seconds that are left of `timeout`; None where no answer is due."""
+        return self._since + timeout - now() if self.unanswered else None
 
 
 class Stream:
@@ -164,6 +170,7 @@ class Stream:
                         yield failed
                     if reading is None:
                         reading = asyncio.create_task(_next(lines))
+                        sent.waits()
                     await self._wait(reading, sent)
                     if not reading.done():
                         continue
@@ -177,11 +184,10 @@ class Stream:
 
     async def _wait(self, reading: asyncio.Task[Any], sent: _Sent) -> None:
         """Wait for a line or a move. Raises _CutError where no answer has come in time to a sample that was sent."""
-        left = sent.since + self._requests.timeout - asyncio.get_running_loop().time()
-        if sent.unanswered and left <= 0 and not reading.done():
+        left = sent.left(self._requests.timeout)
+        if left is not None and left <= 0 and not reading.done():
             raise _CutError(TimeoutError())
-        limit = left if sent.unanswered else None
-        await asyncio.wait({reading, self._moves.next}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({reading, self._moves.next}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
     def _is_end(self, line: Any, sent: _Sent, answers: int) -> bool:
         """Whether there is nothing more to come. `line`: None where the connection has ended."""
@@ -209,7 +215,7 @@ class Stream:
         assert isinstance(sample, Outgoing)
         if sample.id is not None and line.get("id") != sample.id:
             raise ClientError(f"{self._requests.url}{PATH}: answers {line.get('id')!r} where {sample.id!r} is due")
-        sent.came()
+        sent.unanswered -= 1
         return outcome
 
     async def _body(self, sent: _Sent) -> AsyncIterator[bytes]:
