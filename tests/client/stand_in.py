@@ -58,8 +58,9 @@ def refused(status: int, kind: str = "Busy", **headers: str) -> Response:
 class StandIn:
     """`refuse`: from a path, the number of its request (from 1) and the samples to the response instead, None for none.
 
-    `cut`: after how many answers the connection of stream n (from 1) is reset; `before`: awaited before answer n of all
-    streams. `seen`: how often each path was asked; `answered`: the answers of samples in the order of their scores.
+    `cut`: after how many answers the connection of stream n (from 1) is reset. `end_at`: the error that ends stream n
+    after its third answer. `before`: awaited before answer n of all streams. `seen`: how often each path was asked;
+    `answered`: the answers of samples in the order of their scores.
     """
 
     def __init__(self) -> None:
@@ -71,6 +72,7 @@ class StandIn:
         self.cut: dict[int, int] = {}
         self.break_line = False
         self.without_end: set[int] = set()
+        self.end_at: dict[int, dict[str, str]] = {}
         self.rewrite: Callable[[dict[str, Any]], dict[str, Any]] = lambda line: line
         self.before: Callable[[int], Any] = lambda number: asyncio.sleep(0)
         self.under_way = self.most_under_way = self.read_lines = 0
@@ -139,6 +141,10 @@ class StandIn:
                 if number == self.cut.get(stream):
                     yield b'{"index": ' if self.break_line else b""
                     raise _ResetError
+                if number == 3 and stream in self.end_at:
+                    last = {"end": False, "samples": number, "failed": failed, "error": self.end_at[stream]}
+                    yield json.dumps(last).encode() + b"\n"
+                    return
                 await self.before(len(self.answered))
                 self.answered.append(item["answer"])
                 outcome = {"index": number, "id": item.get("id")} | result_of(item)

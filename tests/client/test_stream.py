@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -50,6 +52,16 @@ def test_what_fails_keeps_its_place(server: StandIn) -> None:
         assert vigs(client.stream(given, window=4)) == expected
         assert vigs(client.stream([Failed("Earlier", "before")] * 9, window=4)) == ["before"] * 9
         assert vigs(client.stream([])) == []
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7])
+def test_failures_among_samples_lead_to_no_other_s_answer(server: StandIn, window: int) -> None:
+    fails = random.Random(window)
+    given = [Failed("Earlier", f"{n}") if fails.random() < 0.5 else sample(n, id=f"{n}") for n in range(200)]
+    expected = [each.message if isinstance(each, Failed) else float(n) for n, each in enumerate(given)]
+    with Client(server.url) as client:
+        assert vigs(client.stream(given, window=window)) == expected
+    assert server.answered == [f"{n}" for n, each in enumerate(given) if not isinstance(each, Failed)]
 
 
 @pytest.mark.parametrize("break_line", [True, False])
@@ -106,6 +118,18 @@ def test_a_server_that_is_busy_within_a_stream_is_no_fault_of_a_sample(
     server.rewrite = busy_once
     with Client(server.url) as client:
         assert vigs(client.stream(sample(number) for number in range(9))) == list(range(9))
+
+
+def test_a_server_that_ends_a_stream_says_why(server: StandIn, waits: list[float | None]) -> None:
+    server.end_at = {number: {"kind": "Timeout", "message": "nothing came"} for number in (1, 2, 3)}
+    with Client(server.url) as client:
+        assert vigs(client.stream(sample(number) for number in range(12))) == list(range(12))
+        assert server.seen[STREAM] == 4
+        server.end_at = {5: {"kind": "Rate", "message": "too many"}, 6: {"kind": "TooLarge", "message": "too long"}}
+        with pytest.raises(CutOffError, match="after 3 samples: too many"):
+            list(client.stream((sample(number) for number in range(12)), resume=False))
+        with pytest.raises(ServerError, match="413 TooLarge: too long"):
+            list(client.stream(sample(number) for number in range(12)))
 
 
 @pytest.mark.parametrize(
@@ -179,6 +203,32 @@ def test_a_program_may_take_its_time_over_an_answer(server: StandIn, clock: list
             clock[0] += 1000
     assert vigs(found) == list(range(6))
     assert server.seen[STREAM] == 1
+
+
+def test_an_interrupt_ends_the_stream(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C does while an outcome is waited for."""
+    stuck = threading.Event()
+
+    async def before(number: int) -> None:
+        if number == 1:
+            stuck.set()
+            await asyncio.sleep(3600)
+
+    server.before = before
+    with Client(server.url) as client:
+        outcomes = client.stream([sample(number) for number in range(9)])
+        assert vigs([next(outcomes)]) == [0]
+        assert stuck.wait(30)
+        wait = Future.result
+
+        def interrupted(self: Future[Any], timeout: float | None = None) -> Any:
+            monkeypatch.setattr(Future, "result", wait)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(outcomes)
+        assert client.score(sample(1)).vig == 1
 
 
 def test_nobody_reads_ahead_of_who_does_not_read(server: StandIn) -> None:

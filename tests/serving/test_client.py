@@ -69,7 +69,14 @@ def test_the_client_gives_the_server_s_numbers(serve: Callable[..., Served], tmp
                 assert type(one) is type(other)
                 if isinstance(one, Score) and isinstance(other, Score):
                     assert one.vig == pytest.approx(other.vig, abs=1e-5)
+        streamed = list(client.stream((each | {"id": str(number)} for number, each in enumerate(given)), window=8))
         alone = [client.score(each).vig for each in given[:3]]
+    assert [type(outcome) for outcome in streamed] == [type(outcome) for outcome in many]
+    for one, other in zip(streamed, many, strict=True):
+        if isinstance(one, Score) and isinstance(other, Score):
+            assert one.vig == pytest.approx(other.vig, abs=1e-5)
+        else:
+            assert one == other
     assert [outcome.vig for outcome in many[:3] if isinstance(outcome, Score)] == pytest.approx(alone, abs=1e-5)
     kinds = [outcome.kind if isinstance(outcome, Failed) else "" for outcome in many[7:10]]
     assert kinds == ["Invalid", "UnidentifiedImageError", "NoImage"]

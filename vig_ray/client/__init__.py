@@ -10,12 +10,12 @@ Importing this imports neither Ray nor torch. It rests on aiohttp, which reads a
 of its request; httpx 0.28 sends all of it first, and a stream would stand still.
 """
 
-from vig_ray.client.answers import Failed, ModelFacts, ModelInfo, Outcome, Reference, Score, TextOnly, Token
+from vig_ray.client.answers import Failed, ModelFacts, ModelInfo, Offer, Outcome, Reference, Score, TextOnly, Token
 from vig_ray.client.asynchronous import AsyncClient
 from vig_ray.client.blocking import Client
 from vig_ray.client.errors import ClientError, CutOffError, ServerError
 
 __all__ = [
-    "AsyncClient", "Client", "ClientError", "CutOffError", "Failed", "ModelFacts", "ModelInfo", "Outcome", "Reference",
-    "Score", "ServerError", "TextOnly", "Token",
+    "AsyncClient", "Client", "ClientError", "CutOffError", "Failed", "ModelFacts", "ModelInfo", "Offer", "Outcome",
+    "Reference", "Score", "ServerError", "TextOnly", "Token",
 ]  # fmt: skip

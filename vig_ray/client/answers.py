@@ -49,9 +49,20 @@ class ModelFacts(_Answer):
     engine: str
 
 
-class ModelInfo(ModelFacts):
-    """What scores, and within which limits. `version`: of vig-ray there; None where it doesn't tell."""
+class Offer(_Answer):
+    """A model that a sample may name, under `model`, with the references that it may name, under `reference`."""
 
+    name: str
+    references: list[str]
+
+
+class ModelInfo(ModelFacts):
+    """What scores, and within which limits: the server's first model and reference, for samples that name none.
+
+    `models`: all of them. `version`: of vig-ray there; None where it doesn't tell.
+    """
+
+    models: list[Offer] = []
     reference: str
     reference_parameters: dict[str, Any]
     tau: float | None

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from vig_ray.client.answers import ModelInfo, Outcome, Score
 from vig_ray.client.asynchronous import RETRIES, TIMEOUT, AsyncClient
+from vig_ray.client.batches import cancelled
 from vig_ray.client.errors import ClientError
 from vig_ray.client.feeding import Samples
 from vig_ray.client.samples import Sample
@@ -88,15 +89,25 @@ class Client:
         )
 
     def _each(self, outcomes: AsyncGenerator[Outcome]) -> Iterator[Outcome]:
+        running: set[asyncio.Task[Any]] = set()
+
         async def one() -> Outcome | None:
-            return await anext(outcomes, None)
+            running.update({task} if (task := asyncio.current_task()) else ())
+            try:
+                return await anext(outcomes, None)
+            finally:
+                running.clear()
+
+        async def end() -> None:
+            await cancelled(*running)  # an interrupt leaves it in the middle of an outcome
+            await outcomes.aclose()
 
         try:
             while (outcome := self._wait(one())) is not None:
                 yield outcome
         finally:
             if not self._loop.is_closed():
-                self._wait(outcomes.aclose())
+                self._wait(end())
 
     def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """What a coroutine returns, on the loop; an interrupt ends it there, too."""

@@ -12,7 +12,8 @@ from typing import Any
 from vig_ray.client.answers import Failed
 
 Sample = Mapping[str, Any]
-"""`question`, `answer` and `image`, or `messages` with `images`; and `tau`, `reference_images`, `text_only` and `id`.
+"""`question`, `answer` and `image`, or `messages` with `images`; and `tau`, `model`, `reference`, `reference_images`,
+`text_only` and `id`.
 
 An image is a path, the bytes of a file, a PIL image, a data URI, or an http(s) URL that the server fetches.
 """
@@ -57,7 +58,7 @@ def prepare(
         return Failed("BadImage", str(error))
     except (TypeError, ValueError, RecursionError) as error:
         return Failed("Invalid", f"the sample can't be written as JSON: {error}"[:500])
-    if max_bytes is not None and len(body) > max_bytes:
+    if max_bytes is not None and len(body) + len(_json(sample.get("id"))) + len(b',"id":') > max_bytes:
         return Failed(
             "TooLarge", f"{len(body):,} bytes as JSON, and the server takes {max_bytes:,} (its --max-body-mb)"
         )

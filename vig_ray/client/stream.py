@@ -30,7 +30,9 @@ CONTENT_TYPE = "application/x-ndjson"
 _WINDOW_BYTES = 64 << 20
 now = time.monotonic
 # In a line of the answer: of the server at that moment, not of the sample.
-_BUSY = frozenset({"Busy"})
+_LATER = frozenset({"Busy", "Timeout"})
+# In the last line: what would come again with the same samples.
+_FINAL = frozenset({"TooLarge", "Invalid"})
 
 
 class _CutError(Exception):
@@ -190,16 +192,25 @@ class Stream:
         await asyncio.wait({reading, self._moves.next}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
 
     def _is_end(self, line: Any, sent: _Sent, answers: int) -> bool:
-        """Whether there is nothing more to come. `line`: None where the connection has ended."""
-        if line is None or line.get("end") is True:
-            if line is None or sent.unanswered or self._window or not self._ended:
-                if self._resume and self._ended and not self._window:
-                    return True  # nothing is missing but the line that says so
-                raise _CutError(ConnectionError("the connection ended before the last line"))
+        """Whether there is nothing more to come. `line`: None where the connection has ended.
+
+        Raises _CutError where there is, and this was the connection's last line; ServerError where it says that the
+        same would come again.
+        """
+        if line is not None and "end" not in line:
+            return False
+        if line is not None and line["end"] is True and self._ended and not self._window and not sent.unanswered:
             if line.get("samples") != answers:
                 raise ClientError(f"{self._requests.url}{PATH}: answers end with {line.get('samples')} of {answers}")
             return True
-        return False
+        if self._resume and self._ended and not self._window:
+            return True  # nothing is missing but the line that says so
+        why = Failed("", "the connection ended before the last line")
+        if line is not None and "error" in line:
+            why = Failed(str(line["error"]["kind"]), str(line["error"]["message"]))
+        if why.kind in _FINAL:
+            raise ServerError(self._requests.url, 413 if why.kind == "TooLarge" else 422, why.kind, why.message)
+        raise _CutError(ConnectionError(why.message))
 
     def _outcome(self, line: Any, sent: _Sent, answers: int) -> Outcome:
         """What a line says of the window's first sample, which is taken off. Raises _CutError, ClientError."""
@@ -209,7 +220,7 @@ class Stream:
             outcome = outcome_of(line)
         except ValidationError as error:
             raise ClientError(f"{self._requests.url}{PATH}: answers what vig serve doesn't; is it one?") from error
-        if isinstance(outcome, Failed) and outcome.kind in _BUSY:
+        if isinstance(outcome, Failed) and outcome.kind in _LATER:
             raise _CutError(ServerError(self._requests.url, 503, outcome.kind, outcome.message))
         sample = self._pop()
         assert isinstance(sample, Outgoing)
@@ -220,9 +231,10 @@ class Stream:
 
     async def _body(self, sent: _Sent) -> AsyncIterator[bytes]:
         """The window's samples as lines, those that are still to come among them."""
-        number = self._answered
+        number = 0
         while True:
-            while number - self._answered < len(self._window):
+            # What has failed may have left the window before it was its turn here.
+            while (number := max(number, self._answered)) < self._answered + len(self._window):
                 sample = self._window[number - self._answered]
                 number += 1
                 if isinstance(sample, Outgoing):
