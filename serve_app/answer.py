@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from serve_app.prepare import PreparedSample
-from serve_app.schema import ModelFacts, Reference, Score, Token
+from serve_app.schema import ModelFacts, Reference, Score, TextOnly, Token
+from vig_ray.model.prompt import Prompt
 from vig_ray.scoring import reference as made
 from vig_ray.scoring.engines import LogProbs
 from vig_ray.scoring.gain import loss, perplexity, token_gain
@@ -59,10 +60,16 @@ def score_of(
         tau=tau,
         kept=vig >= tau if tau is not None else None,
         active_tokens=sum(active_T) if active_T is not None else None,
+        note=prompt.note,
         model=model,
         reference=Reference(name=reference.name, parameters=reference.parameters, kernels=sample.kernels),
         reference_images=sample.reference_images,
     )
+
+
+def text_only_of(prompt: Prompt, *, model: ModelFacts) -> TextOnly:
+    """What a sample without an image is answered."""
+    return TextOnly(token_ids=prompt.answer_ids.tolist(), turns=prompt.turns.tolist(), note=prompt.note, model=model)
 
 
 def _finite(value: float) -> float | None:

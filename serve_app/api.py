@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import ValidationError
 
+import vig_ray
 from serve_app.access import Access
-from serve_app.answer import score_of
+from serve_app.answer import score_of, text_only_of
 from serve_app.clients import current
 from serve_app.errors import RequestError, WholeRequestError, busy, invalid_request
 from serve_app.fetch import Allowance
@@ -22,10 +23,10 @@ from serve_app.models import Model, named
 from serve_app.options import AppConfig
 from serve_app.prepare import PreparedSample, check_hosts, fetch_images, parse_sample, prepare_sample
 from serve_app.quota import Quotas
-from serve_app.schema import Item, Loading, ModelFacts, ModelInfo, Offer, Problem, Score, ScoreRequest
+from serve_app.schema import Item, Loading, ModelFacts, ModelInfo, Offer, Problem, Score, ScoreRequest, TextOnly
 from serve_app.traces import span
 from vig_ray.dataset.schema import Sample
-from vig_ray.model.prompt import Formatter
+from vig_ray.model.prompt import Formatter, Prompt
 from vig_ray.scoring.engines import LogProbs
 
 T = TypeVar("T")
@@ -117,20 +118,21 @@ class Api:
 
     async def model_info(self) -> ModelInfo:
         """What scores, and within which limits. Raises RequestError where nothing is ready yet."""
-        told_otherwise = {*ModelFacts.model_fields, "max_length", "models", "reference"}
+        told_otherwise = {*ModelFacts.model_fields, "max_length", "models", "reference", "version"}
         limits = self.config.model_dump(include=set(ModelInfo.model_fields) - told_otherwise)
         first = next(iter(self._models.values()))
         reference, referred = next(iter(first.references.items()))
         return ModelInfo(
             **(await self.facts()).model_dump(),
             **limits,
+            version=vig_ray.__version__,
             models=[Offer(name=each.name, references=list(each.references)) for each in self._models.values()],
             reference=reference,
             reference_parameters=referred.reference.parameters,
             max_length=self.formatter.max_length,
         )
 
-    async def score(self, request: ScoreRequest, image: bytes | None) -> Score:
+    async def score(self, request: ScoreRequest, image: bytes | None) -> Score | TextOnly:
         """One sample; `image`: the file of a form. Raises RequestError."""
         config = self.config
         entry = await self._entry((request, image))
@@ -157,7 +159,7 @@ class Api:
 
     async def _scores(
         self, requests: Sequence[tuple[ScoreRequest, bytes | None] | RequestError]
-    ) -> list[Score | RequestError]:
+    ) -> list[Score | TextOnly | RequestError]:
         """Step by step for all samples, so that the limits of a request are checked before anything is decoded."""
         config = self.config
         entries = await _each(self._entry, requests)
@@ -188,7 +190,7 @@ class Api:
         limits = self.config.max_image_pixels, self.config.max_decoded_pixels
         return pixels_of(sample, max_image_pixels=limits[0], max_decoded_pixels=limits[1])
 
-    def _prepared(self, entry: _Entry, measure: bool) -> PreparedSample:
+    def _prepared(self, entry: _Entry, measure: bool) -> PreparedSample | Prompt:
         """In the thread that prepares; `measure`: count the pixels first, which else was done before."""
         if measure:
             check_pixels(self._pixels(entry.sample), self.config.max_request_pixels)
@@ -196,16 +198,19 @@ class Api:
         return prepare_sample(
             entry.sample, model.formatter, model.references[reference].passes, self.config,
             reference=reference, reference_images=entry.request.reference_images,
+            text_only=entry.request.text_only,
         )  # fmt: skip
 
-    async def _score_measured(self, entry: _Entry) -> Score:
+    async def _score_measured(self, entry: _Entry) -> Score | TextOnly:
         return await self._score(await self.facts(entry.model), entry)
 
-    async def _score(self, facts: ModelFacts, entry: _Entry, *, measure: bool = False) -> Score:
+    async def _score(self, facts: ModelFacts, entry: _Entry, *, measure: bool = False) -> Score | TextOnly:
         request = entry.request
         loop, model = asyncio.get_running_loop(), entry.model
         with span("prepare"):
             prepared = await loop.run_in_executor(self._thread, self._prepared, entry, measure)
+        if isinstance(prepared, Prompt):
+            return text_only_of(prepared, model=facts)
         self.quotas.spend(current(), prepared.tokens)
         with span("score"):
             clean, reference = await model.backend.score(prepared)

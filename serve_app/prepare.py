@@ -66,7 +66,7 @@ def parse_sample(request: ScoreRequest, image: bytes | None = None) -> Sample:
         check(sample)
     except RowError as error:
         raise RequestError(422, error.kind, str(error).partition(": ")[2]) from error
-    if not sample.images:
+    if not sample.images and not request.text_only:
         raise RequestError(422, "NoImage", "the sample has no image, so there is nothing to measure")
     return sample
 
@@ -126,8 +126,12 @@ def prepare_sample(
     *,
     reference: str = "blur",
     reference_images: bool = False,
-) -> PreparedSample:
-    """Decode, blur and tokenise; `passes`: the clean one and that of `reference`. Raises RequestError."""
+    text_only: bool = False,
+) -> PreparedSample | Prompt:
+    """Decode, blur and tokenise; `passes`: the clean one and that of `reference`. Raises RequestError.
+
+    `text_only`: for a sample without an image to leave out, return its prompt.
+    """
     images = [_image(image, formatter, config.max_image_pixels) for image in sample.images]
     try:
         widths = [image.pixels.shape[1] for image in images]
@@ -156,6 +160,8 @@ def prepare_sample(
     answer_tokens, limit = len(prepared.prompt.answer_positions), config.max_answer_tokens
     if answer_tokens > limit:
         raise RequestError(422, "TooLong", f"{answer_tokens} answer tokens, and the limit is {limit}")
+    if prepared.prompts is None and text_only:
+        return prepared.prompt
     if not (isinstance(clean, Prompt) and isinstance(without, Prompt)):
         raise RequestError(422, "NoImage", prepared.prompt.note or "there is no image to leave out")
     kernels = [blur_kernel(width) for width in widths] if blurred else []

@@ -40,6 +40,7 @@ from serve_app.schema import (
     StreamEnd,
     StreamItem,
     StreamRequest,
+    TextOnly,
 )
 from serve_app.stream import CONTENT_TYPES, ScoreStream
 from serve_app.traces import Traces, span
@@ -200,9 +201,9 @@ def make_app(api: Api, *, id_answered: bool = False) -> FastAPI:
         return error_response(RequestError(error.status_code, "Http", str(error.detail), error.headers))
 
     routes = Routes(api)
-    app.post("/v1/score", response_model=Score, responses=_REFUSED, openapi_extra={"requestBody": _SCORE_BODY})(
-        routes.score
-    )
+    app.post(
+        "/v1/score", response_model=Score | TextOnly, responses=_REFUSED, openapi_extra={"requestBody": _SCORE_BODY}
+    )(routes.score)
     app.post(
         "/v1/score/batch", response_model=BatchScores, responses=_REFUSED, openapi_extra={"requestBody": _BATCH_BODY}
     )(routes.score_batch)

@@ -74,6 +74,7 @@ class ScoreRequest(_Strict):
     model: str | None = Field(None, description="one of the server's models by its name; by default the first")
     reference: str | None = Field(None, description="one of the server's references; by default the first")
     reference_images: bool = Field(False, description="answer with the images that stand for 'no image', too")
+    text_only: bool = Field(False, description="take a sample without an image, too, and answer with its tokens alone")
 
     @model_validator(mode="after")
     def _one_form(self) -> ScoreRequest:
@@ -162,10 +163,20 @@ class Score(BaseModel):
     tau: float | None
     kept: bool | None = Field(description="vig >= tau; null without tau; with a policy what it decided")
     active_tokens: int | None
+    note: str | None = Field(None, description="what the model's authors' own training does otherwise")
     model: ModelFacts
     reference: Reference
     decision: Decision | None = Field(None, description="null without a policy")
     reference_images: list[str] | None = Field(None, description="data URIs, at most 512 pixels a side")
+
+
+class TextOnly(BaseModel):
+    """A sample without an image, where the request takes these (`text_only`): its answer tokens, and no gain."""
+
+    token_ids: list[int]
+    turns: list[int] = Field(description="which assistant turn each token is in, from 0")
+    note: str | None = Field(None, description="as of a score; or why its image is left out")
+    model: ModelFacts
 
 
 class Problem(BaseModel):
@@ -197,7 +208,7 @@ class Loading(Readiness):
 class Item(BaseModel):
     """A score or an error."""
 
-    result: Score | None = None
+    result: Score | TextOnly | None = None
     error: Problem | None = None
 
 
@@ -236,6 +247,7 @@ class ModelInfo(ModelFacts):
 
     models: list[Offer] = Field(description="all that a request may name, the default first")
 
+    version: str = Field(description="of vig-ray")
     reference: str
     reference_parameters: dict[str, Any]
     tau: float | None

@@ -23,7 +23,7 @@ from serve_app.api import Api
 from serve_app.clients import current
 from serve_app.errors import RequestError, WholeRequestError, invalid_request
 from serve_app.quota import Admission
-from serve_app.schema import Score, StreamRequest
+from serve_app.schema import Score, StreamRequest, TextOnly
 
 CONTENT_TYPES = ("application/x-ndjson", "application/jsonl", "application/ndjson")
 _AGAIN_S = 0.5
@@ -166,7 +166,7 @@ class ScoreStream(Response):
         problem = {"kind": refusal.kind, "message": refusal.message}
         return json.dumps({"index": index, "id": name, "error": problem}).encode()
 
-    async def _score(self, request: StreamRequest) -> Score:
+    async def _score(self, request: StreamRequest) -> Score | TextOnly:
         """Raises RequestError. What is busy is asked again while the sample's time lasts: nobody else would."""
         seconds = self._api.config.timeout
         end = asyncio.get_running_loop().time() + seconds

@@ -24,6 +24,7 @@ FLOORS: tuple[set[str], ...] = (
     {"vig_ray.stage", "vig_ray.whole_files", "vig_ray.options", "vig_ray.processes"},
     {"vig_ray.cluster"},
     {"vig_ray.dataset"},
+    {"vig_ray.client"},
     {"vig_ray.tables"},
     {"vig_ray.model"},
     {"vig_ray.row_counter", "vig_ray.this_process"},

@@ -34,7 +34,10 @@ from vig_ray.storage import absolute, one_line
 
 log = logging.getLogger("vig_ray.submission")
 
-PATHS = ("images", "out", "samples", "scores", "selection", "measures", "counts", "exclude", "synonyms", "lmms_include")
+PATHS = (
+    "images", "out", "samples", "scores", "selection", "measures", "counts", "exclude", "synonyms", "lmms_include",
+    "server_key",
+)  # fmt: skip
 _BY_TASK = ("data", "images", "task_options")  # of `vig eval`, whose values are by task
 MODELS = ("model", "reference_model", "embedding_model", "clip_model", "language_model", "vision_tower")
 _OPTIONS_FILE = "job.yaml"

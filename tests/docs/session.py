@@ -103,8 +103,9 @@ class Session:
         """Run a block; returns what it printed. A command that fails raises AssertionError with what it printed."""
         with contextlib.chdir(self._folder):
             if block.language == "python":
+                text = self._on_our_port(block.text) if block.mark == "cluster" else block.text
                 with contextlib.redirect_stdout(io.StringIO()) as printed:
-                    exec(compile(block.text, block.place, "exec"), self._names)
+                    exec(compile(text, block.place, "exec"), self._names)
                 return printed.getvalue()
             if block.mark == "cluster":
                 return self._bash(block.text)
@@ -128,15 +129,20 @@ class Session:
         said = words(line)
         return vig(said[1:]) if said[:1] == ["vig"] and not _SHELL.search(line.partition(" #")[0]) else self._bash(line)
 
+    def _on_our_port(self, text: str) -> str:
+        return re.sub(r"\b8000\b", self._port, text)
+
     def _bash(self, text: str) -> str:
         path = f"{self._bin}{os.pathsep}{os.environ['PATH']}"
         environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
         if not self._forks:
             environment.pop("RAY_RUNTIME_ENV_HOOK", None)
+        if "--server " in text:  # which refuses them
+            environment = {name: value for name, value in environment.items() if name not in _ONE_OF_EACH}
         log = self._folder / ".log"
         with log.open("w") as printed:  # a file: a server in the background would keep a pipe open
             process = subprocess.Popen(
-                ["bash", "-e", "-o", "pipefail", "-c", re.sub(r"\b8000\b", self._port, text)],
+                ["bash", "-e", "-o", "pipefail", "-c", self._on_our_port(text)],
                 env=environment, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
             self._started.append(process.pid)

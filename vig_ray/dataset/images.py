@@ -33,6 +33,8 @@ PIL.Image.init()
 # Those that datasets use; readers of others run programs (EPS) or have no need here. MPO, of phones, opens as JPEG.
 _USED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 _FORMATS = tuple(name for name in _USED if name in PIL.Image.OPEN)
+_AS_PNG = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
+_AS_TIFF = frozenset({"F", "I"})  # their range isn't known, which the image's reader says
 _MAX_MESSAGE = 300
 _PIECE_BYTES = 1 << 20
 
@@ -95,6 +97,16 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     with _opened(data) as file:
         _check_size(*file.size, max_pixels)
         return file.size
+
+
+def image_file(image: PIL.Image.Image) -> bytes:
+    """An image file with exactly these pixels; what EXIF says of its file doesn't turn it."""
+    file = BytesIO()
+    if image.mode in _AS_TIFF:
+        image.save(file, "TIFF")
+    else:
+        (image if image.mode in _AS_PNG else image.convert("RGB")).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 @contextmanager

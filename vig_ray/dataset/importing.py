@@ -159,6 +159,11 @@ def already_imported(data: Sequence[str]) -> str | None:
     return None
 
 
+def identity_of(imported: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the record of an import, what must be equal for its samples to be the same."""
+    return {key: imported.get(key) for key in ("inputs", "format", "images", "name", "counts")} | chosen_rows(imported)
+
+
 def chosen_rows(imported: Mapping[str, Any]) -> dict[str, Any]:
     """Of the record of an import, what else than the files decides which rows it holds; {} where it holds all."""
     return {name: imported[name] for name in _CHOOSING if name in imported}

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vig_ray.compat.ray import file_names
-from vig_ray.dataset.images import MAX_FILE_BYTES
+from vig_ray.dataset.images import MAX_FILE_BYTES, image_file
 from vig_ray.errors import StageError
 from vig_ray.stage import StageConfig, claim, read_stage
 from vig_ray.storage import filesystem, join, one_line
@@ -38,8 +38,6 @@ TAKEN = (
     "dataset"
 )
 _BATCH_ROWS = 256  # a row group; rows may hold images
-_AS_PNG = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
-_AS_TIFF = frozenset({"F", "I"})  # their range isn't known, which the image's reader says
 
 
 class _Written(StageConfig):
@@ -251,7 +249,7 @@ def _write_rows(rows: Iterable[Any], file: BinaryIO) -> None:
 def _as_json(value: Any) -> Any:
     """What JSON has no word for. Raises TypeError for what no row needs."""
     if isinstance(value, PIL.Image.Image):
-        return {"base64": base64.b64encode(_file_of(value)).decode()}
+        return {"base64": base64.b64encode(image_file(value)).decode()}
     if isinstance(value, bytes | bytearray | memoryview):
         return {"base64": base64.b64encode(value).decode()}
     if isinstance(value, np.generic):
@@ -267,13 +265,3 @@ def _as_json(value: Any) -> Any:
     if type(value).__module__.partition(".")[0] in ("pathlib", "uuid", "decimal"):
         return str(value)
     raise TypeError(f"it holds a {type(value).__module__}.{type(value).__name__}")
-
-
-def _file_of(image: PIL.Image.Image) -> bytes:
-    """An image file with exactly these pixels."""
-    file = io.BytesIO()
-    if image.mode in _AS_TIFF:
-        image.save(file, "TIFF")
-    else:
-        (image if image.mode in _AS_PNG else image.convert("RGB")).save(file, "PNG", compress_level=1)
-    return file.getvalue()

@@ -21,11 +21,28 @@ from vig_ray.options import (
     WorkerRange,
 )
 
+# What says how, where and within which limits a model runs; of a server it is the server's operator who says it.
+_OF_THE_SCORER = (
+    "marginal_images", "reference_seed", "reference_model", "reference_context", "align", "passes", "blur", "engine",
+    "vllm", "dtype", "device", "template", "max_length", "end_of_turn", "trust_remote_code", "too_long",
+    "max_image_pixels", "workers", "prepare_workers", "batch_tokens", "window", "address",
+)  # fmt: skip
+
 
 class ScoreConfig(DataOptions):
     """Score every answer token of a dataset with and without its image."""
 
-    model: str = Field(description="vision-language model: a checkpoint's folder or a hub id")
+    model: str = Field(description="vision-language model: a checkpoint's folder or a hub id; not with --server")
+    server: str | None = Field(
+        None,
+        description="address of a vig serve that scores instead of this machine, such as http://localhost:8000; its "
+        "model, its one reference and its limits are those of the run",
+        json_schema_extra={"metavar": "URL"},
+    )
+    server_key: str | None = Field(
+        None, description="file with the key of --server", json_schema_extra={"metavar": "FILE"}
+    )
+    server_requests: int = Field(4, ge=1, description="batches of 16 samples that --server is asked for at a time")
     out: str = Field(description="directory that gets scores/ (and samples/, where the data is imported here)")
     reference: References = Field(
         ("blur",),
@@ -119,6 +136,36 @@ class ScoreConfig(DataOptions):
         if isinstance(given, dict) and given.get("passes") == "text" and "reference" not in given:
             return given | {"reference": "text"}
         return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_server(cls, given: Any) -> Any:
+        """A server has a model already."""
+        if isinstance(given, dict) and given.get("server") is not None and "model" not in given:
+            return given | {"model": ""}
+        return given
+
+    @model_validator(mode="after")
+    def _by_server(self) -> ScoreConfig:
+        if self.server is None:
+            for option in ("server_key", "server_requests"):
+                if getattr(self, option) != ScoreConfig.model_fields[option].default:
+                    raise ValueError(f"--{option.replace('_', '-')} has no effect without --server")
+            if not self.model:
+                raise ValueError("--model is required, or --server")
+            return self
+        fields = ScoreConfig.model_fields
+        decided = [
+            name
+            for name in _OF_THE_SCORER
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        ]
+        if decided := (["model"] if self.model else []) + decided:
+            options = ", ".join(f"--{option.replace('_', '-')}" for option in decided)
+            raise ValueError(f"{options}: with --server, the server decides that; leave it out")
+        if len(self.reference) != 1:
+            raise ValueError("--reference: a server has one; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _text_reference(self) -> ScoreConfig:

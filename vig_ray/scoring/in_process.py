@@ -33,26 +33,42 @@ def run_steps_here(
     Rows that an earlier run has written aren't run again, nor does a later one by Ray run those of this. Raises
     StageError where the engine dies.
     """
-    delete_uncommitted(output)
-    done = _keys(output)
-    written = len(output.paths)
+    files = BlockFiles(output, table)
+    done = files.done
     actors = [step.actor(**step.arguments) for step in steps]
-    to_fs, to_path = whole_files(output.directory, join(output.work, "unfinished"))
-    to_fs.create_dir(to_path, recursive=True)
     samples = [samples] if isinstance(samples, str) else samples
     total, count = sum(map(count_samples, samples)), len(done)
-    blocks = (block for directory in samples for block in _blocks(directory, done, rows_per_file))
+    blocks = (block for directory in samples for block in blocks_to_do(directory, done, rows_per_file))
     with RowProgress(output.stage, total, done=count, brief=True) as bar:
-        for number, block in enumerate(blocks, start=written):
+        for block in blocks:
             count += block.num_rows
             for actor, step in zip(actors, steps, strict=True):
                 block = _called(actor, block, step.batch_rows)
-            assert block.schema.names == table.names
-            path = f"{to_path}/{output.run}-{number:06d}-0.parquet"
-            pq.write_table(block, path, filesystem=to_fs, compression="zstd")
-            commit_block(output, path, block["sample_key"])
+            files.write(block)
             bar.update(count)
     return {}
+
+
+class BlockFiles:
+    """The files of a run that one process writes, a block each, as Ray Data names and records them.
+
+    `done`: the keys of the rows that an earlier process has written. What it wrote and didn't record is deleted.
+    """
+
+    def __init__(self, output: Claim, table: pa.Schema) -> None:
+        delete_uncommitted(output)
+        self.done = _keys(output)
+        self._output, self._table, self._written = output, table, len(output.paths)
+        self._fs, self._path = whole_files(output.directory, join(output.work, "unfinished"))
+        self._fs.create_dir(self._path, recursive=True)
+
+    def write(self, block: pa.Table) -> None:
+        """Write rows, which are done then."""
+        assert block.schema.names == self._table.names
+        path = f"{self._path}/{self._output.run}-{self._written:06d}-0.parquet"
+        pq.write_table(block, path, filesystem=self._fs, compression="zstd")
+        commit_block(self._output, path, block["sample_key"])
+        self._written += 1
 
 
 def _called(actor: object, block: pa.Table, rows: int) -> pa.Table:
@@ -71,7 +87,7 @@ def _keys(output: Claim) -> pa.Array:
     return pa.concat_tables(tables)["sample_key"].combine_chunks() if tables else pa.array([], pa.string())
 
 
-def _blocks(samples: str, done: pa.Array, rows: int) -> Iterator[pa.Table]:
+def blocks_to_do(samples: str, done: pa.Array, rows: int) -> Iterator[pa.Table]:
     """The samples in order, so many at a time, without those that are done."""
     batches = dataset(samples).to_batches(batch_size=rows, batch_readahead=1, fragment_readahead=1)
     for batch in batches:

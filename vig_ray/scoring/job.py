@@ -23,6 +23,7 @@ from vig_ray.model.load import default_dtype, load_formatter, prompts_of, tell, 
 from vig_ray.options import ReferenceName
 from vig_ray.pipeline import count_samples, run_steps
 from vig_ray.progress import RowProgress
+from vig_ray.scoring import by_server
 from vig_ray.scoring.config import ScoreConfig
 from vig_ray.scoring.engines.load import check_engine, deciding, engine_for
 from vig_ray.scoring.engines.prefixes import told
@@ -67,16 +68,7 @@ class Plan:
 
 def check(config: ScoreConfig) -> Plan:
     """Everything that can be wrong with a config and takes only seconds to see; raises StageError."""
-    samples = importing.already_imported(config.data)
-    if samples is None:
-        importing.validate(import_config(config))
-    for option, field in DataOptions.model_fields.items():
-        if samples is not None and option != "data" and getattr(config, option) != field.default:
-            flag = option.replace("_", "-")
-            raise StageError(f"--{flag} has no effect on {samples}, which is imported already; leave it out")
-    check_writable(config.out)
-    if not config.overwrite:
-        _check_version(join(config.out, "scores"))
+    samples = _check_data(config)
     check_engine(config.engine, config.reference, config.vllm, joins_cluster=joins(config.address))
     formatter = load_formatter(*prompts_of(config))
     template = template_fingerprint(formatter)
@@ -95,6 +87,21 @@ def check(config: ScoreConfig) -> Plan:
     return plan
 
 
+def _check_data(config: ScoreConfig) -> str | None:
+    """The samples directory, None where the data is still to be imported. Raises StageError."""
+    samples = importing.already_imported(config.data)
+    if samples is None:
+        importing.validate(import_config(config))
+    for option, field in DataOptions.model_fields.items():
+        if samples is not None and option != "data" and getattr(config, option) != field.default:
+            flag = option.replace("_", "-")
+            raise StageError(f"--{flag} has no effect on {samples}, which is imported already; leave it out")
+    check_writable(config.out)
+    if not config.overwrite:
+        _check_version(join(config.out, "scores"))
+    return samples
+
+
 def import_config(config: ScoreConfig) -> importing.ImportConfig:
     """The import that `vig score --data FILE` does by itself."""
     read = {option: getattr(config, option) for option in DataOptions.model_fields}
@@ -108,6 +115,9 @@ def run(config: ScoreConfig, *, in_process: bool | None = False) -> ScoreSummary
     and vLLM isn't asked for. Raises StageError, before any engine starts, where the config, the data, the model or what
     is in `OUT` is wrong.
     """
+    if config.server is not None:
+        samples, model = _check_data(config), by_server.model_of(config)
+        return by_server.run(config, samples or _imported(config, brief=in_process is not False), model)
     plan = check(config)
     # In full, for workers and for whoever reads the record in another working directory.
     models = {name: getattr(config, name) for name in ("model", "reference_model")}
@@ -300,8 +310,7 @@ def _identity(plan: Plan, samples: str, decided: OfData) -> dict[str, Any]:
     imported = read_stage(samples) or {}
     config = plan.config
     return {
-        "samples": {key: imported.get(key) for key in ("inputs", "format", "images", "name", "counts")}
-        | importing.chosen_rows(imported),
+        "samples": importing.identity_of(imported),
         "model": plan.model,
         "template": plan.template,
         "engine": None if config.engine == "auto" else config.engine,
