@@ -27,6 +27,6 @@ from vig_ray.client.blocking import Client
 from vig_ray.client.errors import ClientError, CutOffError, ServerError
 
 __all__ = [
-    "AsyncClient", "Client", "ClientError", "CutOffError", "Decision", "Failed", "ModelFacts", "ModelInfo", "Offer", "Outcome",
-    "Reference", "Score", "ServerError", "TextOnly", "Token",
+    "AsyncClient", "Client", "ClientError", "CutOffError", "Decision", "Failed", "ModelFacts", "ModelInfo", "Offer",
+    "Outcome", "Reference", "Score", "ServerError", "TextOnly", "Token",
 ]  # fmt: skip

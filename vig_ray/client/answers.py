@@ -76,8 +76,10 @@ class ModelInfo(ModelFacts):
 
 
 class Decision(_Answer):
-    """What a policy decided: `verdict` is "kept" or "dropped"; that of a dry run is always "kept", and `would` says what
-    it would have been."""
+    """What a policy decided.
+
+    `verdict`: "kept" or "dropped". A dry run's is always "kept", and `would` says what it would have been.
+    """
 
     policy: str
     verdict: str
@@ -89,8 +91,8 @@ class Decision(_Answer):
 class Score(_Answer):
     """What the image contributes to one sample. Losses and `vig` are in nats.
 
-    `kept`, `active_tokens`: None without tau. `decision`: None without a policy. `note`: what the model's authors' own training does otherwise.
-    `reference_images`: data URIs, where they were asked for.
+    `kept`, `active_tokens`: None without tau. `decision`: None without a policy. `note`: what the model's authors' own
+    training does otherwise. `reference_images`: data URIs, where they were asked for.
     """
 
     vig: float
