@@ -197,7 +197,11 @@ def test_a_run_goes_on_where_it_was_and_with_the_same_model_only(
         job.run(ScoreConfig(model=CHECKPOINT, **options), in_process=True)
     with pytest.raises(StageError, match=r"--reference blind: --server .* has blur"):
         job.run(ScoreConfig(server=served.url, reference="blind", **options))
-    assert job.run(ScoreConfig(server=served.url, **options)).read == SAMPLES
+    # Started anew, the server describes its engine otherwise.
+    described = by_server.model_of(ScoreConfig(server=served.url, **options)).model_copy(update={"engine": "torch 9"})
+    with monkeypatch.context() as patch:
+        patch.setattr(by_server, "model_of", lambda config: described)
+        assert job.run(ScoreConfig(server=served.url, **options)).read == SAMPLES
     assert len(rows) == SAMPLES + 1
     assert job.run(ScoreConfig(server=served.url, **options)).read == SAMPLES  # complete: nothing is asked
     assert len(rows) == SAMPLES + 1

@@ -98,7 +98,7 @@ def _identity(samples: str, info: ModelInfo) -> dict[str, Any]:
         "samples": identity_of(read_stage(samples) or {}),
         "model": info.fingerprint,
         "template": info.template,
-        "engine": info.engine,
+        "engine": _engine(info),
         "references": [{"name": info.reference, "parameters": info.reference_parameters}],
         "dtype": info.dtype,
         "max_length": info.max_length,
@@ -106,6 +106,16 @@ def _identity(samples: str, info: ModelInfo) -> dict[str, Any]:
         "max_image_pixels": info.max_image_pixels,
         "server": {"max_answer_tokens": info.max_answer_tokens},
     }
+
+
+def _engine(facts: ModelFacts) -> str:
+    """The engine's name. A server describes it at length, which may be another after its next start."""
+    return facts.engine.partition(" ")[0]
+
+
+def _decides(facts: ModelFacts) -> tuple[str, ...]:
+    """Of what scores, what decides the numbers."""
+    return facts.fingerprint, facts.template, facts.dtype, _engine(facts)
 
 
 def _client(config: ScoreConfig, retries: int) -> Client:
@@ -133,7 +143,6 @@ def _score(config: ScoreConfig, samples: str, output: Claim, info: ModelInfo) ->
     """Write a row for each sample that has none yet."""
     table = scores_schema([info.reference])
     files = BlockFiles(output, table)
-    facts = ModelFacts.model_validate(info.model_dump())
     sent: deque[Row] = deque()  # rows whose outcome is still to come
 
     def given() -> Iterator[dict[str, Any] | Failed]:
@@ -146,7 +155,7 @@ def _score(config: ScoreConfig, samples: str, output: Claim, info: ModelInfo) ->
     try:
         with RowProgress("score", total, done=count) as bar, _client(config, _RETRIES) as client:
             for outcome in client.score_many(given()):
-                made.append(_scored(sent.popleft(), outcome, facts, info.reference))
+                made.append(_scored(sent.popleft(), outcome, info, info.reference))
                 count += 1
                 if len(made) == config.rows_per_file:
                     files.write(pa.Table.from_pylist(made, schema=table))
@@ -186,7 +195,8 @@ def _scored(row: Row, outcome: Outcome, facts: ModelFacts, reference: str) -> di
     scored = {name: row[name] for name in ("sample_key", "id", "source", "kept")}
     if isinstance(outcome, Failed):
         return scored | {"error": row["error"] or f"{outcome.kind}: {outcome.message}"}
-    if outcome.model != facts or (isinstance(outcome, Score) and outcome.reference.name != reference):
+    other_reference = isinstance(outcome, Score) and outcome.reference.name != reference
+    if _decides(outcome.model) != _decides(facts) or other_reference:
         raise StageError(
             "--server: another model answers than at the run's beginning. Have the server score with "
             f"{facts.name} ({facts.fingerprint}) again and give the same command, or choose another --out"
