@@ -33,6 +33,8 @@ from vig_ray.model.prompt import Formatter
 from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine
 from vig_ray.scoring.reference import make_reference
 
+_GROW_AFTER_S = 10.0  # Ray Serve's own 30 are long to wait behind a full queue
+
 
 @asgi_ingress("build_app")
 class Ingress:
@@ -101,7 +103,7 @@ def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[dic
             graceful_shutdown_timeout_s=grace,
             health_check_period_s=5,
             # Of calls, each of which takes along what gathers: an engine that keeps up has one at a time.
-            **_replicas(config.workers, busy_at=1.5),
+            **_replicas(config, config.workers, busy_at=1.5),
         )
 
     ingress = serve.deployment(Ingress).options(
@@ -110,7 +112,7 @@ def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[dic
         # Beyond `queue` the ingress itself answers 503; so a few more requests must reach it.
         max_ongoing_requests=4 * config.queue,
         graceful_shutdown_timeout_s=grace,
-        **_replicas(config.prepare_workers, busy_at=busy_at),
+        **_replicas(config, config.prepare_workers, busy_at=busy_at),
     )
     options = config.model_dump(include=set(AppConfig.model_fields))
     if config.models_a_worker is None:
@@ -164,9 +166,12 @@ def _gpus(config: AppConfig, engines: Sequence[str], here: int | None) -> int:
     return gpus
 
 
-def _replicas(worker_range: str, *, busy_at: float) -> dict[str, Any]:
+def _replicas(config: AppConfig, worker_range: str, *, busy_at: float) -> dict[str, Any]:
     least, most = parse_range(worker_range)
     if least == most:
         return {"num_replicas": most}
-    scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": busy_at}
+    scaling = {
+        "min_replicas": least, "max_replicas": most, "target_ongoing_requests": busy_at,
+        "upscale_delay_s": _GROW_AFTER_S, "downscale_delay_s": config.shrink_after,
+    }  # fmt: skip
     return {"autoscaling_config": scaling}

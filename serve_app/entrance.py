@@ -24,7 +24,7 @@ from vig_ray.errors import StageError
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than the idle time after which proxies and clients of the usual kind reuse a connection
 _SWITCH_S = 5e-4  # the thread that prepares gives way so often: a refusal waits for it otherwise, 5 ms at a time
-_GROW_AFTER_S, _SHRINK_AFTER_S = 5.0, 120.0
+_GROW_AFTER_S = 5.0
 
 
 class Listening:
@@ -108,6 +108,7 @@ class Entrances:
         options = config.model_dump(include=set(AppConfig.model_fields))
         self._arguments = (options, access, scorers, at.host, at.port)
         self._busy_at = max(2, config.queue // 4)
+        self._shrink_after = config.shrink_after
         self._timeout = config.timeout + 10  # no request takes longer
         self._grown = self._shrunk = time.monotonic()
         self._actors = [self._begin() for _ in range(self._least)]
@@ -151,7 +152,7 @@ class Entrances:
         if now - self._grown > _GROW_AFTER_S:
             self._actors += [self._begin() for _ in range(wanted - len(self._actors))]
             self._grown = now
-        elif now - self._shrunk > _SHRINK_AFTER_S:
+        elif now - self._shrunk > self._shrink_after:
             last = self._actors.pop()
             last.stop.remote()
             ray.kill(last)

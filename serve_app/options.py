@@ -130,6 +130,9 @@ class AppConfig(StageConfig):
         "1",
         description="processes that check, decode and tokenise, a number or a range that follows the load",
     )
+    shrink_after: float = Field(
+        300, ge=1, description="seconds of less load after which workers of a range are given back, one by one or more"
+    )
     keys: str | None = Field(
         None,
         description="file of bearer keys, one a line, or YAML of their hashes, names and limits; a request must bring "

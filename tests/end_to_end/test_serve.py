@@ -80,6 +80,12 @@ def test_the_batch_jobs_numbers_whatever_the_concurrency(
         for answer, (_, row) in zip(answers, samples * 3, strict=False):
             assert answer.status_code == 200, answer.text
             assert_as_scored(answer, row)
+    lines = b"".join(json.dumps(asked).encode() + b"\n" for asked, _ in samples)
+    ndjson = {"Content-Type": "application/x-ndjson"}
+    stream = httpx.post(f"{server.url}/v1/score/stream", content=lines, headers=ndjson, timeout=300)
+    *items, end = map(json.loads, stream.text.splitlines())
+    assert end == {"end": True, "samples": len(samples), "failed": 0}
+    assert [item["result"]["vig"] for item in items] == pytest.approx([row["vig"] for _, row in samples], abs=1e-5)
     together = server.post("/v1/score/batch", {"items": [asked for asked, _ in samples]}).json()["results"]
     assert [item["result"]["vig"] for item in together] == pytest.approx([row["vig"] for _, row in samples], abs=1e-5)
 
