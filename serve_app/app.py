@@ -76,18 +76,21 @@ def build(args: dict[str, Any]) -> Any:
     return ingress(scorers)
 
 
-def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[dict[str, Any], Callable[[Any], Any]]:
+def deployments(
+    config: AppConfig, *, gpus_here: int | None = None, formatters: Mapping[str, Formatter] | None = None
+) -> tuple[dict[str, Any], Callable[[Any], Any]]:
     """The scorers, bound, by the names of their models; and what binds the ingress to them or to their handles.
 
     With `models_a_worker` all models have the same scorer. The config is checked against what is really there first.
-    `gpus_here`: this machine's GPUs, None on a cluster, which may get more. Raises StageError.
+    `gpus_here`: this machine's GPUs, None on a cluster, which may get more. `formatters`: of the models by name, where
+    they are loaded already. Raises StageError.
     """
     access = read_access(config, processes=parse_range(config.prepare_workers)[1])
     device = config.device
     if device == "auto":
         device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"
     check_engine(config.engine, config.reference, config.vllm, joins_cluster=False)
-    engines = {name: _engine(config, name, device) for name in config.models}
+    engines = {name: _engine(config, name, device, (formatters or {}).get(name)) for name in config.models}
     if config.models_a_worker is not None and any(each["name"] != "torch" for _, each in engines.values()):
         raise StageError("--models-a-worker: only models of the torch engine (--engine torch) take turns in a worker")
     kinds = [engine["name"] for _, engine in engines.values()]
@@ -127,10 +130,12 @@ def deployments(config: AppConfig, *, gpus_here: int | None = None) -> tuple[dic
     return scorers, partial(ingress.bind, options, access)
 
 
-def _engine(config: AppConfig, name: str, device: str) -> tuple[dict[str, str], dict[str, Any]]:
+def _engine(
+    config: AppConfig, name: str, device: str, formatter: Formatter | None
+) -> tuple[dict[str, str], dict[str, Any]]:
     """The facts of a model, and how its engine is loaded. Raises StageError."""
     prompts = prompts_for(config, name)
-    formatter = load_formatter(*prompts)
+    formatter = formatter or load_formatter(*prompts)
     for reference in config.reference:
         make_reference(reference, formatter=formatter, blur=config.blur)
     asked = engine_for(config.engine, formatter, prompts.model)

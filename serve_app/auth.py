@@ -60,7 +60,7 @@ class Auth:
                 await self.app(scope, receive, send_noting_start)
         except Exception as error:
             # The exception's text may hold parts of the request, or a path: only its type and place are logged.
-            log.error("internal error in %s: %s", scope["path"][:100], _place_of(error))
+            log.error("internal error in %s: %s", scope["path"][:100], place_of(error))
             if not response_started:
                 internal = RequestError(500, "Internal", "an error in this server; its log says more")
                 await error_response(internal)(scope, receive, send)
@@ -99,7 +99,8 @@ def _error_of_other_clients(address: str, headers: Mapping[str, str]) -> Request
     return RequestError(403, "NoKey", "this server has no keys, so it answers requests from its own machine only")
 
 
-def _place_of(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
+    """The type of an exception and where it was raised: its text may hold parts of a request."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

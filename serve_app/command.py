@@ -8,12 +8,15 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from vig_ray.cli import Verb
 from vig_ray.errors import StageError
 
 if TYPE_CHECKING:
+    from serve_app.access import Access
     from serve_app.entrance import Listening
 
 log = logging.getLogger("vig_ray.serve")
@@ -51,60 +54,95 @@ def _check_free(port: int, option: str) -> None:
 
 
 def _serve(config: Any, listening: Listening) -> None:
-    from ray import serve
-
     from serve_app.access import read_access
-    from serve_app.app import deployments
-    from serve_app.entrance import Entrances
-    from serve_app.models import prompts_for
-    from serve_app.ready import wait_until_ready
     from vig_ray.cluster import machines, parse_range
-    from vig_ray.model.load import load_formatter, tell
+    from vig_ray.model.checkpoint import is_local, local_folder
 
+    # Wrong options are reported before anything starts, where that takes no library that loads for seconds.
     sizes = parse_range(config.prepare_workers)
+    access = read_access(config, processes=sizes[1])
+    for folder in filter(is_local, config.models.values()):
+        local_folder(folder, weights=False)
     engines = 1 if config.models_a_worker else len(config.models)
     actors = parse_range(config.workers)[1] * engines + sizes[1]
-    quiet = {"log_level": "ERROR", "enable_access_log": False}
-    # Wrong options are reported before anything starts.
-    access = read_access(config, processes=sizes[1])
+    with (
+        ThreadPoolExecutor(1) as beside,
+        _beside(beside.submit(_formatters, config)) as loading,
+        machines(None, actors=actors, metrics_port=config.metrics_port) as ray_has,
+    ):
+        gpus_here = None if ray_has.cores is None else ray_has.gpus
+        _answer(config, access, listening, loading.result(), gpus_here)
+
+
+@contextlib.contextmanager
+def _beside(loading: Future[Any]) -> Iterator[Future[Any]]:
+    """What is loaded beside a Ray that starts; what was wrong with it comes before what is wrong with that."""
+    try:
+        yield loading
+    except Exception:
+        loading.result()
+        raise
+
+
+def _formatters(config: Any) -> dict[str, Any]:
+    """What makes the prompts of each model, by name. Raises StageError."""
+    from serve_app.models import prompts_for
+    from vig_ray.model.load import load_formatter, tell
+
+    loaded = {}
     for name, folder in config.models.items():
-        tell(folder, load_formatter(*prompts_for(config, name)))
+        loaded[name] = load_formatter(*prompts_for(config, name))
+        tell(folder, loaded[name])
     log.info("loading %s", ", ".join(config.models.values()))
-    with machines(None, actors=actors, metrics_port=config.metrics_port) as ray_has:
-        scorers, _ = deployments(config, gpus_here=None if ray_has.cores is None else ray_has.gpus)
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        serve.start(proxy_location="Disabled", logging_config=quiet)
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        # One application each, since a name is a deployment's only within its application.
-        bound = list({id(scorer): scorer for scorer in scorers.values()}.values())
-        targets = [
-            serve.RunTarget(target=scorer, name=f"{_APPLICATION}-{number}", route_prefix=None, logging_config=quiet)
-            for number, scorer in enumerate(bound)
-        ]
-        started = serve.run_many(targets, wait_for_applications_running=False)
-        handles = {name: started[bound.index(scorer)] for name, scorer in scorers.items()}
-        # Beside the scorers: all load the same libraries, which takes longer than the rest.
-        entrances = Entrances(config, access, handles, listening, sizes)
-        entrances.wait_until_ready()
-        for number in range(len(bound)):
-            _wait_for(f"{_APPLICATION}-{number}")
-        wait_until_ready(config.host, config.port)
-        stop = threading.Event()
+    return loaded
 
-        def on_signal(*_: object) -> None:
-            stop.set()
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C doesn't wait
 
-        for stop_signal in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own
-            signal.signal(stop_signal, on_signal)
-        shown = f"[{config.host}]" if ":" in config.host else config.host
-        print(f"http://{shown}:{config.port}", flush=True)
-        log.info("ready; Ctrl-C stops")
-        while not stop.wait(1):
-            entrances.follow_the_load()
-        log.info("stopping; accepted requests are answered first")
-        entrances.drain()
-        serve.shutdown()
+def _answer(
+    config: Any, access: Access, listening: Listening, formatters: Mapping[str, Any], gpus_here: int | None
+) -> None:
+    """Serve on the Ray of this process until a signal comes. Raises StageError."""
+    from ray import serve
+
+    from serve_app.app import deployments
+    from serve_app.entrance import Entrances
+    from serve_app.ready import wait_until_ready
+    from vig_ray.cluster import parse_range
+
+    quiet = {"log_level": "ERROR", "enable_access_log": False}
+    scorers, _ = deployments(config, gpus_here=gpus_here, formatters=formatters)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(proxy_location="Disabled", logging_config=quiet)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    # One application each, since a name is a deployment's only within its application.
+    bound = list({id(scorer): scorer for scorer in scorers.values()}.values())
+    targets = [
+        serve.RunTarget(target=scorer, name=f"{_APPLICATION}-{number}", route_prefix=None, logging_config=quiet)
+        for number, scorer in enumerate(bound)
+    ]
+    started = serve.run_many(targets, wait_for_applications_running=False)
+    handles = {name: started[bound.index(scorer)] for name, scorer in scorers.items()}
+    # Beside the scorers: all load the same libraries, which takes longer than the rest.
+    entrances = Entrances(config, access, handles, listening, parse_range(config.prepare_workers))
+    entrances.wait_until_ready()
+    for number in range(len(bound)):
+        _wait_for(f"{_APPLICATION}-{number}")
+    wait_until_ready(config.host, config.port)
+    stop = threading.Event()
+
+    def on_signal(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C doesn't wait
+
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own
+        signal.signal(stop_signal, on_signal)
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    print(f"http://{shown}:{config.port}", flush=True)
+    log.info("ready; Ctrl-C stops")
+    while not stop.wait(1):
+        entrances.follow_the_load()
+    log.info("stopping; accepted requests are answered first")
+    entrances.drain()
+    serve.shutdown()
 
 
 def _wait_for(application: str) -> None:

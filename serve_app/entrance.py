@@ -18,11 +18,10 @@ import ray
 import uvicorn
 
 from serve_app.access import Access
+from serve_app.http import settings
 from serve_app.options import AppConfig
 from vig_ray.errors import StageError
 
-_BACKLOG = 2048
-_KEEP_ALIVE_S = 75  # longer than the idle time after which proxies and clients of the usual kind reuse a connection
 _SWITCH_S = 5e-4  # the thread that prepares gives way so often: a refusal waits for it otherwise, 5 ms at a time
 _GROW_AFTER_S = 5.0
 
@@ -68,16 +67,13 @@ class Entrance:
         listening = _socket(host)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind((host, port))
-        settings = uvicorn.Config(
-            app, loop="uvloop", http="httptools", ws="none", lifespan="on", log_level="critical",
-            access_log=False, server_header=False, backlog=_BACKLOG, timeout_keep_alive=_KEEP_ALIVE_S,
-        )  # fmt: skip
-        self._server = uvicorn.Server(settings)
-        self._thread = threading.Thread(target=self._serve, args=(settings, listening), daemon=True)
+        http = settings(app, seconds=self._api.config.timeout)
+        self._server = uvicorn.Server(http)
+        self._thread = threading.Thread(target=self._serve, args=(http, listening), daemon=True)
         self._thread.start()
 
-    def _serve(self, settings: uvicorn.Config, listening: socket.socket) -> None:
-        with asyncio.Runner(loop_factory=settings.get_loop_factory()) as runner:
+    def _serve(self, http: uvicorn.Config, listening: socket.socket) -> None:
+        with asyncio.Runner(loop_factory=http.get_loop_factory()) as runner:
             runner.run(self._server.serve(sockets=[listening]))
 
     def under_way(self) -> int:
@@ -92,10 +88,10 @@ class Entrance:
         """From now on refuse what comes."""
         self._api.draining = True
 
-    def stop(self) -> None:
-        """Listen no more."""
+    def stop(self, seconds: float) -> None:
+        """Listen no more, and answer what was accepted, for `seconds` at most."""
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(seconds)
 
 
 class Entrances:
@@ -112,6 +108,7 @@ class Entrances:
         self._timeout = config.timeout + 10  # no request takes longer
         self._grown = self._shrunk = time.monotonic()
         self._actors = [self._begin() for _ in range(self._least)]
+        self._leaving: dict[Any, Any] = {}  # what each is waited for by
 
     def _begin(self) -> Any:
         entrance = ray.remote(Entrance).options(num_cpus=1, max_restarts=-1, max_task_retries=0)
@@ -125,11 +122,10 @@ class Entrances:
         except ray.exceptions.RayError as error:
             raise StageError(f"no entrance could begin: {str(error).strip().splitlines()[-1][:300]}") from error
 
-    def _asked(self, method: str) -> list[int]:
+    def _asked(self, method: str, *arguments: Any) -> list[int]:
         """What the entrances that are there answer."""
-        found, _ = ray.wait(
-            [getattr(actor, method).remote() for actor in self._actors], num_returns=len(self._actors), timeout=2
-        )
+        asked = [getattr(actor, method).remote(*arguments) for actor in self._actors]
+        found, _ = ray.wait(asked, num_returns=len(asked), timeout=2)
         answers = []
         for each in found:
             try:
@@ -143,7 +139,10 @@ class Entrances:
         have been idle for long."""
         if self._least == self._most:
             return
+        self._part()
         now, answers = time.monotonic(), self._asked("under_way")
+        if len(answers) < len(self._actors):  # one is being begun again: what it had under way isn't known
+            return
         wanted = min(self._most, max(self._least, math.ceil(sum(answers) / self._busy_at)))
         if wanted <= len(self._actors):
             self._grown = now
@@ -154,9 +153,15 @@ class Entrances:
             self._grown = now
         elif now - self._shrunk > self._shrink_after:
             last = self._actors.pop()
-            last.stop.remote()
-            ray.kill(last)
+            self._leaving[last] = last.stop.remote(self._timeout)
             self._shrunk = now
+
+    def _part(self) -> None:
+        """End those that have answered all that they had accepted."""
+        for actor, stopped in list(self._leaving.items()):
+            if ray.wait([stopped], timeout=0)[0]:
+                ray.kill(actor)
+                del self._leaving[actor]
 
     def drain(self) -> None:
         """Refuse what comes, and wait until what was accepted is answered."""
@@ -164,4 +169,4 @@ class Entrances:
         end = time.monotonic() + self._timeout
         while sum(self._asked("under_way")) and time.monotonic() < end:
             time.sleep(0.1)
-        self._asked("stop")
+        self._asked("stop", 1)

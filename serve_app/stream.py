@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -20,10 +21,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api import Api
+from serve_app.auth import place_of
 from serve_app.clients import current
 from serve_app.errors import RequestError, WholeRequestError, invalid_request
 from serve_app.quota import Admission
 from serve_app.schema import Score, StreamRequest, TextOnly
+
+log = logging.getLogger("vig_ray.serve")
 
 CONTENT_TYPES = ("application/x-ndjson", "application/jsonl", "application/ndjson")
 _AGAIN_S = 0.5
@@ -102,6 +106,9 @@ class ScoreStream(Response):
             self._gone = True
             work.cancel()
             return
+        except Exception as error:  # else the writer would wait for ever
+            log.error("internal error in a stream: %s", place_of(error))
+            why = RequestError(500, "Internal", "an error in this server; its log says more")
         self._answers.put_nowait(why)
         while why is None and (await self._request.receive())["type"] != "http.disconnect":
             pass

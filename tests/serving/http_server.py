@@ -15,6 +15,7 @@ import uvicorn
 
 from serve_app.access import Access
 from serve_app.api import Api
+from serve_app.http import settings
 from serve_app.keys import plain_keys
 from serve_app.options import AppConfig
 from serve_app.routes import make_app
@@ -34,7 +35,7 @@ class Served:
         self.api = Api(AppConfig(**{"model": CHECKPOINT, "tau": 0.3} | options), formatter, LocalBackend(engine),
             Access(plain_keys(keys) if keys else None))  # fmt: skip
         app = make_app(self.api)
-        self._server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="critical"))
+        self._server = uvicorn.Server(settings(app, seconds=self.api.config.timeout, port=self.port))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()), daemon=True)
         self._thread.start()
         end = time.monotonic() + 60

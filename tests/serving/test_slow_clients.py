@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 from collections.abc import Iterator
@@ -85,3 +86,35 @@ def test_slow_clients_that_were_refused_are_gone_too(
 def test_a_client_that_sends_all_of_a_refused_body_reads_the_refusal(served: Served) -> None:
     answer = httpx.post(f"{served.url}/v1/score", content=b" " * 40_000_000, timeout=60)
     assert answer.status_code == 413
+
+
+def closed_after(connection: socket.socket) -> bytes:
+    """What comes until the server closes the connection."""
+    connection.settimeout(30)
+    received = b""
+    while part := connection.recv(65536):
+        received += part
+    return received
+
+
+def test_headers_that_do_not_come_are_not_waited_for(served: Served) -> None:
+    for begun in (b"", b"POST /v1/score HT", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: "):
+        with socket.create_connection(("127.0.0.1", served.port)) as slow:
+            slow.sendall(begun)
+            assert b"did not come in time" in closed_after(slow)
+    with socket.create_connection(("127.0.0.1", served.port)) as reused:  # of a second request on a connection, too
+        reused.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /heal")
+        received = closed_after(reused)
+        assert b"alive" in received
+        assert b"did not come in time" in received
+
+
+def test_headers_without_end_are_not_kept(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port)) as endless:
+        endless.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
+        with contextlib.suppress(OSError):
+            for number in range(2000):
+                endless.sendall(b"X-%d: %s\r\n" % (number, b"x" * 1000))
+        with contextlib.suppress(ConnectionResetError):  # by what was sent after the refusal
+            assert b"too long" in closed_after(endless)
+    assert httpx.get(f"{served.url}/healthz").status_code == 200
