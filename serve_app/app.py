@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from fastapi import FastAPI
@@ -23,7 +23,7 @@ from serve_app.logs import log_here
 from serve_app.models import prompts_for
 from serve_app.options import AppConfig
 from serve_app.routes import make_app
-from serve_app.scorer import Replicas, Scorer, turns_of
+from serve_app.scorer import Replicas, Scorer, identity_of, turns_of
 from vig_ray.cluster import parse_range
 from vig_ray.compat.ray import asgi_ingress
 from vig_ray.errors import StageError
@@ -40,17 +40,20 @@ _GROW_AFTER_S = 10.0  # Ray Serve's own 30 are long to wait behind a full queue
 class Ingress:
     """Validates, prepares, and asks the scorers."""
 
-    def __init__(self, config: dict[str, Any], access: Access, scorers: dict[str, Any]) -> None:
-        self._config, self._access, self._scorers = AppConfig(**config), access, scorers
+    def __init__(
+        self, config: dict[str, Any], access: Access, identities: dict[str, str], scorers: dict[str, Any]
+    ) -> None:
+        self._config, self._given = AppConfig(**config), (access, identities, scorers)
 
     def build_app(self) -> FastAPI:
         """The routes, in each replica."""
         # Ray Serve's proxy answers the id that came in.
-        return make_app(make_api(self._config, self._access, self._scorers), id_answered=True)
+        return make_app(make_api(self._config, *self._given), id_answered=True)
 
 
-def make_api(config: AppConfig, access: Access, scorers: Mapping[str, Any]) -> Api:
-    """What checks and prepares, and asks the scorers by their handles, which have the names of the models."""
+def make_api(config: AppConfig, access: Access, identities: Mapping[str, str], scorers: Mapping[str, Any]) -> Api:
+    """What checks and prepares, and asks the scorers by their handles; these and the identities of the models have the
+    models' names."""
     import cv2
 
     cv2.setNumThreads(1)  # Ray runs one of these a core, and the engine may want the others
@@ -59,7 +62,10 @@ def make_api(config: AppConfig, access: Access, scorers: Mapping[str, Any]) -> A
     behind: dict[str, tuple[Formatter, Backend]] = {}
     for name, scorer in scorers.items():
         handle = scorer.options(multiplexed_model_id=name) if config.models_a_worker else scorer
-        behind[name] = load_formatter(*prompts_for(config, name)), Replicas(handle, scorers=workers)
+        behind[name] = (
+            load_formatter(*prompts_for(config, name)),
+            Replicas(handle, scorers=workers, identity=identities[name]),
+        )
     first = next(iter(config.models))
     return Api(config, *behind[first], access, behind)
 
@@ -72,14 +78,23 @@ def build(args: dict[str, Any]) -> Any:
         finding = error.errors(include_url=False)[0]
         option = ".".join(map(str, finding["loc"])) or "options"
         raise StageError(f"{option}: {finding['msg']}") from error
-    scorers, ingress = deployments(config)
-    return ingress(scorers)
+    bound = deployments(config)
+    return bound.ingress(bound.scorers)
+
+
+class Bound(NamedTuple):
+    """The scorers, bound, and the identities of their models, by the models' names; and what binds the ingress to the
+    scorers or to their handles."""
+
+    scorers: dict[str, Any]
+    identities: dict[str, str]
+    ingress: Callable[[Any], Any]
 
 
 def deployments(
     config: AppConfig, *, gpus_here: int | None = None, formatters: Mapping[str, Formatter] | None = None
-) -> tuple[dict[str, Any], Callable[[Any], Any]]:
-    """The scorers, bound, by the names of their models; and what binds the ingress to them or to their handles.
+) -> Bound:
+    """The deployments of the application.
 
     With `models_a_worker` all models have the same scorer. The config is checked against what is really there first.
     `gpus_here`: this machine's GPUs, None on a cluster, which may get more. `formatters`: of the models by name, where
@@ -127,7 +142,8 @@ def deployments(
         taking_turns = serve.multiplexed(max_num_models_per_replica=config.models_a_worker)
         shared = scorer(0, turns_of(taking_turns)).bind(engines, workers, config.log_format)
         scorers = dict.fromkeys(engines, shared)
-    return scorers, partial(ingress.bind, options, access)
+    identities = {name: identity_of(facts) for name, (facts, _) in engines.items()}
+    return Bound(scorers, identities, partial(ingress.bind, options, access, identities))
 
 
 def _engine(

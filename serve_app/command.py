@@ -106,10 +106,10 @@ def _answer(
     from serve_app.app import deployments
     from serve_app.entrance import Entrances
     from serve_app.ready import wait_until_ready
-    from vig_ray.cluster import parse_range
 
     quiet = {"log_level": "ERROR", "enable_access_log": False}
-    scorers, _ = deployments(config, gpus_here=gpus_here, formatters=formatters)
+    application = deployments(config, gpus_here=gpus_here, formatters=formatters)
+    scorers = application.scorers
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location="Disabled", logging_config=quiet)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -122,7 +122,7 @@ def _answer(
     started = serve.run_many(targets, wait_for_applications_running=False)
     handles = {name: started[bound.index(scorer)] for name, scorer in scorers.items()}
     # Beside the scorers: all load the same libraries, which takes longer than the rest.
-    entrances = Entrances(config, access, handles, listening, parse_range(config.prepare_workers))
+    entrances = Entrances(config, access, application.identities, handles, at=listening)
     entrances.wait_until_ready()
     for number in range(len(bound)):
         _wait_for(f"{_APPLICATION}-{number}")

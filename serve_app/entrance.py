@@ -20,6 +20,7 @@ import uvicorn
 from serve_app.access import Access
 from serve_app.http import settings
 from serve_app.options import AppConfig
+from vig_ray.cluster import parse_range
 from vig_ray.errors import StageError
 
 _SWITCH_S = 5e-4  # the thread that prepares gives way so often: a refusal waits for it otherwise, 5 ms at a time
@@ -57,12 +58,15 @@ def _socket(host: str) -> socket.socket:
 class Entrance:
     """An actor of Ray's that listens, in a thread with an event loop of its own."""
 
-    def __init__(self, config: dict[str, Any], access: Access, scorers: dict[str, Any], host: str, port: int) -> None:
+    def __init__(
+        self, config: dict[str, Any], access: Access, identities: dict[str, str], scorers: dict[str, Any],
+        host: str, port: int,
+    ) -> None:  # fmt: skip
         from serve_app.app import make_api
         from serve_app.routes import make_app
 
         sys.setswitchinterval(_SWITCH_S)
-        self._api = make_api(AppConfig(**config), access, scorers)
+        self._api = make_api(AppConfig(**config), access, identities, scorers)
         app = make_app(self._api)
         listening = _socket(host)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -98,11 +102,11 @@ class Entrances:
     """Between `least` and `most` entrances to one port. One that dies is begun again by Ray."""
 
     def __init__(
-        self, config: AppConfig, access: Access, scorers: dict[str, Any], at: Listening, sizes: tuple[int, int]
+        self, config: AppConfig, access: Access, identities: dict[str, str], scorers: dict[str, Any], *, at: Listening
     ) -> None:
-        self._least, self._most = sizes
+        self._least, self._most = parse_range(config.prepare_workers)
         options = config.model_dump(include=set(AppConfig.model_fields))
-        self._arguments = (options, access, scorers, at.host, at.port)
+        self._arguments = (options, access, identities, scorers, at.host, at.port)
         self._busy_at = max(2, config.queue // 4)
         self._shrink_after = config.shrink_after
         self._timeout = config.timeout + 10  # no request takes longer

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from vig_ray.scoring.score import run_passes
 log = logging.getLogger("vig_ray.serve")
 
 _ATTEMPTS = 3
+_REPLACED_ATTEMPTS, _REPLACED_WAIT_S = 10, 0.2
 _BATCH_OF_STEPS = 4  # engine steps' worth of tokens in one batch: enough to sort by length, little to wait for
 _CALLS_A_SCORER = 2  # one that its engine works on, and one that waits there meanwhile
 _SAMPLES_A_CALL = 32
@@ -49,6 +50,11 @@ class Asked(NamedTuple):
     tokens: int
     client: str
     request: str
+
+
+def identity_of(facts: Mapping[str, str]) -> str:
+    """What a model's prompts and numbers hang on, of its facts (`ModelFacts`)."""
+    return f"{facts['fingerprint']} {facts['template']}"
 
 
 def _outcome(clean: LogProbs | PromptError, reference: LogProbs | PromptError) -> Outcome:
@@ -105,8 +111,11 @@ class Scorer:
             log.critical(fields["message"], extra={"event": "engine_failed", "fields": fields})
             os._exit(1)
 
-    async def score(self, asked: Sequence[Asked]) -> list[tuple[LogProbs, LogProbs] | str]:
-        """Log-probs of each pair of prompts, or its error as text."""
+    async def score(self, asked: Sequence[Asked], identity: str) -> list[tuple[LogProbs, LogProbs] | str] | None:
+        """Log-probs of each pair of prompts, or its error as text; None where they are prompts of another model than
+        this one, by `identity_of` its facts: while a new version takes the place of an old one, both are asked."""
+        if identity != identity_of(self._facts):
+            return None
         ids = [each.request for each in asked]
         self._requests += ids
         try:
@@ -138,10 +147,10 @@ def turns_of(multiplexed: Callable[..., Any]) -> type:
             facts, engine = self._engines[name]
             return await asyncio.to_thread(Scorer, dict(facts), engine, *self._rest)
 
-        async def score(self, asked: Sequence[Asked]) -> list[tuple[LogProbs, LogProbs] | str]:
+        async def score(self, asked: Sequence[Asked], identity: str) -> list[tuple[LogProbs, LogProbs] | str] | None:
             """See `Scorer.score`."""
             scorer: Scorer = await self._model(serve.get_multiplexed_model_id())
-            return await scorer.score(asked)
+            return await scorer.score(asked, identity)
 
         async def facts(self) -> dict[str, str]:
             """See `Scorer.facts`."""
@@ -152,11 +161,14 @@ def turns_of(multiplexed: Callable[..., Any]) -> type:
 
 
 class Replicas:
-    """The backend of an ingress or entrance: a handle to the scorers, of which there are `scorers` at most."""
+    """The backend of an ingress or entrance: a handle to the scorers, of which there are `scorers` at most.
 
-    def __init__(self, scorer: Any, *, scorers: int) -> None:
-        self._scorer = scorer
-        self._calls: Grouped[Asked, tuple[LogProbs, LogProbs] | str] = Grouped(
+    `identity`: of the model whose prompts these are (`identity_of`).
+    """
+
+    def __init__(self, scorer: Any, *, scorers: int, identity: str) -> None:
+        self._scorer, self._identity = scorer, identity
+        self._calls: Grouped[Asked, tuple[LogProbs, LogProbs] | str | None] = Grouped(
             self._call, calls=_CALLS_A_SCORER * scorers, most=_SAMPLES_A_CALL
         )
         self._facts: ModelFacts | None = None
@@ -173,9 +185,10 @@ class Replicas:
             "vig_refused", description="Requests answered with an error.", tag_keys=("kind", "status")
         )
 
-    async def _call(self, asked: Sequence[Asked]) -> Sequence[tuple[LogProbs, LogProbs] | str]:
-        outcomes: Sequence[tuple[LogProbs, LogProbs] | str] = await self._scorer.score.remote(list(asked))
-        return outcomes
+    async def _call(self, asked: Sequence[Asked]) -> Sequence[tuple[LogProbs, LogProbs] | str | None]:
+        outcomes: Sequence[tuple[LogProbs, LogProbs] | str] | None
+        outcomes = await self._scorer.score.remote(list(asked), self._identity)
+        return [None] * len(asked) if outcomes is None else outcomes
 
     async def score(self, prepared: PreparedSample) -> tuple[LogProbs, LogProbs]:
         """See `Backend`. A lost replica's work is given to another: scoring twice does no harm.
@@ -184,9 +197,10 @@ class Replicas:
         """
         pair = await asyncio.get_running_loop().run_in_executor(None, pickle.dumps, prepared.pair, 5)
         asked = Asked(pair, prepared.tokens, current().name, current_request().id)
-        for attempt in range(_ATTEMPTS):
+        lost = replaced = 0
+        while lost < _ATTEMPTS and replaced < _REPLACED_ATTEMPTS:
             try:
-                outcome = await self._calls(asked, asked.client, alone=attempt > 0)
+                outcome = await self._calls(asked, asked.client, alone=lost > 0)
             except BackPressureError as error:
                 raise busy("every engine has its queue full; try again in a moment") from error
             except DeploymentUnavailableError as error:
@@ -194,13 +208,21 @@ class Replicas:
             except RayActorError:
                 log.warning("an engine was lost while it worked on a sample, which another one gets")
                 self._facts = None
+                lost += 1
                 continue
             except RayError as error:
                 raise busy("the engine could not be asked") from error
+            if outcome is None:
+                self._facts = None
+                replaced += 1
+                await asyncio.sleep(_REPLACED_WAIT_S)
+                continue
             if isinstance(outcome, str):
                 kind, _, cause = outcome.partition(": ")
                 raise RequestError(422, kind, cause)
             return outcome
+        if replaced == _REPLACED_ATTEMPTS:
+            raise busy("the model is being replaced by another version; try again in a moment")
         raise busy("the engines were lost while they worked on this sample")
 
     async def facts(self) -> ModelFacts | None:
@@ -213,7 +235,8 @@ class Replicas:
 
     async def _ask(self) -> None:
         try:
-            self._facts = ModelFacts(**await self._scorer.facts.remote())
+            facts = await self._scorer.facts.remote()
+            self._facts = ModelFacts(**facts) if identity_of(facts) == self._identity else None
         except (RayError, DeploymentUnavailableError, BackPressureError):
             await asyncio.sleep(0.2)
 

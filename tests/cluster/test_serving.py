@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,10 +31,12 @@ NAME = "vig"
 
 
 class Load:
-    """Clients that ask again and again, until the context ends. `answers`: by status and model's fingerprint."""
+    """Clients that ask again and again, until the context ends. `answers`: by status and model's fingerprint, and
+    `vigs` by the fingerprint."""
 
     def __init__(self, url: str, clients: int) -> None:
         self.answers: Counter[tuple[int, str]] = Counter()
+        self.vigs: dict[str, list[float]] = defaultdict(list)
         self._url, self._ended = url, threading.Event()
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
 
@@ -54,6 +56,8 @@ class Load:
                 answer = client.post(f"{self._url}/v1/score", json=EXAMPLE_QA)
                 found = answer.json().get("model", {}).get("fingerprint", "")
                 self.answers[answer.status_code, found] += 1
+                if answer.status_code == 200:
+                    self.vigs[found].append(answer.json()["vig"])
                 if answer.status_code == 503:
                     time.sleep(float(answer.headers["Retry-After"]))
 
@@ -93,6 +97,17 @@ def served(**options: Any) -> Iterator[tuple[Any, str]]:
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def vig_by_hand(folder: str, reference: str) -> float:
+    formatter = load_formatter(folder)
+    engine = TorchEngine(load_model(folder, dtype="float32", device="cpu"), formatter.collate)
+    passes = make_passes(("clean", reference), formatter, blur="fast")
+    sample = parse_sample(ScoreRequest(**EXAMPLE_QA))
+    prepared = prepare_sample(sample, formatter, passes, AppConfig(model=folder), reference=reference)
+    assert isinstance(prepared, PreparedSample)
+    ((clean, without),) = run_passes(engine, [prepared.pair])
+    return loss(without) - loss(clean)
 
 
 def test_engines_follow_the_load_and_a_lost_machine_costs_no_request(
@@ -146,19 +161,11 @@ def test_a_new_version_is_taken_up_without_a_lost_request(preforked: None, capsy
             wait_until(lambda: load.answered(new) > before + 20)
         assert set(load.answers) <= {(200, old), (200, new), (503, "")}, load.answers
         assert httpx.get(f"{url}/v1/model", timeout=60).json()["fingerprint"] == new
+    # No prompt of the one was scored by the other.
+    assert load.vigs[old] == pytest.approx([vig_by_hand(CHECKPOINT, "blur")] * len(load.vigs[old]), abs=1e-5)
+    assert load.vigs[new] == pytest.approx([vig_by_hand(HARD_CHECKPOINT, "blur")] * len(load.vigs[new]), abs=1e-5)
     with capsys.disabled():
         print(f"\n{dict(load.answers)}")
-
-
-def vig_by_hand(folder: str, reference: str) -> float:
-    formatter = load_formatter(folder)
-    engine = TorchEngine(load_model(folder, dtype="float32", device="cpu"), formatter.collate)
-    passes = make_passes(("clean", reference), formatter, blur="fast")
-    sample = parse_sample(ScoreRequest(**EXAMPLE_QA))
-    prepared = prepare_sample(sample, formatter, passes, AppConfig(model=folder), reference=reference)
-    assert isinstance(prepared, PreparedSample)
-    ((clean, without),) = run_passes(engine, [prepared.pair])
-    return loss(without) - loss(clean)
 
 
 def test_models_that_take_turns_have_their_own_numbers(preforked: None) -> None:

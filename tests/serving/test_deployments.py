@@ -28,7 +28,7 @@ def test_a_scorer_asks_for_the_gpus_that_its_engine_spreads_over(
     monkeypatch: pytest.MonkeyPatch, engine: Any, device: Any, vllm: dict[str, int], gpus: int
 ) -> None:
     monkeypatch.setattr(app, "check_engine", lambda *_, **__: None)  # whether vLLM is installed here doesn't matter
-    scorers, _ = app.deployments(AppConfig(model=CHECKPOINT, engine=engine, device=device, vllm=vllm))
+    scorers, *_ = app.deployments(AppConfig(model=CHECKPOINT, engine=engine, device=device, vllm=vllm))
     (scorer,) = scorers.values()
     assert scorer._bound_deployment.ray_actor_options["num_gpus"] == gpus
 

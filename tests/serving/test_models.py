@@ -78,9 +78,9 @@ def test_models_are_given_as_the_command_line_and_yaml_have_them() -> None:
 
 def test_several_models_have_scorers_of_their_own_or_take_turns() -> None:
     pair = {"one": CHECKPOINT, "two": HARD_CHECKPOINT}
-    scorers, _ = app.deployments(AppConfig(model=pair, device="cpu"))
+    scorers, *_ = app.deployments(AppConfig(model=pair, device="cpu"))
     assert [each._bound_deployment.name for each in scorers.values()] == ["Scorer", "Scorer-1"]
-    scorers, _ = app.deployments(AppConfig(model=pair, device="cpu", models_a_worker=1))
+    scorers, *_ = app.deployments(AppConfig(model=pair, device="cpu", models_a_worker=1))
     assert scorers["one"] is scorers["two"]
     with pytest.raises(StageError, match="--workers 2: 4 engines take 4 GPUs, and this machine has 3"):
         app.deployments(AppConfig(model=pair, device="cuda", engine="torch", workers="2"), gpus_here=3)
