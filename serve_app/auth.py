@@ -67,6 +67,8 @@ class Auth:
 
     async def _client(self, scope: Scope, headers: Mapping[str, str]) -> Client:
         """Who sent this request. Raises RequestError where it is refused."""
+        if sum(name.lower() == b"host" for name, _ in scope["headers"]) > 1:  # a proxy may go by the other one
+            raise RequestError(421, "Host", "the request has more than one Host header")
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._any_host and scope["path"] not in _PROBES and not is_listed(host, self._hosts):
             raise RequestError(421, "Host", "the Host header is none of this server's names (--hosts)")
