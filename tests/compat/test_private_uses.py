@@ -28,7 +28,7 @@ INSIDE = (
 NAMES = frozenset({
     "_global_node", "print_to_stdstream", "_metrics_export_port", "FilenameProvider", "worker_failures",
     "get_preemption_info", "_create_default_callbacks", "_initialize_and_run_controller",
-    "__serve_build_asgi_app__", "list_named_actors", "RayParams", "no_monitor", "start_api_server",
+    "__serve_build_asgi_app__", "RayParams", "no_monitor", "start_api_server",
     "_get_mm_fields_config", "get_mm_processor", "outputs_queue", "engine_dead", "hf_to_vllm_mapper",
     "use_v2_model_runner", "is_mm_prefix_lm",
     "_new_buffer", "OptimState8bit", "support_avx512bf16_for_cpu",
@@ -37,7 +37,7 @@ NAMES = frozenset({
 
 # Parts of strings by which the inside of a library is known.
 MARKS = (
-    ".pending.parquet", "SERVE_REPLICA::", "ray::", "The above exception was", "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS",
+    ".pending.parquet", "ray::", "The above exception was", "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS",
     "RAY_worker_maximum_startup_concurrency",
 )  # fmt: skip
 
@@ -118,8 +118,8 @@ def test_the_reader_sees_every_kind_of_use() -> None:
         "ray.init(_metrics_export_port=1)": ["_metrics_export_port"],
         "def __serve_build_asgi_app__(self): ...": ["__serve_build_asgi_app__"],
         "path.endswith('.pending.parquet')": [".pending.parquet"],
-        "f'SERVE_REPLICA::{name}#'": ["SERVE_REPLICA::"],
-        "'''Of SERVE_REPLICA:: in a docstring.'''": [],
+        "f'ray::{name}'": ["ray::"],
+        "'''Of ray:: in a docstring.'''": [],
         "import ray.data, vllm, transformers": [],
         "from vllm import SamplingParams, __version__": [],
         "self._private = distributed.ray._private": [],

@@ -226,6 +226,7 @@ def test_a_missing_bucket_is_one_line(small: Path, s3) -> None:
 
 # What of scoring and training runs on Ray or vLLM itself; the rest runs anywhere.
 ON_RAY = (
+    "scoring.by_server",
     "scoring.in_process",
     "scoring.job",
     "scoring.passes",
