@@ -94,7 +94,6 @@ class Api:
 
     async def facts(self, model: Model | None = None) -> ModelFacts:
         """What scores; of the first model by default. Raises RequestError where nothing is ready yet."""
-        self.check_open()
         facts: ModelFacts | None = await (model.backend if model else self.backend).facts()
         if facts is None:
             raise busy("the model is being loaded")

@@ -31,6 +31,7 @@ log = logging.getLogger("vig_ray.serve")
 
 CONTENT_TYPES = ("application/x-ndjson", "application/jsonl", "application/ndjson")
 _AGAIN_S = 0.5
+_LOOKED_AFTER_S = 1.0
 _SPACE = b" \t\r"
 
 
@@ -211,13 +212,19 @@ class ScoreStream(Response):
             raise RequestError(413, "TooLarge", f"line {self._read + 1} is longer than {limit}")
 
     async def _chunk(self, chunks: AsyncIterator[bytes]) -> bytes | None:
-        seconds = self._api.config.timeout
-        while True:
-            try:
-                async with asyncio.timeout(seconds):
-                    return await anext(chunks, None)
-            except TimeoutError as error:
-                raise RequestError(408, "Timeout", f"nothing came for {seconds:g} seconds, the limit") from error
+        """What comes next; None at the end. Raises RequestError where nothing comes, or this server is about to end."""
+        seconds, loop = self._api.config.timeout, asyncio.get_running_loop()
+        coming = asyncio.ensure_future(anext(chunks, None))
+        end = loop.time() + seconds
+        try:
+            while True:
+                self._api.check_open()
+                if (await asyncio.wait([coming], timeout=min(_LOOKED_AFTER_S, seconds)))[0]:
+                    return coming.result()
+                if loop.time() >= end:
+                    raise RequestError(408, "Timeout", f"nothing came for {seconds:g} seconds, the limit")
+        finally:
+            coming.cancel()
 
 
 def _last_line(samples: int, failed: int, why: RequestError | None) -> bytes:

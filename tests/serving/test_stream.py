@@ -161,3 +161,23 @@ def test_a_single_request_whose_client_leaves_is_not_worked_for(served: Served) 
     until(lambda: backend.scoring == 0)
     until(lambda: served.api.places.taken == 0)
     assert backend.recorded[-1] == ("/v1/score", 499)
+
+
+def test_a_server_that_ends_answers_what_it_took_on_and_says_why(served: Served) -> None:
+    """Though the client would go on for ever."""
+    backend: Any = served.api.backend
+    backend.gate.clear()
+    connection = connected(served)
+    send(connection, lines_of([sample(seed) for seed in range(3)]))
+    until(lambda: backend.scoring == 3)
+    served.api.draining = True
+    refused = httpx.post(f"{served.url}/v1/score", json=sample(4), timeout=30)
+    assert (refused.status_code, refused.json()["error"]["message"]) == (503, "this server is stopping")
+    backend.gate.set()
+    answers = connection.getresponse()
+    *items, end = (json.loads(answers.readline()) for _ in range(4))
+    assert ["result" in item for item in items] == [True] * 3
+    assert end["end"] is False
+    assert end["error"] == {"kind": "Busy", "message": "this server is stopping"}
+    connection.close()
+    until(lambda: served.api.places.taken == 0)
