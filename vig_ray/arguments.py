@@ -165,4 +165,9 @@ def explained(error: ValidationError, spelled: Callable[[str], str]) -> Iterator
         elif problem["type"] == "extra_forbidden":
             yield f"{option}: no such option"
         else:
-            yield f"{option} {problem['input']!r}: {message[:1].lower()}{message[1:]}"
+            yield f"{option} {_given(problem['input'])}: {message[:1].lower()}{message[1:]}"
+
+
+def _given(value: Any) -> str:
+    """A value as a person has given it, in quotes; several with commas between them."""
+    return ", ".join(map(repr, value)) if isinstance(value, (list, tuple)) and value else repr(value)

@@ -11,6 +11,7 @@ import pytest
 from serve_app import app
 from serve_app.options import AppConfig
 from tests.serving.conftest import base64_of, png
+from vig_ray import cli
 from vig_ray.demo import CHECKPOINT, HARD_CHECKPOINT
 from vig_ray.errors import StageError
 
@@ -86,3 +87,17 @@ def test_several_models_have_scorers_of_their_own_or_take_turns() -> None:
         app.deployments(AppConfig(model=pair, device="cuda", engine="torch", workers="2"), gpus_here=3)
     turns = AppConfig(model=pair, device="cuda", engine="torch", workers="2", models_a_worker=2)
     app.deployments(turns, gpus_here=2)
+
+
+def test_wrong_values_are_told_as_they_were_given(capsys: pytest.CaptureFixture[str]) -> None:
+    def refusal(*words: str) -> str:
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["serve", "--model", CHECKPOINT, *words])
+        return capsys.readouterr().err.strip()
+
+    assert refusal("--reference", "blur,text").startswith(
+        "vig: --reference 'blur', 'text': text is the loss of a second"
+    )
+    assert refusal("--model", CHECKPOINT).startswith(
+        f"vig: --model {CHECKPOINT!r}, {CHECKPOINT!r}: two models have the"
+    )
