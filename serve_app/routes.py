@@ -15,6 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 import vig_ray
+from serve_app import arrow
 from serve_app.api import Api
 from serve_app.auth import Auth
 from serve_app.body import batch_items, score_request
@@ -42,7 +43,7 @@ from serve_app.schema import (
     StreamRequest,
     TextOnly,
 )
-from serve_app.stream import CONTENT_TYPES, ScoreStream
+from serve_app.stream import NDJSON, READERS, ScoreStream, content_type_of
 from serve_app.traces import Traces, span
 from vig_ray import report
 
@@ -102,12 +103,15 @@ _BATCH_BODY = {
 }
 _STREAM_BODY = {
     "required": True,
-    "content": {CONTENT_TYPES[0]: {"schema": {"$ref": "#/components/schemas/StreamRequest"}}},
+    "content": {
+        NDJSON: {"schema": {"$ref": "#/components/schemas/StreamRequest"}},
+        arrow.CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}},
+    },
 }
 _STREAM_ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "a StreamItem a line, then a StreamEnd",
-        "content": {CONTENT_TYPES[0]: {"schema": {"$ref": "#/components/schemas/StreamItem"}}},
+        "content": {NDJSON: {"schema": {"$ref": "#/components/schemas/StreamItem"}}},
     }
 }
 
@@ -158,10 +162,11 @@ class Routes:
         return Response(scores.model_dump_json(), media_type="application/json")
 
     async def score_stream(self, request: Request) -> Response:
-        """Score samples of any number, a line each; the answer's lines come in their order, as they are scored."""
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type not in CONTENT_TYPES:
-            raise RequestError(415, "Invalid", f"the body is {CONTENT_TYPES[0]}: a JSON object a line")
+        """Score samples of any number, a line or a row each; the answer has a line for each in their order."""
+        if content_type_of(request) not in READERS:
+            raise RequestError(
+                415, "Invalid", f"the body is {NDJSON}, a JSON object a line, or {arrow.CONTENT_TYPE}, Arrow IPC"
+            )
         await self._api.facts()
         return ScoreStream(request, self._api, partial(self._accepted, "/v1/score/stream"))
 

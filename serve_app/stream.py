@@ -1,6 +1,8 @@
 """`POST /v1/score/stream`: samples of any number in, a line for each out, in order, as they are scored.
 
-    reads lines ──▶ at most `window` samples under way ──▶ writes answers in the order of the lines
+    reads rows ──▶ at most `window` samples under way ──▶ writes answers in the order of the rows
+
+Rows are lines of NDJSON (`rows.py`), or those of Arrow's record batches (`arrow.py`).
 
 Reading stops while the window is full, and the window stays full while the client doesn't read its answers: so a client
 that sends a million samples holds as many here as one that sends a hundred.
@@ -20,19 +22,28 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from serve_app import arrow
 from serve_app.api import Api
 from serve_app.auth import place_of
 from serve_app.clients import current
 from serve_app.errors import RequestError, WholeRequestError, invalid_request
 from serve_app.quota import Admission
+from serve_app.rows import Body, Row, lines
 from serve_app.schema import Score, StreamRequest, TextOnly
 
 log = logging.getLogger("vig_ray.serve")
 
-CONTENT_TYPES = ("application/x-ndjson", "application/jsonl", "application/ndjson")
+NDJSON = "application/x-ndjson"
+READERS: dict[str, Callable[..., AsyncIterator[Row]]] = {
+    NDJSON: lines, "application/jsonl": lines, "application/ndjson": lines, arrow.CONTENT_TYPE: arrow.arrow_rows,
+}  # fmt: skip
+"""What reads a stream's rows, by the body's content type."""
 _AGAIN_S = 0.5
-_LOOKED_AFTER_S = 1.0
-_SPACE = b" \t\r"
+
+
+def content_type_of(request: Request) -> str:
+    """Without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 class ScoreStream(Response):
@@ -44,12 +55,14 @@ class ScoreStream(Response):
     def __init__(
         self, request: Request, api: Api, accepted: Callable[[], AbstractAsyncContextManager[tuple[Admission, float]]]
     ) -> None:
-        super().__init__(media_type=CONTENT_TYPES[0])
+        super().__init__(media_type=NDJSON)
         self._request, self._api, self._accepted = request, api, accepted
         # Half of the places, since others are let in beside a stream; and no more than its key may have.
         self._window = int(max(1, min(api.config.queue // 2, api.quotas.at_once(current().key))))
         self._max_bytes = int(api.config.max_body_mb * 2**20)
         self._held_bytes = 0
+        body = Body(request, seconds=api.config.timeout, check_open=api.check_open)
+        self._rows = READERS[content_type_of(request)](body, max_bytes=self._max_bytes)
         self._answers: asyncio.Queue[asyncio.Task[bytes] | RequestError | None] = asyncio.Queue()
         self._room = asyncio.Condition()
         self._under_way: set[asyncio.Task[bytes]] = set()
@@ -74,7 +87,7 @@ class ScoreStream(Response):
                     task.cancel()
 
     async def _writing(self, place: Admission, send: Send) -> None:
-        head = [(b"content-type", CONTENT_TYPES[0].encode())]
+        head = [(b"content-type", NDJSON.encode())]
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": head})
         written = 0
         while isinstance(answer := await self._answers.get(), asyncio.Task):
@@ -98,9 +111,8 @@ class ScoreStream(Response):
         client goes away, cancel `work`."""
         why: RequestError | None = None
         try:
-            async for line in self._lines():
-                if line.strip(_SPACE):
-                    await self._enter(place, line)
+            async for row in self._rows:
+                await self._enter(place, row)
         except RequestError as error:
             why = error
         except ClientDisconnect:
@@ -117,13 +129,13 @@ class ScoreStream(Response):
             self._gone = True
             work.cancel()
 
-    async def _enter(self, place: Admission, line: bytes) -> None:
+    async def _enter(self, place: Admission, row: Row) -> None:
         async with self._room:
-            await self._room.wait_for(lambda: self._has_room(len(line)))
+            await self._room.wait_for(lambda: self._has_room(row.size))
         if self._read:  # the first one was counted with the request
             await self._count(place)
-        self._held_bytes += len(line)
-        task = asyncio.create_task(self._answer(self._read, line))
+        self._held_bytes += row.size
+        task = asyncio.create_task(self._answer(self._read, row))
         self._read += 1
         self._under_way.add(task)
         place.set(len(self._under_way))
@@ -153,28 +165,26 @@ class ScoreStream(Response):
             place.set(max(1, len(self._under_way)))  # it keeps one while it lasts
             self._room.notify()
 
-    async def _answer(self, index: int, line: bytes) -> bytes:
+    async def _answer(self, index: int, row: Row) -> bytes:
         """The line that answers one: {"index", "id", "result"} or {"index", "id", "error"}, without its end."""
-        name: str | None = None
         try:
-            request = StreamRequest.model_validate_json(line)
+            request, image = row.request()
             name = request.id
-            result = await self._score(request)
+            result = await self._score(request, image)
         except ValidationError as error:
-            refusal = invalid_request(error)
-            name = _id_in(line)
+            refusal, name = invalid_request(error), row.name
         except RequestError as error:
-            refusal = error
+            refusal, name = error, row.name
         else:
             head = f'{{"index":{index},"id":{json.dumps(name)},"result":'
             return head.encode() + result.model_dump_json().encode() + b"}"
         finally:
-            self._held_bytes -= len(line)
+            self._held_bytes -= row.size
         self._failed += 1
         problem = {"kind": refusal.kind, "message": refusal.message}
         return json.dumps({"index": index, "id": name, "error": problem}).encode()
 
-    async def _score(self, request: StreamRequest) -> Score | TextOnly:
+    async def _score(self, request: StreamRequest, image: bytes | None) -> Score | TextOnly:
         """Raises RequestError. What is busy is asked again while the sample's time lasts: nobody else would."""
         seconds = self._api.config.timeout
         end = asyncio.get_running_loop().time() + seconds
@@ -182,7 +192,7 @@ class ScoreStream(Response):
             async with asyncio.timeout_at(end):
                 while True:
                     try:
-                        return await self._api.score(request, None)
+                        return await self._api.score(request, image)
                     except WholeRequestError as error:
                         if error.status != 503 or asyncio.get_running_loop().time() + _AGAIN_S > end:
                             raise
@@ -190,54 +200,9 @@ class ScoreStream(Response):
         except TimeoutError as error:
             raise RequestError(504, "Timeout", f"no score within {seconds:g} seconds, the limit") from error
 
-    async def _lines(self) -> AsyncIterator[bytes]:
-        """The body's lines. Raises RequestError for one that is too long, and where nothing comes for too long."""
-        rest = bytearray()
-        chunks = self._request.stream().__aiter__()
-        while (chunk := await self._chunk(chunks)) is not None:
-            begin = len(rest)
-            rest += chunk
-            if (last := rest.rfind(b"\n", begin)) >= 0:
-                whole, rest = bytes(rest[:last]), rest[last + 1 :]
-                for line in whole.split(b"\n"):
-                    self._check_length(len(line))
-                    yield line
-            self._check_length(len(rest))
-        if rest:
-            yield bytes(rest)
-
-    def _check_length(self, length: int) -> None:
-        if length > self._max_bytes:
-            limit = f"{self._api.config.max_body_mb:g} MiB, the limit of a sample (--max-body-mb)"
-            raise RequestError(413, "TooLarge", f"line {self._read + 1} is longer than {limit}")
-
-    async def _chunk(self, chunks: AsyncIterator[bytes]) -> bytes | None:
-        """What comes next; None at the end. Raises RequestError where nothing comes, or this server is about to end."""
-        seconds, loop = self._api.config.timeout, asyncio.get_running_loop()
-        coming = asyncio.ensure_future(anext(chunks, None))
-        end = loop.time() + seconds
-        try:
-            while True:
-                self._api.check_open()
-                if (await asyncio.wait([coming], timeout=min(_LOOKED_AFTER_S, seconds)))[0]:
-                    return coming.result()
-                if loop.time() >= end:
-                    raise RequestError(408, "Timeout", f"nothing came for {seconds:g} seconds, the limit")
-        finally:
-            coming.cancel()
-
 
 def _last_line(samples: int, failed: int, why: RequestError | None) -> bytes:
     last: dict[str, Any] = {"end": why is None, "samples": samples, "failed": failed}
     if why is not None:
         last["error"] = {"kind": why.kind, "message": why.message}
     return json.dumps(last).encode() + b"\n"
-
-
-def _id_in(line: bytes) -> str | None:
-    """The id of a line that is wrong otherwise."""
-    try:
-        name = json.loads(line).get("id")
-    except (ValueError, AttributeError, RecursionError):
-        return None
-    return name if isinstance(name, str) else None
