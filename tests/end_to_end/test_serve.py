@@ -29,7 +29,7 @@ from tests import gates as gating
 from tests.end_to_end.conftest import ROOT
 from tests.end_to_end.server import Measured, Server, assert_as_scored, wait_until
 from tests.gates import Begun, Gates
-from tests.serving.malformed import request_of
+from tests.serving.malformed import request_of, undocumented
 from vig_ray import cli
 from vig_ray.demo import CHECKPOINT
 from vig_ray.scoring.engines.torch import TorchEngine
@@ -117,7 +117,7 @@ def test_the_openapi_document_is_true(server: Server, mode: schemathesis.Generat
     assert {path for path, _ in seen} >= {"/v1/score", "/v1/score/batch", "/v1/score/stream"}
 
 
-@pytest.mark.parametrize("requests", [400, pytest.param(5200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("requests", [400, pytest.param(20_000, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 def test_malformed_requests(server: Server, requests: int, capsys: pytest.CaptureFixture[str]) -> None:
     rng = random.Random(1)
     sent = [request_of(rng) for _ in range(requests)]
@@ -137,9 +137,8 @@ def test_malformed_requests(server: Server, requests: int, capsys: pytest.Captur
                 route, body, headers = sent[number]
                 async with gate, client.post(server.url + route, data=body, headers=headers) as answer:
                     statuses[answer.status] += 1
-                    told = await answer.json()
-                    assert answer.status in (200, 413, 415, 422), (number, told)
-                    assert answer.status == 200 or told["error"]["message"]
+                    wrong = undocumented(route, answer.status, await answer.text())
+                    assert not wrong, (number, body[:300], wrong)
 
             await asyncio.gather(*(one(number) for number in numbers))
 

@@ -9,7 +9,9 @@ import random
 from typing import Any
 
 import PIL.Image
+import pyarrow as pa
 
+from serve_app.arrow import CONTENT_TYPE
 from serve_app.schema import EXAMPLE_MESSAGES, EXAMPLE_QA
 from tests.serving.conftest import png
 
@@ -89,8 +91,45 @@ def body_of(rng: random.Random) -> tuple[bytes, str]:
     return bytes(sent), "application/json"
 
 
+def stream_of(rng: random.Random) -> tuple[bytes, str]:
+    """A stream's body of a few lines or rows, and its content type."""
+    if rng.random() < 0.5:
+        bodies = [body_of(rng)[0].replace(b"\n", b" ") for _ in range(rng.randrange(4))]
+        return b"\n".join(bodies), "application/x-ndjson"
+    rows = [
+        {"question": rng.choice(["?", "", None]), "answer": rng.choice(["This.", "<image>", None]),
+         "image": image_of(rng)} for _ in range(rng.randrange(1, 4))
+    ]  # fmt: skip
+    batch = pa.RecordBatch.from_pylist(rows, pa.schema({"question": "string", "answer": "string", "image": "binary"}))
+    file = io.BytesIO()
+    with pa.ipc.new_stream(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    sent = bytearray(file.getvalue())
+    for _ in range(rng.randrange(4)):
+        sent[rng.randrange(len(sent))] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
+    return bytes(sent[: rng.choice([len(sent), rng.randrange(len(sent))])]), CONTENT_TYPE
+
+
 def request_of(rng: random.Random) -> tuple[str, bytes, dict[str, str]]:
     """A route, a body, and headers."""
+    if rng.random() < 0.15:
+        body, kind = stream_of(rng)
+        return "/v1/score/stream", body, {"Content-Type": kind}
     body, kind = body_of(rng)
     route = "/v1/score/batch" if body.startswith(b'{"items"') else "/v1/score"
     return route, body, {"Content-Type": kind}
+
+
+def undocumented(route: str, status: int, text: str, *, also: tuple[int, ...] = ()) -> str | None:
+    """What is not as documented in an answer; None where all is. `also`: statuses that may be answered here, too."""
+    if status not in (200, 413, 415, 422, *also):
+        return f"{status}: {text}"
+    if status != 200:
+        return None if json.loads(text)["error"]["message"] else "an error without a message"
+    if route != "/v1/score/stream":
+        return None if json.loads(text) else "an empty answer"
+    *items, end = [json.loads(line) for line in text.split("\n") if line]
+    kinds = [each["error"]["kind"] for each in [*items, end] if each.get("error")]
+    if "Internal" in kinds or end["samples"] != len(items) or end["end"] == ("error" in end):
+        return f"a stream that ended so: {end}, with {kinds}"
+    return None
