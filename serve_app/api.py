@@ -115,20 +115,23 @@ class Api:
         model = next(iter(self.config.models))
         return Loading(status="loading", model=model, seconds=round(time.monotonic() - self._loading_since, 1))
 
-    async def model_info(self) -> ModelInfo:
-        """What scores, and within which limits. Raises RequestError where nothing is ready yet."""
+    async def model_info(self, model: str | None = None, reference: str | None = None) -> ModelInfo:
+        """What scores, and within which limits: the model and its reference with these names, by default the first.
+
+        Raises RequestError where there is none of that name, or nothing is ready yet.
+        """
         told_otherwise = {*ModelFacts.model_fields, "max_length", "models", "reference", "version"}
         limits = self.config.model_dump(include=set(ModelInfo.model_fields) - told_otherwise)
-        first = next(iter(self._models.values()))
-        reference, referred = next(iter(first.references.items()))
+        asked = self._models[named(self._models, model, "model")]
+        reference = named(asked.references, reference, "reference")
         return ModelInfo(
-            **(await self.facts()).model_dump(),
+            **(await self.facts(asked)).model_dump(),
             **limits,
             version=vig_ray.__version__,
             models=[Offer(name=each.name, references=list(each.references)) for each in self._models.values()],
             reference=reference,
-            reference_parameters=referred.reference.parameters,
-            max_length=self.formatter.max_length,
+            reference_parameters=asked.references[reference].reference.parameters,
+            max_length=asked.formatter.max_length,
         )
 
     async def score(self, request: ScoreRequest, image: bytes | None) -> Score | TextOnly:

@@ -8,6 +8,7 @@ that listen themselves in the place of proxy and ingress (`entrance.py`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,8 +31,10 @@ from vig_ray.errors import StageError
 from vig_ray.model.checkpoint import fingerprint
 from vig_ray.model.load import default_dtype, load_formatter, template_fingerprint
 from vig_ray.model.prompt import Formatter
-from vig_ray.scoring.engines.load import check_engine, choose_engine, engine_for, gpus_an_engine
+from vig_ray.scoring.engines.load import check_engine, choose_engine, deciding, engine_for, gpus_an_engine
 from vig_ray.scoring.reference import make_reference
+
+log = logging.getLogger("vig_ray.serve")
 
 _GROW_AFTER_S = 10.0  # Ray Serve's own 30 are long to wait behind a full queue
 
@@ -104,6 +107,8 @@ def deployments(
     device = config.device
     if device == "auto":
         device = "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU") else "cpu"
+        if device == "cpu" and gpus_here is None:
+            log.warning("no GPU in the cluster now: scoring on CPUs (device: cuda waits for GPUs instead)")
     check_engine(config.engine, config.reference, config.vllm, joins_cluster=False)
     engines = {name: _engine(config, name, device, (formatters or {}).get(name)) for name in config.models}
     if config.models_a_worker is not None and any(each["name"] != "torch" for _, each in engines.values()):
@@ -148,7 +153,7 @@ def deployments(
 
 def _engine(
     config: AppConfig, name: str, device: str, formatter: Formatter | None
-) -> tuple[dict[str, str], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The facts of a model, and how its engine is loaded. Raises StageError."""
     prompts = prompts_for(config, name)
     formatter = formatter or load_formatter(*prompts)
@@ -163,6 +168,7 @@ def _engine(
         "template": template_fingerprint(formatter),
         "dtype": dtype,
         "engine": engine,
+        "vllm": deciding(config.vllm) if engine == "vllm" else None,
     }
     options = {
         "name": engine, **prompts._asdict(),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("vig_ray.serve")
 
 _APPLICATION = "scorer"
+_LOOKED_AFTER_S = 0.25
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -68,7 +69,8 @@ def _serve(config: Any, listening: Listening) -> None:
     with (
         ThreadPoolExecutor(1) as beside,
         _beside(beside.submit(_formatters, config)) as loading,
-        machines(None, actors=actors, metrics_port=config.metrics_port) as ray_has,
+        # One process more than the actors have, for Ray Serve's controller.
+        machines(None, actors=actors, metrics_port=config.metrics_port, spare_cpus=1) as ray_has,
     ):
         gpus_here = None if ray_has.cores is None else ray_has.gpus
         _answer(config, access, listening, loading.result(), gpus_here)
@@ -149,11 +151,12 @@ def _wait_for(application: str) -> None:
     """Until the scorers of an application are there. Raises StageError where they can't be."""
     from ray import serve
 
+    # Asked for its state again and again Ray Serve would take the time from what it waits for.
     while (told := serve.status().applications[application]).status != "RUNNING":
         if told.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             cause = [line for line in told.message.strip().splitlines() if line.strip()][-1:]
             raise StageError(f"no engine could begin: {''.join(cause).strip()[:300]}")
-        time.sleep(0.05)
+        time.sleep(_LOOKED_AFTER_S)
 
 
 VERB = Verb("score samples over HTTP, with a page to look at", "serve_app.options:ServeConfig", "serve_app.command:run")

@@ -13,6 +13,9 @@ from serve_app.schema import Failure, Problem
 TOO_MANY = "TooMany"
 """The name of the error of a batch with more samples than there may be, of which none is taken on."""
 
+ENGINE_DIED = "EngineDied"
+"""The name of the error of a sample that engines were lost over, as in the batch job's rows."""
+
 
 class RequestError(Exception):
     """An HTTP status, a short name to count by, and a sentence for the caller. Holds no path and no key."""

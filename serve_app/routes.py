@@ -135,6 +135,9 @@ class Routes:
         except RequestError as refusal:
             status = refusal.status
             raise
+        except Exception:
+            status = 500
+            raise
         finally:
             self._api.backend.record(route, status, time.monotonic() - began)
 
@@ -170,9 +173,10 @@ class Routes:
         await self._api.facts()
         return ScoreStream(request, self._api, partial(self._accepted, "/v1/score/stream"))
 
-    async def model(self) -> Response:
-        """What scores, and within which limits."""
-        return Response((await self._api.model_info()).model_dump_json(), media_type="application/json")
+    async def model(self, model: str | None = None, reference: str | None = None) -> Response:
+        """What scores, and within which limits: the model and the reference of these names, by default the first."""
+        info = await self._api.model_info(model, reference)
+        return Response(info.model_dump_json(), media_type="application/json")
 
     async def healthz(self) -> dict[str, str]:
         """Alive."""
@@ -216,9 +220,9 @@ def make_app(api: Api, *, id_answered: bool = False) -> FastAPI:
         "/v1/score/stream", response_model=None, responses=_REFUSED | _STREAM_ANSWER,
         openapi_extra={"requestBody": _STREAM_BODY},
     )(routes.score_stream)  # fmt: skip
-    app.get("/v1/model", response_model=ModelInfo, responses={code: _REFUSED[code] for code in (401, 403, 421, 503)})(
-        routes.model
-    )
+    app.get(
+        "/v1/model", response_model=ModelInfo, responses={code: _REFUSED[code] for code in (401, 403, 421, 422, 503)}
+    )(routes.model)
     app.get("/healthz")(routes.healthz)
     app.get("/readyz", response_model=Readiness, responses={503: _LOADING})(routes.readyz)
     _add_page(app)

@@ -138,6 +138,7 @@ class ModelFacts(BaseModel):
     template: str
     dtype: str
     engine: str
+    vllm: dict[str, Any] | None = Field(None, description="of vLLM's options those that decide its numbers")
 
 
 class Decision(BaseModel):

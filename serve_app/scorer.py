@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import pickle
@@ -18,7 +19,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve_app.batching import Batcher
 from serve_app.clients import current
-from serve_app.errors import RequestError, busy
+from serve_app.errors import ENGINE_DIED, RequestError, busy
 from serve_app.gauges import keep_telling
 from serve_app.grouping import Grouped
 from serve_app.logs import LogFormat, log_here
@@ -52,9 +53,10 @@ class Asked(NamedTuple):
     request: str
 
 
-def identity_of(facts: Mapping[str, str]) -> str:
-    """What a model's prompts and numbers hang on, of its facts (`ModelFacts`)."""
-    return f"{facts['fingerprint']} {facts['template']}"
+def identity_of(facts: Mapping[str, Any]) -> str:
+    """What a model's prompts and numbers hang on, of its facts (`ModelFacts`) as they are before an engine is loaded,
+    which describes itself at more length."""
+    return json.dumps([facts[name] for name in ("fingerprint", "template", "dtype", "engine", "vllm")], sort_keys=True)
 
 
 def _outcome(clean: LogProbs | PromptError, reference: LogProbs | PromptError) -> Outcome:
@@ -67,10 +69,10 @@ class Scorer:
     """Holds an engine. Where the engine can't go on, the process ends and Ray Serve starts another."""
 
     def __init__(
-        self, facts: dict[str, str], engine: dict[str, Any], workers: int, log_format: LogFormat = "text"
+        self, facts: dict[str, Any], engine: dict[str, Any], workers: int, log_format: LogFormat = "text"
     ) -> None:
         log_here(log_format)
-        self._facts = facts
+        self._facts, self._identity = facts, identity_of(facts)
         self._requests: list[str] = []  # whose samples are here
         # Ray gives a process one thread a CPU that it asked for; those of this machine are for all engines on it.
         threads = max(1, (os.cpu_count() or 1) // workers) if engine["device"] == "cpu" else None
@@ -112,9 +114,9 @@ class Scorer:
             os._exit(1)
 
     async def score(self, asked: Sequence[Asked], identity: str) -> list[tuple[LogProbs, LogProbs] | str] | None:
-        """Log-probs of each pair of prompts, or its error as text; None where they are prompts of another model than
-        this one, by `identity_of` its facts: while a new version takes the place of an old one, both are asked."""
-        if identity != identity_of(self._facts):
+        """Log-probs of each pair of prompts, or its error as text; None where they are asked of another model than this
+        one, by `identity_of` its facts: while a new version takes the place of an old one, both are asked."""
+        if identity != self._identity:
             return None
         ids = [each.request for each in asked]
         self._requests += ids
@@ -125,9 +127,9 @@ class Scorer:
                 self._requests.remove(request)
         return [str(outcome) if isinstance(outcome, PromptError) else outcome for outcome in outcomes]
 
-    async def facts(self) -> dict[str, str]:
-        """What scores."""
-        return self._facts
+    async def facts(self, identity: str) -> dict[str, Any] | None:
+        """What scores; None where another model is asked for, as in `score`."""
+        return self._facts if identity == self._identity else None
 
 
 def turns_of(multiplexed: Callable[..., Any]) -> type:
@@ -138,7 +140,7 @@ def turns_of(multiplexed: Callable[..., Any]) -> type:
         """Scores with the model that a call names as its multiplexed one."""
 
         def __init__(
-            self, engines: dict[str, tuple[dict[str, str], dict[str, Any]]], workers: int, log_format: LogFormat
+            self, engines: dict[str, tuple[dict[str, Any], dict[str, Any]]], workers: int, log_format: LogFormat
         ) -> None:
             self._engines, self._rest = engines, (workers, log_format)
 
@@ -152,10 +154,10 @@ def turns_of(multiplexed: Callable[..., Any]) -> type:
             scorer: Scorer = await self._model(serve.get_multiplexed_model_id())
             return await scorer.score(asked, identity)
 
-        async def facts(self) -> dict[str, str]:
+        async def facts(self, identity: str) -> dict[str, Any] | None:
             """See `Scorer.facts`."""
             scorer: Scorer = await self._model(serve.get_multiplexed_model_id())
-            return await scorer.facts()
+            return await scorer.facts(identity)
 
     return Scorers
 
@@ -223,7 +225,9 @@ class Replicas:
             return outcome
         if replaced == _REPLACED_ATTEMPTS:
             raise busy("the model is being replaced by another version; try again in a moment")
-        raise busy("the engines were lost while they worked on this sample")
+        # Of this sample, not of a request with others: the same again would cost the same engines.
+        message = f"{_ATTEMPTS} engines were lost while they worked on this sample"
+        raise RequestError(503, ENGINE_DIED, message, {"Retry-After": "1"})
 
     async def facts(self) -> ModelFacts | None:
         """See `Backend`. Asks once, in the background, until an engine has answered."""
@@ -235,8 +239,8 @@ class Replicas:
 
     async def _ask(self) -> None:
         try:
-            facts = await self._scorer.facts.remote()
-            self._facts = ModelFacts(**facts) if identity_of(facts) == self._identity else None
+            facts = await self._scorer.facts.remote(self._identity)
+            self._facts = ModelFacts(**facts) if facts is not None else None
         except (RayError, DeploymentUnavailableError, BackPressureError):
             await asyncio.sleep(0.2)
 

@@ -75,14 +75,20 @@ def parse_range(spelled: str) -> tuple[int, int]:
 
 @contextmanager
 def machines(
-    address: str | None, *, actors: int, metrics_port: int | None = None, least_cpus: int = 1
+    address: str | None,
+    *,
+    actors: int,
+    metrics_port: int | None = None,
+    least_cpus: int = 1,
+    spare_cpus: int = _SPARE_CPUS,
 ) -> Iterator[Machines]:
     """The Ray cluster at `address` or RAY_ADDRESS; without either a Ray of its own, stopped at the end.
 
     A Ray that is running in this process already is used as it is. `actors`: how many the caller may start on this
     machine. `metrics_port`: where a Ray of its own tells its metrics, any by default. `least_cpus`: what the caller
-    can't do without in a Ray that this process has started itself. Raises StageError where no cluster answers, where
-    the Ray that is running is another than `address`, or has too few CPUs.
+    can't do without in a Ray that this process has started itself. `spare_cpus`: those of a Ray of its own beside the
+    actors', for Ray Data by default. Raises StageError where no cluster answers, where the Ray that is running is
+    another than `address`, or has too few CPUs.
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what matters of an error is raised
@@ -112,8 +118,8 @@ def machines(
         yield _running(least_cpus)
         return
     # Ray's CPUs are only a count. Reading, writing and the checkpoint filter each want one for themselves while every
-    # actor holds one; with too few the job would wait for ever.
-    cpus = actors + _SPARE_CPUS
+    # actor holds one; with too few the job would wait for ever. Ray begins with a process for each of them.
+    cpus = actors + spare_cpus
     allow_worker_starts(cpus)
     start(num_cpus=cpus, logging_level=level, **metrics_port_option(metrics_port))
     try:

@@ -59,7 +59,8 @@ class StandIn:
     """`refuse`: from a path, the number of its request (from 1) and the samples to the response instead, None for none.
 
     `cut`: after how many answers the connection of stream n (from 1) is reset. `end_at`: the error that ends stream n
-    after its third answer. `before`: awaited before answer n of all streams. `seen`: how often each path was asked;
+    after its third answer. `before`: awaited before answer n of all streams; `before_end`: before a stream's last line.
+    `seen`: how often each path was asked;
     `answered`: the answers of samples in the order of their scores.
     """
 
@@ -75,6 +76,7 @@ class StandIn:
         self.end_at: dict[int, dict[str, str]] = {}
         self.rewrite: Callable[[dict[str, Any]], dict[str, Any]] = lambda line: line
         self.before: Callable[[int], Any] = lambda number: asyncio.sleep(0)
+        self.before_end: Callable[[], Any] = lambda: asyncio.sleep(0)
         self.under_way = self.most_under_way = self.read_lines = 0
         app = Starlette(
             routes=[
@@ -153,6 +155,7 @@ class StandIn:
                 number += 1
         if number == self.cut.get(stream):
             raise _ResetError
+        await self.before_end()
         if stream not in self.without_end:
             yield json.dumps({"end": True, "samples": number, "failed": failed}).encode() + b"\n"
 

@@ -81,6 +81,7 @@ def test_images_in_parts_and_lists_are_counted() -> None:
         (sample(1, image=7), "BadImage", "not a int"),
         (sample(1, answer="\ud800"), "Invalid", "surrogates"),
         (sample(1, tau=float("nan")), "Invalid", "JSON"),
+        (sample(1, id="\ud800"), "Invalid", "surrogates"),
         (sample(1, id=7), "Invalid", "id: a string, not a int"),
         (sample(1, image=b"x" * 2000), "TooLarge", "--max-body-mb"),
         ("text", "Invalid", "a sample is a dict, not a str"),
@@ -175,6 +176,35 @@ def test_a_batch_that_is_refused_as_a_whole_is_asked_for_in_halves(server: Stand
 
     server.refuse = refuse
     assert vigs(client.score_batch([sample(number) for number in range(6)])) == [0, 1, 2, "not now", 4, 5]
+
+
+def test_a_sample_alone_that_always_takes_too_long_has_that_for_its_outcome(
+    server: StandIn, client: Client, waits: list[float | None]
+) -> None:
+    server.refuse = lambda path, number, items: (
+        refused(504, "Timeout") if any(item["answer"] == "3" for item in items) else None
+    )
+    assert vigs(client.score_batch([sample(number) for number in range(6)])) == [0, 1, 2, "not now", 4, 5]
+    server.refuse = lambda path, number, items: refused(504, "Http")  # a proxy's, of whatever is behind it
+    with pytest.raises(ServerError, match="504 Http"):
+        client.score_batch([sample(1)])
+
+
+def test_what_engines_are_lost_over_is_not_asked_again(server: StandIn, client: Client) -> None:
+    server.refuse = lambda path, number, items: refused(503, "EngineDied", **{"Retry-After": "1"})
+    with pytest.raises(ServerError, match="503 EngineDied"):
+        client.score(sample(1))
+    assert server.seen["/v1/score"] == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "http://[::1", "http://localhost:80a0", "http://localhost:99999", "http://", "ftp://a/b",
+            "http://user:word@localhost", "http://a/?b", "user:word@localhost:8000"],
+)  # fmt: skip
+def test_an_address_that_is_none_is_refused_and_no_password_told(url: str) -> None:
+    with pytest.raises(ClientError, match="address") as refusal:
+        Client(url)
+    assert "word" not in str(refusal.value)
 
 
 def test_who_asks_is_no_fault_of_a_sample(server: StandIn, client: Client) -> None:

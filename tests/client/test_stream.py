@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -170,6 +170,32 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again(server: StandIn
     assert server.seen[STREAM] > 1
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_last_line_that_does_not_come_is_not_waited_for_for_ever(server: StandIn, resume: bool) -> None:
+    server.before_end = lambda: asyncio.sleep(3600)
+    found: list[Any] = []
+    with Client(server.url, timeout=1) as client:
+        outcomes = client.stream((sample(number) for number in range(5)), resume=resume)
+        if resume:  # nothing else is missing
+            found.extend(outcomes)
+        else:
+            with pytest.raises(CutOffError, match="after 5 samples"):
+                found.extend(outcomes)
+    assert vigs(found) == list(range(5))
+
+
+def test_a_sample_that_always_takes_too_long_has_that_for_its_outcome(
+    server: StandIn, waits: list[float | None]
+) -> None:
+    late = {"error": {"kind": "Timeout", "message": "too long"}}
+    server.rewrite = lambda line: (
+        {"index": line["index"], "id": None} | late if line.get("result", {}).get("vig") == 2.0 else line
+    )
+    with Client(server.url) as client:
+        assert vigs(client.stream(sample(number) for number in range(5))) == [0, 1, "too long", 3, 4]
+    assert server.answered.count("2") == 5
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, seconds, by which answers are late; it passes only where a test says so."""
@@ -230,6 +256,33 @@ def test_an_interrupt_ends_the_stream(server: StandIn, monkeypatch: pytest.Monke
         with pytest.raises(KeyboardInterrupt):
             next(outcomes)
         assert client.score(sample(1)).vig == 1
+
+
+def test_an_iterator_that_was_left_is_ended_on_any_thread(server: StandIn) -> None:
+    """The garbage collector may do so on the client's own, which can't wait for itself."""
+    with Client(server.url) as client:
+        outcomes = client.stream(sample(number) for number in range(9))
+        assert vigs([next(outcomes)]) == [0]
+        client._loop.call_soon_threadsafe(outcomes.close)  # type: ignore[attr-defined]
+        assert client.score(sample(1)).vig == 1
+
+
+def test_who_waits_is_told_when_the_client_is_closed(server: StandIn) -> None:
+    stuck = threading.Event()
+
+    async def before(number: int) -> None:
+        stuck.set()
+        await asyncio.sleep(3600)
+
+    server.before = before
+    client = Client(server.url)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(lambda: list(client.stream([sample(1)]))) for _ in range(3)]
+        assert stuck.wait(30)
+        client.close()
+        for each in waiting:
+            with pytest.raises(ClientError, match="closed"):
+                each.result(30)
 
 
 def test_nobody_reads_ahead_of_who_does_not_read(server: StandIn) -> None:

@@ -61,7 +61,7 @@ def test_serve_yaml_is_deployed_with_its_keys_and_ranges(tmp_path: Path, cluster
     config = yaml.safe_load((ROOT / "serve.yaml").read_text())
     (tmp_path / "keys").write_text("a-key\n")
     config["http_options"] = {"host": "127.0.0.1", "port": (port := free_port())}
-    config["applications"][0]["args"] |= {"model": CHECKPOINT, "keys": str(tmp_path / "keys")}
+    config["applications"][0]["args"] |= {"model": CHECKPOINT, "device": "cpu", "keys": str(tmp_path / "keys")}
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
     url = f"http://127.0.0.1:{port}"
     deploy(cluster, tmp_path / "serve.yaml")

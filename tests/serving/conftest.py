@@ -81,7 +81,7 @@ def serving(engine: TorchEngine, demo_formatter: Any) -> Callable[..., tuple[Tes
         *, keys: str = "", keys_file: str | None = None, client: str = "127.0.0.1", **options: Any
     ) -> tuple[TestClient, LocalBackend]:
         backend = LocalBackend(engine)
-        config = AppConfig(**{"model": CHECKPOINT, "keys": keys_file} | options)
+        config = AppConfig(**{"model": f"demo={CHECKPOINT}", "keys": keys_file} | options)
         access = read_access(config)
         if keys:
             access = access._replace(keys=plain_keys(keys))

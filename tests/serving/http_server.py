@@ -32,8 +32,8 @@ class Served:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.api = Api(AppConfig(**{"model": CHECKPOINT, "tau": 0.3} | options), formatter, LocalBackend(engine),
-            Access(plain_keys(keys) if keys else None))  # fmt: skip
+        config = AppConfig(**{"model": f"demo={CHECKPOINT}", "tau": 0.3} | options)
+        self.api = Api(config, formatter, LocalBackend(engine), Access(plain_keys(keys) if keys else None))
         app = make_app(self.api)
         self._server = uvicorn.Server(settings(app, seconds=self.api.config.timeout, port=self.port))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()), daemon=True)

@@ -183,7 +183,7 @@ def test_a_server_that_is_not_ready_says_so(serving: Serving) -> None:
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
         told = answer.json()
         waited.append(told.pop("seconds"))
-        assert told == {"status": "loading", "model": "checkpoint"}  # its name, not where it lies
+        assert told == {"status": "loading", "model": "demo"}  # its name, not where it lies
     assert 0 <= waited[0] <= waited[1]
     assert client.get("/healthz").status_code == 200
     backend.loaded = True
@@ -199,6 +199,19 @@ def test_what_takes_too_long_is_504(serving: Serving, route: str) -> None:
     backend.gate.clear()  # nothing is ever scored
     answer = client.post(route, json={"items": [plain()]} if route.endswith("batch") else plain())
     assert (answer.status_code, answer.json()["error"]["kind"]) == (504, "Timeout")
+
+
+def test_an_internal_error_is_counted_as_one(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, backend = serving()
+
+    async def fail(prepared: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(backend, "score", fail)
+    with client:
+        assert client.post("/v1/score", json=EXAMPLE_QA).status_code == 500
+    assert backend.recorded == [("/v1/score", 500)]
+    assert backend.refusals == [("Internal", 500)]
 
 
 def test_what_is_too_much_is_503(serving: Serving) -> None:

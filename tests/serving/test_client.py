@@ -195,7 +195,7 @@ def test_a_run_goes_on_where_it_was_and_with_the_same_model_only(
         job.run(ScoreConfig(server=serve(reference="blind").url, **options))
     with pytest.raises(StageError, match=r"model.* differ"):
         job.run(ScoreConfig(model=CHECKPOINT, **options), in_process=True)
-    with pytest.raises(StageError, match=r"--reference blind: --server .* has blur"):
+    with pytest.raises(StageError, match=r"--reference blind: --server .*: reference: this server has blur"):
         job.run(ScoreConfig(server=served.url, reference="blind", **options))
     # Started anew, the server describes its engine otherwise.
     described = by_server.model_of(ScoreConfig(server=served.url, **options)).model_copy(update={"engine": "torch 9"})
@@ -209,13 +209,59 @@ def test_a_run_goes_on_where_it_was_and_with_the_same_model_only(
     assert list(replaced.references) == ["blind"]
 
 
-def test_another_model_in_the_middle_ends_the_run(
-    serve: Callable[..., Served], samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_reference_of_several_is_chosen(
+    serve: Callable[..., Served], samples: str, by_job: Path, tmp_path: Path
 ) -> None:
-    info = by_server.model_of(ScoreConfig(data="d", out="o", server=serve().url))
-    monkeypatch.setattr(by_server, "model_of", lambda config: info.model_copy(update={"fingerprint": "e" * 16}))
-    with pytest.raises(StageError, match="another model answers"):
-        job.run(ScoreConfig(data=samples, server=serve().url, out=str(tmp_path)))
+    served = serve(reference="blind,blur")
+    options = {"data": samples, "server": served.url, "server_model": "demo", "reference": "blur"}
+    job.run(ScoreConfig(**options, out=str(tmp_path)))
+    expected = rows_of(by_job)
+    for key, row in rows_of(tmp_path).items():
+        assert row["vig"] == (expected[key]["vig"] and pytest.approx(expected[key]["vig"], abs=1e-5))
+    with pytest.raises(StageError, match=r"--server-model other.*: model: this server has demo"):
+        job.run(ScoreConfig(data=samples, server=served.url, server_model="other", out=str(tmp_path / "no")))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"fingerprint": "e" * 16}, {"vllm": {"quantization": "fp8"}}, {"max_answer_tokens": 7},
+                {"reference_parameters": {"sigma": 3}}],
+)  # fmt: skip
+def test_a_server_that_changes_in_the_middle_ends_the_run_and_its_refusals_are_not_kept(
+    serve: Callable[..., Served], samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: Any
+) -> None:
+    """The other server takes over after ten samples, and refuses long answers."""
+    served, scored, asked = serve(max_answer_tokens=100), by_server._scored, []
+    info = by_server.model_of(ScoreConfig(data="d", out="o", server=served.url))
+    now = [info]
+    monkeypatch.setattr(by_server, "_model", lambda *_: now[0])
+
+    def replaced(row: Any, outcome: Any, *more: Any) -> dict[str, Any]:
+        asked.append(outcome)
+        if len(asked) == 10:
+            now[0] = info.model_copy(update=changed)
+        return scored(row, outcome, *more)
+
+    monkeypatch.setattr(by_server, "_scored", replaced)
+    with pytest.raises(StageError, match="answers otherwise"):
+        job.run(ScoreConfig(data=samples, server=served.url, out=str(tmp_path)))
+    rows = rows_of(tmp_path).values()
+    assert any(isinstance(outcome, Failed) and outcome.kind == "TooLong" for outcome in asked)
+    assert rows
+    assert not [row for row in rows if (row["error"] or "").startswith("TooLong")]
+
+
+@pytest.mark.parametrize("changed", [{"fingerprint": "e" * 16}, {"reference_parameters": {"sigma": 3}}])
+def test_a_score_by_anything_else_than_the_run_began_with_is_refused(
+    serve: Callable[..., Served], changed: Any, tmp_path: Path
+) -> None:
+    served = serve()
+    info = by_server.model_of(ScoreConfig(data="d", out="o", server=served.url))
+    row = {"sample_key": "k", "id": "i", "source": "s", "kept": None, "error": None}
+    with Client(served.url) as client:
+        score = client.score(sample(png()))
+    assert by_server._scored(row, score, info)["vig"] is not None
+    with pytest.raises(StageError, match="answers otherwise"):
+        by_server._scored(row, score, info.model_copy(update=changed))
 
 
 def test_the_command(

@@ -51,6 +51,9 @@ def test_what_there_is_is_told(serving: Callable[..., Any]) -> None:
     told = client.get("/v1/model").json()
     assert told["models"] == [{"name": "demo", "references": ["blur", "blind"]}]
     assert told["reference"] == "blur"
+    blind = client.get("/v1/model", params={"model": "demo", "reference": "blind"}).json()
+    assert (blind["name"], blind["reference"], blind["reference_parameters"]) == ("demo", "blind", {})
+    assert client.get("/v1/model", params={"reference": "mean"}).json()["error"]["kind"] == "Invalid"
     wrong = client.post("/v1/score", json=SAMPLE | {"model": "<b>other</b>"})
     assert (wrong.status_code, wrong.json()["error"]["message"]) == (422, "model: this server has demo")
 

@@ -33,8 +33,11 @@ def test_prompts_of_another_version_of_the_model_are_not_scored(engine: TorchEng
     asked = [Asked(pickle.dumps(prepared.pair), prepared.tokens, "client", f"request-{number}") for number in range(2)]
 
     async def main() -> None:
-        for changed in ("fingerprint", "template"):
-            assert await scorer.score(asked, identity_of(facts | {changed: "another"})) is None
+        for changed in ("fingerprint", "template", "dtype", "engine", "vllm"):
+            other = identity_of(facts | {changed: "another"})
+            assert await scorer.score(asked, other) is None
+            assert await scorer.facts(other) is None
+        assert await scorer.facts(identity_of(facts)) == facts | {"engine": scorer._engine.description}
         answers = await scorer.score(asked, identity_of(facts))
         assert answers is not None
         ((clean, reference),) = run_passes(engine, [prepared.pair])

@@ -40,13 +40,15 @@ class Reference(_Answer):
 
 
 class ModelFacts(_Answer):
-    """What scores: name, fingerprints of the model and its template, precision and engine."""
+    """What scores: name, fingerprints of the model and its template, precision, engine and those of its options that
+    decide its numbers."""
 
     name: str
     fingerprint: str
     template: str
     dtype: str
     engine: str
+    vllm: dict[str, Any] | None = None
 
 
 class Offer(_Answer):

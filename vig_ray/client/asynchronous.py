@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 from pydantic import ValidationError
 
@@ -60,14 +61,23 @@ class AsyncClient:
         """Close its connections."""
         await self._requests.close()
 
-    async def model(self) -> ModelInfo:
-        """What scores, and within which limits. Raises ClientError."""
-        answer = await self._requests.json("GET", "/v1/model")
+    async def model(self, name: str | None = None, reference: str | None = None) -> ModelInfo:
+        """What scores, and within which limits: the model `name` with `reference`, by default the server's first.
+
+        Raises ClientError, also where the server has none of that name.
+        """
+        asked = {field: value for field, value in (("model", name), ("reference", reference)) if value is not None}
+        path = f"/v1/model?{urlencode(asked)}" if asked else "/v1/model"
+        answer = await self._requests.json("GET", path)
         try:
-            self._info = ModelInfo.model_validate(answer)
+            info = ModelInfo.model_validate(answer)
         except ValidationError as error:
             raise ClientError(f"{self._requests.url}/v1/model: answers what vig serve doesn't; is it one?") from error
-        return self._info
+        for field, told in (("model", info.name), ("reference", info.reference)):
+            if asked.get(field, told) != told:  # an earlier server, which reads no query
+                raise ClientError(f"{self._requests.url}/v1/model: tells only of {told}, and {asked[field]} is asked")
+        self._info = info
+        return info
 
     async def score(self, sample: Sample, tau: float | None = None, *, reference_images: bool = False) -> Score:
         """The score of one sample, which `vig_ray.client.samples` says how to write.

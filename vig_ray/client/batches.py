@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from vig_ray.client.answers import Failed, ModelInfo, Outcome, outcome_of
 from vig_ray.client.errors import ClientError, ServerError
 from vig_ray.client.requests import Requests
-from vig_ray.client.retries import IN_TIME, LATER
+from vig_ray.client.retries import IN_TIME, LATER, TRIES_IN_TIME
 from vig_ray.client.samples import Outgoing
 
 PATH = "/v1/score/batch"
@@ -39,16 +39,26 @@ async def score_batch(requests: Requests, batch: Batch) -> list[Outcome]:
 
 async def _answered(requests: Requests, sent: Sequence[Outgoing]) -> list[Outcome]:
     body = b'{"items":[' + b",".join(sample.body for sample in sent) + b"]}"
-    alone = len(sent) == 1
-    try:
-        answer = await requests.json("POST", PATH, body, retried=LATER | IN_TIME if alone else LATER)
-    except ServerError as error:
-        if alone and error.status in _OF_SAMPLES:
-            return [Failed(error.kind, error.message)]
-        if alone or error.status not in _OF_SAMPLES | IN_TIME:
-            raise
-        half = len(sent) // 2
-        return await _answered(requests, sent[:half]) + await _answered(requests, sent[half:])
+    alone, tries = len(sent) == 1, 0
+    while True:
+        tries += 1
+        try:
+            answer = await requests.json("POST", PATH, body, retried=LATER)
+            break
+        except ServerError as error:
+            if error.status not in _OF_SAMPLES | IN_TIME:
+                raise
+            if not alone:
+                half = len(sent) // 2
+                return await _answered(requests, sent[:half]) + await _answered(requests, sent[half:])
+            if error.status in _OF_SAMPLES:
+                return [Failed(error.kind, error.message)]
+            wait = requests.retries.wait(tries, error)
+            if error.kind == "Timeout" and (wait is None or tries == TRIES_IN_TIME):  # a proxy's is its own
+                return [Failed(error.kind, error.message)]
+            if wait is None:
+                raise
+        await asyncio.sleep(wait)
     try:
         outcomes = [outcome_of(item) for item in answer["results"]]
     except (ValidationError, KeyError, TypeError, AttributeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 from vig_ray.client.answers import ModelInfo, Outcome, Score
@@ -34,6 +35,7 @@ class Client:
         self._client = AsyncClient(
             url, key=key, timeout=timeout, retries=retries, batch_items=batch_items, under_way=under_way
         )
+        self._closing, self._closed = threading.Lock(), False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vig client", daemon=True)
         self._thread.start()
@@ -45,18 +47,25 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close its connections and end its thread. A second time does nothing."""
-        if self._loop.is_closed():
-            return
-        self._wait(self._client.close())
-        self._wait(self._loop.shutdown_asyncgens())
+        """Close its connections and end its thread; calls of other threads that are under way raise ClientError. A
+        second time does nothing."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True  # from now on nothing is begun
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def model(self) -> ModelInfo:
+    async def _end(self) -> None:
+        await cancelled(*(asyncio.all_tasks() - {asyncio.current_task()}))
+        await self._loop.shutdown_asyncgens()
+        await self._client.close()
+
+    def model(self, name: str | None = None, reference: str | None = None) -> ModelInfo:
         """See `AsyncClient.model`."""
-        return self._wait(self._client.model())
+        return self._wait(self._client.model(name, reference))
 
     def score(self, sample: Sample, tau: float | None = None, *, reference_images: bool = False) -> Score:
         """See `AsyncClient.score`."""
@@ -106,17 +115,26 @@ class Client:
             while (outcome := self._wait(one())) is not None:
                 yield outcome
         finally:
-            if not self._loop.is_closed():
+            if threading.current_thread() is self._thread:  # an iterator that was left, collected there
+                self._begin(end())
+            elif not self._closed:
                 self._wait(end())
 
     def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """What a coroutine returns, on the loop; an interrupt ends it there, too."""
-        if self._loop.is_closed():
-            coroutine.close()
-            raise ClientError("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = self._begin(coroutine)
         try:
             return future.result()
-        except BaseException:
+        except BaseException as error:
             future.cancel()
+            if isinstance(error, CancelledError) and self._closed:
+                raise ClientError("the client was closed meanwhile") from error
             raise
+
+    def _begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Raises ClientError where the client is closed."""
+        with self._closing:
+            if self._closed:
+                coroutine.close()
+                raise ClientError("the client is closed")
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from vig_ray.client.errors import ClientError, ServerError
-from vig_ray.client.retries import IN_TIME, LATER, Retries, retry_after
+from vig_ray.client.retries import ENGINE_DIED, IN_TIME, LATER, Retries, retry_after
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class Requests:
         self.url, self.timeout, self.retries = _checked(url), timeout, Retries(retries)
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     def post(self, path: str, data: bytes | AsyncIterable[bytes], content_type: str) -> Any:
         """A POST whose answer is to be read in an `async with` block; only connecting has a time limit."""
@@ -49,7 +50,8 @@ class Requests:
             try:
                 return await self._once(method, path, body)
             except ServerError as error:
-                wait = self.retries.wait(tries, error) if error.status in retried else None
+                again = error.status in retried and error.kind != ENGINE_DIED
+                wait = self.retries.wait(tries, error) if again else None
                 if wait is None:
                     raise
                 failed: Exception = error
@@ -73,7 +75,8 @@ class Requests:
         return ServerError(self.url, response.status, kind, message, retry_after(response.headers.get("Retry-After")))
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; no other is opened after that."""
+        self._closed = True
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -90,6 +93,8 @@ class Requests:
             raise ClientError(f"{self.url}{path}: answers no JSON; is it vig serve?") from error
 
     def _request(self, method: str, path: str, data: Any, content_type: str, limit: aiohttp.ClientTimeout) -> Any:
+        if self._closed:
+            raise ClientError("the client is closed")
         if self._session is None:  # it belongs to the event loop, which isn't there yet when a client is made
             self._session = aiohttp.ClientSession(headers=self._headers, read_bufsize=1 << 20)
         headers = {} if data is None else {"Content-Type": content_type}
@@ -108,9 +113,15 @@ def told(error: BaseException) -> str:
 
 def _checked(url: str) -> str:
     """The server's address without a slash at its end. Raises ClientError."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if "@" in url:  # said first, so that no message repeats a password
+        raise ClientError("the server's address has a user; give the key by itself")
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, or a port that is none
+        good = False
+    if not good:
         raise ClientError(f"{url}: takes the address of a vig serve, such as http://localhost:8000")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ClientError("the server's address has a user, a query or a fragment; give the key by itself")
+    if parts.query or parts.fragment:
+        raise ClientError("the server's address has a query or a fragment; leave it out")
     return url.rstrip("/")

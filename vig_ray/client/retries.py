@@ -15,6 +15,11 @@ LATER = frozenset({429, 502, 503})
 # No answer in time: a large request is rather made smaller, a small one is made again.
 IN_TIME = frozenset({408, 504})
 
+# No answer in time to a sample alone, so often: it's the sample's.
+TRIES_IN_TIME = 5
+# Of vig serve's 503 the one that would come again, and would cost it as many engines.
+ENGINE_DIED = "EngineDied"
+
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 30.0
 _LONGEST_ASKED = 300.0

@@ -53,12 +53,12 @@ def prepare(
     images = _Images()
     try:
         request = _defaults(tau, reference_images) | _request(sample, images)
-        body = _json(request)
+        body, name = _json(request), _json(sample.get("id"))
     except _ImageError as error:
         return Failed("BadImage", str(error))
     except (TypeError, ValueError, RecursionError) as error:
         return Failed("Invalid", f"the sample can't be written as JSON: {error}"[:500])
-    if max_bytes is not None and len(body) + len(_json(sample.get("id"))) + len(b',"id":') > max_bytes:
+    if max_bytes is not None and len(body) + len(name) + len(b',"id":') > max_bytes:
         return Failed(
             "TooLarge", f"{len(body):,} bytes as JSON, and the server takes {max_bytes:,} (its --max-body-mb)"
         )

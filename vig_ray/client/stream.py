@@ -21,7 +21,7 @@ from vig_ray.client.answers import Failed, Outcome, outcome_of
 from vig_ray.client.batches import cancelled
 from vig_ray.client.errors import ClientError, CutOffError, ServerError
 from vig_ray.client.requests import CONNECTION_ERRORS, Requests, told
-from vig_ray.client.retries import IN_TIME, LATER
+from vig_ray.client.retries import IN_TIME, LATER, TRIES_IN_TIME
 from vig_ray.client.samples import Outgoing
 
 PATH = "/v1/score/stream"
@@ -74,9 +74,12 @@ class _Sent:
         """The waiting begins: the program may have taken its time over the answer before."""
         self._since = now()
 
-    def left(self, timeout: float) -> float | None:
-        """Seconds that are left of `timeout`; None where no answer is due."""
-        return self._since + timeout - now() if self.unanswered else None
+    def left(self, timeout: float, ended_at: float | None) -> float | None:
+        """Seconds that are left of `timeout`; None where no answer is due. `ended_at`: since when the last line is,
+        None where it isn't."""
+        if self.unanswered or ended_at is not None:
+            return max(self._since, ended_at or 0.0) + timeout - now()
+        return None
 
 
 class Stream:
@@ -95,6 +98,8 @@ class Stream:
         self._broken: Exception | None = None  # what the samples raised
         self._moves = _Moves()
         self._answered = 0  # the number of the window's first sample
+        self._late = 0  # how often it was answered that it takes too long
+        self._ended_at = 0.0
 
     async def outcomes(self) -> AsyncGenerator[Outcome]:
         """One outcome a sample, in order. What `samples` raise is raised after the outcomes of those before it.
@@ -143,12 +148,13 @@ class Stream:
                 self._moves.notify()
         except Exception as error:
             self._broken = error
-        self._ended = True
+        self._ended, self._ended_at = True, now()
         self._moves.notify()
 
     def _pop(self) -> Outgoing | Failed:
         sample = self._window.popleft()
         self._answered += 1
+        self._late = 0
         self._bytes -= len(sample.body) if isinstance(sample, Outgoing) else 0
         self._moves.notify()
         return sample
@@ -185,8 +191,9 @@ class Stream:
                 await cancelled(*([] if reading is None else [reading]))
 
     async def _wait(self, reading: asyncio.Task[Any], sent: _Sent) -> None:
-        """Wait for a line or a move. Raises _CutError where no answer has come in time to a sample that was sent."""
-        left = sent.left(self._requests.timeout)
+        """Wait for a line or a move. Raises _CutError where no answer has come in time to a sample that was sent, or
+        after all of them the last line."""
+        left = sent.left(self._requests.timeout, self._ended_at if self._ended and not self._window else None)
         if left is not None and left <= 0 and not reading.done():
             raise _CutError(TimeoutError())
         await asyncio.wait({reading, self._moves.next}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -220,7 +227,7 @@ class Stream:
             outcome = outcome_of(line)
         except ValidationError as error:
             raise ClientError(f"{self._requests.url}{PATH}: answers what vig serve doesn't; is it one?") from error
-        if isinstance(outcome, Failed) and outcome.kind in _LATER:
+        if isinstance(outcome, Failed) and outcome.kind in _LATER and not self._is_too_late(outcome):
             raise _CutError(ServerError(self._requests.url, 503, outcome.kind, outcome.message))
         sample = self._pop()
         assert isinstance(sample, Outgoing)
@@ -228,6 +235,11 @@ class Stream:
             raise ClientError(f"{self._requests.url}{PATH}: answers {line.get('id')!r} where {sample.id!r} is due")
         sent.unanswered -= 1
         return outcome
+
+    def _is_too_late(self, outcome: Failed) -> bool:
+        """Whether the window's first sample was often enough said to take too long for that to be its outcome."""
+        self._late += outcome.kind == "Timeout"
+        return self._late >= min(TRIES_IN_TIME, self._requests.retries.times + 1)
 
     async def _body(self, sent: _Sent) -> AsyncIterator[bytes]:
         """The window's samples as lines, those that are still to come among them."""

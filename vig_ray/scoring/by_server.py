@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vig_ray.client import Client, Failed, ModelFacts, ModelInfo, Outcome, Score, TextOnly
+from vig_ray.client import Client, Failed, ModelFacts, ModelInfo, Outcome, Score, ServerError, TextOnly
 from vig_ray.dataset.images import ImageError, image_bytes
 from vig_ray.dataset.importing import identity_of
 from vig_ray.errors import StageError
@@ -43,15 +43,28 @@ _ROWS_READ_AT_ONCE = 64
 def model_of(config: ScoreConfig) -> ModelInfo:
     """What the server scores with. Raises StageError where it can't be asked, or isn't what the config says."""
     with _client(config, _RETRIES_AT_FIRST) as client:
-        info = client.model()
+        info = _model(client, config)
     if info.version is None:
         raise StageError(
             f"--server {config.server}: an earlier vig serve, whose answers lack what rows need; update it"
         )
-    if "reference" in config.model_fields_set and config.reference != (info.reference,):
-        (asked,) = config.reference
-        raise StageError(f"--reference {asked}: --server {config.server} has {info.reference}; leave it out")
     return info
+
+
+def _model(client: Client, config: ScoreConfig) -> ModelInfo:
+    """Raises StageError where the server hasn't the model or the reference that is asked for."""
+    (reference,) = config.reference
+    asked = reference if "reference" in config.model_fields_set else None
+    try:
+        return client.model(config.server_model, asked)
+    except ServerError as error:
+        if error.status != 422:
+            raise
+        options = " ".join(
+            f"{option} {name}" for option, name in (("--server-model", config.server_model), ("--reference", asked))
+            if name is not None
+        )  # fmt: skip
+        raise StageError(f"{options}: --server {config.server}: {error.message}") from error
 
 
 def run(config: ScoreConfig, samples: str, info: ModelInfo) -> ScoreSummary:
@@ -67,7 +80,9 @@ def run(config: ScoreConfig, samples: str, info: ModelInfo) -> ScoreSummary:
         log.info("%s: already complete, nothing to score; vig is that of %s", scores, info.reference)
         return summarise(scores, names)
     # As if it had been asked for here: readers of the record look for the model and its reference there.
-    known = config.model_copy(update={"model": info.name, "reference": names, "dtype": info.dtype})
+    known = config.model_copy(
+        update={"model": info.name, "reference": names, "dtype": info.dtype, "max_length": info.max_length}
+    )
     output.begin(known)
     log.info("%s: %s, %s, %s by %s", config.server, info.name, info.reference, info.dtype, info.engine)
     began = time.time()
@@ -101,6 +116,7 @@ def _identity(samples: str, info: ModelInfo) -> dict[str, Any]:
         "engine": _engine(info),
         "references": [{"name": info.reference, "parameters": info.reference_parameters}],
         "dtype": info.dtype,
+        "vllm": info.vllm,
         "max_length": info.max_length,
         "too_long": "error",
         "max_image_pixels": info.max_image_pixels,
@@ -113,9 +129,9 @@ def _engine(facts: ModelFacts) -> str:
     return facts.engine.partition(" ")[0]
 
 
-def _decides(facts: ModelFacts) -> tuple[str, ...]:
-    """Of what scores, what decides the numbers."""
-    return facts.fingerprint, facts.template, facts.dtype, _engine(facts)
+def _decides(facts: ModelFacts, reference: str, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Of what scores, what decides the numbers; the last two are of the reference."""
+    return facts.fingerprint, facts.template, facts.dtype, _engine(facts), facts.vllm, reference, dict(parameters)
 
 
 def _client(config: ScoreConfig, retries: int) -> Client:
@@ -148,22 +164,41 @@ def _score(config: ScoreConfig, samples: str, output: Claim, info: ModelInfo) ->
     def given() -> Iterator[dict[str, Any] | Failed]:
         for row in _rows(samples, files.done):
             sent.append({name: value for name, value in row.items() if name not in ("images", "conversation")})
-            yield _sample(row)
+            yield _sample(row, info)
 
     made: list[dict[str, Any]] = []
+    refused: set[int] = set()  # of them, what the server has refused: within limits that it doesn't tell with it
+
+    def write() -> None:
+        if made:
+            files.write(pa.Table.from_pylist(made, schema=table))
+        made.clear()
+        refused.clear()
+
     count, total = len(files.done), count_samples(samples)
     try:
         with RowProgress("score", total, done=count) as bar, _client(config, _RETRIES) as client:
+
+            def check() -> None:
+                if _identity(samples, _model(client, config)) != _identity(samples, info):
+                    raise _changed(info)
+
+            check()
             for outcome in client.score_many(given()):
-                made.append(_scored(sent.popleft(), outcome, info, info.reference))
+                row = sent.popleft()
+                made.append(_scored(row, outcome, info))
+                if isinstance(outcome, Failed) and row["error"] is None:
+                    refused.add(len(made) - 1)
                 count += 1
                 if len(made) == config.rows_per_file:
-                    files.write(pa.Table.from_pylist(made, schema=table))
-                    made.clear()
+                    check()
+                    write()
                 bar.update(count)
-    finally:  # a server that is gone takes nothing of what it has answered
-        if made:
-            files.write(pa.Table.from_pylist(made, schema=table))
+            check()
+            write()
+    finally:  # a server that is gone takes nothing of what it has scored; what it has refused is asked for again
+        made[:] = [row for number, row in enumerate(made) if number not in refused]
+        write()
 
 
 def _rows(samples: str, done: pa.Array) -> Iterator[Row]:
@@ -172,7 +207,7 @@ def _rows(samples: str, done: pa.Array) -> Iterator[Row]:
         yield from block.to_pylist()
 
 
-def _sample(row: Row) -> dict[str, Any] | Failed:
+def _sample(row: Row, info: ModelInfo) -> dict[str, Any] | Failed:
     """A row of samples/ as the server takes it, its images by their bytes; or why there is nothing to send."""
     if row["error"] is not None:
         return _failed(row["error"])
@@ -181,7 +216,8 @@ def _sample(row: Row) -> dict[str, Any] | Failed:
     except ImageError as error:
         return _failed(str(error))
     messages = [{"role": turn["role"], "content": turn["text"]} for turn in row["conversation"]]
-    return {"messages": messages, "images": images, "text_only": True}
+    scorer = {"model": info.name, "reference": info.reference} if info.models else {}  # an earlier one has just one
+    return {"messages": messages, "images": images, "text_only": True, **scorer}
 
 
 def _failed(error: str) -> Failed:
@@ -190,17 +226,22 @@ def _failed(error: str) -> Failed:
     return Failed(kind, cause)
 
 
-def _scored(row: Row, outcome: Outcome, facts: ModelFacts, reference: str) -> dict[str, Any]:
+def _changed(info: ModelInfo) -> StageError:
+    return StageError(
+        "--server: it answers otherwise than at the run's beginning, by another model, reference or limit. Have it "
+        f"score with {info.name} ({info.fingerprint}) as before and give the same command, or choose another --out"
+    )
+
+
+def _scored(row: Row, outcome: Outcome, info: ModelInfo) -> dict[str, Any]:
     """A row of scores/. `row`: the sample's. Raises StageError where another model has answered than began."""
     scored = {name: row[name] for name in ("sample_key", "id", "source", "kept")}
     if isinstance(outcome, Failed):
         return scored | {"error": row["error"] or f"{outcome.kind}: {outcome.message}"}
-    other_reference = isinstance(outcome, Score) and outcome.reference.name != reference
-    if _decides(outcome.model) != _decides(facts) or other_reference:
-        raise StageError(
-            "--server: another model answers than at the run's beginning. Have the server score with "
-            f"{facts.name} ({facts.fingerprint}) again and give the same command, or choose another --out"
-        )
+    begun = info.reference, info.reference_parameters
+    scoring = (outcome.reference.name, outcome.reference.parameters) if isinstance(outcome, Score) else begun
+    if _decides(outcome.model, *scoring) != _decides(info, *begun):
+        raise _changed(info)
     # The server cuts no prompt: one beyond its limit is an error.
     scored |= {"num_truncated_tokens": 0, "note": outcome.note}
     if isinstance(outcome, TextOnly):
@@ -208,9 +249,9 @@ def _scored(row: Row, outcome: Outcome, facts: ModelFacts, reference: str) -> di
     scored |= _tokens([token.id for token in outcome.tokens], [token.turn for token in outcome.tokens])
     clean_T = np.array([token.clean_logprob for token in outcome.tokens], dtype=np.float32)
     reference_T = np.array([token.reference_logprob for token in outcome.tokens], dtype=np.float32)
-    for name, logp_T in ((CLEAN, clean_T), (reference, reference_T)):
+    for name, logp_T in ((CLEAN, clean_T), (info.reference, reference_T)):
         scored |= {logprobs_column(name): logp_T, loss_column(name): loss(logp_T)}
-    return scored | {"vig": scored[loss_column(reference)] - scored[loss_column(CLEAN)]}
+    return scored | {"vig": scored[loss_column(info.reference)] - scored[loss_column(CLEAN)]}
 
 
 def _tokens(ids: list[int], turns: list[int]) -> dict[str, Any]:

@@ -36,9 +36,10 @@ class ScoreConfig(DataOptions):
     server: str | None = Field(
         None,
         description="address of a vig serve that scores instead of this machine, such as http://localhost:8000; its "
-        "model, its one reference and its limits are those of the run",
+        "first model and reference, or those that are named, and its limits are those of the run",
         json_schema_extra={"metavar": "URL"},
     )
+    server_model: str | None = Field(None, description="model of --server that scores; default: its first")
     server_key: str | None = Field(
         None, description="file with the key of --server", json_schema_extra={"metavar": "FILE"}
     )
@@ -148,7 +149,7 @@ class ScoreConfig(DataOptions):
     @model_validator(mode="after")
     def _by_server(self) -> ScoreConfig:
         if self.server is None:
-            for option in ("server_key", "server_requests"):
+            for option in ("server_key", "server_requests", "server_model"):
                 if getattr(self, option) != ScoreConfig.model_fields[option].default:
                     raise ValueError(f"--{option.replace('_', '-')} has no effect without --server")
             if not self.model:
@@ -164,7 +165,7 @@ class ScoreConfig(DataOptions):
             options = ", ".join(f"--{option.replace('_', '-')}" for option in decided)
             raise ValueError(f"{options}: with --server, the server decides that; leave it out")
         if len(self.reference) != 1:
-            raise ValueError("--reference: a server has one; leave it out")
+            raise ValueError("--reference: one at a time with --server")
         return self
 
     @model_validator(mode="after")
