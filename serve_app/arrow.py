@@ -23,7 +23,8 @@ _CONTINUES = b"\xff\xff\xff\xff"
 _MOST_METADATA = 2**20
 _MOST_COLUMNS = 32
 _SCHEMA, _RECORD_BATCH = 1, 3
-_HEADER_TYPE, _HEADER, _BODY_LENGTH = 1, 2, 3  # fields of a Message
+_VERSION, _HEADER_TYPE, _HEADER, _BODY_LENGTH, _METADATA = range(5)  # fields of a Message
+_V5 = 4
 _LENGTH, _COMPRESSION = 0, 3  # fields of a RecordBatch
 _MOST_ELEMENTS = 4096  # of a row's lists, at each level
 _MOST_LEVELS = 6  # a message's content has parts, which have an image_url, which has a url
@@ -64,6 +65,10 @@ def _message(metadata: bytes) -> _Message:
     try:
         root = struct.unpack_from("<I", metadata, 0)[0]
         kind = _at(metadata, _field(metadata, root, _HEADER_TYPE), "<B")
+        # An older version tells of compression in the message's own metadata, which Arrow still heeds.
+        old = _at(metadata, _field(metadata, root, _VERSION), "<h") != _V5
+        if old or _field(metadata, root, _METADATA) is not None:
+            raise _wrong("a message has metadata of its own, or a version before Arrow 1.0, which aren't taken")
         body = _at(metadata, _field(metadata, root, _BODY_LENGTH), "<q")
         header = _field(metadata, root, _HEADER)
         if kind != _RECORD_BATCH or header is None:
@@ -259,6 +264,9 @@ def _rows(message: _Message, data: bytes, schema: pa.Schema, what: str) -> Itera
         batch.validate(full=True)
     except _UNREADABLE as error:
         raise _wrong(f"{what} can't be read as its schema says") from error
+    # Buffers are places in the body, and any number may name the same one.
+    if batch.nbytes > len(data):
+        raise _wrong(f"{what}: its columns have {batch.nbytes} bytes, and it has {len(data)}")
     for index in range(batch.num_rows):
         row = batch.slice(index, 1)
         for column in row.columns:

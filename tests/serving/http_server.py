@@ -25,9 +25,9 @@ from vig_ray.demo import CHECKPOINT
 
 
 class Served:
-    """The application on a port of this machine, with the engine in this process."""
+    """The application on a port of this machine, with the engine in this process. `send_buffer`: of each connection."""
 
-    def __init__(self, engine: Any, formatter: Any, keys: str = "", **options: Any) -> None:
+    def __init__(self, engine: Any, formatter: Any, keys: str = "", *, send_buffer: int = 0, **options: Any) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -36,12 +36,24 @@ class Served:
         self.api = Api(config, formatter, LocalBackend(engine), Access(plain_keys(keys) if keys else None))
         app = make_app(self.api)
         self._server = uvicorn.Server(settings(app, seconds=self.api.config.timeout, port=self.port))
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()), daemon=True)
+        listening = socket.create_server(("127.0.0.1", self.port))
+        if send_buffer:  # bytes that the kernel takes of an answer before its client does
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        serve = self._server.serve
+        self._thread = threading.Thread(target=lambda: asyncio.run(serve(sockets=[listening])), daemon=True)
         self._thread.start()
         end = time.monotonic() + 60
         while not self._server.started:
             assert time.monotonic() < end, "the server did not start"
             time.sleep(0.05)
+
+    def connections(self) -> int:
+        """Those that are open."""
+        return len(self._server.server_state.connections)
+
+    def tasks(self) -> int:
+        """Requests that are worked on."""
+        return len(self._server.server_state.tasks)
 
     def stop(self) -> None:
         self._server.should_exit = True

@@ -19,6 +19,7 @@ import httpx
 import pyarrow as pa
 import pytest
 
+from serve_app import arrow
 from serve_app.arrow import CONTENT_TYPE, arrow_rows
 from serve_app.errors import RequestError
 from serve_app.schema import StreamEnd, StreamItem
@@ -186,6 +187,49 @@ def test_bodies_that_are_refused_in_words(body: bytes, words: str, chunk: int) -
     refused = refusal(body, chunk if len(body) < 10_000 else 4096)
     assert refused is not None
     assert words in refused.message
+
+
+def test_compression_as_before_arrow_1_is_refused_too() -> None:
+    """Arrow still heeds the metadata of a message of its fourth version, which has no field for compression: 700 bytes
+    that become three millions."""
+    body = bytearray(ipc([[{"question": "a" * 3_000_000}]], compression="zstd"))
+    start = body.index(b"\xff\xff\xff\xff", 8)
+    length = struct.unpack_from("<i", body, start + 4)[0]
+    metadata = bytes(body[start + 8 : start + 8 + length])
+    root = struct.unpack_from("<I", metadata, 0)[0]
+    place = arrow._field(metadata, root, arrow._VERSION)
+    assert place is not None
+    body[start + 8 + place : start + 10 + place] = struct.pack("<h", 3)
+    header = arrow._field(metadata, root, arrow._HEADER)
+    assert header is not None
+    batch = header + struct.unpack_from("<I", metadata, header)[0]
+    vtable = batch - struct.unpack_from("<i", metadata, batch)[0]
+    field = start + 8 + vtable + 4 + 2 * arrow._COMPRESSION
+    body[field : field + 2] = b"\0\0"
+    refused = refusal(bytes(body))
+    assert refused is not None
+    assert "before Arrow 1.0" in refused.message
+
+
+def test_columns_may_not_be_the_same_bytes() -> None:
+    """Each buffer of a body says where in it it lies; here all say the same place."""
+    names = ["question", "answer", "id", "policy", "model", "reference"]
+    body = bytearray(ipc([[dict.fromkeys(names, "a" * 1000)]], pa.schema([(name, pa.string()) for name in names])))
+    start = body.index(b"\xff\xff\xff\xff", 8)
+    begin = start + 8 + struct.unpack_from("<i", body, start + 4)[0]
+    lengths = [at for at in range(start, begin, 8) if body[at : at + 8] == struct.pack("<q", 1000)]
+    assert len(lengths) == len(names)
+    values, offsets = body[lengths[0] - 8 : lengths[0] + 8], body[lengths[0] - 24 : lengths[0] - 8]
+    for place in lengths:
+        body[place - 24 : place + 8] = offsets + values
+    kept = struct.unpack_from("<q", values)[0] + 1000
+    metadata = bytes(body[start + 8 : begin])
+    told = arrow._field(metadata, struct.unpack_from("<I", metadata, 0)[0], arrow._BODY_LENGTH)
+    assert told is not None
+    struct.pack_into("<q", body, start + 8 + told, kept)
+    refused = refusal(bytes(body[: begin + kept]))
+    assert refused is not None
+    assert "columns have" in refused.message
 
 
 def test_a_record_batch_that_says_it_is_long_is_refused_before_it_comes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import socket
@@ -10,9 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from serve_app.schema import EXAMPLE_QA
+from tests.end_to_end.server import wait_until
 from tests.serving.conftest import base64_of, png
 from tests.serving.http_server import Served
 from vig_ray.scoring.engines.torch import TorchEngine
@@ -95,6 +98,66 @@ def test_no_path_leads_out_of_the_page(served: Served, path: str) -> None:
     assert head.startswith(b"HTTP/1.1 404") or head.startswith(b"HTTP/1.1 400"), received
     assert b"import" not in body
     assert b"root:" not in body
+
+
+def flooded(served: Served, first: bytes, more: bytes, most: int) -> int:
+    """Bytes that the server takes of `first` and `more` again and again, before it ends the connection."""
+    sent = 0
+    with socket.create_connection(("127.0.0.1", served.port)) as connection, contextlib.suppress(OSError):
+        connection.settimeout(10)
+        connection.sendall(first)
+        while sent < most:
+            connection.sendall(more)
+            sent += len(more)
+    return sent
+
+
+def test_requests_sent_ahead_of_answers_are_few(served: Served) -> None:
+    """Each would be kept until its turn comes, at 80 times its size."""
+    several = HIDDEN * 9 + HIDDEN.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    assert exchanged(served, several).count(b"HTTP/1.1 200") == 10
+    before = psutil.Process().memory_info().rss
+    assert flooded(served, b"", HIDDEN * 1000, 100_000_000) < 20_000_000
+    assert psutil.Process().memory_info().rss - before < 50e6
+
+
+@pytest.mark.parametrize("more", [b"a: b\r\n" * 1000, b"a: " + b"b" * 6000], ids=["many", "one"])
+@pytest.mark.parametrize("head", [_START, _START + b"Origin: https://elsewhere\r\n"], ids=["taken", "refused"])
+def test_trailers_are_not_kept(served: Served, head: bytes, more: bytes) -> None:
+    begun = head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
+    assert flooded(served, begun, more, 100_000_000) < 20_000_000
+
+
+def test_trailers_are_no_headers(served: Served) -> None:
+    body = json.dumps(EXAMPLE_QA).encode()
+    sent = _START + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(body), body)
+    assert exchanged(served, sent + b"Host: evil.example\r\nVia: a\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_an_empty_line_gives_no_connection_more_time(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        connection.settimeout(20)
+        connection.sendall(HIDDEN)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"\r\n")
+        while connection.recv(65536):
+            pass
+
+
+@pytest.mark.parametrize("requests", [1, 12])
+def test_answers_that_are_not_read_are_not_kept(engine: Any, demo_formatter: Any, requests: int) -> None:
+    """Nor is their connection. Of twelve requests the later ones wait for room to write their answers to."""
+    served = Served(engine, demo_formatter, send_buffer=4096, timeout=2)
+    try:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", served.port))
+            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * requests)
+            wait_until(lambda: served.connections() == 1, 30)
+            wait_until(lambda: served.connections() == 0, 30)
+            assert not served.tasks()
+    finally:
+        served.stop()
 
 
 def test_a_body_is_taken_as_it_comes_and_not_unpacked(served: Served) -> None:
