@@ -18,6 +18,8 @@ from serve_app.clients import current
 from serve_app.errors import RequestError, WholeRequestError, busy, invalid_request
 from serve_app.fetch import Allowance
 from serve_app.gates import Gate, decided, gate_of
+from serve_app.key_ring import KeyRing
+from serve_app.keys import Key
 from serve_app.limits import Places, check_images, check_pixels, pixels_of
 from serve_app.models import Model, named
 from serve_app.options import AppConfig
@@ -80,6 +82,8 @@ class Api:
     ) -> None:
         self.config, self.formatter, self.backend = config, formatter, backend
         self.access = access or Access()
+        self.ring: KeyRing | None = None
+        """The keys that are taken, where only they are."""
         self.draining = False
         """Whether what comes now is refused, since this server is about to end."""
         self.places, self.quotas = Places(config.queue), Quotas(processes=self.access.processes)
@@ -98,6 +102,12 @@ class Api:
         if facts is None:
             raise busy("the model is being loaded")
         return facts
+
+    async def check_key(self, key: Key | None) -> None:
+        """Raise RequestError where a key that was taken when a request began isn't any more."""
+        if self.ring is not None and key is not None:
+            await self.ring.refresh()
+            self.ring.check(key)
 
     def check_open(self) -> None:
         """Raise RequestError where this server is about to end."""

@@ -193,6 +193,7 @@ class _Messages:
 
     async def next(self, what: str) -> tuple[_Message, bytes] | None:
         """The next one, and its bytes; None at the end. `what`: its name in an error. Raises RequestError."""
+        self._body.begin()
         if not await self._have(1, what):
             return None
         if bytes(self._kept[:6]) == b"ARROW1"[: len(self._kept)]:

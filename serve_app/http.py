@@ -10,6 +10,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _MOST_HEAD_BYTES = 64 * 1024
 _MOST_AHEAD = 16
+GONE = "vig_ray.gone"
+"""In a request's scope: a function that says whether its client has gone. A message says so, too, which comes only once
+the body was read."""
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than the idle time after which proxies and clients of the usual kind reuse a connection
 
@@ -95,6 +98,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
+        cycle.scope[GONE] = lambda: cycle.disconnected
         super()._start_asgi_task(cycle, app)
 
     def _arm(self) -> None:

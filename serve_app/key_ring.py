@@ -18,6 +18,7 @@ from vig_ray.errors import StageError
 
 log = logging.getLogger("vig_ray.serve")
 
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _EVERY = 1.0
 """Seconds between two looks at the file, and the most that a request waits for one."""
 
@@ -92,9 +93,17 @@ class KeyRing:
         # All are compared, and each comparison takes the same time, so that the time reveals nothing.
         matches = [hmac.compare_digest(given_hash, key.sha256) for key in self._keys]
         key = next(compress(self._keys, matches), None)
-        challenge = {"WWW-Authenticate": "Bearer"}
         if key is None:
-            raise RequestError(401, "Key", "needs the header 'Authorization: Bearer KEY'", challenge)
-        if key.expires is not None and self._now() >= key.expires:
-            raise RequestError(401, "Key", f"the key {key.name!r} has expired", challenge)
+            raise RequestError(401, "Key", "needs the header 'Authorization: Bearer KEY'", _CHALLENGE)
+        self._check_time(key)
         return key
+
+    def check(self, key: Key) -> None:
+        """Raise RequestError where a key that was found isn't taken any more."""
+        if not any(key.sha256 == other.sha256 for other in self._keys):
+            raise RequestError(401, "Key", f"the key {key.name!r} is not taken any more", _CHALLENGE)
+        self._check_time(key)
+
+    def _check_time(self, key: Key) -> None:
+        if key.expires is not None and self._now() >= key.expires:
+            raise RequestError(401, "Key", f"the key {key.name!r} has expired", _CHALLENGE)

@@ -31,20 +31,26 @@ class _Asking:
 
 
 class Place:
-    """What one request holds: a place for one sample until it is known how many the request has."""
+    """What one request holds: a place for one sample until it is known how many the request has. `client`: whose."""
 
-    def __init__(self, places: Places, asking: _Asking) -> None:
-        self._places, self._asking, self.samples = places, asking, 1
+    def __init__(self, places: Places, client: str) -> None:
+        self._places, self._client, self.samples = places, client, 1
 
     def grow(self, samples: int) -> None:
         """Hold places for `samples`. Raises RequestError where the other requests have filled all meanwhile."""
-        self._places.grow(self._asking, self.samples, samples)
+        self._places.grow(self._client, self.samples, samples)
         self.samples = samples
 
-    def set(self, samples: int) -> None:
-        """Hold places for `samples`, whatever the others hold."""
-        self._places.count(self._asking, samples - self.samples)
-        self.samples = samples
+    def take(self) -> bool:
+        """Hold a place more; False where none is free for this client now, which is then kept one when it is."""
+        taken = self._places.take(self._client)
+        self.samples += taken
+        return taken
+
+    def give(self) -> None:
+        """Hold one less."""
+        self._places.give(self._client)
+        self.samples -= 1
 
 
 class Places:
@@ -74,35 +80,54 @@ class Places:
     @contextmanager
     def hold(self, client: str = "") -> Iterator[Place]:
         """A place, from before the body is read until the answer is there. Raises RequestError where none is free."""
+        if not self._taken(client):
+            raise self._refusal(client)
+        place = Place(self, client)
+        try:
+            yield place
+        finally:
+            self._count(client, -place.samples)
+            self._share_out()
+
+    def grow(self, client: str, held: int, samples: int) -> None:
+        """Count a request that held `held` places as `samples`. Raises RequestError where others have filled all."""
+        self._share_out()
+        if self.taken - held >= self._total:
+            raise self._refusal(client)
+        for _ in range(samples - held):
+            self._take_set_aside(self._clients[client])
+            self._count(client, 1)
+
+    def take(self, client: str) -> bool:
+        """A place more for a request that takes and gives them one by one; whether there was one."""
+        taken = self._taken(client)
+        if not taken:  # it asks again and again for the same one
+            self._clients[client].refused = max(self._clients[client].refused, 1)
+        return taken
+
+    def give(self, client: str) -> None:
+        """A place of such a request is free again."""
+        self._count(client, -1)
+        self._share_out()
+
+    def _taken(self, client: str) -> bool:
+        """Whether a place was free for this client, and is its own now."""
         self._share_out()
         asking = self._clients.setdefault(client, _Asking())
         asking.until = self._clock() + _GONE_AFTER
         if not self._take_set_aside(asking) and self.taken + self._set_aside >= self._total:
-            raise self._refusal(asking)
+            return False
         asking.refused, asking.turn = max(0, asking.refused - 1), next(self._turns)
-        place = Place(self, asking)
-        self.count(asking, 1)
-        try:
-            yield place
-        finally:
-            self.count(asking, -place.samples)
-            self._share_out()
+        self._count(client, 1)
+        return True
 
-    def grow(self, asking: _Asking, held: int, samples: int) -> None:
-        """Count a request that held `held` places as `samples`. Raises RequestError where others have filled all."""
-        self._share_out()
-        if self.taken - held >= self._total:
-            raise self._refusal(asking)
-        for _ in range(samples - held):
-            self._take_set_aside(asking)
-            self.count(asking, 1)
+    def _count(self, client: str, places: int) -> None:
+        if places:  # who holds none may have been forgotten
+            self._clients[client].held += places
+            self.taken += places
 
-    def count(self, asking: _Asking, places: int) -> None:
-        """So many more are taken, or fewer."""
-        asking.held += places
-        self.taken += places
-
-    def _refusal(self, asking: _Asking) -> RequestError:
+    def _refusal(self, client: str) -> RequestError:
+        asking = self._clients[client]
         asking.refused = min(asking.refused + 1, self._total)
         return busy(f"{self.taken} samples are under way; try again in a moment")
 

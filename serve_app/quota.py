@@ -67,11 +67,18 @@ class Share:
             self._quotas.grow(self.key, self.samples, samples)
         self.samples = self.counted = samples
 
-    def set(self, samples: int) -> None:
-        """Hold `samples` under way, whatever the limits say: a stream's, whose samples `count` counts."""
+    def take(self) -> bool:
+        """Hold one more under way; False where the key has as many as it may. A stream's, whose samples `count`
+        counts."""
+        taken = self.key is None or self._quotas.take(self.key)
+        self.samples += taken
+        return taken
+
+    def give(self) -> None:
+        """Hold one less."""
         if self.key is not None:
-            self._quotas.under_way(self.key, samples - self.samples)
-        self.samples = samples
+            self._quotas.give(self.key)
+        self.samples -= 1
 
     def count(self) -> None:
         """Count one more sample of a stream. Raises RequestError, 429, where a day or what is owed has no room."""
@@ -149,9 +156,16 @@ class Quotas:
         limit = self._whole(key.concurrency) if key is not None else None
         return math.inf if limit is None else limit
 
-    def under_way(self, key: Key, more: int) -> None:
-        """So many more samples of a key are under way, or fewer."""
-        self._usage_of(key).under_way += more
+    def take(self, key: Key) -> bool:
+        """One more sample of a key is under way, if it may."""
+        usage = self._usage_of(key)
+        may = usage.under_way < self.at_once(key)
+        usage.under_way += may
+        return may
+
+    def give(self, key: Key) -> None:
+        """One less is."""
+        self._usage_of(key).under_way -= 1
 
     def count(self, key: Key) -> None:
         """Count a sample of a request that goes on. Raises RequestError where the key's day has no room for it, or it
@@ -239,10 +253,19 @@ class Admission:
         self._share.grow(samples)
         self._place.grow(samples)
 
-    def set(self, samples: int) -> None:
-        """Hold both for `samples`, whatever the limits say."""
-        self._share.set(samples)
-        self._place.set(samples)
+    def take(self) -> bool:
+        """Hold both for one more sample; False where either can't be had now."""
+        if not self._share.take():
+            return False
+        if self._place.take():
+            return True
+        self._share.give()
+        return False
+
+    def give(self) -> None:
+        """Hold both for one less."""
+        self._share.give()
+        self._place.give()
 
     def count(self) -> None:
         """Count one more sample of a stream, after its first. Raises RequestError where the key has no more."""

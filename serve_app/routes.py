@@ -228,6 +228,7 @@ def make_app(api: Api, *, id_answered: bool = False) -> FastAPI:
     _add_page(app)
     keys, policies, _ = api.access
     ring = KeyRing(keys, path=api.config.keys, policies=policies) if keys is not None else None
+    api.ring = ring
     app.add_middleware(Auth, keys=ring, anyone=api.config.open, hosts=api.config.hosts)
     app.add_middleware(CloseUnread, seconds=api.config.timeout, streams=["/v1/score/stream"])
     app.add_middleware(

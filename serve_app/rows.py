@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 from starlette.requests import Request
@@ -31,25 +31,30 @@ class Row(Protocol):
 
 
 class Body:
-    """What comes of a request's body. `check_open` raises RequestError where the server is about to end."""
+    """What comes of a request's body. `check` raises where there is no reason to go on."""
 
-    def __init__(self, request: Request, *, seconds: float, check_open: Callable[[], None]) -> None:
+    def __init__(self, request: Request, *, seconds: float, check: Callable[[], Awaitable[None]]) -> None:
         self._chunks = request.stream().__aiter__()
-        self._seconds, self._check_open = seconds, check_open
+        self._seconds, self._check = seconds, check
+        self._began = 0.0
+
+    def begin(self) -> None:
+        """A row begins, whose time runs from now."""
+        self._began = asyncio.get_running_loop().time()
 
     async def chunk(self) -> bytes | None:
-        """What comes next; None at the end. Raises RequestError where nothing comes for `seconds`, or the server is
-        about to end, and ClientDisconnect."""
+        """What comes next; None at the end. Raises RequestError where a row takes longer than `seconds`, what `check`
+        does, and ClientDisconnect."""
         loop = asyncio.get_running_loop()
         coming = asyncio.ensure_future(anext(self._chunks, None))
-        end = loop.time() + self._seconds
         try:
             while True:
-                self._check_open()
-                if (await asyncio.wait([coming], timeout=min(_LOOKED_AFTER_S, self._seconds)))[0]:
+                await self._check()
+                left = self._began + self._seconds - loop.time()
+                if (await asyncio.wait([coming], timeout=max(0.0, min(_LOOKED_AFTER_S, left))))[0]:
                     return coming.result()
-                if loop.time() >= end:
-                    raise RequestError(408, "Timeout", f"nothing came for {self._seconds:g} seconds, the limit")
+                if left <= 0:
+                    raise RequestError(408, "Timeout", f"no whole sample came for {self._seconds:g} seconds, the limit")
         finally:
             coming.cancel()
 
@@ -88,6 +93,7 @@ async def lines(body: Body, *, max_bytes: int) -> AsyncIterator[Row]:
             limit = f"{max_bytes / 2**20:g} MiB, the limit of a sample (--max-body-mb)"
             raise RequestError(413, "TooLarge", f"line {read + 1} is longer than {limit}")
 
+    body.begin()
     while (chunk := await body.chunk()) is not None:
         begin = len(rest)
         rest += chunk
@@ -98,6 +104,7 @@ async def lines(body: Body, *, max_bytes: int) -> AsyncIterator[Row]:
                 if line.strip(b" \t\r"):
                     yield Line(line)
                     read += 1
+                    body.begin()
         check_length(len(rest))
     if rest.strip(b" \t\r"):
         yield Line(bytes(rest))

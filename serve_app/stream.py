@@ -11,6 +11,7 @@ that sends a million samples holds as many here as one that sends a hundred.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -27,6 +28,7 @@ from serve_app.api import Api
 from serve_app.auth import place_of
 from serve_app.clients import current
 from serve_app.errors import RequestError, WholeRequestError, invalid_request
+from serve_app.http import GONE
 from serve_app.quota import Admission
 from serve_app.rows import Body, Row, lines
 from serve_app.schema import Score, StreamRequest, TextOnly
@@ -39,6 +41,7 @@ READERS: dict[str, Callable[..., AsyncIterator[Row]]] = {
 }  # fmt: skip
 """What reads a stream's rows, by the body's content type."""
 _AGAIN_S = 0.5
+_ROOM_AFTER_S = 0.25
 
 
 def content_type_of(request: Request) -> str:
@@ -57,17 +60,18 @@ class ScoreStream(Response):
     ) -> None:
         super().__init__(media_type=NDJSON)
         self._request, self._api, self._accepted = request, api, accepted
-        # Half of the places, since others are let in beside a stream; and no more than its key may have.
+        # Half of the places at most, and no more than its key may have.
         self._window = int(max(1, min(api.config.queue // 2, api.quotas.at_once(current().key))))
         self._max_bytes = int(api.config.max_body_mb * 2**20)
         self._held_bytes = 0
-        body = Body(request, seconds=api.config.timeout, check_open=api.check_open)
+        body = Body(request, seconds=api.config.timeout, check=self._check)
         self._rows = READERS[content_type_of(request)](body, max_bytes=self._max_bytes)
         self._answers: asyncio.Queue[asyncio.Task[bytes] | RequestError | None] = asyncio.Queue()
-        self._room = asyncio.Condition()
+        self._left = asyncio.Event()  # a sample has been answered
         self._under_way: set[asyncio.Task[bytes]] = set()
         self._read = self._failed = 0
         self._gone = False
+        self._has_spare = True  # the place that it was let in with, for the first sample
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the request has them
         """Answer; returns when the last line is out, or the client has gone."""
@@ -94,7 +98,7 @@ class ScoreStream(Response):
             line = await answer
             await self._send(send, {"type": "http.response.body", "body": line + b"\n", "more_body": True})
             written += 1
-            await self._leave(place, answer)
+            self._leave(place, answer)
         last = _last_line(written, self._failed, answer)
         await self._send(send, {"type": "http.response.body", "body": last, "more_body": False})
 
@@ -130,15 +134,19 @@ class ScoreStream(Response):
             work.cancel()
 
     async def _enter(self, place: Admission, row: Row) -> None:
-        async with self._room:
-            await self._room.wait_for(lambda: self._has_room(row.size))
+        await self._check()
+        while not self._has_room(row.size, place):
+            self._left.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ROOM_AFTER_S):  # places are given back by others, too
+                    await self._left.wait()
+            await self._check()
         if self._read:  # the first one was counted with the request
             await self._count(place)
         self._held_bytes += row.size
         task = asyncio.create_task(self._answer(self._read, row))
         self._read += 1
         self._under_way.add(task)
-        place.set(len(self._under_way))
         self._answers.put_nowait(task)
 
     async def _count(self, place: Admission) -> None:
@@ -154,16 +162,27 @@ class ScoreStream(Response):
                     raise
             await asyncio.sleep(seconds)
 
-    def _has_room(self, size: int) -> bool:
-        if not self._under_way:
-            return True
-        return len(self._under_way) < self._window and self._held_bytes + size <= self._max_bytes
+    async def _check(self) -> None:
+        """Raise RequestError where the server is about to end or the key isn't taken any more, ClientDisconnect where
+        the client has gone."""
+        if self._request.scope.get(GONE, bool)():
+            raise ClientDisconnect
+        self._api.check_open()
+        await self._api.check_key(current().key)
 
-    async def _leave(self, place: Admission, task: asyncio.Task[bytes]) -> None:
-        async with self._room:
-            self._under_way.discard(task)
-            place.set(max(1, len(self._under_way)))  # it keeps one while it lasts
-            self._room.notify()
+    def _has_room(self, size: int, place: Admission) -> bool:
+        """Whether another sample may begin, whose place it then has."""
+        if self._has_spare:
+            self._has_spare = False
+            return True
+        if self._under_way and (len(self._under_way) >= self._window or self._held_bytes + size > self._max_bytes):
+            return False
+        return place.take()
+
+    def _leave(self, place: Admission, task: asyncio.Task[bytes]) -> None:
+        self._under_way.discard(task)
+        place.give()
+        self._left.set()
 
     async def _answer(self, index: int, row: Row) -> bytes:
         """The line that answers one: {"index", "id", "result"} or {"index", "id", "error"}, without its end."""

@@ -25,15 +25,20 @@ from vig_ray.demo import CHECKPOINT
 
 
 class Served:
-    """The application on a port of this machine, with the engine in this process. `send_buffer`: of each connection."""
+    """The application on a port of this machine, with the engine in this process. `send_buffer`: of each connection.
+    `keys`: plain ones; `keys_file`: --keys."""
 
-    def __init__(self, engine: Any, formatter: Any, keys: str = "", *, send_buffer: int = 0, **options: Any) -> None:
+    def __init__(
+        self, engine: Any, formatter: Any, keys: str = "", *, send_buffer: int = 0, keys_file: str | None = None,
+        access: Access | None = None, **options: Any,
+    ) -> None:  # fmt: skip
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = AppConfig(**{"model": f"demo={CHECKPOINT}", "tau": 0.3} | options)
-        self.api = Api(config, formatter, LocalBackend(engine), Access(plain_keys(keys) if keys else None))
+        config = AppConfig(**{"model": f"demo={CHECKPOINT}", "tau": 0.3, "keys": keys_file} | options)
+        access = access or Access(plain_keys(keys) if keys else None)
+        self.api = Api(config, formatter, LocalBackend(engine), access)
         app = make_app(self.api)
         self._server = uvicorn.Server(settings(app, seconds=self.api.config.timeout, port=self.port))
         listening = socket.create_server(("127.0.0.1", self.port))

@@ -147,10 +147,20 @@ def test_concurrency() -> None:
 def test_a_stream_counts_each_sample_and_holds_those_under_way() -> None:
     timed, places = Timed(samples_per_day=5, tokens_per_second=10.0, concurrency=3), Places(4, clock=lambda: 0.0)
     with admitted(timed.client, timed.quotas, places) as stream:
-        for under_way in (2, 3, 1):
+        for more in (True, True, False):
+            assert stream.take() is more
             stream.count()
-            stream.set(under_way)
-            assert places.taken == under_way
+        assert places.taken == stream.samples == 3
+        with admitted(Client("another"), timed.quotas, places):
+            stream.give()
+            stream.give()
+            assert places.taken == 2
+            assert stream.take()
+            with admitted(Client("a third one"), timed.quotas, places):
+                assert not stream.take()  # the key may, and all places are taken
+        stream.give()
+        stream.give()
+        assert places.taken == stream.samples == 0
         timed.quotas.spend(timed.client, 30)
         with pytest.raises(RequestError, match="tokens_per_second: key 'a' has 10; try again in 2 seconds"):
             stream.count()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from serve_app.access import read_access
+from serve_app.options import AppConfig
 from serve_app.schema import StreamEnd, StreamItem
 from tests.serving.conftest import base64_of, png
 from tests.serving.http_server import Served
+from vig_ray.demo import CHECKPOINT
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -81,11 +86,13 @@ def test_a_line_that_is_too_long_ends_it_and_says_so(served: Served) -> None:
     assert "line 2" in end["error"]["message"]
 
 
-def connected(served: Served) -> http.client.HTTPConnection:
+def connected(served: Served, **headers: str) -> http.client.HTTPConnection:
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
     connection.putrequest("POST", "/v1/score/stream")
     connection.putheader("Content-Type", "application/x-ndjson")
     connection.putheader("Transfer-Encoding", "chunked")
+    for name, value in headers.items():
+        connection.putheader(name, value)
     connection.endheaders()
     return connection
 
@@ -135,6 +142,123 @@ def test_a_client_that_sends_without_end_is_held_back(served: Served) -> None:
     assert alone.post(f"{served.url}/v1/score", json=sample(3), timeout=30).status_code == 200  # others are let in
     connection.close()
     until(lambda: served.api.places.taken == 0)
+
+
+def test_streams_leave_room_for_others(served: Served) -> None:
+    """Two fill every place, and as many are begun as there are places; still others are let in, and never are more
+    samples under way than places."""
+    backend: Any = served.api.backend
+    backend.gate.clear()
+    streams = [connected(served) for _ in range(16)]
+    for stream in streams:
+        send(stream, lines_of([sample(seed) for seed in range(40)]))
+    until(lambda: served.api.places.taken == 16)
+    assert httpx.post(f"{served.url}/v1/score", json=sample(1)).status_code == 503
+    most, statuses = 0, []
+    backend.gate.set()
+    for _ in range(100):
+        most = max(most, served.api.places.taken)
+        statuses.append(httpx.post(f"{served.url}/v1/score", json=sample(1), timeout=30).status_code)
+        if statuses[-1] == 200:
+            break
+        time.sleep(0.05)
+    assert statuses[-1] == 200
+    assert most <= 16
+    for stream in streams:
+        send(stream, b"")
+        assert len(stream.getresponse().read().splitlines()) == 41
+    assert served.api.places.taken == 0
+
+
+def test_a_stream_without_samples_holds_no_place(served: Served) -> None:
+    connection = connected(served)
+    send(connection, lines_of([sample(1)]))
+    answers = connection.getresponse()
+    assert "result" in json.loads(answers.readline())
+    assert served.api.places.taken == 0
+    send(connection, lines_of([sample(2)]))
+    assert "result" in json.loads(answers.readline())
+    connection.close()
+
+
+def test_a_sample_that_comes_a_byte_at_a_time_ends_it(engine: Any, demo_formatter: Any) -> None:
+    served = Served(engine, demo_formatter, timeout=2)
+    try:
+        connection = connected(served)
+        answers = None
+        for number in range(100):
+            send(connection, lines_of([sample(1)]) if number == 5 else b" ")
+            time.sleep(0.1)
+            answers = answers or connection.getresponse()
+            if served.api.places.taken == 0 and number > 30:
+                break
+        assert answers is not None
+        assert "result" in json.loads(answers.readline())
+        assert json.loads(answers.readline())["error"]["kind"] == "Timeout"
+    finally:
+        served.stop()
+
+
+def test_several_streams_have_a_key_s_concurrency_together(engine: Any, demo_formatter: Any, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f"keys: [{{name: a, sha256: {hashlib.sha256(b'secret').hexdigest()}, concurrency: 3}}]")
+    served = Served(engine, demo_formatter, access=read_access(AppConfig(model=CHECKPOINT, keys=str(keys))))
+    try:
+        backend: Any = served.api.backend
+        backend.gate.clear()
+        streams = [connected(served, Authorization="Bearer secret") for _ in range(3)]
+        for stream in streams:
+            send(stream, lines_of([sample(seed) for seed in range(9)]))
+            send(stream, b"")
+        until(lambda: backend.scoring == 3)
+        time.sleep(1)  # for more than there should be
+        assert backend.scoring == 3
+        backend.gate.set()
+        for stream in streams:
+            assert len(stream.getresponse().read().splitlines()) == 10
+    finally:
+        served.stop()
+
+
+def test_a_key_that_is_taken_out_ends_its_streams(engine: Any, demo_formatter: Any, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\nother\n")
+    served = Served(engine, demo_formatter, keys="secret\nother", keys_file=str(keys))
+    try:
+        connection = connected(served, Authorization="Bearer secret")
+        send(connection, lines_of([sample(1)]))
+        answers = connection.getresponse()
+        assert "result" in json.loads(answers.readline())
+        keys.write_text("other\n")
+        end = json.loads(answers.readline())
+        assert (end["end"], end["error"]["kind"]) == (False, "Key")
+    finally:
+        served.stop()
+
+
+@pytest.mark.parametrize("draining", [True, False])
+def test_a_batch_that_came_whole_is_not_worked_off_for_nobody(served: Served, draining: bool) -> None:
+    """Neither where its client has gone, nor where the server is about to end."""
+    backend: Any = served.api.backend
+    backend.gate.clear()
+    connection = connected(served)
+    send(connection, lines_of([sample(seed) for seed in range(30)]))  # one piece, of which 8 are under way
+    if draining:
+        send(connection, b"")
+    until(lambda: backend.scoring == 8)
+    if draining:
+        served.api.draining = True
+    else:
+        assert connection.sock is not None
+        connection.sock.shutdown(socket.SHUT_RDWR)
+        connection.close()
+        until(lambda: backend.scoring == 0)
+    backend.gate.set()
+    until(lambda: served.api.places.taken == 0)
+    if draining:
+        *items, end = (json.loads(line) for line in connection.getresponse().read().splitlines())
+        assert 8 <= len(items) <= 10
+        assert end["error"] == {"kind": "Busy", "message": "this server is stopping"}
 
 
 @pytest.mark.parametrize("whole", [True, False])
