@@ -20,7 +20,7 @@ from serve_app.fetch import Allowance
 from serve_app.gates import Gate, decided, gate_of
 from serve_app.key_ring import KeyRing
 from serve_app.keys import Key
-from serve_app.limits import Places, check_images, check_pixels, pixels_of
+from serve_app.limits import Places, check_images, check_pixels, check_text, pixels_of
 from serve_app.models import Model, named
 from serve_app.options import AppConfig
 from serve_app.prepare import PreparedSample, check_hosts, fetch_images, parse_sample, prepare_sample
@@ -207,6 +207,7 @@ class Api:
         if measure:
             check_pixels(self._pixels(entry.sample), self.config.max_request_pixels)
         model, reference = entry.model, entry.reference
+        check_text(entry.sample, model.most_text)
         return prepare_sample(
             entry.sample, model.formatter, model.references[reference].passes, self.config,
             reference=reference, reference_images=entry.request.reference_images,
@@ -224,8 +225,13 @@ class Api:
         if isinstance(prepared, Prompt):
             return text_only_of(prepared, model=facts)
         self.quotas.spend(current(), prepared.tokens)
-        with span("score"):
-            clean, reference = await model.backend.score(prepared)
+        try:
+            with span("score"):
+                clean, reference = await model.backend.score(prepared)
+        except RequestError as refusal:
+            if refusal.status == 503:  # the same will be asked for again
+                self.quotas.spend(current(), -prepared.tokens)
+            raise
         taus = entry.gate.policy.tau if entry.gate is not None else None, request.tau, self.config.tau
         with span("answer"):
             score = score_of(

@@ -93,7 +93,8 @@ class Entrance:
         self._api.draining = True
 
     def stop(self, seconds: float) -> None:
-        """Listen no more, and answer what was accepted, for `seconds` at most."""
+        """Listen no more, and answer what was accepted, for `seconds` at most; streams are told to end."""
+        self._api.draining = True
         self._server.should_exit = True
         self._thread.join(seconds)
 
@@ -171,6 +172,7 @@ class Entrances:
         """Refuse what comes, and wait until what was accepted is answered."""
         self._asked("drain")
         end = time.monotonic() + self._timeout
-        while sum(self._asked("under_way")) and time.monotonic() < end:
+        while (sum(self._asked("under_way")) or self._leaving) and time.monotonic() < end:
+            self._part()
             time.sleep(0.1)
         self._asked("stop", 1)

@@ -60,6 +60,8 @@ async def fetch(url: str, hosts: Sequence[str], allowance: Allowance) -> bytes:
                         url = urljoin(url, answer.headers.get("Location", ""))
                         continue
                     return await _body(answer, allowance)
+            except ValueError as error:  # of urljoin; aiohttp's own of a URL is one, too
+                raise RequestError(422, "ImageUrl", "the image's URL leads to what is no URL") from error
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 raise RequestError(
                     422, "ImageUrl", "the image's host can't be reached or is not a public one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
@@ -49,7 +50,8 @@ class Grouped(Generic[Argument, Result]):
     def _start(self) -> None:
         while self._free > 0 and (group := self._next()):
             self._free -= 1
-            task = asyncio.get_running_loop().create_task(self._run(group))
+            # Not in the context of who came last: where that request is cancelled, Ray cancels what was begun in it.
+            task = asyncio.get_running_loop().create_task(self._run(group), context=contextvars.Context())
             self._tasks.add(task)  # the loop itself holds tasks weakly
             task.add_done_callback(self._tasks.discard)
 

@@ -179,6 +179,16 @@ def check_images(images: int, max_images: int) -> None:
         raise WholeRequestError(413, "TooLarge", f"{images} images, and a request may have {max_images} (--max-images)")
 
 
+def check_text(sample: Sample, most: int) -> None:
+    """Raise RequestError where the texts of a sample have more than `most` bytes of UTF-8: known before they are
+    tokenised, which takes a hundred times their memory."""
+    size = sum(len(turn.text.encode("utf-8", "surrogatepass")) for turn in sample.conversation)
+    if size > most:
+        raise RequestError(
+            422, "TooLong", f"{size:,} bytes of text, and no {most:,} fit into the model's limit of tokens"
+        )
+
+
 def pixels_of(sample: Sample, *, max_image_pixels: int, max_decoded_pixels: int) -> int:
     """The pixels that a sample's images take once decoded, by their headers. Raises RequestError.
 

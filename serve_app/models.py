@@ -32,6 +32,9 @@ class Model:
     def __init__(self, name: str, formatter: Formatter, backend: Any, config: AppConfig) -> None:
         self.name, self.formatter, self.backend = name, formatter, backend
         self.tokenizer: Any = formatter.tokenizer
+        longest = max((len(token.encode()) for token in self.tokenizer.get_vocab()), default=1)
+        self.most_text: int = formatter.max_length * longest
+        """Bytes of text beyond which there are more tokens than the model takes, whatever they are."""
         self.references: dict[str, Referred] = {
             each: Referred(
                 make_reference(each, formatter=formatter, blur=config.blur),

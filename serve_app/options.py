@@ -80,6 +80,10 @@ def _models(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _lowered(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.lower() for name in names)
+
+
 class AppConfig(StageConfig):
     """Score new samples over HTTP with the batch job's scorer."""
 
@@ -151,7 +155,7 @@ class AppConfig(StageConfig):
         "answered 421. By default this machine's names, or with keys any",
         json_schema_extra={"metavar": "HOST,..."},
     )
-    image_hosts: Annotated[tuple[str, ...], CommaSeparated] = Field(
+    image_hosts: Annotated[tuple[str, ...], CommaSeparated, AfterValidator(_lowered)] = Field(
         (),
         description="hosts whose images may be named by URL; by default none",
         json_schema_extra={"metavar": "HOST,..."},

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+_MOST = 4096
+"""Elements of a list: as objects they take many times their bytes, and no sample has so many."""
+
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElFTkSuQmCC"
 """A red square of 8 x 8 pixels, PNG, for examples that run as they stand."""
 
@@ -54,7 +57,9 @@ class Message(BaseModel):
     """One turn."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: (
+        str | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(max_length=_MOST)]
+    )
 
 
 class ScoreRequest(_Strict):
@@ -62,8 +67,10 @@ class ScoreRequest(_Strict):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_QA, EXAMPLE_MESSAGES]})
 
-    messages: list[Message] | None = Field(None, description="chat messages as TRL and OpenAI write them")
-    images: list[str] | None = Field(None, description="images in order, base64 or data URIs")
+    messages: list[Message] | None = Field(
+        None, max_length=_MOST, description="chat messages as TRL and OpenAI write them"
+    )
+    images: list[str] | None = Field(None, max_length=_MOST, description="images in order, base64 or data URIs")
     question: str | None = None
     answer: str | None = None
     image: str | None = Field(None, description="the image file in base64, or a data URI")
@@ -103,6 +110,7 @@ class BatchRequest(_Strict):
 
     items: list[Any] = Field(
         min_length=1,
+        max_length=_MOST,
         description="samples as POST /v1/score takes them",
         examples=[[EXAMPLE_QA, EXAMPLE_MESSAGES]],
     )

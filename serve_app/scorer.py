@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import gc
 import json
 import logging
 import os
@@ -94,7 +96,7 @@ class Scorer:
             boundaries=[0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0],
         )  # fmt: skip
         self._waiting = Gauge("vig_waiting_samples", description="Samples that no batch has taken yet.")
-        keep_telling(self._waiting, lambda: self._batches.waiting)
+        keep_telling(self._waiting, self._batches, lambda batches: batches.waiting)
 
     def _observe(self, samples: int, tokens: int) -> None:
         self._samples.inc(samples)
@@ -146,8 +148,12 @@ def turns_of(multiplexed: Callable[..., Any]) -> type:
 
         @multiplexed
         async def _model(self, name: str) -> Scorer:
+            return await asyncio.to_thread(self._loaded, name)
+
+        def _loaded(self, name: str) -> Scorer:
+            gc.collect()  # the model that gave way is in a ring of references, and there may be no room for two
             facts, engine = self._engines[name]
-            return await asyncio.to_thread(Scorer, dict(facts), engine, *self._rest)
+            return Scorer(dict(facts), engine, *self._rest)
 
         async def score(self, asked: Sequence[Asked], identity: str) -> list[tuple[LogProbs, LogProbs] | str] | None:
             """See `Scorer.score`."""
@@ -232,7 +238,8 @@ class Replicas:
     async def facts(self) -> ModelFacts | None:
         """See `Backend`. Asks once, in the background, until an engine has answered."""
         if self._facts is None and (self._asking is None or self._asking.done()):
-            self._asking = asyncio.create_task(self._ask())
+            # Not as a part of the request that happens to ask first, with which Ray would cancel it.
+            self._asking = asyncio.create_task(self._ask(), context=contextvars.Context())
         if self._facts is None and self._asking is not None:
             await asyncio.wait([self._asking], timeout=0.5)
         return self._facts
@@ -251,7 +258,7 @@ class Replicas:
 
     def watch(self, under_way: Callable[[], int]) -> None:
         """See `Backend`."""
-        keep_telling(self._under_way, under_way)
+        keep_telling(self._under_way, self, lambda _: under_way())
 
     def gated(self, policy: str, key: str, verdict: str) -> None:
         """See `Backend`."""

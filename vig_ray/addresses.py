@@ -12,12 +12,23 @@ from collections.abc import Callable
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+# NAT64 within a network (RFC 8215), IPv4-compatible ones (RFC 4291, 2.5.5.1), site-local ones (RFC 3879), Teredo.
+_NO_HOSTS = tuple(map(ipaddress.IPv6Network, ("64:ff9b:1::/48", "::/96", "fec0::/10", "2001::/32")))
+
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet: no loopback, link-local, private or reserved one."""
+    """Whether an IP address is one of the public internet: no loopback, link-local, private or reserved one, and no
+    IPv6 address by which a gateway reaches such a one of IPv4."""
     ip = ipaddress.ip_address(address)
-    mapped = getattr(ip, "ipv4_mapped", None)
-    return (mapped or ip).is_global and not (mapped or ip).is_multicast
+    if ip.version == 4:
+        return ip.is_global and not ip.is_multicast
+    if any(ip in network for network in _NO_HOSTS):
+        return False
+    inner = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None)
+    if inner is not None:
+        return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
 
 
 def is_address(host: str) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from serve_app import api
 from serve_app.schema import EXAMPLE_MESSAGES, EXAMPLE_QA
 from tests.end_to_end.server import wait_until
 from tests.serving.conftest import LocalBackend, base64_of, png
@@ -199,6 +200,28 @@ def test_what_takes_too_long_is_504(serving: Serving, route: str) -> None:
     backend.gate.clear()  # nothing is ever scored
     answer = client.post(route, json={"items": [plain()]} if route.endswith("batch") else plain())
     assert (answer.status_code, answer.json()["error"]["kind"]) == (504, "Timeout")
+
+
+def test_texts_are_measured_before_they_are_tokenised(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, _ = serving()
+    monkeypatch.setattr(api, "prepare_sample", lambda *_, **__: pytest.fail("it was prepared"))
+    with client:
+        answer = client.post("/v1/score", json=EXAMPLE_QA | {"answer": "x" * 2_000_000})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["kind"] == "TooLong"
+    assert "bytes of text" in answer.json()["error"]["message"]
+
+
+def test_more_turns_or_parts_than_a_sample_has_are_refused(serving: Serving) -> None:
+    turn = {"role": "user", "content": ""}
+    part = {"type": "text", "text": ""}
+    client, _ = serving()
+    for body in (
+        {"messages": [turn] * 5000}, {"messages": [{"role": "user", "content": [part] * 5000}]},
+        {"messages": [turn], "images": [""] * 5000},
+    ):  # fmt: skip
+        assert "at most 4096 items" in client.post("/v1/score", json=body).json()["error"]["message"]
+    assert "at most 4096 items" in client.post("/v1/score/batch", json={"items": [1] * 5000}).text
 
 
 def test_an_internal_error_is_counted_as_one(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,9 @@ Serving = Callable[..., tuple[TestClient, LocalBackend]]
     [
         ("127.0.0.1", False), ("10.1.2.3", False), ("192.168.0.1", False), ("172.16.0.1", False),
         ("169.254.169.254", False), ("0.0.0.0", False), ("100.64.0.1", False), ("224.0.0.1", False), ("::1", False),
+        ("64:ff9b::a9fe:a9fe", False), ("64:ff9b::a00:1", False), ("64:ff9b:1::1", False), ("2002:7f00:1::1", False),
+        ("2002:a00:1::", False), ("::7f00:1", False), ("fec0::1", False), ("2001::7f00:1", False), ("::", False),
+        ("64:ff9b::5db8:d822", True), ("2002:5db8:d822::1", True), ("ff02::1", False),
         ("fe80::1", False), ("fd00::1", False), ("::ffff:127.0.0.1", False), ("::ffff:10.0.0.1", False),
         ("93.184.216.34", True), ("2606:2800:220:1:248:1893:25c8:1946", True),
     ],
@@ -64,6 +67,10 @@ class Store(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "http://169.254.169.254/latest")
             self.end_headers()
+        elif self.path == "/broken":
+            self.send_response(302)
+            self.send_header("Location", "http://[")
+            self.end_headers()
         elif self.path == "/loop":
             self.send_response(302)
             self.send_header("Location", "/loop")
@@ -100,6 +107,7 @@ def test_redirects_are_checked_and_sizes_kept(store: str) -> None:
     for path, message in (
         ("/inside", "from these hosts only"),
         ("/loop", "more than 3 times"),
+        ("/broken", "what is no URL"),
         ("/none", "answers 404"),
     ):
         with pytest.raises(RequestError, match=message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import pytest
 
@@ -28,6 +29,23 @@ class Called:
 async def settle() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+def test_a_call_is_no_part_of_the_request_that_came_last() -> None:
+    """Ray cancels what was begun in the context of a request with it, and others are in the same call."""
+    request: ContextVar[str] = ContextVar("request")
+    seen: list[str | None] = []
+
+    async def call(items: Sequence[int]) -> Sequence[int]:
+        seen.append(request.get(None))
+        return items
+
+    async def main() -> None:
+        request.set("mine")
+        await Grouped(call, calls=1, most=4)(1)
+
+    asyncio.run(main())
+    assert seen == [None]
 
 
 def test_what_gathers_while_calls_are_under_way_goes_together() -> None:

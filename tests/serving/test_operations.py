@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from serve_app import gauges
+from tests.end_to_end.server import wait_until
 from vig_ray import cli
 
 ROOT = Path(__file__).parents[2]
@@ -114,10 +116,31 @@ def test_gauges_are_told_again_and_again(monkeypatch: pytest.MonkeyPatch) -> Non
                 enough.set()
                 threading.Event().wait()  # the thread has no end of its own, so it stays here
 
-    under_way = iter([4.0, 0.0, 0.0])
-    gauges.keep_telling(Gauge(), lambda: next(under_way))
+    class Owner:
+        under_way = iter([4.0, 0.0, 0.0])
+
+    owner = Owner()
+    gauges.keep_telling(Gauge(), owner, lambda owner: next(owner.under_way))
     assert enough.wait(30)
     assert told == [4.0, 0.0, 0.0]
+
+
+def test_what_a_gauge_tells_of_is_not_kept_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that gives way to another one would stay in memory."""
+    monkeypatch.setattr(gauges, "_EVERY_S", 0.001)
+
+    class Gauge:
+        def set(self, value: float) -> None:
+            pass
+
+    class Owner:
+        pass
+
+    owner, before = Owner(), threading.active_count()
+    left = weakref.ref(owner)
+    gauges.keep_telling(Gauge(), owner, lambda owner: 1.0)
+    del owner
+    wait_until(lambda: left() is None and threading.active_count() <= before, 30)
 
 
 def test_every_alert_says_what_is_wrong_and_where() -> None:

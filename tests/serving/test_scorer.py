@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -12,12 +14,22 @@ from serve_app.options import AppConfig
 from serve_app.prepare import PreparedSample, parse_sample, prepare_sample
 from serve_app.schema import EXAMPLE_QA, ScoreRequest
 from serve_app.scorer import Asked, Scorer, identity_of
+from tests.end_to_end.server import wait_until
 from tests.serving.conftest import FACTS
 from vig_ray.demo import CHECKPOINT
 from vig_ray.model.load import Prompts
 from vig_ray.scoring.engines.torch import TorchEngine
 from vig_ray.scoring.prepare import make_passes
 from vig_ray.scoring.score import run_passes
+
+
+def test_a_model_that_gives_way_leaves_nothing(demo_formatter: Any) -> None:
+    options = {"name": "torch", **Prompts(CHECKPOINT)._asdict(),
+               "dtype": "float32", "device": "cpu", "batch_tokens": None, "vllm": {}}  # fmt: skip
+    scorer = Scorer(FACTS.model_dump(), options, 1)
+    left = weakref.ref(scorer._engine)
+    del scorer
+    wait_until(lambda: (gc.collect(), left() is None)[1], 30)
 
 
 def test_prompts_of_another_version_of_the_model_are_not_scored(engine: TorchEngine, demo_formatter: Any) -> None:
