@@ -61,7 +61,8 @@ function moveToQuestion(index, question) {
   list = marks.shift(list, index, inserted.at);
   draw();
   tell(`Image ${index + 1} is at the start of question ${question + 1}; it is image ${inserted.at + 1} now.`);
-  control(inserted.at, ".place").focus();
+  const select = control(inserted.at, ".place");
+  (select.hidden ? control(inserted.at, ".remove") : select).focus();
 }
 
 function moveBy(index, by) {

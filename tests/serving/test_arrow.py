@@ -136,6 +136,9 @@ def refusal(body: bytes, chunk: int = 4096) -> RequestError | None:
         def __init__(self) -> None:
             self.chunks = iter([body[at : at + chunk] for at in range(0, len(body), chunk)])
 
+        def begin(self) -> None:
+            pass
+
         async def chunk(self) -> bytes | None:
             return next(self.chunks, None)
 

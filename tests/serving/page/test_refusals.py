@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from serve_app.access import read_access
+from serve_app.options import AppConfig
 from tests.browser import needs_chromium
 from tests.serving.conftest import png
 from tests.serving.http_server import Served
 from tests.serving.page.acts import choose, hand_over, keep, score, score_example, write
+from vig_ray.demo import CHECKPOINT
+from vig_ray.scoring.engines.torch import TorchEngine
 
 pytestmark = needs_chromium
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>&lt;b&gt;"
@@ -80,8 +86,6 @@ def test_a_server_that_is_gone(page: Page) -> None:
 
 
 def test_a_server_with_keys_asks_for_one(browser: Any, demo_model: Any, demo_formatter: Any) -> None:
-    from vig_ray.scoring.engines.torch import TorchEngine
-
     served = Served(TorchEngine(demo_model, demo_formatter.collate), demo_formatter, keys="a-key")
     page = browser.new_page()
     page.goto(served.url)
@@ -96,6 +100,39 @@ def test_a_server_with_keys_asks_for_one(browser: Any, demo_model: Any, demo_for
     expect(page.locator("#model")).to_contain_text("demo")
     expect(page.locator("#error")).to_have_text("")
     score_example(page)
+    page.close()
+    served.stop()
+
+
+def test_a_key_with_a_policy_of_its_own(browser: Any, demo_model: Any, demo_formatter: Any, tmp_path: Path) -> None:
+    """Which takes no other threshold."""
+    (tmp_path / "policies.yaml").write_text("strict: {tau: 0.2, least_active: 0.5}")
+    digest = hashlib.sha256(b"a-key").hexdigest()
+    (tmp_path / "keys.yaml").write_text(f"keys: [{{name: team, sha256: {digest}, policy: strict}}]")
+    config = AppConfig(model=CHECKPOINT, keys=str(tmp_path / "keys.yaml"), policies=str(tmp_path / "policies.yaml"))
+    engine = TorchEngine(demo_model, demo_formatter.collate)
+    served = Served(engine, demo_formatter, access=read_access(config))
+    page = browser.new_page()
+    page.goto(served.url)
+    page.get_by_label("Key").fill("a-key")
+    page.get_by_label("Key").press("Tab")
+    expect(page.locator("#model")).to_contain_text("demo")
+    score_example(page)
+    expect(page.locator("#error")).to_have_text("")
+    page.close()
+    served.stop()
+
+
+def test_a_page_that_is_opened_while_the_model_loads(browser: Any, demo_model: Any, demo_formatter: Any) -> None:
+    served = Served(TorchEngine(demo_model, demo_formatter.collate), demo_formatter)
+    backend: Any = served.api.backend
+    backend.loaded = False
+    page = browser.new_page()
+    page.goto(served.url)
+    expect(page.locator("#error")).to_contain_text("the model is being loaded")
+    backend.loaded = True
+    expect(page.locator("#model")).to_contain_text("demo")
+    expect(page.locator("#error")).to_have_text("")
     page.close()
     served.stop()
 
