@@ -31,6 +31,7 @@ def run(tmp_path: Path, without: str, *words: str) -> tuple[subprocess.Completed
     return done, json.loads((tmp_path / "figures.json").read_text())
 
 
+@pytest.mark.long
 def test_it_runs_without_ray(tmp_path: Path) -> None:
     done, record = run(
         tmp_path, '("ray", "vllm")', "--references", "blur", "no-image", "--samples", "3", "--looped", "1"

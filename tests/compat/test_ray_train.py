@@ -111,6 +111,7 @@ def test_a_worker_lost_while_the_training_function_is_sent(tmp_path: Path) -> No
     assert ranks(tmp_path) == WORKERS
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("freed")
 def test_it_counts_as_one_that_is_lost_later(tmp_path: Path) -> None:
     with pytest.raises(ControllerError, match="died"):

@@ -13,7 +13,7 @@ from tests.docs.session import Session, copy_of, furnish, vig
 SAMPLES = 160
 SCORED = ("selecting.md", "trust.md", "looking.md", "training.md", "trainers.md", "pushing.md")
 """Pages that begin where docs/scoring.md ends: with runs/665k scored."""
-LONG = ("scoring.md", "looking.md", "training.md")
+LONG = ("scoring.md", "selecting.md", "trust.md", "looking.md", "training.md")
 """Those of the most commands, all of which have end-to-end tests of their own."""
 
 

@@ -76,6 +76,7 @@ def names_in(record: dict[str, Any]) -> list[str]:
     return [reference["name"] for reference in record["identity"]["references"]]
 
 
+@pytest.mark.long
 def test_both_at_once_are_two_runs_and_the_one_added_to_the_other(score: Any, tmp_path: Path) -> None:
     at_once = score(tmp_path / "both", "blur", "blind")
     for name in ("blur", "blind"):

@@ -374,6 +374,7 @@ def test_a_trained_model_ends_as_the_one_it_was_trained_from(tmp_path: Path) -> 
     assert template_fingerprint(formatter) == template_fingerprint(load_formatter(base))
 
 
+@pytest.mark.long
 def test_by_the_commands(tmp_path: Path, qwen_checkpoint: str, local_ray: None) -> None:
     """'' is nothing, and not nothing said; training goes by what the scores were made with."""
     data = world.write(str(tmp_path / "data"), 8, seed=5)

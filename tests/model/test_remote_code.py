@@ -178,6 +178,7 @@ def test_other_code_is_another_model(brought: Brought) -> None:
     assert fingerprint(str(brought.plain)) == untrusted
 
 
+@pytest.mark.long
 def test_scored_by_the_command_it_gives_what_transformers_own_class_gives(
     brought: Brought, samples: Path, tmp_path: Path, local_ray: None
 ) -> None:

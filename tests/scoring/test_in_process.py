@@ -159,6 +159,7 @@ def test_a_killed_run_goes_on_and_blocks_are_bounded(
             assert rows(tmp_path)[key]["vig"] == pytest.approx(row["vig"], abs=1e-5)
 
 
+@pytest.mark.long
 def test_what_was_begun_here_goes_on_by_ray(
     data: str, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_ray: None
 ) -> None:

@@ -381,6 +381,7 @@ def test_a_killed_pass_goes_on(
     assert [each["name"] for each in record(tmp_path)["identity"]["references"]] == ["blur", "text"]
 
 
+@pytest.mark.long
 def test_by_ray_it_is_the_same(data: str, alone: Path, language_model: str, tmp_path: Path, local_ray: None) -> None:
     given = {"reference_model": language_model, "workers": "1", "prepare_workers": "1"}
     job.run(config(data, tmp_path, reference="text", **given))
