@@ -14,6 +14,7 @@ from pydantic import ValidationError
 import vig_ray
 from serve_app.access import Access
 from serve_app.answer import score_of, text_only_of
+from serve_app.batching import Batcher
 from serve_app.clients import current
 from serve_app.errors import RequestError, WholeRequestError, busy, invalid_request
 from serve_app.fetch import Allowance
@@ -90,8 +91,10 @@ class Api:
         backend.watch(lambda: self.places.taken)
         self._loading_since: float | None = time.monotonic()
         # One thread: tokenizers are not for several at once, other processes take the other cores, and what is decoded
-        # at a time is then one sample, even where its request was given up meanwhile.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        # at a time is then one sample, even where its request was given up meanwhile. Clients have it in turn.
+        self._prepare: Batcher[Callable[[], Any], Any] = Batcher(
+            lambda work: [work[0]()], max_tokens=1, thread=ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        )
         first = next(iter(config.models))
         behind = {first: (formatter, backend)} | dict(others or {})
         self._models = {name: Model(name, *behind[name], config) for name in config.models}
@@ -195,7 +198,7 @@ class Api:
         return entry._replace(sample=await fetch_images(entry.sample, self.config.image_hosts, allowance))
 
     async def _measured(self, entry: _Entry) -> _Entry:
-        pixels = await asyncio.get_running_loop().run_in_executor(self._thread, self._pixels, entry.sample)
+        pixels = await self._prepare(partial(self._pixels, entry.sample), 1, current().name)
         return entry._replace(pixels=pixels)
 
     def _pixels(self, sample: Sample) -> int:
@@ -219,9 +222,9 @@ class Api:
 
     async def _score(self, facts: ModelFacts, entry: _Entry, *, measure: bool = False) -> Score | TextOnly:
         request = entry.request
-        loop, model = asyncio.get_running_loop(), entry.model
+        model = entry.model
         with span("prepare"):
-            prepared = await loop.run_in_executor(self._thread, self._prepared, entry, measure)
+            prepared = await self._prepare(partial(self._prepared, entry, measure), 1, current().name)
         if isinstance(prepared, Prompt):
             return text_only_of(prepared, model=facts)
         self.quotas.spend(current(), prepared.tokens)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
 
+from serve_app import api
 from serve_app.api import Api
 from serve_app.errors import RequestError
 from serve_app.limits import Places
@@ -20,6 +24,7 @@ from serve_app.options import AppConfig
 from serve_app.routes import make_app
 from serve_app.schema import EXAMPLE_QA
 from tests.serving.conftest import LocalBackend
+from tests.serving.http_server import Served
 from vig_ray.demo import CHECKPOINT
 
 
@@ -183,6 +188,40 @@ def test_counts_add_up_whatever_is_asked() -> None:
         with ExitStack() as all_of_them:
             for _ in range(total):
                 all_of_them.enter_context(places.hold("e"))
+
+
+def test_samples_are_prepared_in_turn_of_their_clients(
+    engine: Any, demo_formatter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One waits for one of each other client at most, and not for the whole of a batch that came before it."""
+    order: list[str] = []
+    prepare, begun = api.prepare_sample, threading.Event()
+
+    def slowly(sample: Any, *rest: Any, **more: Any) -> Any:
+        order.append(sample.conversation[1].text)
+        begun.set()
+        time.sleep(0.05)
+        return prepare(sample, *rest, **more)
+
+    monkeypatch.setattr(api, "prepare_sample", slowly)
+    served = Served(engine, demo_formatter, keys="a\nb")
+    try:
+        many = [EXAMPLE_QA | {"answer": f"many {number}"} for number in range(30)]
+        with ThreadPoolExecutor(1) as pool:
+            crowd = pool.submit(
+                httpx.post, f"{served.url}/v1/score/batch", json={"items": many},
+                headers={"Authorization": "Bearer a"}, timeout=60,
+            )  # fmt: skip
+            assert begun.wait(30)
+            alone = httpx.post(
+                f"{served.url}/v1/score", json=EXAMPLE_QA | {"answer": "alone"}, headers={"Authorization": "Bearer b"}
+            )
+            assert alone.status_code == 200
+            assert crowd.result().status_code == 200
+    finally:
+        served.stop()
+    assert order.index("alone") < 15
+    assert [answer for answer in order if answer != "alone"] == [each["answer"] for each in many]
 
 
 def test_two_clients_over_http_one_with_hundreds_under_way(engine: Any, demo_formatter: Any) -> None:
