@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. A file may import from its own folder and from the floors below, not from beside or above.
 FLOORS: tuple[set[str], ...] = (
-    {"vig_ray.compat.torchvision", "vig_ray.compat.scikit_learn", "vig_ray.compat.quiet"},  # before whatever imports transformers
+    # Before whatever imports transformers.
+    {"vig_ray.compat.torchvision", "vig_ray.compat.scikit_learn", "vig_ray.compat.quiet"},
     {"vig_ray"},
     {"vig_ray.terminal", "vig_ray.unique_keys"},
     {"vig_ray.addresses", "vig_ray.errors", "vig_ray.progress"},
