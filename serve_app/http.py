@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from typing import Any
 
 import uvicorn
@@ -31,10 +32,8 @@ class BoundedConnection(HttpToolsProtocol):
     seconds = 60.0
     _timer: asyncio.TimerHandle | None = None
     _watch: asyncio.TimerHandle | None = None
-    _unread = (
-        0,
-        0,
-    )  # bytes of answers that the client hadn't taken when they were last looked at; as of which resumption
+    # Bytes of answers that the client hadn't taken when they were last looked at, and `_resumed` then.
+    _unread = 0, 0
     _resumed = 0  # how often it has taken so much that writing went on
     _in_head, _head_bytes, _has_brought = True, 0, False
     _running: Any = None  # the request that is being answered; `cycle` is the last one that came
@@ -98,7 +97,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
-        cycle.scope[GONE] = lambda: cycle.disconnected
+        there = weakref.ref(cycle)  # in a ring of references it would keep its body until they are collected
+        cycle.scope[GONE] = lambda: (found := there()) is not None and found.disconnected
         super()._start_asgi_task(cycle, app)
 
     def _arm(self) -> None:
