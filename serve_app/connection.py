@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import RequestError
 
+_SHORT_BYTES, _SHORT_S = 1 << 20, 0.05
+
 
 class CloseUnread:
     """ASGI middleware: where the answer comes before the whole body, the connection is closed after it.
@@ -18,6 +22,9 @@ class CloseUnread:
     First what still comes is read and dropped, until the body's end or `seconds` after the request began: a connection
     closed on unread bytes is reset, and the client may never see the answer. A client that sends a byte now and then
     would otherwise keep its connection for ever.
+
+    A short body, which mostly has come by then, is read and dropped before the answer, so that the connection stays: a
+    server that is busy would else be asked over a new one each time.
 
     `streams`: paths whose answers begin before the body's end in any case. They aren't said to close the connection,
     after which many clients would send no more; it is closed under a client that sends on after the time.
@@ -33,7 +40,7 @@ class CloseUnread:
             return
         loop, is_stream = asyncio.get_running_loop(), scope["path"] in self._streams
         until = loop.time() + self._seconds
-        body_ended = False
+        body_ended, is_short = False, not is_stream and _length(scope) <= _SHORT_BYTES
 
         async def receiving() -> Any:
             nonlocal body_ended
@@ -42,6 +49,11 @@ class CloseUnread:
             return message
 
         async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start" and is_short and not body_ended:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_SHORT_S):
+                        while not body_ended:
+                            await receiving()
             if body_ended:
                 await send(message)
             elif message["type"] == "http.response.start" and not is_stream:
@@ -87,6 +99,12 @@ async def while_connected(receive: Receive) -> AsyncIterator[None]:
         raise
     finally:
         watching.cancel()
+
+
+def _length(scope: Scope) -> float:
+    """The body's length as told; infinite where it isn't."""
+    told = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"")
+    return int(told) if told.isdigit() else math.inf
 
 
 def _has_body(scope: Scope) -> bool:

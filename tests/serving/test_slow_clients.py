@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import select
 import socket
 from collections.abc import Iterator
@@ -47,6 +48,25 @@ def served(demo_model: Any, demo_formatter: Any) -> Iterator[Served]:
     server = Served(TorchEngine(demo_model, demo_formatter.collate), demo_formatter, queue=2, timeout=2)
     yield server
     server.stop()
+
+
+@pytest.mark.parametrize(("size", "stays"), [(20_000, True), (3_000_000, False)])
+def test_who_is_refused_asks_again_over_the_same_connection(served: Served, size: int, stays: bool) -> None:
+    """Unless its body is so long that reading it would cost more than a new one."""
+    served.api.places.taken = 2
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+    connection.connect()
+    first = connection.sock
+    for _ in range(3):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it need not be taken
+            connection.request("POST", "/v1/score", b" " * size)
+        answer = connection.getresponse()
+        assert (answer.status, answer.will_close) == (503, not stays)
+        answer.read()
+        if not stays:
+            break
+        assert connection.sock is first
+    connection.close()
 
 
 @pytest.mark.parametrize("route", ROUTES)
