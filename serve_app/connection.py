@@ -103,8 +103,8 @@ async def while_connected(receive: Receive) -> AsyncIterator[None]:
 
 def _length(scope: Scope) -> float:
     """The body's length as told; infinite where it isn't."""
-    told = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"")
-    return int(told) if told.isdigit() else math.inf
+    digits = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"")
+    return int(digits) if digits.isdigit() else math.inf
 
 
 def _has_body(scope: Scope) -> bool:

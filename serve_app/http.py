@@ -97,8 +97,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._running = cycle
-        there = weakref.ref(cycle)  # in a ring of references it would keep its body until they are collected
-        cycle.scope[GONE] = lambda: (found := there()) is not None and found.disconnected
+        reference = weakref.ref(cycle)  # in a ring of references it would keep its body until they are collected
+        cycle.scope[GONE] = lambda: (there := reference()) is not None and there.disconnected
         super()._start_asgi_task(cycle, app)
 
     def _arm(self) -> None:

@@ -13,14 +13,14 @@ def run(code: str) -> str:
 
 
 def test_it_is_imported_when_it_is_called_and_not_before() -> None:
-    told = run(
+    printed = run(
         "import vig_ray, sys\n"
         "from transformers import AutoModelForCausalLM, AutoProcessor\n"
         "from transformers.generation import candidate_generator as module\n"
         "print('sklearn' in sys.modules, module.is_sklearn_available())\n"
         "print([each.tolist() for each in module.roc_curve([0, 1], [0.1, 0.9])][:2], 'sklearn' in sys.modules)"
     )
-    assert told.splitlines() == ["False True", "[[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]] True"]
+    assert printed.splitlines() == ["False True", "[[0.0, 0.0, 1.0], [0.0, 1.0, 1.0]] True"]
 
 
 def test_transformers_still_imports_it_by_itself() -> None:

@@ -377,8 +377,7 @@ def test_a_trained_model_ends_as_the_one_it_was_trained_from(tmp_path: Path) -> 
 @pytest.mark.long
 def test_by_the_commands(tmp_path: Path, qwen_checkpoint: str, local_ray: None) -> None:
     """'' is nothing, and not nothing said; training goes by what the scores were made with."""
-    data = world.write(str(tmp_path / "data"), 8, seed=5)
-    out = str(tmp_path)
+    out, data = str(tmp_path), world.write(str(tmp_path / "data"), 8, seed=5)
     line = ("--data", data, "--model", qwen_checkpoint, "--out", out, "--dtype", "float32", "--reference", "blind")
     assert "--end-of-turn '</s>'" in refused("score", *line, "--end-of-turn", "</s>")
     call("score", *line, "--workers", "1", "--prepare-workers", "1", "--end-of-turn", "")

@@ -46,10 +46,10 @@ def in_json(sample: dict[str, Any]) -> dict[str, Any]:
 
 def ipc(batches: list[Any], schema: Any = None, **options: Any) -> bytes:
     """A body of record batches, each of rows."""
-    made = [pa.RecordBatch.from_pylist(rows, schema=schema) for rows in batches]
+    written = [pa.RecordBatch.from_pylist(rows, schema=schema) for rows in batches]
     file = io.BytesIO()
-    with pa.ipc.new_stream(file, made[0].schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
-        for batch in made:
+    with pa.ipc.new_stream(file, written[0].schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        for batch in written:
             writer.write_batch(batch)
     return file.getvalue()
 
@@ -223,13 +223,13 @@ def test_columns_may_not_be_the_same_bytes() -> None:
     lengths = [at for at in range(start, begin, 8) if body[at : at + 8] == struct.pack("<q", 1000)]
     assert len(lengths) == len(names)
     values, offsets = body[lengths[0] - 8 : lengths[0] + 8], body[lengths[0] - 24 : lengths[0] - 8]
-    for place in lengths:
-        body[place - 24 : place + 8] = offsets + values
+    for at in lengths:
+        body[at - 24 : at + 8] = offsets + values
     kept = struct.unpack_from("<q", values)[0] + 1000
     metadata = bytes(body[start + 8 : begin])
-    told = arrow._field(metadata, struct.unpack_from("<I", metadata, 0)[0], arrow._BODY_LENGTH)
-    assert told is not None
-    struct.pack_into("<q", body, start + 8 + told, kept)
+    place = arrow._field(metadata, struct.unpack_from("<I", metadata, 0)[0], arrow._BODY_LENGTH)
+    assert place is not None
+    struct.pack_into("<q", body, start + 8 + place, kept)
     refused = refusal(bytes(body[: begin + kept]))
     assert refused is not None
     assert "columns have" in refused.message

@@ -73,9 +73,10 @@ class AsyncClient:
             info = ModelInfo.model_validate(answer)
         except ValidationError as error:
             raise ClientError(f"{self._requests.url}/v1/model: answers what vig serve doesn't; is it one?") from error
-        for field, told in (("model", info.name), ("reference", info.reference)):
-            if asked.get(field, told) != told:  # an earlier server, which reads no query
-                raise ClientError(f"{self._requests.url}/v1/model: tells only of {told}, and {asked[field]} is asked")
+        for field, name_there in (("model", info.name), ("reference", info.reference)):
+            if asked.get(field, name_there) != name_there:  # an earlier server, which reads no query
+                message = f"tells only of {name_there}, and {asked[field]} is asked"
+                raise ClientError(f"{self._requests.url}/v1/model: {message}")
         self._info = info
         return info
 

@@ -29,16 +29,16 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         utils: Any = importlib.import_module("transformers.utils")
-        found = getattr(utils, "is_sklearn_available", None)
-        if found is None:
+        is_available = getattr(utils, "is_sklearn_available", None)
+        if is_available is None:
             self._loader.exec_module(module)
             return
         utils.is_sklearn_available = lambda: False
         try:
             self._loader.exec_module(module)
         finally:
-            utils.is_sklearn_available = found
-        vars(module).update(is_sklearn_available=found, roc_curve=_roc_curve)
+            utils.is_sklearn_available = is_available
+        vars(module).update(is_sklearn_available=is_available, roc_curve=_roc_curve)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
